@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first; both are safe to run again.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all check format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with all extras and the command contextanyone
+
+$(STAMP): pyproject.toml requirements.txt constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP) ## a picture and two prompts become a video, on a plain CPU
+	@$(BIN)/contextanyone generate \
+	  --reference assets/demo/reference.png \
+	  --first "A person standing in the park on a bright day." \
+	  --later "The same person is waving at the beach at sunset." \
+	  --seed 7 --out outputs/demo.mp4
+
+test: $(STAMP) ## the fast test suite
+	$(BIN)/pytest -m "not nightly"
+
+test-all: $(STAMP) ## every test that this machine can run
+	$(BIN)/pytest
+
+check: $(STAMP) ## ruff, mypy --strict and the house's own rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p contextanyone_core -p training
+
+format: $(STAMP) ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what make made, outputs included
+	rm -rf $(VENV) outputs

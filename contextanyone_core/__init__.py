@@ -1,0 +1,1 @@
+"""The ContextAnyone model and generation: torch only, nothing of ComfyUI and nothing of training."""

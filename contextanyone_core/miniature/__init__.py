@@ -1,0 +1,1 @@
+"""The shipped, trained miniature: weights and their card."""

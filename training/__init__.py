@@ -1,0 +1,1 @@
+"""The headless trainer. It imports the core only."""

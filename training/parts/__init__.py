@@ -1,0 +1,1 @@
+"""What the miniature consists of: one module per trained part."""

@@ -1,0 +1,1 @@
+"""The character world: a procedural renderer of little people."""
