@@ -1,0 +1,234 @@
+"""The configuration of a run: a small YAML file over the defaults below, checked before anything starts."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic_core import ErrorDetails
+
+from contextanyone_core.errors import InputError
+from training.parts import PARTS
+from training.parts.base import PartSettings
+
+PRESETS = Path(__file__).parent / "configs"
+
+# Settings that say how a run is carried out, not what it computes: they may change between a start and a resume.
+FREE_ON_RESUME = frozenset(
+    f"run.{key}"
+    for key in (
+        "name",
+        "out",
+        "steps",
+        "save_every",
+        "keep_last",
+        "sample_every",
+        "log_every",
+        "max_minutes",
+        "threads",
+        "workers",
+    )
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(_Section):
+    """How long a run takes and where it lives. Everything named `_every` counts steps."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    out: Path | None = None  # runs/<name> where not given
+    seed: int = Field(0, ge=0)
+    steps: int = Field(ge=1)
+    save_every: int = Field(500, ge=1)
+    keep_last: int = Field(2, ge=1)
+    sample_every: int = Field(500, ge=1)
+    log_every: int = Field(50, ge=1)  # progress lines where the output is no terminal; log.jsonl has every step
+    max_minutes: float | None = Field(None, gt=0)  # of this start, not of all starts together
+    threads: int | None = Field(None, ge=1)  # of the training process; None leaves torch's choice
+    workers: int = Field(1, ge=0)  # processes that prepare batches; 0 prepares them in the training process
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out if self.out is not None else Path("runs") / self.name
+
+
+class OptimSettings(_Section):
+    """AdamW, its learning rate over the steps, and the EMA."""
+
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = Field(100, ge=0)
+    final_lr_fraction: float = Field(0.1, ge=0, le=1)
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)  # 0: the EMA is the weights themselves
+
+
+class InitSettings(_Section):
+    """What a run starts from."""
+
+    from_: Path | None = Field(None, alias="from")
+
+
+class TrainConfig(_Section):
+    """A whole run. `part` is one part's own Settings, chosen by `part.name`."""
+
+    run: RunSettings
+    optim: OptimSettings = OptimSettings()  # type: ignore[call-arg]  # pydantic fills the defaults
+    precision: Literal["fp32", "bf16"] = "fp32"
+    init: InitSettings = InitSettings()  # type: ignore[call-arg]  # pydantic fills the defaults
+    part: SerializeAsAny[PartSettings]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved configuration as JSON data, every default written out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file, apply `a.b=value` overrides (values are YAML) and check everything.
+
+    Raises:
+        InputError: the file is missing or not YAML, a key is unknown, a value does not fit. The message names the key.
+    """
+    data = _read_yaml(path)
+    for override in overrides:
+        _apply_override(data, override)
+    return parse_config(data)
+
+
+def parse_config(data: Mapping[str, Any]) -> TrainConfig:
+    """Check configuration data and return it as TrainConfig. Raises InputError that names the keys at fault."""
+    part_data = data.get("part")
+    if not isinstance(part_data, Mapping) or "name" not in part_data:
+        raise InputError(f"part.name is missing; it is one of {', '.join(sorted(PARTS))}.")
+    name = str(part_data["name"])
+    if name not in PARTS:
+        raise InputError(
+            f"part.name is {name}; it must be one of {', '.join(sorted(PARTS))}{did_you_mean(name, PARTS)}."
+        )
+    settings_class = PARTS[name].settings_class()
+    try:
+        part = settings_class.model_validate(dict(part_data))
+    except ValidationError as error:
+        raise InputError(_describe(error, settings_class, "part.")) from None
+    try:
+        return TrainConfig.model_validate({**data, "part": part})
+    except ValidationError as error:
+        raise InputError(_describe(error, TrainConfig, "")) from None
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML, beside the final name first."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    beside.replace(path)
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Return the SHA-256 of what the run computes (the settings that a resume must keep, and the number of steps)."""
+    flat = _flatten(config.to_dict())
+    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME or key == "run.steps"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """Return the keys, sorted, whose values differ and must not differ for a resume."""
+    old, new = _flatten(before.to_dict()), _flatten(now.to_dict())
+    return sorted(k for k in old.keys() | new.keys() if k not in FREE_ON_RESUME and old.get(k) != new.get(k))
+
+
+def did_you_mean(given: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return `; did you mean NAME?` without the mark, or nothing where no known name is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {near[0]}" if near else ""
+
+
+def presets() -> list[Path]:
+    """Return the configuration files that come with the trainer."""
+    return sorted(PRESETS.rglob("*.yaml"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"The configuration {path} does not exist{_near_preset(path)}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The configuration {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(data, dict):
+        raise InputError(f"The configuration {path} must be a mapping with the keys run and part.")
+    return data
+
+
+def _near_preset(path: Path) -> str:
+    names = {preset.name: preset for preset in presets()}
+    near = difflib.get_close_matches(path.name, list(names), n=1)
+    return f"; did you mean {names[near[0]]}" if near else ""
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise InputError(f"--set {override} is not of the form a.b=value, such as run.steps=1000.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}.") from None
+    place = data
+    for name in names[:-1]:
+        inner = place.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override}: {name} is {inner!r} in the configuration, it holds no settings.")
+        place = inner
+    place[names[-1]] = value
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _describe(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
+    return " ".join(_describe_one(details, model, prefix) for details in error.errors())
+
+
+def _describe_one(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
+    names = [str(name) for name in details["loc"]]
+    key = prefix + ".".join(names)
+    if details["type"] == "extra_forbidden":
+        known = _known_names(model, names[:-1])
+        parent = key[: len(key) - len(names[-1])]
+        near = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f"did you mean {parent}{near[0]}?" if near else f"known are {', '.join(known)}."
+        return f"{key} is not a setting; {hint}"
+    if details["type"] == "missing":
+        return f"{key} is missing."
+    message = details["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{key} is {details['input']!r}: {message[:1].lower()}{message[1:]}."
+
+
+def _known_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for name in path:
+        fields = {field.alias or key: field for key, field in model.model_fields.items()}
+        inner = fields[name].annotation if name in fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or key for key, field in model.model_fields.items()]

@@ -1,0 +1,117 @@
+"""What the training loop knows of a part of the model: the protocol Part, and what a part is given to build itself.
+
+A part lives in training/parts/<name>.py and is listed in training/parts/__init__.py. Its module defines
+
+- `class Settings(PartSettings)` with `name: Literal["<name>"] = "<name>"` and its own fields, every one with a default;
+- `class <Name>Part`, built as `<Name>Part(settings, context)`, which follows the protocol Part.
+
+The loop owns the optimizer, the EMA, the checkpoints, the log and the clock; the part owns the networks, the data and
+the loss.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, Protocol, TypedDict
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class PartSettings(BaseModel):
+    """Base of every part's Settings: unknown keys are refused, values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PartContext:
+    """What the run tells a part when it is built.
+
+    seed: the run's seed; initial weights are drawn from torch's global generator, which the loop has seeded by then.
+    device: where the loss runs. The loop moves `modules()` there; a part moves its frozen networks itself.
+    init_from: weights file to start from (`init.from`), None for a fresh start and None on a resume (the checkpoint
+    follows).
+    """
+
+    seed: int
+    device: torch.device
+    init_from: Path | None = None
+
+
+class ParameterGroup(TypedDict):
+    """One optimizer group. lr_scale multiplies the run's learning rate; weight_decay replaces the run's."""
+
+    params: list[nn.Parameter]
+    lr_scale: NotRequired[float]
+    weight_decay: NotRequired[float]
+
+
+Metrics = dict[str, float | Tensor]
+
+
+class Part(Protocol):
+    """A part of the model as the loop sees it."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what is trained, by name: the optimizer, the EMA and the checkpoints cover exactly these.
+
+        Frozen helpers (a VAE that only encodes, a text encoder) are not listed. The names prefix the tensors in a
+        checkpoint.
+        """
+        ...
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the optimizer groups; `default_groups(self.modules())` is the usual answer.
+
+        Parameters left out stay fixed.
+        """
+        ...
+
+    def batch(self, step: int) -> Any:
+        """Return the batch of one step, on the CPU: a function of (seed, step) and of nothing else.
+
+        Runs ahead of time in a worker process (`run.workers`), a fork of the trainer: it must not read or write
+        weights, touch the GPU, or keep state between calls. Draws come from `training.randomness` with the seed, the
+        step and a purpose. Tensors inside dicts, lists and tuples travel by shared memory and are moved to the device
+        by the loop; return uint8 pictures where you can, and convert them in `loss`.
+        """
+        ...
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Return the loss per sample, shape (B,), and the terms to log (floats, or tensors, which are averaged).
+
+        Called under autocast when `precision` is bf16. generator is a CPU generator of (seed, step): draw there, then
+        move. The loop averages the losses of the batch and calls backward.
+        """
+        ...
+
+    def sample(self, step: int, folder: Path) -> None:
+        """Write pictures (PNG) or clips (GIF) that show the present state into folder, which exists.
+
+        Called without gradients, modules in eval mode, EMA weights in place. Nothing that it draws reaches the
+        training.
+        """
+        ...
+
+    def export(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the shipped fp16 file or files into folder, which exists. EMA weights are in place.
+
+        record (name, part, steps, samples, seconds, seed, config_hash) belongs into the files' metadata; it is JSON
+        data.
+        """
+        ...
+
+
+def default_groups(modules: Mapping[str, nn.Module], lr_scale: float = 1.0) -> list[ParameterGroup]:
+    """Split the trainable parameters in two groups: matrices and kernels with weight decay, vectors (norms, biases) without."""
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    unique = list(dict.fromkeys(parameters))
+    groups: list[ParameterGroup] = [
+        {"params": [p for p in unique if p.ndim >= 2], "lr_scale": lr_scale},
+        {"params": [p for p in unique if p.ndim < 2], "lr_scale": lr_scale, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
