@@ -1,0 +1,170 @@
+"""Frames, clips and training pairs of the character world, deterministic from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.world.actions import Motion, base_rate, pose_at
+from training.world.attributes import TEST_SEED_START, Character, draw_character
+from training.world.canvas import Canvas
+from training.world.captions import draw_named, first_caption, later_caption
+from training.world.figure import Stance, draw_figure
+from training.world.places import GROUND, draw_place
+from training.world.scene import Scene, draw_scene
+
+_LIGHT_ON_PLACE = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.80, 0.66), "night": (0.46, 0.50, 0.74)}
+_LIGHT_ON_PERSON = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.92, 0.84), "night": (0.74, 0.77, 0.94)}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Everything that fixes a clip besides the character: the scene, its variety, the motion and the stance.
+
+    ``x``, ``height`` are shares of the picture's width and of its shorter side.
+    """
+
+    scene: Scene
+    background_seed: int
+    motion: Motion
+    x: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered clip: ``video`` (T, H, W, 3) and ``masks`` (T, H, W) uint8, ``keypoints`` (T, 14, 2) float32 pixels."""
+
+    video: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    keypoints: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WorldSample:
+    """A training pair: a clip of a character, and a reference picture of the same one elsewhere.
+
+    ``video`` (T, H, W, 3), ``masks`` (T, H, W), ``reference`` (H, W, 3) and ``reference_mask`` (H, W) are uint8,
+    ``keypoints`` (T, 14, 2) float32 pixels. The prompts name 0 to 8 of the attributes.
+    """
+
+    video: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    keypoints: NDArray[np.float32]
+    reference: NDArray[np.uint8]
+    reference_mask: NDArray[np.uint8]
+    first_prompt: str
+    later_prompt: str
+    character: Character
+    scene: Scene
+    reference_scene: Scene
+
+
+def draw_shot(scene: Scene, rng: np.random.Generator) -> Shot:
+    """Random small varieties of a scene."""
+    motion = Motion(
+        phase=float(rng.random()),
+        cycles_per_second=base_rate(scene.action) * float(rng.uniform(0.85, 1.15)),
+        side=-1 if rng.random() < 0.5 else 1,
+        amplitude=float(rng.uniform(0.85, 1.15)),
+    )
+    return Shot(
+        scene, int(rng.integers(1 << 31)), motion, float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.70, 0.78))
+    )
+
+
+def render_clip(character: Character, shot: Shot, frames: NDArray[np.float64], size: tuple[int, int]) -> Clip:
+    """Render frames (numbers at 16 a second) of a shot at ``size`` = (height, width) pixels."""
+    height, width = size
+    backdrop = Canvas(height, width)
+    draw_place(backdrop, shot.scene.place, shot.scene.light, np.random.default_rng(shot.background_seed))
+    stance = Stance(shot.x * width, GROUND * height, shot.height * min(height, width))
+    pictures, masks, keypoints = [], [], []
+    for frame in frames:
+        canvas = backdrop.copy()
+        keypoints.append(draw_figure(canvas, character, pose_at(shot.scene.action, float(frame), shot.motion), stance))
+        mask = canvas.mask()
+        pictures.append(_lit(canvas.picture(), mask, shot.scene.light))
+        masks.append(mask)
+    return Clip(np.stack(pictures), np.stack(masks), np.stack(keypoints))
+
+
+def _lit(picture: NDArray[np.uint8], mask: NDArray[np.uint8], light: str) -> NDArray[np.uint8]:
+    if light == "day":
+        return picture
+    share = mask.astype(np.float32)[..., None] / 255.0
+    place, person = np.float32(_LIGHT_ON_PLACE[light]), np.float32(_LIGHT_ON_PERSON[light])
+    return np.round(picture * (place + (person - place) * share)).astype(np.uint8)
+
+
+def _rng(seed: int, purpose: int) -> np.random.Generator:
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more (from {TEST_SEED_START} on: test characters).")
+    return np.random.default_rng([seed, purpose])
+
+
+def sample(seed: int, num_frames: int = 17, size: tuple[int, int] = (128, 128)) -> WorldSample:
+    """One training pair.
+
+    The reference shows the same character in another action, place and light (Paper: the edited ground-truth frame).
+    Seeds below 1,000,000 draw train characters, the others test characters; ``size`` is (height, width).
+
+    Raises:
+        ValueError: for a negative seed.
+    """
+    rng = _rng(seed, 0)
+    character = draw_character(rng, test=seed >= TEST_SEED_START)
+    scene = draw_scene(rng)
+    shot = draw_shot(scene, rng)
+    reference_scene = draw_scene(rng, other_than=scene)
+    reference_shot = draw_shot(reference_scene, rng)
+    clip = render_clip(character, shot, np.arange(num_frames, dtype=np.float64), size)
+    still = render_clip(character, reference_shot, np.array([float(rng.uniform(0, 16))]), size)
+    first = first_caption(character, scene, draw_named(rng, silent_share=0.35), rng)
+    later = later_caption(character, scene, draw_named(rng, silent_share=0.6), rng)
+    return WorldSample(
+        clip.video,
+        clip.masks,
+        clip.keypoints,
+        still.video[0],
+        still.masks[0],
+        first,
+        later,
+        character,
+        scene,
+        reference_scene,
+    )
+
+
+def random_frame(seed: int, size: tuple[int, int] = (128, 128)) -> WorldSample:
+    """The cheap still form of :func:`sample`: a clip of one frame at a random moment, with its reference.
+
+    Figures vary more in size and place than in clips, so that networks trained on stills see every part of them.
+    """
+    rng = _rng(seed, 1)
+    character = draw_character(rng, test=seed >= TEST_SEED_START)
+    scene = draw_scene(rng)
+    reference_scene = draw_scene(rng, other_than=scene)
+    moment = np.array([float(rng.uniform(0, 16))])
+    clip = render_clip(character, _wander(draw_shot(scene, rng), rng), moment, size)
+    still = render_clip(character, _wander(draw_shot(reference_scene, rng), rng), moment, size)
+    first = first_caption(character, scene, draw_named(rng, silent_share=0.2), rng)
+    later = later_caption(character, scene, draw_named(rng, silent_share=0.4), rng)
+    return WorldSample(
+        clip.video,
+        clip.masks,
+        clip.keypoints,
+        still.video[0],
+        still.masks[0],
+        first,
+        later,
+        character,
+        scene,
+        reference_scene,
+    )
+
+
+def _wander(shot: Shot, rng: np.random.Generator) -> Shot:
+    return replace(shot, x=float(rng.uniform(0.36, 0.64)), height=float(rng.uniform(0.68, 0.80)))
