@@ -1,0 +1,141 @@
+"""The text encoder: umT5 (transformers) with its SentencePiece model (the sentencepiece package).
+
+ComfyUI reads the same file: transformers' names plus the tokenizer as the uint8 tensor `spiece_model`. Both hosts
+hand the string to sentencepiece as it is (no ftfy, no whitespace cleaning), append the end token, and zero every
+row beyond the tokens, so both give the same embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import TEXT_ENCODER, save_safetensors
+from ..errors import CheckpointError, InputError
+from .loading import fill, host_class, on_meta, open_weights
+
+SPIECE = "spiece_model"
+_TIED = "encoder.embed_tokens.weight"
+_KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "text_len"})
+
+
+def mini_text_config(vocab_size: int) -> dict[str, int]:
+    """Config of the miniature umT5 (DESIGN 2) for a SentencePiece model of `vocab_size` pieces."""
+    return {
+        "vocab_size": vocab_size,
+        "d_model": 128,
+        "d_ff": 256,
+        "d_kv": 32,
+        "num_heads": 4,
+        "num_layers": 4,
+        "text_len": 128,
+    }
+
+
+def build_text_model(config: Mapping[str, int]) -> Any:
+    """A fresh transformers `UMT5EncoderModel` (random weights, no dropout) for a config like `mini_text_config`.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+    """
+    module = "transformers.models.umt5"
+    widths = {key: value for key, value in config.items() if key != "text_len"}
+    model_config = host_class(f"{module}.configuration_umt5", "UMT5Config")(
+        **widths, dropout_rate=0.0, feed_forward_proj="gated-gelu"
+    )
+    model = host_class(f"{module}.modeling_umt5", "UMT5EncoderModel")(model_config)
+    model.set_input_embeddings(model.shared)
+    return model
+
+
+class TextEncoder:
+    """umT5 with its tokenizer: prompts become text embeddings of fixed length (DESIGN 1, "Two-stage prompt").
+
+    Args:
+        model: transformers' `UMT5EncoderModel`.
+        spiece_model: the serialised SentencePiece model.
+        text_len: rows of every embedding; the most tokens a prompt may have, end token included.
+    """
+
+    def __init__(self, model: Any, spiece_model: bytes, text_len: int) -> None:
+        self.model = model
+        self.spiece_model = spiece_model
+        self.text_len = text_len
+        self.text_dim = int(model.config.d_model)
+        self._tokenizer = host_class("sentencepiece", "SentencePieceProcessor")(model_proto=spiece_model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(self.model.shared.weight.device)
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Move the weights; returns itself."""
+        self.model.to(device)
+        return self
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, the end token (1) last; nothing is cut."""
+        end = int(self._tokenizer.eos_id())
+        return [[*map(int, self._tokenizer.encode(prompt)), end] for prompt in prompts]
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many of the `text_len` rows a prompt takes, end token included."""
+        return len(self.tokenize([prompt])[0])
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text embeddings (B, text_len, text_dim) in float32; the rows beyond a prompt's tokens are zero.
+
+        Raises:
+            InputError: a prompt has more than `text_len` tokens.
+        """
+        tokens = self.tokenize(prompts)
+        for prompt, ids in zip(prompts, tokens, strict=True):
+            if len(ids) > self.text_len:
+                raise InputError(
+                    f"A prompt has {len(ids)} tokens, {len(ids) - self.text_len} more than the {self.text_len} "
+                    f"that fit; shorten it: {prompt[:60]!r} ..."
+                )
+        length = max(map(len, tokens))
+        input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids in tokens], device=self.device)
+        lengths = torch.tensor([len(ids) for ids in tokens], device=self.device)
+        mask = torch.arange(length, device=self.device)[None] < lengths[:, None]
+        with torch.no_grad():
+            hidden = self.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+        embeds = hidden.float() * mask[..., None]
+        return torch.nn.functional.pad(embeds, (0, 0, 0, self.text_len - length))
+
+
+def save_text_encoder(
+    encoder: TextEncoder, path: Path, extra: dict[str, str] | None = None, *, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write umT5 and its tokenizer as one safetensors file, under transformers' names plus `spiece_model`."""
+    state = encoder.model.state_dict().items()
+    tensors = {name: value.detach().to(dtype) for name, value in state if name != _TIED}
+    tensors[SPIECE] = torch.frombuffer(bytearray(encoder.spiece_model), dtype=torch.uint8)
+    config = {key: int(getattr(encoder.model.config, key)) for key in sorted(_KEYS - {"text_len"})}
+    config["text_len"] = encoder.text_len
+    save_safetensors(path, tensors, kind=TEXT_ENCODER, config=config, extra=extra)
+
+
+def load_text_encoder(
+    path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> TextEncoder:
+    """Read a file of `save_text_encoder`.
+
+    Raises:
+        CheckpointError: the file is damaged, of another kind, or does not fit its config.
+        MissingDependencyError: transformers or sentencepiece is not installed.
+    """
+    config, tensors = open_weights(path, TEXT_ENCODER, _KEYS)
+    spiece = tensors.pop(SPIECE, None)
+    if spiece is None or spiece.dtype != torch.uint8:
+        raise CheckpointError(f"{path} holds no tokenizer: the uint8 tensor {SPIECE} is missing.")
+    tensors = {name: value.to(device=device, dtype=dtype) for name, value in tensors.items()}
+    if "shared.weight" in tensors:
+        tensors[_TIED] = tensors["shared.weight"]
+    model = fill(on_meta(lambda: build_text_model(config)), tensors, path)
+    return TextEncoder(model, spiece.numpy().tobytes(), int(config["text_len"]))
