@@ -107,7 +107,7 @@ class Part(Protocol):
 
 
 def default_groups(modules: Mapping[str, nn.Module], lr_scale: float = 1.0) -> list[ParameterGroup]:
-    """Split the trainable parameters in two groups: matrices and kernels with weight decay, vectors (norms, biases) without."""
+    """Split the trainable parameters in two: matrices and kernels with weight decay, norms and biases without."""
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     unique = list(dict.fromkeys(parameters))
     groups: list[ParameterGroup] = [

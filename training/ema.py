@@ -1,0 +1,41 @@
+"""An exponential moving average of the trained weights: what is sampled, exported and shipped."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """A float32 average of named parameters, `average += (1 - decay) * (parameter - average)` after every update.
+
+    The decay warms up as min(decay, (1 + n) / (10 + n)) over the n updates so far, so that the first weights, which are
+    noise, do not stay in the average.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._parameters = dict(parameters)
+        self.tensors: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present parameters."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        present = [parameter.detach().float() for parameter in self._parameters.values()]
+        torch._foreach_lerp_(list(self.tensors.values()), present, 1.0 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average in the parameters' place, and the parameters back at the end, bit for bit."""
+        kept = {name: parameter.data for name, parameter in self._parameters.items()}
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.data = self.tensors[name].to(parameter.dtype)
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = kept[name]

@@ -1,0 +1,83 @@
+"""What a run says while it trains: log.jsonl with one line per step, and a progress bar or progress lines."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+_LOG = logging.getLogger(__name__)
+
+
+class StepLog:
+    """DIR/log.jsonl, appended across resumes and flushed at every step; the last line of a step counts.
+
+    After a kill the steps since the last checkpoint are done, and logged, again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b")
+        if self._file.tell() and not _ends_with_newline(path):
+            self._file.write(b"\n")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one step. Numbers that are not finite become null, which JSON has."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class ProgressDisplay:
+    """A bar with the time left on a terminal, elsewhere one line every `every` steps."""
+
+    def __init__(self, name: str, start: int, total: int, every: int) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            desc=name,
+            unit="step",
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._name, self._start, self._total, self._every = name, start, total, every
+        self._began = time.monotonic()
+
+    def advance(self, step: int, record: Mapping[str, Any]) -> None:
+        """Show a finished step; step counts from 1 here."""
+        shown = f"loss {record['loss']:.4g}, lr {record['lr']:.2e}, {record['samples_per_second']:.3g} samples/s"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(1)
+        elif step % self._every == 0 or step == self._total:
+            per_step = (time.monotonic() - self._began) / (step - self._start)
+            left = tqdm.format_interval(per_step * (self._total - step))
+            _LOG.info("%s: step %d of %d, %s, %s left", self._name, step, self._total, shown, left)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"

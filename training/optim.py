@@ -1,0 +1,65 @@
+"""AdamW for a part's parameter groups, the learning rate over the steps, and the optimizer's state as plain tensors."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from contextanyone_core.errors import CheckpointError
+from training.config import OptimSettings
+from training.parts.base import ParameterGroup
+
+
+def make_optimizer(groups: list[ParameterGroup], settings: OptimSettings) -> torch.optim.AdamW:
+    """Return AdamW over the groups. Each keeps its `lr_scale`, read by `set_learning_rate`."""
+    return torch.optim.AdamW(
+        [
+            {
+                "params": group["params"],
+                "lr_scale": group.get("lr_scale", 1.0),
+                "weight_decay": group.get("weight_decay", settings.weight_decay),
+            }
+            for group in groups
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        fused=True,
+    )
+
+
+def learning_rate(settings: OptimSettings, step: int, steps: int) -> float:
+    """Return the rate of a step (from 0): linear warm-up, then the schedule, down to final_lr_fraction at the end."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = min(1.0, (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps))
+    left = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[settings.schedule]
+    return settings.lr * (settings.final_lr_fraction + (1.0 - settings.final_lr_fraction) * left)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate times its own lr_scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the optimizer's state as `<parameter>/<moment>` tensors."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave. Raises CheckpointError for a parameter that is not trained here."""
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"The checkpoint's optimizer state names {name}, which is not a trained parameter.")
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device)

@@ -1,0 +1,176 @@
+"""The state of a run on disk: checkpoints as safetensors and JSON, written so that a kill at any moment leaves a
+whole one.
+
+    DIR/checkpoints/step-00000500/{model,ema,optimizer}.safetensors, state.json
+    DIR/checkpoints/latest        the name of the newest folder
+
+A checkpoint is written beside its name, synced and renamed. state.json holds the progress and the SHA-256 of every
+file.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from contextanyone_core.errors import CheckpointError, InputError
+
+_LOG = logging.getLogger(__name__)
+_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a run is. seconds is the training's wall-clock time over all starts; skipped counts non-finite steps."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    ema_updates: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint in memory: tensors by file (model, ema, optimizer) and name, on the CPU."""
+
+    folder: Path
+    progress: Progress
+    tensors: dict[str, dict[str, Tensor]]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, of which the newest keep_last are kept."""
+
+    def __init__(self, folder: Path, keep_last: int = 1) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+
+    def save(self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
+        """Write a checkpoint, point `latest` at it and remove the oldest ones.
+
+        Raises:
+            OSError: the disk is full or not writable; earlier checkpoints stay whole.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_remains()
+        final = self.folder / f"step-{progress.step:08d}"
+        beside = self.folder / f".{final.name}.new"
+        beside.mkdir()
+        try:
+            self._write(beside, progress, tensors)
+            if final.exists():
+                shutil.rmtree(final)
+            beside.rename(final)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        pointer = self.folder / ".latest.new"
+        pointer.write_text(final.name + "\n", encoding="utf-8")
+        _sync(pointer)
+        pointer.replace(self.folder / "latest")
+        _sync(self.folder)
+        for old in self._names()[: -self.keep_last]:
+            shutil.rmtree(self.folder / old)
+        return final
+
+    def load_latest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, None where there is none at all.
+
+        A damaged one is reported and the one before it is taken.
+
+        Raises:
+            CheckpointError: there are checkpoints and all are damaged.
+        """
+        names = self._names()
+        for name in reversed(names):
+            try:
+                return _read(self.folder / name)
+            except (CheckpointError, OSError) as error:
+                _LOG.warning("Checkpoint %s is damaged: %s", name, error)
+        if names:
+            raise CheckpointError(
+                f"All checkpoints in {self.folder} are damaged: remove them, or choose another run.out."
+            )
+        return None
+
+    def _write(self, folder: Path, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        sums = {}
+        for file, named in tensors.items():
+            path = folder / f"{file}.safetensors"
+            save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, path, {"format": "pt"})
+            _sync(path)
+            sums[path.name] = _sha256(path)
+        state = folder / "state.json"
+        text = json.dumps({"version": _VERSION, "progress": asdict(progress), "sha256": sums}, indent=1)
+        state.write_text(text + "\n", encoding="utf-8")
+        _sync(state)
+        _sync(folder)
+
+    def _names(self) -> list[str]:
+        """Return the folders' names, oldest first; one that `latest` names counts as the newest."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
+
+    def _remove_remains(self) -> None:
+        for path in self.folder.glob(".*.new"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def only_trainer(folder: Path) -> Iterator[None]:
+    """Hold the run's folder for this process. The lock ends with the process, however it ends.
+
+    Raises:
+        InputError: another process trains there.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            # A record lock: worker processes, being forks, do not inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"Another process is training in {folder}: wait for it, or choose another run.out."
+            ) from None
+        yield
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        progress, sums = Progress(**state["progress"]), dict(state["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"state.json cannot be read ({error}).") from None
+    tensors = {}
+    for name, expected in sums.items():
+        if _sha256(folder / name) != expected:
+            raise CheckpointError(f"{name} does not have the checksum in state.json.")
+        tensors[Path(name).stem] = load_file(folder / name)
+    return Checkpoint(folder, progress, tensors)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
