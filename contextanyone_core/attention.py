@@ -1,0 +1,137 @@
+"""Self-, cross- and Emphasize-Attention on one `attention` seam, with Wan's parameter names (DESIGN 1).
+
+Layers come from an injected namespace `ops` (torch.nn, or ComfyUI's operations) and the attention kernel from an
+injected function. There is no mask anywhere: who reads whom is decided by which keys are handed over, so that fused
+kernels keep working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rope import RotaryTable, apply_rotary
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""(q (B, Lq, C), k (B, Lk, C), v (B, Lk, C), heads) -> (B, Lq, C)."""
+
+
+class KeysValues(NamedTuple):
+    """Keys (normed and rotated where the module does so) and values, each (B, tokens, C)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention through torch's fused kernels; shapes as in `AttentionFunction`."""
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+class Projections(nn.Module):
+    """What the three attentions share: q, k, v and o projections with RMS-normed q and k (Wan 2.1).
+
+    `rotary` tables rotate queries and keys where given; normed and rotated tensors return to the values' dtype, so
+    that mixed precision hands the kernel one dtype.
+    """
+
+    def __init__(self, dim: int, heads: int, eps: float, ops: Any, **factory: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = ops.Linear(dim, dim, **factory)
+        self.k = ops.Linear(dim, dim, **factory)
+        self.v = ops.Linear(dim, dim, **factory)
+        self.o = ops.Linear(dim, dim, **factory)
+        self.norm_q = ops.RMSNorm(dim, eps=eps, elementwise_affine=True, **factory)
+        self.norm_k = ops.RMSNorm(dim, eps=eps, elementwise_affine=True, **factory)
+
+    def queries(self, x: Tensor, rotary: RotaryTable | None = None) -> Tensor:
+        """Normed, rotated queries (B, tokens, C) of x (B, tokens, C)."""
+        projected = self.q(x)
+        return self._rotated(_normed(self.norm_q, projected), rotary).to(projected.dtype)
+
+    def keys_values(self, x: Tensor, rotary: RotaryTable | None = None) -> KeysValues:
+        """Normed, rotated keys and the values of x (B, tokens, C)."""
+        values = self.v(x)
+        return KeysValues(self._rotated(_normed(self.norm_k, self.k(x)), rotary).to(values.dtype), values)
+
+    def _rotated(self, x: Tensor, rotary: RotaryTable | None) -> Tensor:
+        return x if rotary is None else apply_rotary(x.view(*x.shape[:2], self.heads, -1), rotary).flatten(-2)
+
+
+class SelfAttention(Projections):
+    """Self-attention of either stream; which keys the queries read is the caller's choice."""
+
+    def attend(self, queries: Tensor, read: KeysValues, attention: AttentionFunction) -> Tensor:
+        """Attention of `queries` over `read`, through the output projection: (B, tokens, C)."""
+        out: Tensor = self.o(attention(queries, read.keys, read.values, self.heads))
+        return out
+
+    def attend_apart(
+        self, queries: Tensor, own: KeysValues, lengths: Sequence[int], attention: AttentionFunction
+    ) -> Tensor:
+        """Each of several sequences, laid end to end with these lengths, reads itself only.
+
+        Sequences of one length are folded into the batch (one kernel call, no copy); others take a call each.
+        """
+        batch, tokens, width = queries.shape
+        if len(set(lengths)) == 1:
+            q, k, v = (x.reshape(-1, lengths[0], width) for x in (queries, *own))
+            read = attention(q, k, v, self.heads).reshape(batch, tokens, width)
+        else:
+            pieces = zip(*(torch.split(x, list(lengths), dim=1) for x in (queries, *own)), strict=True)
+            read = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)
+        out: Tensor = self.o(read)
+        return out
+
+
+class CrossAttention(Projections):
+    """Attention to the text and, with a CLIP branch, to the CLIP tokens through their own keys and values (Wan I2V)."""
+
+    def __init__(self, dim: int, heads: int, eps: float, image: bool, ops: Any, **factory: Any) -> None:
+        super().__init__(dim, heads, eps, ops, **factory)
+        if image:
+            self.k_img = ops.Linear(dim, dim, **factory)
+            self.v_img = ops.Linear(dim, dim, **factory)
+            self.norm_k_img = ops.RMSNorm(dim, eps=eps, elementwise_affine=True, **factory)
+
+    def image_keys_values(self, tokens: Tensor) -> KeysValues:
+        """Keys and values of embedded CLIP tokens (B, N, C)."""
+        values = self.v_img(tokens)
+        return KeysValues(_normed(self.norm_k_img, self.k_img(tokens)).to(values.dtype), values)
+
+    def forward(self, x: Tensor, text: Tensor, image: KeysValues | None, attention: AttentionFunction) -> Tensor:
+        """Text (B, text_len, C) and optionally CLIP keys and values, read by x (B, tokens, C)."""
+        queries = self.queries(x)
+        read = attention(queries, *self.keys_values(text), self.heads)
+        if image is not None:
+            read = read + attention(queries, *image, self.heads)
+        out: Tensor = self.o(read)
+        return out
+
+
+class EmphasizeAttention(Projections):
+    """Video tokens read the reference stream of the same block once more (the paper's Emphasize-Attention).
+
+    Zero at initialisation through `o`; the caller multiplies it by `emphasis`.
+    """
+
+    # Paper: its formula is not stated. Own q, k, v and o; queries from the video, keys and values from the reference
+    # stream of the same block; the rotary positions of self-attention; zero-initialised output, no learned gate.
+
+    def forward(self, x: Tensor, read: KeysValues, rotary: RotaryTable, attention: AttentionFunction) -> Tensor:
+        """What x (B, tokens, C) reads from the references: (B, tokens, C)."""
+        out: Tensor = self.o(attention(self.queries(x, rotary), *read, self.heads))
+        return out
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):  # the norm's weights are float32, and a mixed pair has no fused kernel
+        x = x.float()
+    normed: Tensor = norm(x)
+    return normed
