@@ -1,0 +1,1 @@
+"""What training/evaluate.py measures, one module per idea."""
