@@ -8,9 +8,10 @@ cached reference is the same computation as an uncached one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +54,14 @@ class ReferenceCache:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:
         """The cache on another device or in another dtype."""
 
-        def move(pair: KeysValues | None) -> KeysValues | None:
-            return None if pair is None else KeysValues(*(part.to(device=device, dtype=dtype) for part in pair))
+        def move(pair: KeysValues) -> KeysValues:
+            return KeysValues(*(part.to(device=device, dtype=dtype) for part in pair))
 
-        blocks = [
-            BlockCache(
-                KeysValues(*(part.to(device=device, dtype=dtype) for part in block.self_attn)), *map(move, block[1:])
-            )
-            for block in self.blocks
-        ]
-        return ReferenceCache(blocks)
+        def move_block(block: BlockCache) -> BlockCache:
+            emphasize = None if block.emphasize is None else move(block.emphasize)
+            return BlockCache(move(block.self_attn), emphasize, None if block.image is None else move(block.image))
+
+        return ReferenceCache([move_block(block) for block in self.blocks])
 
 
 class TransformerOutput(NamedTuple):
@@ -186,10 +185,10 @@ class ContextAnyoneTransformer(nn.Module):
         stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
         image = None
         if references.image_embeds and self.img_emb is not None:
-            image = torch.cat([self.img_emb(tokens) for tokens in references.image_embeds], dim=1)
+            image = self.img_emb(torch.cat(references.image_embeds, dim=1))
         x = torch.cat([self._embed_patches(item) for item in latents], dim=1)
         blocks = []
-        for block in self.blocks:
+        for block in cast("Iterable[TransformerBlock]", self.blocks):
             x, kept = block.encode_reference(x, stream, image, attention)
             blocks.append(kept)
         patches = self.head(x, time_embeds).split(lengths, dim=1)
