@@ -1,0 +1,43 @@
+"""Names and shapes that a weight file of the hosts must hold, by its config, without allocating anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, expected_tensors
+from ..keymap import vae_from_diffusers
+from .image import build_image_model
+from .loading import on_meta
+from .text import SPIECE, build_text_model
+from .vae import build_vae
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def host_tensors(kind: str, config: Mapping[str, Any]) -> Shapes | None:
+    """Name and shape of every tensor in a file of `kind`, as the `save_...` of the hosts writes it.
+
+    The tokenizer in a text encoder's file may have any length, which stands as the shape ().
+
+    Returns: None for a kind that is no host's.
+    Raises: whatever diffusers or transformers raise for a config that they cannot build.
+    """
+    known: dict[str, Callable[[Mapping[str, Any]], Shapes]] = {VAE: _vae, TEXT_ENCODER: _text, IMAGE_ENCODER: _image}
+    return known[kind](config) if kind in known else None
+
+
+def _vae(config: Mapping[str, Any]) -> Shapes:
+    state = on_meta(lambda: build_vae(config)).state_dict()
+    return {name: tuple(value.shape) for name, value in vae_from_diffusers(state).items()}
+
+
+def _text(config: Mapping[str, Any]) -> Shapes:
+    shapes = expected_tensors(on_meta(lambda: build_text_model(config)))
+    shapes.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
+    return shapes | {SPIECE: ()}
+
+
+def _image(config: Mapping[str, Any]) -> Shapes:
+    shapes = expected_tensors(on_meta(lambda: build_image_model(config)))
+    return {"vision_model." + name.removeprefix("vision_model."): shape for name, shape in shapes.items()}
