@@ -97,11 +97,7 @@ class Trainer:
         self.ema.updates = checkpoint.progress.ema_updates
 
     def step(self, batch: Any) -> dict[str, Any]:
-        """Do one step and return what log.jsonl says of it. A step that is not finite changes no weight.
-
-        Raises:
-            TrainingStopped: it was the tenth such step in a row.
-        """
+        """Do one step and return what log.jsonl says of it. A step that is not finite changes no weight."""
         config, step = self.config, self.progress.step
         rate = learning_rate(config.optim, step, config.run.steps)
         set_learning_rate(self.optimizer, rate)
@@ -141,12 +137,13 @@ class Trainer:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """EMA weights in place, modules in eval mode, no gradients."""
+        modes = {inner: inner.training for module in self.modules.values() for inner in module.modules()}
         with torch.no_grad(), self.ema.in_place():
             for module in self.modules.values():
                 module.eval()
             yield
-        for module in self.modules.values():
-            module.train()
+        for inner, mode in modes.items():
+            inner.training = mode
 
     def _gradients(self, loss: Tensor) -> float:
         if not math.isfinite(loss.item()):
@@ -165,11 +162,6 @@ class Trainer:
         progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
         if not finite:
             _LOG.warning("Step %d skipped: loss or gradients are not finite.", progress.step - 1)
-        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingStopped(
-                f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
-                "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
-            )
 
 
 def train(config: TrainConfig) -> int | None:
@@ -194,6 +186,8 @@ def train(config: TrainConfig) -> int | None:
         if stop.signal is None:
             trainer.export(folder / "export")
             _LOG.info("Exported to %s.", folder / "export")
+        else:
+            _LOG.info("Saved at step %d; the same command goes on from there.", trainer.progress.step)
     return stop.signal
 
 
@@ -251,6 +245,11 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             record = _timed_step(trainer, stream)
             log.write(record)
             display.advance(progress.step, record)
+            if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise TrainingStopped(
+                    f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
+                    "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
+                )
             last = stop.asked() or progress.step == run.steps
             if last or progress.step % run.save_every == 0:
                 store.save(progress, trainer.tensors())

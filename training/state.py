@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,8 +81,7 @@ class CheckpointStore:
         _sync(pointer)
         pointer.replace(self.folder / "latest")
         _sync(self.folder)
-        for old in self._names()[: -self.keep_last]:
-            shutil.rmtree(self.folder / old)
+        self._rotate(final.name)
         return final
 
     def load_latest(self) -> Checkpoint | None:
@@ -108,7 +108,12 @@ class CheckpointStore:
         sums = {}
         for file, named in tensors.items():
             path = folder / f"{file}.safetensors"
-            save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, path, {"format": "pt"})
+            try:
+                save_file(
+                    {name: tensor.detach().contiguous() for name, tensor in named.items()}, path, {"format": "pt"}
+                )
+            except SafetensorError as error:
+                raise OSError(f"{path} cannot be written: {error}") from None
             _sync(path)
             sums[path.name] = _sha256(path)
         state = folder / "state.json"
@@ -118,10 +123,17 @@ class CheckpointStore:
         _sync(folder)
 
     def _names(self) -> list[str]:
-        """Return the folders' names, oldest first; one that `latest` names counts as the newest."""
+        """Return the folders' names, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
+
+    def _rotate(self, newest: str) -> None:
+        """Remove all but the newest. One with a later step is damaged: the run was resumed from before it."""
+        names = self._names()
+        present = [name for name in names if name <= newest]
+        for name in set(names) - set(present[-self.keep_last :]):
+            shutil.rmtree(self.folder / name)
 
     def _remove_remains(self) -> None:
         for path in self.folder.glob(".*.new"):

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 
 class PartSettings(BaseModel):
-    """Base of every part's Settings: unknown keys are refused, values cannot be changed after loading."""
+    """Base of every part's Settings: unknown keys and infinite numbers are refused, values are fixed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
 

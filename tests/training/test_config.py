@@ -1,0 +1,119 @@
+"""Configurations: what is refused and how, overrides, what a resume may change."""
+
+from pathlib import Path
+
+import linear_part
+import pytest
+
+from contextanyone_core.errors import InputError
+from training.config import changed_keys, config_hash, load_config, parse_config, presets, save_config
+
+SMALL = {"run": {"name": "small", "steps": 6}, "part": {"name": "linear"}}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_and_part_settings() -> None:
+    config = parse_config(SMALL)
+    assert config.run.folder == Path("runs/small")
+    assert isinstance(config.part, linear_part.Settings)
+    assert config.to_dict()["part"]["width"] == 8
+    assert config.to_dict()["init"] == {"from": None}
+
+
+def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
+    config = parse_config({**SMALL, "init": {"from": "weights.safetensors"}, "optim": {"betas": [0.8, 0.9]}})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.stpes=3", "run.stpes is not a setting; did you mean run.steps?"),
+        ("optmi.lr=1", "optmi is not a setting; did you mean optim?"),
+        ("part.widht=3", "part.widht is not a setting; did you mean part.width?"),
+        ("init.zzzz=3", "init.zzzz is not a setting; known are from."),
+        ("run.steps=0", "run.steps is 0: input should be greater than or equal to 1."),
+        ("run.steps=many", "run.steps is 'many': input should be a valid integer"),
+        ("optim.lr=nan", "optim.lr is 'nan'"),
+        ("optim.lr=.nan", "optim.lr is nan"),
+        ("optim.lr=.inf", "optim.lr is inf"),
+        ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine', 'constant' or 'linear'."),
+        ("run.name=../x", "run.name is '../x'"),
+        ("part.name=lineer", "part.name is lineer; it must be one of"),
+        ("part.name=lineer", "did you mean linear"),
+        ("part=3", "part.name is missing"),
+        ("precision=fp8", "precision is 'fp8'"),
+        ("run=5", "run is 5"),
+        ("run.steps", "--set run.steps is not of the form a.b=value"),
+        (".steps=1", "--set .steps=1 is not of the form a.b=value"),
+        ("run.steps.x=1", "steps is 6 in the configuration, it holds no settings."),
+        ("run.out={a", "the value is not YAML"),
+    ],
+)
+def test_refused_with_the_key_and_a_hint(tmp_path: Path, override: str, message: str) -> None:
+    path = write(tmp_path / "c.yaml", "run: {name: small, steps: 6}\npart: {name: linear}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_settings_are_named() -> None:
+    with pytest.raises(InputError, match=r"run\.steps is missing\."):
+        parse_config({"run": {"name": "x"}, "part": {"name": "linear"}})
+    with pytest.raises(InputError, match=r"run is missing\."):
+        parse_config({"part": {"name": "linear"}})
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "run: 3", "\x00"])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError):
+        load_config(write(tmp_path / "c.yaml", text))
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_override_values_are_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "run: {name: small, steps: 6}\npart: {name: linear}\n")
+    config = load_config(path, ["optim.lr=1e-3", "optim.betas=[0.5, 0.6]", "run.out=a=b", "run.max_minutes=null"])
+    assert config.optim.lr == 1e-3
+    assert config.optim.betas == (0.5, 0.6)
+    assert config.run.folder == Path("a=b")
+    assert config.run.max_minutes is None
+
+
+def test_what_a_resume_may_change() -> None:
+    before = parse_config(SMALL)
+    free = {"steps": 9, "save_every": 1, "sample_every": 1, "log_every": 1, "max_minutes": 1, "workers": 3, "out": "x"}
+    assert changed_keys(before, parse_config({**SMALL, "run": {"name": "other", **free}})) == []
+    other = {
+        "run": {"name": "small", "steps": 6, "seed": 1},
+        "optim": {"lr": 1},
+        "part": {"name": "linear", "width": 9},
+    }
+    assert changed_keys(before, parse_config(other)) == ["optim.lr", "part.width", "run.seed"]
+
+
+def test_hash_is_of_what_is_computed() -> None:
+    base = config_hash(parse_config(SMALL))
+    assert base == config_hash(parse_config({**SMALL, "run": {"name": "small", "steps": 6, "out": "elsewhere"}}))
+    assert base != config_hash(parse_config({**SMALL, "run": {"name": "small", "steps": 7}}))
+    assert base != config_hash(parse_config({**SMALL, "optim": {"lr": 1}}))
+
+
+@pytest.mark.parametrize("path", presets(), ids=lambda path: path.name)
+def test_shipped_presets_are_valid(path: Path) -> None:
+    if path.name == "evaluate.yaml":
+        pytest.skip("read by evaluate.py")
+    load_config(path)

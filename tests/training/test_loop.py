@@ -1,0 +1,211 @@
+"""The loop: steps that are not finite, the log, precision, the EMA, the learning rate, export."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import linear_part
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextanyone_core.errors import CheckpointError, ShapeError
+from training.config import OptimSettings, TrainConfig, config_hash, parse_config
+from training.ema import Ema
+from training.export import main as export_main
+from training.loop import TrainingStopped, build_trainer, train
+from training.optim import learning_rate, make_optimizer, set_learning_rate
+from training.randomness import numpy_generator, seed_for, torch_generator
+from training.state import CheckpointStore
+
+
+def make_config(out: Path, part: dict[str, Any] | None = None, **top: Any) -> TrainConfig:
+    run = {"name": "t", "steps": 6, "threads": 1, "workers": 0, "out": out} | top.pop("run", {})
+    return parse_config({"run": run, "part": {"name": "linear", **(part or {})}, **top})
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["nan_steps", "nan_gradient_steps"])
+def test_a_step_that_is_not_finite_changes_no_weight(tmp_path: Path, kind: str) -> None:
+    trainer = build_trainer(make_config(tmp_path, {kind: [1, 2]}), None)
+    trainer.step(trainer.part.batch(0))
+    trained = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+    ema = {name: tensor.clone() for name, tensor in trainer.ema.tensors.items()}
+    for _ in range(2):
+        assert trainer.step(trainer.part.batch(trainer.progress.step))["skipped"]
+    assert all(torch.equal(parameter, trained[name]) for name, parameter in trainer.trained.items())
+    assert all(torch.equal(tensor, ema[name]) for name, tensor in trainer.ema.tensors.items())
+    assert (trainer.progress.skipped, trainer.progress.skipped_in_a_row, trainer.progress.step) == (2, 2, 3)
+    assert "skipped" not in trainer.step(trainer.part.batch(3))
+    assert (trainer.progress.skipped, trainer.progress.skipped_in_a_row) == (2, 0)
+    assert not torch.equal(trainer.trained["net.0.weight"], trained["net.0.weight"])
+
+
+def test_ten_in_a_row_stop_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    config = make_config(tmp_path, {"nan_steps": list(range(4, 40))}, run={"steps": 40, "save_every": 4})
+    with pytest.raises(TrainingStopped, match="Stopped at step 14: 10 steps in a row were not finite"):
+        train(config)
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").load_latest()
+    assert checkpoint is not None
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors["model"].values())
+    log = read_log(tmp_path)
+    assert [line["step"] for line in log if line.get("skipped")] == list(range(4, 14))
+    assert log[4]["loss"] is None
+
+
+def test_log_has_one_line_per_step(tmp_path: Path) -> None:
+    train(make_config(tmp_path))
+    train(make_config(tmp_path, run={"steps": 8}))
+    log = read_log(tmp_path)
+    assert [line["step"] for line in log] == list(range(8))
+    assert log[0].keys() == {
+        "step",
+        "loss",
+        "mse",
+        "pid",
+        "lr",
+        "grad_norm",
+        "samples_per_second",
+        "data_wait",
+        "seconds",
+    }
+    assert log[3]["loss"] == pytest.approx(log[3]["mse"])
+
+
+def test_bf16_runs_under_autocast(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        trainer = build_trainer(make_config(tmp_path, precision=precision), None)
+        losses.append(trainer.step(trainer.part.batch(0))["loss"])
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.trained.values())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    optim = {"lr": 0.02, "warmup_steps": 10, "clip_norm": 100, "ema_decay": 0.9}
+    train(make_config(tmp_path, {"batch_size": 32}, run={"steps": 300, "save_every": 300}, optim=optim))
+    log = read_log(tmp_path)
+    assert sum(line["mse"] for line in log[-20:]) < 0.25 * sum(line["mse"] for line in log[:20])
+
+
+def test_export_is_the_ema_with_its_record(tmp_path: Path) -> None:
+    config = make_config(tmp_path, run={"seed": 5})
+    train(config)
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").load_latest()
+    assert checkpoint is not None
+    exported = load_file(tmp_path / "export/linear.safetensors")
+    assert torch.equal(exported["0.weight"], checkpoint.tensors["ema"]["net.0.weight"].half())
+    assert not torch.equal(checkpoint.tensors["ema"]["net.0.weight"], checkpoint.tensors["model"]["net.0.weight"])
+    record = json.loads((tmp_path / "export/record.json").read_text())
+    assert record.pop("seconds") >= 0
+    assert record == {
+        "name": "t",
+        "part": "linear",
+        "steps": 6,
+        "samples": 24,
+        "seed": 5,
+        "config_hash": config_hash(config),
+    }
+
+
+def test_export_command_reads_a_run(tmp_path: Path, capsys: Any) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert export_main([str(run), "--out", str(out)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    train(make_config(run))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert export_main([str(run), "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert (out / "linear.safetensors").read_bytes() == (run / "export/linear.safetensors").read_bytes()
+    (run / "checkpoints").rename(run / "gone")
+    assert export_main([str(run), "--out", str(out)]) == 2
+    assert "has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    train(make_config(tmp_path))
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").load_latest()
+    with pytest.raises(CheckpointError, match=r"model: \d+ tensors do not fit this part, such as net\.0\.bias"):
+        build_trainer(make_config(tmp_path, {"width": 9}), checkpoint)
+
+
+def test_loss_must_be_per_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_part.LinearPart, "loss", lambda self, batch, step, generator: (batch["x"].mean(), {}))
+    trainer = build_trainer(make_config(tmp_path), None)
+    with pytest.raises(ShapeError, match=r"loss has shape \(\); it must be \(B,\)"):
+        trainer.step(trainer.part.batch(0))
+
+
+def test_parameters_outside_the_groups_stay_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        linear_part.LinearPart, "parameter_groups", lambda self: [{"params": [self.net[0].weight], "lr_scale": 2.0}]
+    )
+    trainer = build_trainer(make_config(tmp_path), None)
+    assert list(trainer.trained) == ["net.0.weight"]
+    fixed = trainer.modules["net"].state_dict()["3.weight"].clone()
+    trainer.step(trainer.part.batch(0))
+    assert torch.equal(trainer.modules["net"].state_dict()["3.weight"], fixed)
+
+
+def test_modes_and_weights_return_after_sampling(tmp_path: Path) -> None:
+    trainer = build_trainer(make_config(tmp_path), None)
+    trainer.step(trainer.part.batch(0))
+    trainer.modules["net"][1].eval()  # type: ignore[index]  # a layer that the part keeps fixed
+    before = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+    with trainer.shown():
+        assert torch.equal(trainer.trained["net.0.weight"], trainer.ema.tensors["net.0.weight"])
+        assert not trainer.modules["net"].training
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.trained.items())
+    assert [module.training for module in trainer.modules["net"].children()] == [True, False, True, True]
+
+
+def test_ema_formula() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    ema = Ema({"w": weight}, decay=0.5)
+    expected = 0.0
+    for n, value in enumerate((1.0, 2.0, 3.0), start=1):
+        weight.data.fill_(value)
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    assert ema.tensors["w"].tolist() == pytest.approx([expected] * 3)
+    exact = Ema({"w": weight}, decay=0.0)
+    weight.data.fill_(0.1)
+    exact.update()
+    assert torch.equal(exact.tensors["w"], weight)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])
+def test_learning_rate(schedule: str, middle: float) -> None:
+    settings = OptimSettings.model_validate(
+        {"lr": 2.0, "warmup_steps": 10, "final_lr_fraction": 0.1, "schedule": schedule}
+    )
+    rates = [learning_rate(settings, step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == pytest.approx(2.0)
+    assert rates[60] == pytest.approx(2.0 * middle)
+    assert rates[110] == pytest.approx(2.0 if schedule == "constant" else 0.2)
+    assert math.isfinite(learning_rate(settings, 500, 5))
+
+
+def test_groups_scale_the_rate_and_choose_the_decay() -> None:
+    first, second = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer(
+        [{"params": [first], "lr_scale": 0.5, "weight_decay": 0.0}, {"params": [second]}],
+        OptimSettings.model_validate({"weight_decay": 0.3}),
+    )
+    set_learning_rate(optimizer, 0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.05, 0.0), (0.1, 0.3)]
+
+
+def test_seeds_differ_by_every_argument() -> None:
+    seeds = {seed_for(seed, step, purpose) for seed in range(3) for step in range(3) for purpose in ("a", "b")}
+    assert len(seeds) == 18
+    assert seed_for(1, 2, "noise") == 1429316232501274746
+    assert torch.rand(1, generator=torch_generator(1, 2, "a")) == torch.rand(1, generator=torch_generator(1, 2, "a"))
+    assert numpy_generator(1, 2, "a").random() == numpy_generator(1, 2, "a").random()

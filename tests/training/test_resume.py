@@ -1,0 +1,215 @@
+"""Exact resume: however a run is cut and continued, the weights, the EMA and the optimizer are the same bits."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import linear_part
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from contextanyone_core.errors import CheckpointError, InputError
+from training.config import TrainConfig, load_config, parse_config, save_config
+from training.loop import train
+from training.state import Checkpoint, CheckpointStore, Progress
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_config(out: Path, part: dict[str, Any] | None = None, **run: Any) -> TrainConfig:
+    run = {"name": "t", "steps": 6, "save_every": 3, "sample_every": 100, "threads": 1, "workers": 0, "out": out} | run
+    return parse_config({"run": run, "optim": {"warmup_steps": 2}, "part": {"name": "linear", **(part or {})}})
+
+
+def latest(out: Path) -> Checkpoint:
+    checkpoint = CheckpointStore(out / "checkpoints").load_latest()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def assert_same(left: Checkpoint, right: Checkpoint) -> None:
+    assert asdict(left.progress) | {"seconds": 0} == asdict(right.progress) | {"seconds": 0}
+    for file in ("model", "ema", "optimizer"):
+        assert left.tensors[file].keys() == right.tensors[file].keys()
+        assert left.tensors[file]
+        for name, tensor in left.tensors[file].items():
+            assert torch.equal(tensor, right.tensors[file][name]), (file, name)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Six steps in one go."""
+    out = tmp_path_factory.mktemp("straight")
+    train(make_config(out))
+    return latest(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_count_changes_nothing(tmp_path: Path, straight: Checkpoint, workers: int) -> None:
+    train(make_config(tmp_path, workers=0, max_minutes=1e-9))
+    train(make_config(tmp_path, workers=workers))
+    assert_same(latest(tmp_path), straight)
+
+
+def test_sampling_and_saving_do_not_disturb(tmp_path: Path, straight: Checkpoint) -> None:
+    train(make_config(tmp_path, save_every=1, sample_every=1, keep_last=3))
+    assert_same(latest(tmp_path), straight)
+    assert len(list((tmp_path / "samples").glob("*/sample.png"))) == 6
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["latest", "step-00000004", "step-00000005", "step-00000006"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000006\n"
+
+
+def test_budget_stops_cleanly_and_goes_on(tmp_path: Path, straight: Checkpoint) -> None:
+    starts = 0
+    while not starts or latest(tmp_path).progress.step < 6:
+        train(make_config(tmp_path, max_minutes=1e-9))
+        starts += 1
+        assert (tmp_path / "export" / "linear.safetensors").is_file()
+    assert starts == 6
+    assert_same(latest(tmp_path), straight)
+
+
+def start(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
+    save_config(config, folder / "start.yaml")
+    command = [sys.executable, str(ROOT / "tests/training/linear_part.py"), "--config", str(folder / "start.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < lines:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+SLOW = {"seconds_a_step": 0.3}
+
+
+def test_kill_9_and_resume(tmp_path: Path, straight: Checkpoint) -> None:
+    out = tmp_path / "run"
+    config = make_config(out, SLOW, workers=1)
+    process = start(config, tmp_path)
+    wait_for_step(process, out, 4)
+    with pytest.raises(InputError, match="Another process is training in"):
+        train(config)
+    process.kill()
+    process.communicate()
+    assert latest(out).progress.step == 3
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "lo')  # a line cut by the kill
+    train(config)
+    assert_same(latest(out), straight)
+    lines = (out / "log.jsonl").read_text().splitlines()
+    assert lines[-1].startswith('{"step": 5,')
+    assert sum('"lo' in line and not line.endswith("}") for line in lines) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_to_the_whole_group_saves(
+    tmp_path: Path, straight: Checkpoint, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "run"
+    config = make_config(out, SLOW, workers=1, save_every=100)
+    process = start(config, tmp_path)
+    wait_for_step(process, out, 2)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert "the same command goes on from there" in errors
+    assert 2 <= latest(out).progress.step < 6
+    assert not (out / "export").exists()
+    train(config)
+    assert_same(latest(out), straight)
+
+
+def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
+    train(make_config(tmp_path, steps=2))
+    with pytest.raises(InputError, match=r"other settings \(part.width, run.seed\).*choose another run\.out"):
+        train(make_config(tmp_path, {"width": 9}, steps=2, seed=4))
+    train(make_config(tmp_path, steps=4, save_every=1, keep_last=1, workers=1))
+    assert latest(tmp_path).progress.step == 4
+    assert load_config(tmp_path / "config.yaml").run.steps == 4
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, straight: Checkpoint, caplog: Any) -> None:
+    train(make_config(tmp_path))
+    weights = tmp_path / "checkpoints/step-00000006/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    assert latest(tmp_path).progress.step == 3
+    assert "step-00000006 is damaged: model.safetensors does not have the checksum" in caplog.text
+    train(make_config(tmp_path))
+    assert_same(latest(tmp_path), straight)
+
+
+def test_damaged_later_checkpoint_does_not_push_out_good_ones(tmp_path: Path) -> None:
+    train(make_config(tmp_path, save_every=2))
+    (tmp_path / "checkpoints/step-00000006/state.json").write_text("{")
+    train(make_config(tmp_path, max_minutes=1e-9, keep_last=1))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert names == ["step-00000005"]
+
+
+def test_only_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
+    train(make_config(tmp_path, steps=2))
+    (tmp_path / "checkpoints/step-00000002/ema.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"All checkpoints in .* are damaged"):
+        train(make_config(tmp_path, steps=2))
+
+
+def test_remains_of_a_kill_while_saving_are_ignored_and_removed(tmp_path: Path, straight: Checkpoint) -> None:
+    train(make_config(tmp_path, max_minutes=1e-9))
+    remains = tmp_path / "checkpoints/.step-00000002.new"
+    remains.mkdir()
+    (remains / "model.safetensors").write_bytes(b"half")
+    train(make_config(tmp_path))
+    assert not remains.exists()
+    assert_same(latest(tmp_path), straight)
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", keep_last=1)
+    tensors = {"model": {"w": torch.ones(20_000)}, "ema": {}, "optimizer": {}}
+    store.save(Progress(step=1), tensors)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            store.save(Progress(step=2), tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in store.folder.iterdir()) == ["latest", "step-00000001"]
+    checkpoint = store.load_latest()
+    assert checkpoint is not None
+    assert checkpoint.progress.step == 1
+
+
+def test_warm_start_and_its_resume(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    weights = tmp_path / "w.safetensors"
+    context = linear_part.PartContext(0, torch.device("cpu"))
+    part = linear_part.LinearPart(linear_part.Settings(), context)
+    save_file(part.net.state_dict(), weights)
+    config = make_config(tmp_path / "run").model_dump(by_alias=True)
+    config["init"] = {"from": weights}
+    config["optim"]["lr"] = 1e-12
+    warm = parse_config({**config, "run": {**config["run"], "max_minutes": 1e-9}})
+    train(warm)
+    trained = latest(tmp_path / "run").tensors["model"]["net.0.weight"]
+    assert torch.allclose(trained, part.net[0].weight, atol=1e-6)
+    weights.unlink()  # a resume takes the checkpoint, not the file
+    train(warm)
+    assert latest(tmp_path / "run").progress.step == 2
+    with pytest.raises(InputError, match=r"init\.from is .* which is not a file"):
+        train(warm.model_copy(update={"run": warm.run.model_copy(update={"out": tmp_path / "new"})}))
