@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from contextanyone_core.checkpoint import load_tensors, read_header, save_safetensors
 from contextanyone_core.errors import CheckpointError, ShapeError
-from training.world import ACTIONS, ATTRIBUTES, LIGHTS, PLACES
+from training.world import ACTIONS, ATTRIBUTES, KEYPOINTS, LIGHTS, PLACES
 
 KIND = "probe"
 FRAME_HEADS: dict[str, tuple[str, ...]] = {**ATTRIBUTES, "place": PLACES, "light": LIGHTS}
 """What is read off one frame: the eight attributes in their order, then place and light."""
+
+_POINTS = len(KEYPOINTS)
 
 CLIP_STRIDE = 2
 """The action is read off every second frame of a clip at 16 frames a second."""
@@ -26,7 +28,7 @@ CLIP_STRIDE = 2
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Input side in pixels, channels of the four stages, and width of the temporal part that reads the action."""
+    """Input side in pixels, channels of stem and stages, and width of the temporal part that reads the action."""
 
     side: int = 96
     channels: tuple[int, ...] = (32, 64, 96, 128)
@@ -53,44 +55,41 @@ class _Block(nn.Module):
         return F.silu(inner + self.shortcut(shortcut))
 
 
-class _Reader(nn.Module):
-    """One head: looks where it has learned to look (softmax over positions), then classifies."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.look = nn.Conv2d(channels, 2, 1)
-        self.classify = nn.Linear(2 * channels, classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, h, w) to logits (B, classes)."""
-        weights = self.look(features).flatten(2).float().softmax(-1).to(features.dtype)
-        seen = torch.einsum("bkp,bcp->bkc", weights, features.flatten(2))
-        return cast(Tensor, self.classify(seen.flatten(1)))
-
-
 class _ActionReader(nn.Module):
-    """Reads the action off the features of a clip's frames: what each frame shows, and how it changes."""
+    """Reads the action off where the joints of a clip's frames are, and how they move."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, 16, 1)
-        self.frame = nn.Linear(16 * 36, width)
+        self.frame = nn.Linear(2 * 2 * _POINTS, width)
         self.time1 = nn.Conv1d(width, width, 3, padding=1)
         self.time2 = nn.Conv1d(width, width, 3, padding=1)
         self.classify = nn.Linear(2 * width, len(ACTIONS))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, T, C, h, w) to logits (B, 5)."""
-        count, frames = features.shape[:2]
-        grid = F.adaptive_avg_pool2d(self.reduce(features.flatten(0, 1)), 6)
-        x = F.silu(self.frame(grid.flatten(1))).view(count, frames, -1).transpose(1, 2)
+    def forward(self, points: Tensor) -> Tensor:
+        """Joint positions (B, T, 14, 2) in [-1, 1] to logits (B, 5)."""
+        around_centre = points - points.mean((1, 2), keepdim=True)
+        moved = points - points.mean(1, keepdim=True)
+        x = F.silu(self.frame(4.0 * torch.cat([around_centre, moved], -1).flatten(2))).transpose(1, 2)
         x = x + F.silu(self.time1(x))
         x = x + F.silu(self.time2(x))
         return cast(Tensor, self.classify(torch.cat([x.mean(-1), x.amax(-1)], 1)))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the network makes of B frames, before the heads.
+
+    look: (B, 14, h, w) log-probabilities of where each joint is. points: (B, 14, 2) their means, x and y in [-1, 1].
+    features: (B, F) what stands at the joints and in the whole frame.
+    """
+
+    look: Tensor
+    points: Tensor
+    features: Tensor
+
+
 class Probe(nn.Module):
-    """Convolutional network with one head per attribute, for place and light, and a temporal one for the action.
+    """Finds the joints of the person, reads the attributes off what stands there, and the action off their motion.
 
     Frames of any size go in; :func:`prepare` brings them to the network's own side.
     """
@@ -98,26 +97,40 @@ class Probe(nn.Module):
     def __init__(self, config: ProbeConfig | None = None) -> None:
         super().__init__()
         self.config = config or ProbeConfig()
-        first = self.config.channels[0]
+        first, *_, last = self.config.channels
         self.stem = nn.Conv2d(3, first, 5, 2, 2)
-        stages = [_Block(a, b, 2) for a, b in pairwise((first, *self.config.channels[1:]))]
-        self.stages = nn.Sequential(*stages, _Block(self.config.channels[-1], self.config.channels[-1], 1))
-        last = self.config.channels[-1]
-        self.heads = nn.ModuleDict({name: _Reader(last, len(values)) for name, values in FRAME_HEADS.items()})
-        self.action = _ActionReader(last, self.config.action_width)
+        steps = zip(pairwise(self.config.channels), (2, 2, 1), strict=True)
+        self.stages = nn.Sequential(*(_Block(a, b, stride) for (a, b), stride in steps), _Block(last, last, 1))
+        self.look = nn.Conv2d(last, _POINTS, 1)
+        width = last * (_POINTS + 1) + 2 * _POINTS
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in FRAME_HEADS.items()})
+        self.action = _ActionReader(self.config.action_width)
 
-    def features(self, frames: Tensor) -> Tensor:
-        """Feature maps (B, C, h, w) of prepared frames (B, 3, side, side)."""
-        frames = frames.contiguous(memory_format=torch.channels_last)
-        return cast(Tensor, self.stages(F.silu(self.stem(frames))))
+    def see(self, frames: Tensor) -> Seen:
+        """Look at prepared frames (B, 3, side, side)."""
+        maps = self.stages(F.silu(self.stem(frames.contiguous(memory_format=torch.channels_last))))
+        height, width = maps.shape[2:]
+        look = self.look(maps).float().flatten(2).log_softmax(-1)
+        weights = look.exp()
+        places = torch.einsum("bkp,bcp->bkc", weights.to(maps.dtype), maps.flatten(2))
+        points = weights @ _cell_centres(height, width).to(weights)
+        whole = maps.mean((2, 3))
+        features = torch.cat([places.flatten(1), whole, points.flatten(1).to(maps.dtype)], 1)
+        return Seen(look.unflatten(2, (height, width)), points, features)
 
-    def read_frames(self, features: Tensor) -> dict[str, Tensor]:
+    def read_frames(self, seen: Seen) -> dict[str, Tensor]:
         """Logits (B, classes) by name: the attributes, place and light."""
-        return {name: head(features) for name, head in self.heads.items()}
+        return {name: head(seen.features) for name, head in self.heads.items()}
 
-    def read_action(self, features: Tensor) -> Tensor:
-        """Logits (B, 5) of the action from feature maps (B, T, C, h, w) of every second frame."""
-        return cast(Tensor, self.action(features))
+    def read_action(self, points: Tensor) -> Tensor:
+        """Logits (B, 5) of the action from the joints (B, T, 14, 2) of every second frame."""
+        return cast(Tensor, self.action(points))
+
+
+def _cell_centres(height: int, width: int) -> Tensor:
+    y = (torch.arange(height) + 0.5) * 2 / height - 1
+    x = (torch.arange(width) + 0.5) * 2 / width - 1
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
 
 
 def prepare(frames: Tensor, side: int = 96) -> Tensor:
@@ -156,14 +169,14 @@ class Reading:
 def read_clips(probe: Probe, clips: Tensor, batch_size: int = 128) -> Reading:
     """Read clips (B, T, H, W, 3) uint8; the frames go through the network ``batch_size`` at a time."""
     count, length = clips.shape[:2]
-    flat = clips.flatten(0, 1)
-    maps = [probe.features(prepare(part, probe.config.side)) for part in torch.split(flat, batch_size)]
-    features = torch.cat(maps)
-    frames = {name: logits.argmax(-1).view(count, length) for name, logits in probe.read_frames(features).items()}
+    parts = torch.split(clips.flatten(0, 1), batch_size)
+    seen = [probe.see(prepare(part, probe.config.side)) for part in parts]
+    logits = [probe.read_frames(part) for part in seen]
+    frames = {name: torch.cat([part[name].argmax(-1) for part in logits]).view(count, length) for name in FRAME_HEADS}
     if length == 1:
         return Reading(frames, None)
-    by_clip = features.view(count, length, *features.shape[1:])[:, ::CLIP_STRIDE]
-    return Reading(frames, probe.read_action(by_clip).argmax(-1))
+    points = torch.cat([part.points for part in seen]).view(count, length, _POINTS, 2)
+    return Reading(frames, probe.read_action(points[:, ::CLIP_STRIDE]).argmax(-1))
 
 
 def save_probe(probe: Probe, path: Path, extra: dict[str, str] | None = None) -> None:

@@ -19,6 +19,8 @@ from training.parts.probe_data import Labelled, draw_labelled, spoil
 from training.randomness import numpy_generator
 from training.world import ATTRIBUTES
 
+_JOINT_SIGMA = 0.6  # cells of the network's last feature map
+
 
 class Settings(PartSettings):
     """What a batch holds: `stills` single frames and `clips` clips of `clip_frames` frames, and the network's sizes."""
@@ -52,31 +54,33 @@ class ProbePart:
         return default_groups(self.modules())
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Spoilt renderings: `frames` (stills + clips * clip_frames, side, side, 3) uint8 and their labels (.., 10).
+        """Spoilt renderings: N = stills + clips * clip_frames frames (N, side, side, 3) uint8, joints (N, 14, 2).
 
-        `actions` (clips,) are the clips' actions.
+        `labels` (N, 10) index the attributes, place and light; `actions` (clips,) are the clips'.
         """
         settings = self.settings
         rng = numpy_generator(self.seed, step, "renderings")
-        drawn = [draw_labelled(rng, 1, settings.side) for _ in range(settings.stills)]
-        drawn += [draw_labelled(rng, settings.clip_frames, settings.side) for _ in range(settings.clips)]
+        lengths = [1] * settings.stills + [settings.clip_frames] * settings.clips
+        drawn = [spoil(draw_labelled(rng, length, settings.side), rng) for length in lengths]
         return {
-            "frames": torch.from_numpy(np.concatenate([spoil(item.frames, rng) for item in drawn])),
+            "frames": torch.from_numpy(np.concatenate([item.frames for item in drawn])),
+            "points": torch.from_numpy(np.concatenate([item.points for item in drawn])),
             "labels": torch.from_numpy(np.concatenate([_labels(item) for item in drawn])),
             "actions": torch.tensor([item.scene[0] for item in drawn[settings.stills :]]),
         }
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Sum of the heads' cross-entropies per frame, plus the mean one of the action."""
+        """Sum of the heads' cross-entropies and of the joints' one per frame, plus the mean one of the action."""
         settings = self.settings
-        features = self.probe.features(prepare(batch["frames"], settings.side))
+        seen = self.probe.see(prepare(batch["frames"], settings.side))
         losses: Metrics = {
             name: F.cross_entropy(logits.float(), batch["labels"][:, index], reduction="none", label_smoothing=0.02)
-            for index, (name, logits) in enumerate(self.probe.read_frames(features).items())
+            for index, (name, logits) in enumerate(self.probe.read_frames(seen).items())
         }
-        of_clips = features[settings.stills :].view(settings.clips, settings.clip_frames, *features.shape[1:])
+        losses["joints"] = _joint_loss(seen.look, batch["points"])
+        of_clips = seen.points[settings.stills :].view(settings.clips, settings.clip_frames, -1, 2)
         losses["action"] = F.cross_entropy(self.probe.read_action(of_clips).float(), batch["actions"])
-        total = torch.zeros(len(batch["frames"]), device=features.device)
+        total = torch.zeros(len(batch["frames"]), device=seen.points.device)
         for value in losses.values():
             total = total + value
         return total, losses
@@ -96,6 +100,17 @@ class ProbePart:
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write probe.safetensors."""
         save_probe(self.probe, folder / "probe.safetensors", {key: str(value) for key, value in record.items()})
+
+
+def _joint_loss(look: Tensor, points: Tensor) -> Tensor:
+    """Cross-entropy (B,) of (B, 14, h, w) log-probabilities with a small Gaussian around each joint (B, 14, 2)."""
+    height, width = look.shape[2:]
+    y = (torch.arange(height, device=look.device) + 0.5) * 2 / height - 1
+    x = (torch.arange(width, device=look.device) + 0.5) * 2 / width - 1
+    across = (-(((x - points[..., :1]) * width / 2) ** 2) / (2 * _JOINT_SIGMA**2)).softmax(-1)
+    down = (-(((y - points[..., 1:]) * height / 2) ** 2) / (2 * _JOINT_SIGMA**2)).softmax(-1)
+    target = down[..., :, None] * across[..., None, :]
+    return -(target * look).sum((2, 3)).mean(1)
 
 
 def _labels(item: Labelled) -> np.ndarray[Any, np.dtype[np.int64]]:

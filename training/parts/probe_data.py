@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluation.probe import CLIP_STRIDE
-from training.world import Character, Scene, draw_character, draw_scene, draw_shot, render_clip
+from training.world import draw_character, draw_scene, draw_shot, render_clip
 
 Frames = NDArray[np.uint8]
+Points = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Frames (T, H, W, 3) uint8 of one clip with its attribute indices (8,) and action, place and light (3,)."""
+    """One clip: frames (T, side, side, 3) uint8, joints (T, 14, 2) with x and y in [-1, 1], and labels.
+
+    The labels index the eight attributes (8,), and action, place and light (3,).
+    """
 
     frames: Frames
+    points: Points
     character: tuple[int, ...]
     scene: tuple[int, ...]
 
 
 def draw_labelled(rng: np.random.Generator, num_frames: int, side: int, *, test: bool = False) -> Labelled:
-    """Render a random character in a random scene: ``num_frames`` frames, every second one of 16 a second."""
+    """Render a random character in a random scene.
+
+    A clip has every second one of 16 frames a second, from its start on; a single frame is any of the first second.
+    """
     character, scene = draw_character(rng, test=test), draw_scene(rng)
-    frames = render_still_or_clip(rng, character, scene, num_frames, side)
-    return Labelled(frames, character.labels(), scene.labels())
-
-
-def render_still_or_clip(
-    rng: np.random.Generator, character: Character, scene: Scene, num_frames: int, side: int
-) -> Frames:
-    """Frames (num_frames, side, side, 3): a clip from its start on, a single one at any moment of the first second."""
     times = np.arange(num_frames, dtype=np.float64) * CLIP_STRIDE
     if num_frames == 1:
         times += float(rng.uniform(0, 16))
-    return render_clip(character, draw_shot(scene, rng), times, (side, side)).video
+    clip = render_clip(character, draw_shot(scene, rng), times, (side, side))
+    points = (clip.keypoints * 2 / side - 1).astype(np.float32)
+    return Labelled(clip.video, points, character.labels(), scene.labels())
 
 
-def spoil(frames: Frames, rng: np.random.Generator) -> Frames:
+def spoil(item: Labelled, rng: np.random.Generator) -> Labelled:
     """Blur, low resolution, compression, noise, colour error and a small shift; each at random, the same for a clip.
 
-    A third of the clips stay as they are rendered but for the colour error.
+    A third of the clips get no more than a colour error and a shift.
     """
-    frames = _shift(_tint(frames, rng), rng) if rng.random() < 0.8 else frames
+    if rng.random() < 0.8:
+        item = _shift(replace(item, frames=_tint(item.frames, rng)), rng)
     if rng.random() < 1 / 3:
-        return frames
-    side = frames.shape[1]
+        return item
+    side = item.frames.shape[1]
     coarse = max(16, int(side * rng.uniform(0.45, 1.0))) if rng.random() < 0.4 else side
     sigma = float(rng.uniform(0.2, 1.4)) if rng.random() < 0.5 else 0.0
     quality = int(rng.integers(25, 90)) if rng.random() < 0.4 else 0
     grain = float(rng.uniform(1, 12)) if rng.random() < 0.5 else 0.0
-    return np.stack([_spoil_one(frame, rng, coarse, sigma, quality, grain) for frame in frames])
+    frames = np.stack([_spoil_one(frame, rng, coarse, sigma, quality, grain) for frame in item.frames])
+    return replace(item, frames=frames)
 
 
 def _spoil_one(
@@ -84,10 +88,11 @@ def _tint(frames: Frames, rng: np.random.Generator) -> Frames:
     )
 
 
-def _shift(frames: Frames, rng: np.random.Generator) -> Frames:
-    reach = frames.shape[1] // 16
+def _shift(item: Labelled, rng: np.random.Generator) -> Labelled:
+    height, width = item.frames.shape[1:3]
+    reach = height // 16
     down, across = (int(value) for value in rng.integers(-reach, reach + 1, 2))
-    padded = np.pad(frames, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-    height, width = frames.shape[1:3]
+    padded = np.pad(item.frames, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
     top, left = reach + down, reach + across
-    return padded[:, top : top + height, left : left + width]
+    moved = item.points - np.asarray([across * 2 / width, down * 2 / height], np.float32)
+    return replace(item, frames=padded[:, top : top + height, left : left + width], points=moved)
