@@ -1,0 +1,385 @@
+"""From reference pictures and prompts to a video, headless: encode, sample, decode (paper, method; DESIGN 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from .checkpoint import load_transformer
+from .conditioning import DualEncoder, Reference
+from .config import ContextAnyoneConfig
+from .errors import CheckpointError, InputError, ShapeError
+from .flow import sigma_schedule
+from .guidance import Branch, CfgGuidance, Guidance
+from .hosts.image import ImageEncoder, load_image_encoder
+from .hosts.schedulers import check_sampler_name, make_sampler
+from .hosts.text import TextEncoder, load_text_encoder
+from .hosts.vae import VideoVAE, load_vae
+from .losses import reconstruction
+from .prompts import TwoStagePrompt, check_text_length
+from .transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+
+MINIATURE = Path(__file__).parent / "miniature"
+Progress = Callable[[int, int], None]
+"""Called after every denoising step with the steps done and the steps in all."""
+
+_FRAME_STEP = 4  # Wan's VAE: 4 frames to one latent frame after the first, 8 pixels to a latent, 2 latents to a token
+_SIDE_STEP = 16
+_MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """How a video is made, apart from what is in it.
+
+    Attributes:
+        num_frames: 4k + 1.
+        width, height: pixels, multiples of 16.
+        steps: denoising steps, at most 1000.
+        seed: of the noise; the same seed gives the same video.
+        sampler: one of `hosts.schedulers.SAMPLERS`.
+        shift: shift of the sigma schedule; None takes the model's.
+        guidance: which passes a step makes and how they combine.
+        emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
+        gap: latent frames between references and video; None takes the model's.
+
+    Raises:
+        InputError: a number that cannot be met, or an unknown sampler.
+    """
+
+    num_frames: int = 17
+    width: int = 128
+    height: int = 128
+    steps: int = 20
+    seed: int = 0
+    sampler: str = "unipc"
+    shift: float | None = None
+    guidance: Guidance = field(default_factory=CfgGuidance)
+    emphasis: float = 1.0
+    gap: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "width", "height", "steps"):
+            _require_whole(name, getattr(self, name), 1)
+        _require_whole("seed", self.seed, 0)
+        if self.num_frames % _FRAME_STEP != 1:
+            near = self.num_frames - (self.num_frames - 1) % _FRAME_STEP
+            raise InputError(
+                f"num_frames is {self.num_frames}; Wan needs 4k + 1 frames, such as {near} or {near + _FRAME_STEP}."
+            )
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            if side % _SIDE_STEP:
+                near = max(_SIDE_STEP, _SIDE_STEP * round(side / _SIDE_STEP))
+                raise InputError(f"{name} is {side}; it must be a multiple of {_SIDE_STEP}, such as {near}.")
+        if self.steps > _MAX_STEPS:
+            raise InputError(f"steps is {self.steps}; at most {_MAX_STEPS} are possible, and 20 to 50 are usual.")
+        if self.seed >= 2**63:
+            raise InputError(f"seed is {self.seed}; it must be below 2^63.")
+        check_sampler_name(self.sampler)
+        _require_number("emphasis", self.emphasis, zero=True)
+        for name in ("shift", "gap"):
+            if getattr(self, name) is not None:
+                _require_number(name, getattr(self, name), zero=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a batch of videos is made from, encoded.
+
+    Attributes:
+        text_embeds: (B, text_len, text_dim), the video's prompt.
+        negative_embeds: the same shape, the negative prompt.
+        references: what the reference stream reads; None is plain text to video.
+    """
+
+    text_embeds: torch.Tensor
+    negative_embeds: torch.Tensor
+    references: ReferenceInputs | None
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished video, on the CPU in float32.
+
+    Attributes:
+        images: (B, 3, T, H, W) in [-1, 1].
+        latents: (B, 16, t, h, w), normalised.
+        reconstructions: one picture (B, 3, H, W) in [-1, 1] per reference: the reference stream's own output,
+            decoded. Empty without a reference.
+    """
+
+    images: torch.Tensor
+    latents: torch.Tensor
+    reconstructions: list[torch.Tensor]
+
+
+class ContextAnyonePipeline:
+    """The whole model with its encoders.
+
+    Args:
+        transformer: in the dtype in which it shall run.
+        vae, text_encoder, image_encoder: the hosts; no image encoder for a transformer without the CLIP branch.
+
+    Raises:
+        CheckpointError: the parts do not belong together.
+    """
+
+    def __init__(
+        self,
+        transformer: ContextAnyoneTransformer,
+        vae: VideoVAE,
+        text_encoder: TextEncoder,
+        image_encoder: ImageEncoder | None,
+    ) -> None:
+        self.config: ContextAnyoneConfig = transformer.config
+        _check_parts(self.config, text_encoder, image_encoder)
+        self.transformer = transformer.eval()
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.dual_encoder = DualEncoder(vae, image_encoder)
+        weight = transformer.patch_embedding.weight
+        self.device, self.dtype = weight.device, weight.dtype
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """Load `transformer`, `vae`, `text_encoder` and `image_encoder` (`.safetensors`) of a folder, strictly.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or does not fit the others.
+            InputError: the device is not there.
+            MissingDependencyError: diffusers, transformers or sentencepiece is not installed.
+        """
+        device = check_device(device)
+        transformer = load_transformer(_weights(folder, "transformer"), dtype=dtype, device=device)
+        config = transformer.config
+        paths = {name: _weights(folder, name) for name in ("vae", "text_encoder")}
+        image_encoder = None
+        if config.image_dim is not None:
+            image_encoder = load_image_encoder(_weights(folder, "image_encoder"), dtype, device)
+        vae = VideoVAE(load_vae(paths["vae"], dtype, device), config)
+        return cls(transformer, vae, load_text_encoder(paths["text_encoder"], dtype, device), image_encoder)
+
+    @classmethod
+    def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """The miniature that this package ships (DESIGN 2); raises as `from_folder`."""
+        return cls.from_folder(MINIATURE, device, dtype)
+
+    def generate(
+        self,
+        references: Sequence[torch.Tensor],
+        prompt: TwoStagePrompt,
+        settings: GenerationSettings,
+        *,
+        negative: str = "",
+        progress: Progress | None = None,
+    ) -> GenerationResult:
+        """One video of the character in the references.
+
+        Args:
+            references: pictures (1, 3, H, W) in [-1, 1] of any size; none is plain text to video.
+            prompt: how the reference looks, and what happens.
+            settings: size, steps, seed and so on.
+            negative: the negative prompt.
+            progress: called after every step.
+
+        Raises:
+            InputError: a prompt is too long.
+            ShapeError: a reference is not (1, 3, H, W).
+        """
+        self.check_prompt(prompt, negative)
+        encoded = [self.dual_encoder.encode(image, settings.size) for image in references]
+        conditions = self.conditions(encoded, prompt, negative=negative)
+        latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
+        return GenerationResult(self.decode(latents), latents.cpu(), self.reconstruct(conditions, settings))
+
+    def check_prompt(self, prompt: TwoStagePrompt, negative: str = "") -> None:
+        """Refuse prompts that do not fit, before anything expensive.
+
+        Raises:
+            InputError: saying by how many tokens a prompt is too long.
+        """
+        count = self.text_encoder.count_tokens
+        prompt.check_length(count, self.config.text_len)
+        check_text_length("The negative prompt", negative, count, self.config.text_len)
+
+    def conditions(self, references: Sequence[Reference], prompt: TwoStagePrompt, *, negative: str = "") -> Conditions:
+        """Encode the prompts and put them together with encoded references, for one video.
+
+        Raises:
+            InputError: a prompt is too long.
+        """
+        texts = [prompt.video_text, negative, prompt.reference_text]
+        video, unwanted, first = self.text_encoder.encode(texts).to(self.device, self.dtype).split(1)
+        if not references:
+            return Conditions(video, unwanted, None)
+        latents = [reference.latents.to(self.device, self.dtype) for reference in references]
+        embeds = [r.image_embeds.to(self.device, self.dtype) for r in references if r.image_embeds is not None]
+        return Conditions(video, unwanted, ReferenceInputs(latents, first, embeds))
+
+    def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
+        """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
+        stride = self.config.vae_stride
+        frames = 1 + (settings.num_frames - 1) // stride[0]
+        shape = (1, self.config.in_dim, frames, settings.height // stride[1], settings.width // stride[2])
+        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        conditions: Conditions,
+        settings: GenerationSettings,
+        noise: torch.Tensor,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
+
+        The references are run once; every step and every pass that sees them reads the same cache.
+
+        Raises:
+            ShapeError: noise and conditions are not of one batch.
+        """
+        if len(noise) != len(conditions.text_embeds):
+            raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
+        references = _with_gap(conditions.references, settings.gap)
+        cache = None if references is None else self.transformer.encode_references(references)
+        shift = self.config.shift if settings.shift is None else settings.shift
+        sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
+        latents = noise.to(self.device, torch.float32)
+        for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
+            velocity = self._guided_velocity(latents, sigma, conditions, cache, settings)
+            latents = sampler.step(velocity, index, latents)
+            if progress is not None:
+                progress(index + 1, settings.steps)
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, T, H, W) in [-1, 1], float32, on the CPU; one video after the other, to spare memory."""
+        return torch.cat([self.vae.decode(one).cpu() for one in latents.split(1)])
+
+    @torch.no_grad()
+    def reconstruct(self, conditions: Conditions, settings: GenerationSettings) -> list[torch.Tensor]:
+        """What the reference stream makes of each reference: pictures (B, 3, H, W); empty without a reference."""
+        references = _with_gap(conditions.references, settings.gap)
+        if references is None:
+            return []
+        # The video never changes a reference: one token of it is enough to have the reference stream's output.
+        latents = torch.zeros(len(conditions.text_embeds), self.config.in_dim, *self.config.patch_size)
+        output = self.transformer(
+            latents.to(self.device, self.dtype),
+            torch.zeros(len(latents), device=self.device),
+            conditions.text_embeds,
+            references=references,
+        ).reference_output
+        pairs = zip(references.latents, output, strict=True)
+        return [self.decode(reconstruction(fed, out).float())[:, :, 0] for fed, out in pairs]
+
+    def _guided_velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        conditions: Conditions,
+        cache: ReferenceCache | None,
+        settings: GenerationSettings,
+    ) -> torch.Tensor:
+        timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
+        passes: dict[tuple[bool, bool], torch.Tensor] = {}
+        velocities: dict[Branch, torch.Tensor] = {}
+        for branch in settings.guidance.branches(sigma):
+            seen = cache if branch.reference else None
+            key = (branch.negative, seen is not None)  # without any reference two branches can be one pass
+            if key not in passes:
+                text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
+                output = self.transformer(
+                    latents.to(self.dtype), timesteps, text_embeds, cache=seen, emphasis=settings.emphasis
+                )
+                passes[key] = output.velocity.float()
+            velocities[branch] = passes[key]
+        return settings.guidance.combine(velocities)
+
+
+def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
+    """Put several videos' conditions into one batch.
+
+    Raises:
+        InputError: there are none, or they have different numbers of references.
+        ShapeError: their references differ in size.
+    """
+    references = [item.references for item in conditions if item.references is not None]
+    counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
+    if len(counts) != 1:
+        raise InputError(f"A batch needs videos with the same number of references; given are {sorted(counts)}.")
+    if len({tuple(r.latents[index].shape) for r in references for index in range(len(r.latents))}) > 1:
+        raise ShapeError("A batch needs references of one size; encode them for the same width and height.")
+    text = torch.cat([item.text_embeds for item in conditions])
+    negative = torch.cat([item.negative_embeds for item in conditions])
+    if not references:
+        return Conditions(text, negative, None)
+    latents = [torch.cat(views) for views in zip(*(item.latents for item in references), strict=True)]
+    embeds = [torch.cat(views) for views in zip(*(item.image_embeds for item in references), strict=True)]
+    first = torch.cat([item.text_embeds for item in references])
+    return Conditions(text, negative, ReferenceInputs(latents, first, embeds))
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if it can be used.
+
+    Raises:
+        InputError: this torch or this machine does not have it.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {str(device)!r} cannot be used here ({reason}). Use cpu.") from error
+    return found
+
+
+def _with_gap(references: ReferenceInputs | None, gap: float | None) -> ReferenceInputs | None:
+    if references is None or gap is None:
+        return references
+    return ReferenceInputs(
+        references.latents, references.text_embeds, references.image_embeds, references.timesteps, gap
+    )
+
+
+def _weights(folder: Path, name: str) -> Path:
+    path = Path(folder) / f"{name}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing; the folder must hold transformer, vae, text_encoder and image_encoder, "
+            "each as a .safetensors file."
+        )
+    return path
+
+
+def _check_parts(config: ContextAnyoneConfig, text: TextEncoder, image: ImageEncoder | None) -> None:
+    given = {"text_dim": text.text_dim, "text_len": text.text_len, "image_dim": image and image.image_dim}
+    for name, value in given.items():
+        needed = getattr(config, name)
+        if value != needed:
+            raise CheckpointError(
+                f"{name} of the encoder is {value}, the transformer needs {needed}: the files do not belong together."
+            )
+
+
+def _require_whole(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
+
+
+def _require_number(name: str, value: object, *, zero: bool) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        raise InputError(f"{name} is {value!r}; it must be a finite number {'of at least' if zero else 'above'} 0.")
