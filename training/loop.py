@@ -197,7 +197,7 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None) -> Trainer
         torch.set_num_threads(config.run.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed_globals(config.run.seed, 0, "init")
-    init_from = config.init.from_ if checkpoint is None else None
+    init_from = config.init.from_  # on a resume too: a part may take a tokenizer or sizes from it
     if init_from is not None and not init_from.is_file():
         raise InputError(f"init.from is {init_from}, which is not a file.")
     part = PARTS[config.part.name].build(config.part, PartContext(config.run.seed, device, init_from))

@@ -13,7 +13,7 @@ from typing import Any
 import linear_part
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, load_config, parse_config, save_config
@@ -208,8 +208,10 @@ def test_warm_start_and_its_resume(tmp_path: Path) -> None:
     train(warm)
     trained = latest(tmp_path / "run").tensors["model"]["net.0.weight"]
     assert torch.allclose(trained, part.net[0].weight, atol=1e-6)
-    weights.unlink()  # a resume takes the checkpoint, not the file
-    train(warm)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}, weights)
+    train(warm)  # the checkpoint's tensors count, not the file's
     assert latest(tmp_path / "run").progress.step == 2
+    assert torch.allclose(latest(tmp_path / "run").tensors["model"]["net.0.weight"], trained, atol=1e-6)
+    weights.unlink()
     with pytest.raises(InputError, match=r"init\.from is .* which is not a file"):
         train(warm.model_copy(update={"run": warm.run.model_copy(update={"out": tmp_path / "new"})}))

@@ -33,8 +33,8 @@ class PartContext:
 
     seed: the run's seed; initial weights are drawn from torch's global generator, which the loop has seeded by then.
     device: where the loss runs. The loop moves `modules()` there; a part moves its frozen networks itself.
-    init_from: weights file to start from (`init.from`), None for a fresh start and None on a resume (the checkpoint
-    follows).
+    init_from: weights file to start from (`init.from`), None for a fresh start. Given on a resume too, where the
+    checkpoint's tensors then replace the file's.
     """
 
     seed: int
