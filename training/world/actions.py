@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import cos, pi, sin
 
 FRAMES_PER_SECOND = 16
+_LAP_SECONDS = 1.125  # how long a walker goes one way
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,18 @@ class Motion:
 
 
 def _walking(phase: float, seconds: float, motion: Motion) -> Pose:
+    lap, along = divmod(seconds, _LAP_SECONDS)  # to and fro, or a long clip would lose the walker
+    back = lap % 2 == 1
+    way = _LAP_SECONDS - along if back else along
     swing = 0.48 * motion.amplitude * sin(2 * pi * phase)
     return Pose(
         arm_left=(0.12 + swing, 0.12 + 1.2 * swing),
         arm_right=(0.12 + swing, 0.12 + 1.2 * swing),
         leg_left=(0.04 - swing, 0.02 - 0.8 * swing),
         leg_right=(0.04 - swing, 0.02 - 0.8 * swing),
-        x=motion.side * 0.30 * (seconds - 0.5),
+        x=motion.side * 0.30 * (way - 0.5),
         lift=0.018 * abs(cos(2 * pi * phase)),
-        lean=0.05 * motion.side,
+        lean=0.05 * (-motion.side if back else motion.side),
     )
 
 

@@ -81,7 +81,7 @@ def _join(parts: list[str]) -> str:
 def describe(character: Character, named: Collection[str], noun: str, rng: np.random.Generator) -> str:
     """A noun phrase without article that names the chosen attributes: ``slim woman with red hair wearing a hat``."""
     front = ""
-    traits = []
+    traits: list[str] = []
     if "body_shape" in named:
         word = _pick(rng, _BODY_WORDS[character.body_shape])
         front, traits = ("", [word]) if word.startswith("of ") else (word + " ", [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, sin
 
 import numpy as np
@@ -203,7 +204,7 @@ def _draw_head(canvas: Canvas, character: Character, skeleton: Skeleton) -> None
     for sign in (-1, 1):
         canvas.ellipse((x + sign * 0.36 * r, y + 0.08 * r), (0.13 * r, 0.17 * r), _INK)
     mouth = [(x + 0.34 * r * t, y + (0.56 - 0.14 * t * t) * r) for t in (-1, -0.5, 0, 0.5, 1)]
-    for start, end in zip(mouth[:-1], mouth[1:], strict=True):
+    for start, end in pairwise(mouth):
         canvas.limb(start, end, 0.10 * r, (176, 52, 60))
 
 

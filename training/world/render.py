@@ -35,7 +35,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered clip: ``video`` (T, H, W, 3) and ``masks`` (T, H, W) uint8, ``keypoints`` (T, 14, 2) float32 pixels."""
+    """A clip: ``video`` (T, H, W, 3) and ``masks`` (T, H, W) uint8, ``keypoints`` (T, 14, 2) float32 pixels."""
 
     video: NDArray[np.uint8]
     masks: NDArray[np.uint8]
@@ -95,7 +95,7 @@ def _lit(picture: NDArray[np.uint8], mask: NDArray[np.uint8], light: str) -> NDA
     if light == "day":
         return picture
     share = mask.astype(np.float32)[..., None] / 255.0
-    place, person = np.float32(_LIGHT_ON_PLACE[light]), np.float32(_LIGHT_ON_PERSON[light])
+    place, person = (np.asarray(table[light], np.float32) for table in (_LIGHT_ON_PLACE, _LIGHT_ON_PERSON))
     return np.round(picture * (place + (person - place) * share)).astype(np.uint8)
 
 
