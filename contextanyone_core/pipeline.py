@@ -21,7 +21,7 @@ from .hosts.schedulers import check_sampler_name, make_sampler
 from .hosts.text import TextEncoder, load_text_encoder
 from .hosts.vae import VideoVAE, load_vae
 from .losses import reconstruction
-from .prompts import TwoStagePrompt, check_text_length
+from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_text_length
 from .transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 
 MINIATURE = Path(__file__).parent / "miniature"
@@ -181,7 +181,7 @@ class ContextAnyonePipeline:
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
-        negative: str = "",
+        negative: str = DEFAULT_NEGATIVE,
         progress: Progress | None = None,
     ) -> GenerationResult:
         """One video of the character in the references.
@@ -203,7 +203,7 @@ class ContextAnyonePipeline:
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu(), self.reconstruct(conditions, settings))
 
-    def check_prompt(self, prompt: TwoStagePrompt, negative: str = "") -> None:
+    def check_prompt(self, prompt: TwoStagePrompt, negative: str = DEFAULT_NEGATIVE) -> None:
         """Refuse prompts that do not fit, before anything expensive.
 
         Raises:
@@ -213,19 +213,22 @@ class ContextAnyonePipeline:
         prompt.check_length(count, self.config.text_len)
         check_text_length("The negative prompt", negative, count, self.config.text_len)
 
-    def conditions(self, references: Sequence[Reference], prompt: TwoStagePrompt, *, negative: str = "") -> Conditions:
+    def conditions(
+        self, references: Sequence[Reference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
+    ) -> Conditions:
         """Encode the prompts and put them together with encoded references, for one video.
 
         Raises:
             InputError: a prompt is too long.
         """
         texts = [prompt.video_text, negative, prompt.reference_text]
-        video, unwanted, first = self.text_encoder.encode(texts).to(self.device, self.dtype).split(1)
+        embeds = self.text_encoder.encode(texts).to(self.device, self.dtype)
+        video, unwanted, first = embeds[0:1], embeds[1:2], embeds[2:3]
         if not references:
             return Conditions(video, unwanted, None)
         latents = [reference.latents.to(self.device, self.dtype) for reference in references]
-        embeds = [r.image_embeds.to(self.device, self.dtype) for r in references if r.image_embeds is not None]
-        return Conditions(video, unwanted, ReferenceInputs(latents, first, embeds))
+        tokens = [r.image_embeds.to(self.device, self.dtype) for r in references if r.image_embeds is not None]
+        return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens))
 
     def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
         """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
@@ -265,7 +268,7 @@ class ContextAnyonePipeline:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, T, H, W) in [-1, 1], float32, on the CPU; one video after the other, to spare memory."""
-        return torch.cat([self.vae.decode(one).cpu() for one in latents.split(1)])
+        return torch.cat([self.vae.decode(latents[i : i + 1]).cpu() for i in range(len(latents))])
 
     @torch.no_grad()
     def reconstruct(self, conditions: Conditions, settings: GenerationSettings) -> list[torch.Tensor]:

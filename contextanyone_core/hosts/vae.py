@@ -104,7 +104,8 @@ class VideoVAE:
                 f"images are {frames} frames of {height} x {width}; the VAE needs 4k + 1 frames, sides multiples of 8."
             )
         with torch.no_grad():
-            latents = self.vae.encode(images.to(self.device, self.dtype)).latent_dist.mode().float()
+            posterior = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
+            latents = torch.as_tensor(posterior.mode()).float()
         return (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

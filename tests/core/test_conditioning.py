@@ -1,0 +1,129 @@
+"""Preparing reference pictures, the dual encoder, and prompts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contextanyone_core.conditioning import DualEncoder, clip_picture, fitted_size, pad_picture
+from contextanyone_core.errors import InputError, ShapeError
+from contextanyone_core.prompts import TwoStagePrompt, check_text_length
+
+SIDES = st.integers(1, 200)
+TARGETS = st.integers(16, 96)
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=SIDES, width=SIDES, high=TARGETS, wide=TARGETS)
+def test_padding_never_crops(height: int, width: int, high: int, wide: int) -> None:
+    """A black picture stays whole: one black rectangle of the fitted size in the middle, white around it."""
+    padded = pad_picture(torch.full((1, 3, height, width), -1.0), (high, wide))
+    assert padded.shape == (1, 3, high, wide)
+    black = padded[0, 0] < 0
+    rows, columns = black.any(1).nonzero().flatten(), black.any(0).nonzero().flatten()
+    fitted = fitted_size((height, width), (high, wide))
+    assert (len(rows), len(columns)) == fitted
+    assert int(black.sum()) == fitted[0] * fitted[1]
+    assert (fitted[0] == high) or (fitted[1] == wide)
+    assert abs(int(rows[0]) - (high - 1 - int(rows[-1]))) <= 1
+    assert abs(int(columns[0]) - (wide - 1 - int(columns[-1]))) <= 1
+    assert torch.equal(padded[0, 0][~black], torch.ones(high * wide - int(black.sum())))
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=st.integers(8, 200), width=st.integers(8, 200), high=TARGETS, wide=TARGETS)
+def test_padding_keeps_the_aspect(height: int, width: int, high: int, wide: int) -> None:
+    fitted = fitted_size((height, width), (high, wide))
+    scale = min(high / height, wide / width)
+    assert abs(fitted[0] - height * scale) <= 1
+    assert abs(fitted[1] - width * scale) <= 1
+
+
+def test_all_four_corners_survive() -> None:
+    picture = torch.full((1, 3, 60, 200), 0.0)
+    picture[..., :6, :6] = picture[..., -6:, :6] = picture[..., :6, -6:] = picture[..., -6:, -6:] = -1.0
+    padded = pad_picture(picture, (64, 64))[0, 0]
+    height = fitted_size((60, 200), (64, 64))[0]
+    top = (64 - height) // 2
+    for row in (top, top + height - 1):
+        for column in (0, 63):
+            assert padded[row, column] < -0.5
+
+
+def test_a_picture_that_fits_is_left_as_it_is() -> None:
+    picture = torch.rand(1, 3, 48, 32) * 2 - 1
+    assert torch.equal(pad_picture(picture, (48, 32)), picture)
+    assert torch.equal(pad_picture(picture, (48, 48))[..., 8:40], picture)
+
+
+def test_resizing_stays_in_range() -> None:
+    sharp = torch.where(torch.rand(1, 3, 20, 20) > 0.5, 1.0, -1.0)
+    for size in ((64, 64), (16, 16)):
+        assert pad_picture(sharp, size).abs().max() <= 1
+
+
+def test_very_wide_and_very_tall_pictures_keep_a_line() -> None:
+    for shape, size in (((1, 3, 2, 5000), (1, 64)), ((1, 3, 5000, 2), (64, 1))):
+        assert fitted_size((shape[2], shape[3]), (64, 64)) == size
+        assert (pad_picture(torch.full(shape, -1.0), (64, 64)) < 0).any()
+
+
+def test_clip_picture_is_a_padded_square() -> None:
+    square = clip_picture(torch.full((1, 3, 40, 20), -1.0), 16)
+    assert square.shape == (1, 3, 16, 16)
+    assert int((square[0, 0] < 0).sum()) == 16 * 8
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
+def test_what_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"\(1, 3, H, W\)"):
+        pad_picture(torch.zeros(shape), (16, 16))
+
+
+class Eye:
+    """Encoders that return what they were shown."""
+
+    image_size = 24
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def test_dual_encoder_shows_each_encoder_its_own_view() -> None:
+    picture = torch.rand(1, 3, 30, 50)
+    reference = DualEncoder(Eye(), Eye()).encode(picture, (32, 64))
+    assert torch.equal(reference.latents, pad_picture(picture, (32, 64))[:, :, None])
+    assert reference.image_embeds is not None
+    assert torch.equal(reference.image_embeds, clip_picture(picture, 24))
+    assert DualEncoder(Eye(), None).encode(picture, (32, 64)).image_embeds is None
+
+
+# Prompts
+
+
+def test_two_prompts_are_joined_by_one_space() -> None:
+    prompt = TwoStagePrompt("A woman.", "She waves.")
+    assert prompt.reference_text == "A woman."
+    assert prompt.video_text == "A woman. She waves."
+
+
+@pytest.mark.parametrize("prompt", [TwoStagePrompt("A woman."), TwoStagePrompt("", "A woman.")])
+def test_one_prompt_is_read_by_both_streams(prompt: TwoStagePrompt) -> None:
+    assert prompt.reference_text == prompt.video_text == "A woman."
+
+
+@pytest.mark.parametrize(("first", "later"), [("", ""), ("  ", "\n")])
+def test_an_empty_prompt_is_refused(first: str, later: str) -> None:
+    with pytest.raises(InputError, match="prompt is empty"):
+        TwoStagePrompt(first, later)
+
+
+def test_a_prompt_too_long_says_by_how_much() -> None:
+    prompt = TwoStagePrompt("one two three", "four five")
+    prompt.check_length(lambda text: len(text.split()) + 1, 6)
+    with pytest.raises(InputError, match="6 tokens, 2 more than the 4"):
+        prompt.check_length(lambda text: len(text.split()) + 1, 4)
+    with pytest.raises(InputError, match="The negative prompt has 3 tokens, 1 more"):
+        check_text_length("The negative prompt", "bad blurry", lambda text: len(text.split()) + 1, 2)
