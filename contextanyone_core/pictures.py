@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
+MAX_KEPT_SIDE = 4096  # larger than any video; what is beyond costs gigabytes as float32 and shows nowhere
 # Raster formats that Pillow decodes by itself. EPS, for one, would start Ghostscript on a stranger's file.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
@@ -29,7 +30,8 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """Read the first frame of a picture as upright RGB, transparency laid over white.
 
     Grey, palette, transparent, 16-bit and CMYK pictures become 8-bit RGB; the camera's EXIF rotation is applied.
-    The size is taken from the header and checked before anything is decoded.
+    The size is taken from the header and checked before anything is decoded; a picture with a side above 4096 is
+    averaged down by a whole factor.
 
     Returns: uint8 (H, W, 3).
     Raises: InputError if there is no such file, or it is no picture, is damaged, too small or too large.
@@ -43,7 +45,9 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
             image.seek(0)
             image.load()
             upright = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(path, upright), dtype=np.uint8)
+            rgb = _to_rgb(path, upright)
+            factor = -(-max(rgb.size) // MAX_KEPT_SIDE)
+            return np.array(rgb.reduce(factor) if factor > 1 else rgb, dtype=np.uint8)
         except InputError:
             raise
         except MemoryError as error:

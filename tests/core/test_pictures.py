@@ -136,6 +136,14 @@ def test_very_wide_and_very_tall(tmp_path, size):
     assert read(Image.new("RGB", size, "red"), tmp_path / "w.png").shape == (size[1], size[0], 3)
 
 
+def test_huge_pictures_are_averaged_down(tmp_path):
+    stripes = np.zeros((40, 9000, 3), np.uint8)
+    stripes[:, ::3] = 255
+    picture = read(Image.fromarray(stripes), tmp_path / "huge.png")
+    assert picture.shape == (14, 3000, 3)
+    assert near(picture[3, 3], (85, 85, 85))
+
+
 def refused(path: Path) -> str:
     with pytest.raises(InputError) as caught:
         read_picture(path)

@@ -1,0 +1,111 @@
+"""The command `contextanyone`: dispatch, exit codes, Ctrl-C.
+
+Exit codes: 0 done; 2 the request cannot be met as given (one line says why); 1 it failed on the way (disk full, out of
+memory); 130 interrupted. Results go to stdout, everything else to stderr. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from .cli_options import Parser, did_you_mean, package_version
+from .errors import ContextAnyoneError, InputError
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+SUMMARY = """One picture of a character and two prompts become a video of that same character.
+
+commands:
+  generate   make a video: contextanyone generate --reference P.png --first "..." --later "..." --out out.mp4
+  inspect    say what a weight file is, or how a video was made: contextanyone inspect FILE
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the words after the command's name; None takes the process's own.
+
+    Returns: the exit code.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
+    with _interrupts() as seen:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        except KeyboardInterrupt:
+            return _say("interrupted", INTERRUPTED)
+        except Exception as error:
+            if seen:  # a library made another error of the interrupt
+                return _say("interrupted", INTERRUPTED)
+            if isinstance(error, ContextAnyoneError):
+                return _say(str(error), REFUSED)
+            if message := _failure(error):
+                return _say(message, FAILED)
+            raise
+
+
+def _run(words: list[str]) -> int:
+    commands = {"generate": _generate, "inspect": _inspect}
+    if words and words[0] in commands:
+        return commands[words[0]](words[1:])
+    parser = Parser("contextanyone", SUMMARY)
+    parser.add_argument("--version", action="version", version=f"contextanyone {package_version()}")
+    if words and not words[0].startswith("-"):
+        raise InputError(
+            f"there is no command {words[0]!r}; use generate or inspect.{did_you_mean(words[0], commands)}"
+        )
+    parser.parse(words)
+    parser.print_help(sys.stderr)
+    return REFUSED
+
+
+def _generate(words: Sequence[str]) -> int:
+    from .cli_generate import generate
+
+    return generate(words)
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from .cli_inspect import inspect
+
+    return inspect(words)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C raises KeyboardInterrupt and is remembered, for libraries that turn it into another error."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _failure(error: Exception) -> str | None:
+    """One line for what a machine can run out of; None for everything else, which is a bug and shows its traceback."""
+    from .video import is_disk_full
+
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        return "out of memory; ask for fewer --frames or a smaller --size"
+    if not isinstance(error, OSError):
+        return None
+    if is_disk_full(error):
+        return f"no room left to write the video ({error}); nothing was kept. Free some space and run it again"
+    return f"the system refused: {error}"
+
+
+def _say(message: str, code: int) -> int:
+    sys.stderr.write(f"contextanyone: {' '.join(message.split())}\n")
+    return code
