@@ -99,10 +99,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         InputError: the file is missing or not YAML, a key is unknown, a value does not fit. The message names the key.
     """
+    return parse_config(read_settings(path, overrides))
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file of settings and apply `a.b=value` overrides; nothing is checked but the form.
+
+    Raises:
+        InputError: the file is missing or not a YAML mapping, or an override is not of that form.
+    """
     data = _read_yaml(path)
     for override in overrides:
         _apply_override(data, override)
-    return parse_config(data)
+    return data
 
 
 def parse_config(data: Mapping[str, Any]) -> TrainConfig:
@@ -119,11 +128,11 @@ def parse_config(data: Mapping[str, Any]) -> TrainConfig:
     try:
         part = settings_class.model_validate(dict(part_data))
     except ValidationError as error:
-        raise InputError(_describe(error, settings_class, "part.")) from None
+        raise InputError(describe_errors(error, settings_class, "part.")) from None
     try:
         return TrainConfig.model_validate({**data, "part": part})
     except ValidationError as error:
-        raise InputError(_describe(error, TrainConfig, "")) from None
+        raise InputError(describe_errors(error, TrainConfig, "")) from None
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -205,11 +214,12 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _describe(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
-    return " ".join(_describe_one(details, model, prefix) for details in error.errors())
+def describe_errors(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
+    """Say in one line which settings of a model are at fault and what would be right; prefix goes before the names."""
+    return " ".join(_describe_error(details, model, prefix) for details in error.errors())
 
 
-def _describe_one(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
+def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
     names = [str(name) for name in details["loc"]]
     key = prefix + ".".join(names)
     if details["type"] == "extra_forbidden":
