@@ -162,8 +162,8 @@ def did_you_mean(given: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 def presets() -> list[Path]:
-    """Return the configuration files that come with the trainer."""
-    return sorted(PRESETS.rglob("*.yaml"))
+    """Return the configurations of runs that come with the trainer; evaluate.yaml beside them is the evaluation's."""
+    return sorted(path for path in PRESETS.rglob("*.yaml") if path.name != "evaluate.yaml")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
