@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .attention import AttentionFunction, torch_attention
 from .config import ContextAnyoneConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 from .transformer import ContextAnyoneTransformer
 
 TRANSFORMER = "contextanyone-transformer"
@@ -33,7 +33,8 @@ PROBE = "probe"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
-    "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F4": 4,
 }  # fmt: skip
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive, such as a .pth or .pt file of torch.save"),
@@ -337,15 +338,19 @@ def _check_tensors(path: Path, table: dict[str, Any]) -> dict[str, TensorInfo]:
             whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
             fits = whole and (end - begin) * 8 == math.prod(shape) * _BITS[dtype]
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged: the entry of '{name}' in its header is not readable.") from error
+            raise CheckpointError(
+                f"{path} is damaged: the entry of {_name(name)} in its header is not readable."
+            ) from error
         if not fits:
-            raise CheckpointError(f"{path} is damaged: '{name}' does not fill the bytes that its header gives it.")
+            raise CheckpointError(f"{path} is damaged: {_name(name)} does not fill the bytes that its header gives it.")
         tensors[name] = TensorInfo(dtype, shape)
         spans.append((begin, end, name))
     position = 0
     for begin, end, name in sorted(spans):
         if begin != position:
-            raise CheckpointError(f"{path} is damaged: '{name}' overlaps another tensor or leaves a hole before it.")
+            raise CheckpointError(
+                f"{path} is damaged: {_name(name)} overlaps another tensor or leaves a hole before it."
+            )
         position = end
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -361,13 +366,14 @@ def _check_tensors(path: Path, table: dict[str, Any]) -> dict[str, TensorInfo]:
 def _empty_transformer(
     path: str | Path, header: Header, ops: Any, attention: AttentionFunction
 ) -> ContextAnyoneTransformer:
-    from .errors import InputError
-
     try:
         config = ContextAnyoneConfig.from_dict(header.config)
-    except InputError as error:
-        raise CheckpointError(f"{path} has a config that this version cannot read: {error}") from error
-    return ContextAnyoneTransformer(config, ops, attention, device="meta")
+        if config.num_layers > len(header.tensors):
+            raise InputError(f"num_layers is {config.num_layers}, with {len(header.tensors)} tensors in the file.")
+        return ContextAnyoneTransformer(config, ops, attention, device="meta")
+    except (InputError, RuntimeError, TypeError, OverflowError) as error:  # torch's own for sizes beyond 64 bits
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} has a config that this version cannot read: {reason}") from error
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -381,8 +387,12 @@ def _differences(missing: list[str], unknown: list[str], wrong: list[str]) -> st
     return "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in parts if names) + "."
 
 
+def _name(name: str) -> str:
+    return f"'{name}'" if name.isprintable() else repr(name)
+
+
 def _listed(names: list[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 

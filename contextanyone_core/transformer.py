@@ -111,7 +111,7 @@ class ContextAnyoneTransformer(nn.Module):
             self.img_emb = ImageEmbedding(config.image_dim, dim, ops, **factory)
         self.blocks = nn.ModuleList(TransformerBlock(config, ops, **factory) for _ in range(config.num_layers))
         self.head = Head(config, ops, **factory)
-        if ops is nn:
+        if ops is nn and not self.head.modulation.is_meta:
             initialise(self)
 
     def forward(

@@ -1,0 +1,95 @@
+"""Guidance: the formulas, the passes they need, and their interval."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contextanyone_core.errors import InputError
+from contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
+
+SCALE = st.floats(0, 20)
+
+
+def velocities(guidance, seed=0, sigma=0.5):
+    random = torch.Generator().manual_seed(seed)
+    return {
+        branch: torch.randn(1, 16, 2, 2, 2, generator=random, dtype=torch.float64)
+        for branch in guidance.branches(sigma)
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(SCALE, st.integers(0, 99))
+def test_cfg_formula(scale, seed):
+    guidance = CfgGuidance(scale)
+    given_ = velocities(guidance, seed)
+    negative = given_.get(Branch.NEGATIVE, 0)
+    expected = negative + scale * (given_[Branch.PROMPT_REFERENCE] - negative)
+    assert torch.allclose(guidance.combine(given_), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SCALE, SCALE, st.integers(0, 99))
+def test_dual_formula(scale, reference_scale, seed):
+    guidance = DualGuidance(scale, reference_scale)
+    given_ = velocities(guidance, seed)
+    if len(given_) == 1:
+        assert scale == reference_scale == 1
+        return
+    full, seen, unseen = (given_[branch] for branch in Branch)
+    expected = unseen + reference_scale * (seen - unseen) + scale * (full - seen)
+    assert torch.allclose(guidance.combine(given_), expected)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SCALE, st.integers(0, 99))
+def test_dual_with_equal_scales_is_cfg(scale, seed):
+    dual, cfg = DualGuidance(scale, scale), CfgGuidance(scale)
+    given_ = velocities(dual, seed)
+    kept = {branch: given_[branch] for branch in cfg.branches(0.5)}
+    assert torch.allclose(dual.combine(given_), cfg.combine(kept))
+
+
+def test_passes_say_what_they_read():
+    assert CfgGuidance().branches(1.0) == (Branch.PROMPT_REFERENCE, Branch.NEGATIVE)
+    assert DualGuidance().branches(1.0) == (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
+    assert [(branch.negative, branch.reference) for branch in Branch] == [(False, True), (True, True), (True, False)]
+
+
+@pytest.mark.parametrize("guidance", [CfgGuidance(5.0, (0.2, 0.8)), DualGuidance(7.5, 5.0, (0.2, 0.8))])
+def test_outside_the_interval_the_conditional_pass_is_alone(guidance):
+    for sigma in (0.0, 0.1999, 0.81, 1.0):
+        given_ = velocities(guidance, sigma=sigma)
+        assert given_.keys() == {Branch.PROMPT_REFERENCE}
+        assert torch.equal(guidance.combine(given_), given_[Branch.PROMPT_REFERENCE])
+    for sigma in (0.2, 0.5, 0.8):
+        assert len(guidance.branches(sigma)) > 1
+
+
+def test_scales_of_one_need_one_pass():
+    assert CfgGuidance(1.0).branches(0.5) == DualGuidance(1.0, 1.0).branches(0.5) == (Branch.PROMPT_REFERENCE,)
+
+
+def test_guidance_by_name():
+    assert make_guidance("cfg", guidance_scale=3.0) == CfgGuidance(3.0)
+    assert make_guidance("dual", reference_scale=2.0, interval=(0.1, 0.9)) == DualGuidance(7.5, 2.0, (0.1, 0.9))
+    with pytest.raises(InputError, match="did you mean 'dual'"):
+        make_guidance("duel")
+    with pytest.raises(InputError, match="belongs to dual"):
+        make_guidance("cfg", reference_scale=2.0)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_bad_scales_are_refused(bad):
+    with pytest.raises(InputError, match="guidance_scale"):
+        CfgGuidance(bad)
+    with pytest.raises(InputError, match="reference_scale"):
+        DualGuidance(5.0, bad)
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_bad_intervals_are_refused(interval):
+    for kind in (CfgGuidance, DualGuidance):
+        with pytest.raises(InputError, match="interval"):
+            kind(interval=interval)
