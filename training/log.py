@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -45,13 +46,15 @@ class ProgressDisplay:
     """A bar with the time left on a terminal, elsewhere one line every `every` steps."""
 
     def __init__(self, name: str, start: int, total: int, every: int) -> None:
+        size = shutil.get_terminal_size((100, 24))  # tqdm alone shows nothing on a terminal that gives no size
         self._bar = tqdm(
             total=total,
             initial=start,
             desc=name,
             unit="step",
             smoothing=0.05,
-            dynamic_ncols=True,
+            ncols=size.columns,
+            nrows=size.lines,
             disable=not sys.stderr.isatty(),
         )
         self._name, self._start, self._total, self._every = name, start, total, every

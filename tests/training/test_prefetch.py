@@ -1,0 +1,106 @@
+"""Batches from worker processes: the order of the steps, OpenCV in forks, signals; and what the terminal shows."""
+
+import io
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import linear_part
+import numpy as np
+import pytest
+import torch
+
+from training.log import ProgressDisplay, StepLog
+from training.prefetch import batches, to_device
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: str
+
+
+class Painter(linear_part.LinearPart):
+    """Draws with OpenCV and with every global generator."""
+
+    def batch(self, step: int) -> Any:
+        picture = cv2.GaussianBlur(np.random.rand(512, 512).astype(np.float32), (31, 31), 0)
+        return {"step": step, "picture": torch.from_numpy(cv2.resize(picture, (64, 64))), "noise": torch.randn(3)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_steps_in_order(workers: int) -> None:
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2048, 2048), np.float32), (31, 31), 0)  # OpenCV's threads are up before the fork
+    torch.ones(512, 512) @ torch.ones(512, 512)
+    part = Painter(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
+    here = list(batches(part, 7, range(3, 8), workers=0, pin_memory=False))
+    there = list(batches(part, 7, range(3, 8), workers=workers, pin_memory=False))
+    assert [batch["step"] for batch in there] == [3, 4, 5, 6, 7]
+    for left, right in zip(here, there, strict=True):
+        assert torch.equal(left["picture"], right["picture"])
+        assert torch.equal(left["noise"], right["noise"])
+    assert not torch.equal(here[0]["noise"], here[1]["noise"])
+
+
+def test_an_error_in_a_worker_arrives_with_its_place() -> None:
+    class Broken(linear_part.LinearPart):
+        def batch(self, step: int) -> Any:
+            raise KeyError("no such thing")
+
+    part = Broken(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
+    with pytest.raises(KeyError, match=r"in batch|no such thing"):
+        next(batches(part, 0, range(2), workers=1, pin_memory=False))
+
+
+def test_to_device_keeps_the_structure() -> None:
+    batch = {"a": [torch.ones(1), 3], "b": Pair(torch.ones(2), "x"), "c": (None, np.ones(1))}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["a"][0].device.type == "meta"
+    assert moved["a"][1] == 3
+    assert isinstance(moved["b"], Pair)
+    assert (moved["b"].left.device.type, moved["b"].right) == ("meta", "x")
+    assert isinstance(moved["c"], tuple)
+    assert moved["c"][1] is batch["c"][1]
+
+
+RECORD = {"loss": 0.5, "lr": 1e-3, "samples_per_second": 12.0}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressDisplay("vae", 2, 4, every=1) as display:
+        display.advance(3, RECORD)
+        display.advance(4, RECORD)
+    shown = terminal.getvalue()
+    assert "vae: 100%" in shown
+    assert "4/4" in shown
+    assert "loss 0.5, lr 1.00e-03, 12 samples/s" in shown
+
+
+def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    caplog.set_level(logging.INFO)
+    with ProgressDisplay("vae", 0, 5, every=2) as display:
+        for step in range(1, 6):
+            display.advance(step, RECORD)
+    steps = [record.getMessage().split(",")[0] for record in caplog.records]
+    assert steps == ["vae: step 2 of 5", "vae: step 4 of 5", "vae: step 5 of 5"]
+    assert caplog.records[-1].getMessage().endswith("00:00 left")
+
+
+def test_log_mends_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"st')
+    with StepLog(path) as log:
+        log.write({"step": 1, "loss": float("inf")})
+    assert path.read_text() == '{"step": 0}\n{"st\n{"step": 1, "loss": null}\n'
