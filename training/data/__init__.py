@@ -1,0 +1,1 @@
+"""Data that training reads: pools of encoded pairs of the character world."""

@@ -1,0 +1,152 @@
+"""A pool of encoded training pairs of the character world, on disk in shards, made once and read at random.
+
+The frozen VAE and image encoder turn each rendered pair into latents and CLIP tokens; captions are not stored: they
+are drawn anew, in other words and naming other attributes, each time a pair is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from contextanyone_core.conditioning import clip_picture
+from contextanyone_core.hosts.image import ImageEncoder
+from contextanyone_core.hosts.vae import VideoVAE
+from training.parts.vae_forward import encode_whole
+from training.randomness import numpy_generator, seed_for
+from training.world import ATTRIBUTES, TEST_SEED_START, Character, Scene, WorldSample, random_frame, sample
+from training.world.scene import ACTIONS, LIGHTS, PLACES
+
+_LOG = logging.getLogger(__name__)
+_SHARD = 64  # pairs in a file
+_WHITE_SHARE = 0.1  # references with the person on white, as an artist's cut-out
+
+
+@dataclass(frozen=True)
+class PoolKey:
+    """Which pairs a pool holds; ``encoders`` is a hash of the files that encoded them."""
+
+    encoders: str
+    seed: int
+    num_frames: int
+    size: int
+    pairs: int
+
+    def folder(self, root: Path) -> Path:
+        """Where the pool lives; the number of pairs is not part of it, so that a pool can grow."""
+        return root / f"{self.encoders}-seed{self.seed}-{self.num_frames}x{self.size}"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Encoded pairs, all in memory; first dimension: pairs.
+
+    ``latents`` (n, 16, t, h, w), ``masks`` (n, 1, t, h, w) the person's share of each latent in [0, 1],
+    ``reference_latents`` (n, 16, 1, h, w), ``image_embeds`` (n, tokens, D), all float16; ``labels`` (n, 11) int64: the
+    eight attributes, then action, place and light.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    reference_latents: Tensor
+    image_embeds: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def character(self, index: int) -> Character:
+        """Who is in a pair."""
+        values = self.labels[index].tolist()
+        return Character(**{name: ATTRIBUTES[name][value] for name, value in zip(ATTRIBUTES, values, strict=False)})
+
+    def scene(self, index: int) -> Scene:
+        """What happens in a pair's clip."""
+        action, place, light = self.labels[index].tolist()[-3:]
+        return Scene(ACTIONS[action], PLACES[place], LIGHTS[light])
+
+
+def files_hash(*paths: Path) -> str:
+    """The first 12 hex digits of a SHA-256 over files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncoder) -> Pool:
+    """Read a pool, first encoding the pairs that are not there yet. Interrupted work goes on where it stopped."""
+    folder = key.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [folder / f"{index:05d}.safetensors" for index in range(-(-key.pairs // _SHARD))]
+    missing = [index for index, path in enumerate(shards) if not path.is_file()]
+    if missing:
+        _LOG.info("Encoding %d of %d shards of %d pairs into %s", len(missing), len(shards), _SHARD, folder)
+    for index in tqdm(missing, desc="encoding pairs", unit="shard", disable=None):
+        tensors = _encode_shard(key, index, vae, image_encoder)
+        beside = shards[index].with_suffix(".new")
+        save_file(tensors, beside)
+        beside.replace(shards[index])
+    parts = [load_file(path) for path in shards]
+    return Pool(**{name: torch.cat([part[name] for part in parts])[: key.pairs] for name in parts[0]})
+
+
+def _encode_shard(key: PoolKey, shard: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
+    rows = [_encode_pair(key, shard * _SHARD + index, vae, image_encoder) for index in range(_SHARD)]
+    return {name: torch.stack([row[name] for row in rows]).contiguous() for name in rows[0]}
+
+
+def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
+    seed = seed_for(key.seed, index, "pool") % TEST_SEED_START
+    size = (key.size, key.size)
+    pair = sample(seed, key.num_frames, size) if key.num_frames > 1 else random_frame(seed, size)
+    reference = _images(_reference(pair, numpy_generator(key.seed, index, "white reference"))[None])
+    tokens = image_encoder.encode(clip_picture(reference[:, :, 0], image_encoder.image_size))
+    return {
+        "latents": _encode(_images(pair.video), vae),
+        "masks": latent_masks(torch.from_numpy(pair.masks)).half(),
+        "reference_latents": _encode(reference, vae),
+        "image_embeds": tokens[0].half().cpu(),
+        "labels": torch.tensor([*pair.character.labels(), *pair.scene.labels()]),
+    }
+
+
+def _encode(images: Tensor, vae: VideoVAE) -> Tensor:
+    """Normalised latents (16, t, h, w) float16 of one clip (1, 3, T, H, W), in bf16 arithmetic."""
+    config = vae.vae.config
+    with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
+        mean = encode_whole(vae.vae, images.to(vae.device))[0][0].float().cpu()
+    shape = (-1, 1, 1, 1)
+    return (
+        (mean - torch.tensor(config.latents_mean).view(shape)) / torch.tensor(config.latents_std).view(shape)
+    ).half()
+
+
+def _reference(pair: WorldSample, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    if rng.random() >= _WHITE_SHARE:
+        return pair.reference
+    share = pair.reference_mask.astype(np.float32)[..., None] / 255.0
+    return np.round(pair.reference * share + 255.0 * (1.0 - share)).astype(np.uint8)
+
+
+def latent_masks(masks: Tensor) -> Tensor:
+    """Per-frame masks (T, H, W) uint8 as the largest share in each latent: (1, t, H/8, W/8) float32 in [0, 1].
+
+    The causal VAE's groups of frames are 0 | 1-4 | 5-8 | ...
+    """
+    frames = torch.nn.functional.avg_pool2d(masks[:, None].float() / 255.0, 8)
+    groups = [frames[:1], *frames[1:].split(4)]
+    return torch.stack([group.amax(dim=0) for group in groups], dim=1)
+
+
+def _images(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+    """(T, H, W, 3) uint8 to (1, 3, T, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0

@@ -1,0 +1,178 @@
+"""The mini VAE: Wan 2.1's architecture at width 16, trained on renderings of the character world (DESIGN 2).
+
+Images come first: single frames take the cheap 2D form of every convolution (see `vae_forward`). Clips follow, on
+crops around the person, with single frames in between so that first frames stay sharp.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
+from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
+from training.parts.vae_forward import decode_whole, encode_whole
+from training.randomness import numpy_generator, seed_for
+from training.world import TEST_SEED_START, random_frame, sample
+
+_LOG = logging.getLogger(__name__)
+_RENDER_SIZE = (128, 128)
+_STATISTICS_CLIPS = 48  # 48 clips of 5 x 16 x 16 latents: 61,440 latents of 16 channels
+
+
+class Settings(PartSettings):
+    """What the VAE trains on, in which order, and the weights of its loss."""
+
+    name: Literal["vae"] = "vae"
+    image_steps: int = Field(2500, ge=0)  # steps before the first clip
+    image_batch: int = Field(24, ge=2)  # even: a rendering and its reference come in pairs
+    image_every: int = Field(4, ge=2)  # once clips have begun, every n-th step is one of images
+    clip_batch: int = Field(4, ge=1)
+    clip_frames: int = Field(9, ge=5)
+    crop: int = Field(64, ge=16, le=128, multiple_of=8)
+    full_every: int = Field(5, ge=2)  # every n-th image step sees whole pictures instead of crops
+    l1_weight: float = Field(0.3, ge=0)
+    kl_weight: float = Field(3e-5, ge=0)
+    train_encoder: bool = True  # False: the latents stay as they are, only the decoder learns
+
+
+class VaePart:
+    """Trains `AutoencoderKLWan` through `encode_whole` and `decode_whole`, the unclamped whole-clip forward."""
+
+    def __init__(self, settings: Settings, context: PartContext) -> None:
+        self.settings, self.context = settings, context
+        self.vae = load_vae(context.init_from) if context.init_from else build_vae(mini_vae_config())
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The VAE."""
+        return {"vae": self.vae}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All of it, or the decoder alone."""
+        if self.settings.train_encoder:
+            return default_groups(self.modules())
+        return default_groups({"decoder": self.vae.decoder, "post_quant_conv": self.vae.post_quant_conv})
+
+    def batch(self, step: int) -> Any:
+        """Crops of images or clips, uint8 (B, T, h, w, 3)."""
+        settings, rng = self.settings, numpy_generator(self.context.seed, step, "vae crops")
+        images = step < settings.image_steps or step % settings.image_every == 0
+        count = settings.image_batch // 2 if images else settings.clip_batch
+        seeds = [seed_for(self.context.seed, step * 64 + i, "vae data") % TEST_SEED_START for i in range(count)]
+        if not images:
+            clips = [sample(seed, settings.clip_frames, _RENDER_SIZE) for seed in seeds]
+            return _stacked([_crop(clip.video, clip.masks, settings.crop, rng) for clip in clips])
+        pairs = [random_frame(seed, _RENDER_SIZE) for seed in seeds]
+        if (step // settings.image_every) % settings.full_every == 0:
+            return _stacked([pair.video for pair in pairs[: max(1, count // 2)]])
+        crops = [_crop(pair.video, pair.masks, settings.crop, rng) for pair in pairs]
+        crops += [_crop(pair.reference[None], pair.reference_mask[None], settings.crop, rng) for pair in pairs]
+        return _stacked(crops)
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Squared and absolute error of the reconstruction, and a little KL; the posterior is sampled."""
+        images = _to_images(batch, self.context.device)
+        mean, logvar = encode_whole(self.vae, images)
+        mean, logvar = mean.float(), logvar.float()
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        error = decode_whole(self.vae, mean + noise * torch.exp(0.5 * logvar)).float() - images
+        squared = error.square().flatten(1).mean(1)
+        absolute = error.abs().flatten(1).mean(1)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).mean(1)
+        loss = squared + self.settings.l1_weight * absolute + self.settings.kl_weight * kl
+        psnr = -10.0 * torch.log10(squared.detach() / 4.0)
+        kind = "image" if images.shape[2] == 1 else "clip"
+        return loss, {f"psnr_{kind}": psnr, "kl": kl.detach()}
+
+    def sample(self, step: int, folder: Path) -> None:
+        """Three test clips above their reconstructions, every fourth frame; logs their mean PSNR."""
+        truth = np.stack([sample(TEST_SEED_START + i).video for i in range(3)])
+        images = _to_images(truth, self.context.device)
+        decoded = decode_whole(self.vae, encode_whole(self.vae, images)[0]).float().clamp(-1, 1)
+        psnr = -10.0 * torch.log10((decoded - images).square().mean((1, 2, 3, 4)) / 4.0)
+        _LOG.info("step %d: test clips at %s dB", step, ", ".join(f"{value:.2f}" for value in psnr.tolist()))
+        pixels = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+        rows = [_row(video) for pair in zip(truth, pixels, strict=True) for video in pair]
+        cv2.imwrite(str(folder / f"{step:06d}.png"), np.concatenate(rows)[..., ::-1])
+
+    def export(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Measure the latents' statistics and preview projection, and write vae.safetensors."""
+        latents, colors = self._latents_and_colors()
+        flat = latents.flatten(0, 1)
+        set_latent_statistics(self.vae, flat.mean(0).tolist(), flat.std(0).tolist())
+        normalised = (flat - flat.mean(0)) / flat.std(0)
+        design = torch.cat([normalised, torch.ones(len(flat), 1)], dim=1)
+        solution = torch.linalg.lstsq(design, colors.flatten(0, 1)).solution
+        extra = {
+            "latent_rgb_factors": json.dumps(solution[:-1].tolist()),
+            "latent_rgb_bias": json.dumps(solution[-1].tolist()),
+            "record": json.dumps(dict(record)),
+        }
+        half = build_vae(dict(self.vae.config)).half()
+        half.load_state_dict(self.vae.state_dict())
+        threshold = self._familiar_psnr(half)
+        save_vae(half, folder / "vae.safetensors", {**extra, "familiar_psnr": f"{threshold:.2f}"})
+
+    def _latents_and_colors(self) -> tuple[Tensor, Tensor]:
+        """Latents (N, L, 16), and the mean colour in [-1, 1] of the pixels each stands for (N, L, 3)."""
+        latents, colors = [], []
+        for i in range(_STATISTICS_CLIPS):
+            images = _to_images(sample(i).video[None], self.context.device)
+            mean = encode_whole(self.vae, images)[0].float()
+            grid = nn.functional.avg_pool3d(images[:, :, ::4], (1, 8, 8))
+            latents.append(mean.flatten(2).transpose(1, 2).cpu())
+            colors.append(grid.flatten(2).transpose(1, 2).cpu())
+        return torch.cat(latents), torch.cat(colors)
+
+    def _familiar_psnr(self, half: nn.Module) -> float:
+        """Four standard deviations under the mean round-trip PSNR of test pictures: below it a picture is foreign."""
+        coder = VideoVAE(build_vae(dict(self.vae.config)))
+        coder.vae.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+        values = []
+        for i in range(64):
+            images = _to_images(sample(TEST_SEED_START + i, 1).reference[None, None], torch.device("cpu"))
+            error = coder.decode(coder.encode(images)) - images
+            values.append(float(-10.0 * torch.log10(error.square().mean() / 4.0)))
+        return float(np.mean(values) - 4.0 * np.std(values))
+
+
+def _to_images(pixels: Any, device: torch.device) -> Tensor:
+    """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in [-1, 1], channels last."""
+    tensor = torch.as_tensor(pixels).to(device)
+    images = tensor.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+    return images.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _crop(video: NDArray[np.uint8], masks: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A square crop, seven times in ten around a random point of the person."""
+    height, width = masks.shape[1:]
+    rows, columns = np.nonzero(masks[0] > 127)
+    if len(rows) and rng.random() < 0.7:
+        pick = int(rng.integers(len(rows)))
+        center = (int(rows[pick]), int(columns[pick]))
+    else:
+        center = (int(rng.integers(height)), int(rng.integers(width)))
+    top = int(np.clip(center[0] - rng.integers(side), 0, height - side))
+    left = int(np.clip(center[1] - rng.integers(side), 0, width - side))
+    return np.ascontiguousarray(video[:, top : top + side, left : left + side])
+
+
+def _row(video: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.concatenate(list(video[::4]), axis=1)
+
+
+def _stacked(videos: list[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(videos))
