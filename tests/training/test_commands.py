@@ -9,6 +9,7 @@ from typing import Any
 import linear_part  # noqa: F401  # lists the part
 import pytest
 
+from training.config import presets
 from training.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def test_script_lists_the_presets_and_exits_2(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (2, "")
     assert result.stdout.startswith("Choose a configuration with --config FILE:\n")
-    for preset in sorted((ROOT / "training/configs").rglob("*.yaml")):
+    for preset in presets():
         assert str(preset) in result.stdout
 
 
