@@ -69,7 +69,7 @@ class VideoVAE:
             _check_same("latents_std", std, config.latents_std)
         self._mean = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1, 1)
-        if self.dtype is torch.bfloat16:
+        if self.dtype is torch.bfloat16 and self.device.type == "cpu":
             _channels_last(vae)
 
     @property
