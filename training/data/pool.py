@@ -143,7 +143,7 @@ def latent_masks(masks: Tensor) -> Tensor:
     The causal VAE's groups of frames are 0 | 1-4 | 5-8 | ...
     """
     frames = torch.nn.functional.avg_pool2d(masks[:, None].float() / 255.0, 8)
-    groups = [frames[:1], *frames[1:].split(4)]
+    groups = [frames[:1], *(frames[start : start + 4] for start in range(1, len(frames), 4))]
     return torch.stack([group.amax(dim=0) for group in groups], dim=1)
 
 

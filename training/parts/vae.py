@@ -28,6 +28,7 @@ from training.world import TEST_SEED_START, random_frame, sample
 _LOG = logging.getLogger(__name__)
 _RENDER_SIZE = (128, 128)
 _STATISTICS_CLIPS = 48  # 48 clips of 5 x 16 x 16 latents: 61,440 latents of 16 channels
+_FAMILIAR_PICTURES = 64
 
 
 class Settings(PartSettings):
@@ -76,7 +77,8 @@ class VaePart:
             clips = [sample(seed, settings.clip_frames, _RENDER_SIZE) for seed in seeds]
             return _stacked([_crop(clip.video, clip.masks, settings.crop, rng) for clip in clips])
         pairs = [random_frame(seed, _RENDER_SIZE) for seed in seeds]
-        if (step // settings.image_every) % settings.full_every == 0:
+        turn = step if step < settings.image_steps else step // settings.image_every
+        if turn % settings.full_every == 0:
             return _stacked([pair.video for pair in pairs[: max(1, count // 2)]])
         crops = [_crop(pair.video, pair.masks, settings.crop, rng) for pair in pairs]
         crops += [_crop(pair.reference[None], pair.reference_mask[None], settings.crop, rng) for pair in pairs]
@@ -142,7 +144,7 @@ class VaePart:
         coder = VideoVAE(build_vae(dict(self.vae.config)))
         coder.vae.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
         values = []
-        for i in range(64):
+        for i in range(_FAMILIAR_PICTURES):
             images = _to_images(sample(TEST_SEED_START + i, 1).reference[None, None], torch.device("cpu"))
             error = coder.decode(coder.encode(images)) - images
             values.append(float(-10.0 * torch.log10(error.square().mean() / 4.0)))

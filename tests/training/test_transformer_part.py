@@ -1,0 +1,114 @@
+"""The pool of encoded pairs and the transformer's part, on the tiny stack."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextanyone_core.checkpoint import load_transformer
+from contextanyone_core.hosts.image import load_image_encoder
+from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from training.data import pool as pool_module
+from training.data.pool import PoolKey, latent_masks, open_pool
+from training.parts.base import PartContext
+from training.parts.transformer import Settings, TransformerPart
+from training.randomness import seed_for
+from training.world import TEST_SEED_START, sample
+
+STAGES = (
+    {"until": 2, "num_frames": 1, "size": 32, "batch": 3, "pairs": 4},
+    {"until": 9, "num_frames": 5, "size": 32, "batch": 2, "pairs": 4},
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(pool_module, "_SHARD", 2)
+
+
+@pytest.fixture
+def part(tiny_folder, tmp_path):
+    torch.manual_seed(0)
+    settings = Settings(weights=tiny_folder, pools=tmp_path / "pools", stages=STAGES, sample_steps=1)
+    init = tiny_folder / "transformer.safetensors"
+    return TransformerPart(settings, PartContext(seed=5, device=torch.device("cpu"), init_from=init))
+
+
+def _short(batch):
+    """The batch with captions that fit the tiny text encoder."""
+    count = len(batch["first"])
+    return batch | {"first": ["A woman."] * count, "later": ["The same person is waving."] * count}
+
+
+def test_latent_masks_follow_the_causal_groups_of_frames():
+    masks = torch.zeros(9, 16, 16, dtype=torch.uint8)
+    masks[1, :8, :8] = 255  # frame 1 belongs to latent 1, not to latent 0
+    masks[8, 8:, 8:] = 255
+    expected = torch.zeros(1, 3, 2, 2)
+    expected[0, 1, 0, 0] = expected[0, 2, 1, 1] = 1
+    assert torch.equal(latent_masks(masks), expected)
+
+
+def test_a_pool_holds_what_the_hosts_encode_and_goes_on_where_it_stopped(tiny_folder, tmp_path):
+    vae = VideoVAE(load_vae(tiny_folder / "vae.safetensors"))
+    image_encoder = load_image_encoder(tiny_folder / "image_encoder.safetensors")
+    key = PoolKey("test", 7, 5, 32, 4)
+    pool = open_pool(tmp_path, key, vae, image_encoder)
+    first, second = sorted(key.folder(tmp_path).glob("*.safetensors"))
+    before = load_file(second)
+    second.unlink()
+    untouched = first.stat().st_mtime_ns
+    again = open_pool(tmp_path, key, vae, image_encoder)
+    assert first.stat().st_mtime_ns == untouched
+    assert all(torch.equal(load_file(second)[name], tensor) for name, tensor in before.items())
+    assert torch.equal(again.latents, pool.latents)
+
+    pair = sample(seed_for(7, 0, "pool") % TEST_SEED_START, 5, (32, 32))
+    video = torch.from_numpy(pair.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    torch.testing.assert_close(pool.latents[:1].float(), vae.encode(video), atol=0.05, rtol=0.05)
+    assert pool.character(0) == pair.character
+    assert pool.scene(0) == pair.scene
+    assert not pair.character.is_test
+
+
+def test_batches_follow_the_stages_and_repeat(part):
+    still, clip = part.batch(1), part.batch(2)
+    assert still["latents"].shape == (3, 16, 1, 4, 4)
+    assert clip["latents"].shape == (2, 16, 2, 4, 4)
+    assert part.batch(2)["first"] == clip["first"]
+    assert torch.equal(part.batch(2)["latents"], clip["latents"])
+    assert all(caption.startswith(("A ", "An ")) for caption in clip["first"])
+
+
+def test_the_loss_is_per_sample_and_reaches_every_part(part, monkeypatch):
+    settings = part.settings.model_copy(update={"drop_reference": 0.0, "drop_text": 0.0})
+    monkeypatch.setattr(part, "settings", settings)
+    part.transformer.zero_grad()
+    loss, metrics = part.loss(_short(part.batch(2)), 2, torch.Generator().manual_seed(1))
+    assert loss.shape == (2,)
+    assert {"video", "reference"} <= set(metrics)
+    loss.mean().backward()
+    silent = [name for name, p in part.transformer.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_a_dropped_reference_leaves_no_trace(part, monkeypatch):
+    monkeypatch.setattr(part, "settings", part.settings.model_copy(update={"drop_reference": 0.999}))
+    part.transformer.zero_grad()
+    loss, metrics = part.loss(_short(part.batch(2)), 2, torch.Generator().manual_seed(1))
+    loss.mean().backward()
+    assert "reference" not in metrics
+    assert all(
+        p.grad is None for name, p in part.transformer.named_parameters() if "emphasize" in name or "_img" in name
+    )
+
+
+def test_samples_and_export(part, tmp_path):
+    part.transformer.eval()
+    with torch.no_grad():
+        part.sample(2, tmp_path)
+        part.export(tmp_path, {"steps": 2})
+    assert (tmp_path / "000002.png").stat().st_size > 1000
+    loaded = load_transformer(tmp_path / "transformer.safetensors", dtype=torch.float32)
+    trained = part.transformer.state_dict()
+    assert all(np.allclose(value, trained[name], atol=1e-3, rtol=1e-3) for name, value in loaded.state_dict().items())

@@ -1,0 +1,95 @@
+"""The whole-clip forward of the VAE equals diffusers' chunked one, and the part trains and exports it."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from contextanyone_core.checkpoint import read_header
+from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config
+from training.parts.base import PartContext
+from training.parts.vae import Settings, VaePart
+from training.parts.vae_forward import decode_whole, encode_whole
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return build_vae(mini_vae_config() | {"base_dim": 4}).eval()
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_whole_clips_equal_the_chunked_forward(vae, frames):
+    images = torch.rand(2, 3, frames, 24, 16) * 2 - 1
+    with torch.no_grad():
+        mean, logvar = encode_whole(vae, images)
+        chunked = vae.encode(images).latent_dist
+        torch.testing.assert_close(mean, chunked.mean, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(logvar, chunked.logvar, atol=2e-5, rtol=1e-4)
+        latents = 0.1 * mean
+        decoded = decode_whole(vae, latents)
+        torch.testing.assert_close(decoded.clamp(-1, 1), vae.decode(latents).sample, atol=2e-5, rtol=1e-4)
+
+
+def test_the_gradient_passes_where_diffusers_clamps(vae):
+    latents = torch.ones(1, 16, 1, 2, 2, requires_grad=True)
+    loud = copy.deepcopy(vae)
+    loud.decoder.conv_out.bias.data.fill_(9.0)
+    images = decode_whole(loud, latents)
+    assert images.min() > 1
+    images.square().sum().backward()
+    assert latents.grad.abs().sum() > 0
+
+
+def _part(**settings):
+    torch.manual_seed(0)
+    small = {"image_steps": 2, "image_batch": 2, "clip_batch": 1, "clip_frames": 5, "crop": 32}
+    return VaePart(Settings(**small | settings), PartContext(seed=3, device=torch.device("cpu")))
+
+
+def test_images_come_first_then_clips_with_images_in_between():
+    part = _part(image_every=3)
+    assert [tuple(part.batch(step).shape[1:4]) for step in (1, 2, 3, 4)] == [
+        (1, 32, 32),
+        (5, 32, 32),
+        (1, 32, 32),
+        (5, 32, 32),
+    ]
+    assert torch.equal(part.batch(4), part.batch(4))
+
+
+def test_a_few_steps_lower_the_loss():
+    part = _part(image_steps=100)
+    optimizer = torch.optim.Adam(part.vae.parameters(), 2e-3)
+    batch, losses = part.batch(0), []
+    for _ in range(12):
+        loss, metrics = part.loss(batch, 0, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        losses.append(loss.mean().item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert set(metrics) == {"psnr_image", "kl"}
+
+
+def test_a_frozen_encoder_is_left_out_of_the_groups():
+    part = _part(train_encoder=False)
+    trained = {id(p) for group in part.parameter_groups() for p in group["params"]}
+    assert not trained & {id(p) for p in part.vae.encoder.parameters()}
+    assert trained >= {id(p) for p in part.vae.decoder.parameters()}
+
+
+def test_export_carries_statistics_and_the_preview_projection(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.parts.vae._STATISTICS_CLIPS", 2)
+    monkeypatch.setattr("training.parts.vae._FAMILIAR_PICTURES", 3)
+    part = _part()
+    part.export(tmp_path, {"steps": 0})
+    path = tmp_path / "vae.safetensors"
+    header = read_header(path)
+    loaded = load_vae(path)
+    assert len(json.loads(header.metadata["latent_rgb_factors"])) == 16
+    assert float(header.metadata["familiar_psnr"])
+    assert min(loaded.config.latents_std) > 0
+    latents = VideoVAE(loaded).encode(torch.rand(1, 3, 1, 32, 32) * 2 - 1)
+    assert torch.isfinite(latents).all()
