@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 _LOG = logging.getLogger(__name__)
+_LONGEST_LINE = 1 << 16
 
 
 class StepLog:
@@ -23,9 +25,8 @@ class StepLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b")
-        if self._file.tell() and not _ends_with_newline(path):
-            self._file.write(b"\n")
+        _remove_cut_line(path)
+        self._file = path.open("ab")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one step. Numbers that are not finite become null, which JSON has."""
@@ -80,7 +81,11 @@ class ProgressDisplay:
         self._bar.close()
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+def _remove_cut_line(path: Path) -> None:
+    """Remove a last line without an end, which a kill has left."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE)
+        file.seek(start)
+        file.truncate(start + file.read().rfind(b"\n") + 1)

@@ -98,9 +98,11 @@ def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     assert caplog.records[-1].getMessage().endswith("00:00 left")
 
 
-def test_log_mends_a_cut_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [b"", b'{"step": 0}\n', b'{"step": 0}\n' * 9000])
+@pytest.mark.parametrize("cut", [b"", b'{"st'])
+def test_log_removes_a_cut_line(tmp_path: Path, before: bytes, cut: bytes) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"step": 0}\n{"st')
+    path.write_bytes(before + cut)
     with StepLog(path) as log:
         log.write({"step": 1, "loss": float("inf")})
-    assert path.read_text() == '{"step": 0}\n{"st\n{"step": 1, "loss": null}\n'
+    assert path.read_bytes() == before + b'{"step": 1, "loss": null}\n'
