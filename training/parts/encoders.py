@@ -36,7 +36,6 @@ from training.world import TEST_SEED_START
 
 TEXT_FILE = "text_encoder.safetensors"
 IMAGE_FILE = "image_encoder.safetensors"
-_TRAIN_SEEDS = 1_000_000
 _EVALUATION_CHUNK = 128
 _SHOWN_CAPTIONS, _SHOWN_PICTURES = 12, 6
 
@@ -86,7 +85,7 @@ class EncodersPart:
         settings = self._settings
         rng = numpy_generator(self._seed, step, "encoders")
         variety = Variety(settings.white_background, settings.blur, settings.foreign_words)
-        seeds = rng.integers(_TRAIN_SEEDS, size=settings.pictures // 2)
+        seeds = rng.integers(TEST_SEED_START, size=settings.pictures // 2)
         return self._collate([pair for seed in seeds for pair in self._pairs(int(seed), variety, rng)])
 
     def loss(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
