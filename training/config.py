@@ -61,8 +61,9 @@ class RunSettings(_Section):
 
 
 class OptimSettings(_Section):
-    """AdamW, its learning rate over the steps, and the EMA."""
+    """The optimizer, its learning rate over the steps, and the EMA."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices and kernels; AdamW for the rest
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)

@@ -1,4 +1,4 @@
-"""AdamW for a part's parameter groups, the learning rate over the steps, and the optimizer's state as plain tensors."""
+"""The optimizer for a part's parameter groups, the learning rate over the steps, and the optimizer's state as plain tensors."""
 
 import math
 from collections.abc import Mapping
@@ -8,17 +8,23 @@ from torch import Tensor, nn
 
 from contextanyone_core.errors import CheckpointError
 from training.config import OptimSettings
+from training.muon import MuonAdamW
 from training.parts.base import ParameterGroup
 
 
 def make_optimizer(groups: list[ParameterGroup], settings: OptimSettings) -> torch.optim.AdamW:
-    """Return AdamW over the groups. Each keeps its `lr_scale`, read by `set_learning_rate`."""
-    return torch.optim.AdamW(
+    """Return the optimizer over the groups. Each keeps its `lr_scale`, read by `set_learning_rate`.
+
+    `optimizer: muon` takes Muon for the groups that ask for it, and AdamW for the others.
+    """
+    optimizer = MuonAdamW if settings.optimizer == "muon" else torch.optim.AdamW
+    return optimizer(
         [
             {
                 "params": group["params"],
                 "lr_scale": group.get("lr_scale", 1.0),
                 "weight_decay": group.get("weight_decay", settings.weight_decay),
+                "muon": group.get("muon", False),
             }
             for group in groups
         ],

@@ -9,7 +9,7 @@ The loop owns the optimizer, the EMA, the checkpoints, the log and the clock; th
 the loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
@@ -43,11 +43,16 @@ class PartContext:
 
 
 class ParameterGroup(TypedDict):
-    """One optimizer group. lr_scale multiplies the run's learning rate; weight_decay replaces the run's."""
+    """One optimizer group.
+
+    lr_scale multiplies the run's learning rate; weight_decay replaces the run's; muon asks for Muon where the run's
+    optimizer is that (tensors of two or more dimensions that are hidden layers' weights).
+    """
 
     params: list[nn.Parameter]
     lr_scale: NotRequired[float]
     weight_decay: NotRequired[float]
+    muon: NotRequired[bool]
 
 
 Metrics = dict[str, float | Tensor]
@@ -106,12 +111,20 @@ class Part(Protocol):
         ...
 
 
-def default_groups(modules: Mapping[str, nn.Module], lr_scale: float = 1.0) -> list[ParameterGroup]:
-    """Split the trainable parameters in two: matrices and kernels with weight decay, norms and biases without."""
-    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    unique = list(dict.fromkeys(parameters))
+def default_groups(
+    modules: Mapping[str, nn.Module], lr_scale: float = 1.0, hidden: Callable[[str], bool] | None = None
+) -> list[ParameterGroup]:
+    """Split the trainable parameters in groups: matrices and kernels with weight decay, vectors (norms, biases) without.
+
+    hidden says by name (`<module>.<parameter>`) which matrices and kernels are hidden layers' weights, for Muon.
+    """
+    named = {p: f"{name}.{key}" for name, module in modules.items() for key, p in module.named_parameters()}
+    trained = [p for p in named if p.requires_grad]
+    inner = [p for p in trained if p.ndim >= 2 and hidden is not None and hidden(named[p])]
+    chosen = {id(p) for p in inner}
     groups: list[ParameterGroup] = [
-        {"params": [p for p in unique if p.ndim >= 2], "lr_scale": lr_scale},
-        {"params": [p for p in unique if p.ndim < 2], "lr_scale": lr_scale, "weight_decay": 0.0},
+        {"params": inner, "lr_scale": lr_scale, "muon": True},
+        {"params": [p for p in trained if p.ndim >= 2 and id(p) not in chosen], "lr_scale": lr_scale},
+        {"params": [p for p in trained if p.ndim < 2], "lr_scale": lr_scale, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -106,7 +106,7 @@ class TransformerPart:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All of it (Paper: all DiT blocks are fine-tuned)."""
-        return default_groups(self.modules())
+        return default_groups(self.modules(), hidden=lambda name: ".blocks." in name and name.endswith("weight"))
 
     def batch(self, step: int) -> Any:
         """Encoded pairs, and captions drawn anew."""

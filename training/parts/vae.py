@@ -64,8 +64,9 @@ class VaePart:
     def parameter_groups(self) -> list[ParameterGroup]:
         """All of it, or the decoder alone."""
         if self.settings.train_encoder:
-            return default_groups(self.modules())
-        return default_groups({"decoder": self.vae.decoder, "post_quant_conv": self.vae.post_quant_conv})
+            return default_groups(self.modules(), hidden=_is_hidden)
+        parts = {"decoder": self.vae.decoder, "post_quant_conv": self.vae.post_quant_conv}
+        return default_groups(parts, hidden=_is_hidden)
 
     def batch(self, step: int) -> Any:
         """Crops of images or clips, uint8 (B, T, h, w, 3)."""
@@ -149,6 +150,11 @@ class VaePart:
             error = coder.decode(coder.encode(images)) - images
             values.append(float(-10.0 * torch.log10(error.square().mean() / 4.0)))
         return float(np.mean(values) - 4.0 * np.std(values))
+
+
+def _is_hidden(name: str) -> bool:
+    """Kernels between the outermost convolutions (norms' gains have dimensions too, and are no matrices)."""
+    return name.endswith("weight") and not any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
 
 
 def _to_images(pixels: Any, device: torch.device) -> Tensor:
