@@ -11,7 +11,7 @@ import torch
 from ..checkpoint import VAE, save_safetensors
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
-from ..keymap import inverse, rename, vae_table
+from ..keymap import vae_from_diffusers, vae_to_diffusers
 from .loading import fill, host_class, on_meta, open_weights
 
 # diffusers' own spelling of the keys, so that the header's config builds the class as it is.
@@ -126,8 +126,7 @@ class VideoVAE:
 
 def save_vae(vae: Any, path: Path, extra: dict[str, str] | None = None, *, dtype: torch.dtype = torch.float16) -> None:
     """Write an `AutoencoderKLWan` as one safetensors file under Wan's own names, its config in the header."""
-    state = {name: value.detach().to(dtype) for name, value in vae.state_dict().items()}
-    tensors = rename(state, inverse(_table(vae.config)))
+    tensors = vae_from_diffusers({name: value.detach().to(dtype) for name, value in vae.state_dict().items()})
     config = {key: _plain(getattr(vae.config, key)) for key in sorted(_KEYS)}
     save_safetensors(path, tensors, kind=VAE, config=config, extra=extra)
 
@@ -140,7 +139,7 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32, device: torch.devic
         MissingDependencyError: diffusers is not installed.
     """
     config, tensors = open_weights(path, VAE, _KEYS)
-    named = rename(tensors, _table(config))
+    named = vae_to_diffusers(tensors)
     vae = on_meta(lambda: build_vae(config))
     return fill(vae, {name: value.to(device=device, dtype=dtype) for name, value in named.items()}, path)
 
@@ -158,10 +157,6 @@ def _check_same(name: str, vae: Sequence[float], transformer: Sequence[float]) -
             f"{name} of the VAE and of the transformer differ ({vae[:3]} ... and {tuple(transformer[:3])} ...): "
             "the transformer was trained on another VAE's latents. Use the VAE that belongs to it."
         )
-
-
-def _table(config: Mapping[str, Any]) -> dict[str, str]:
-    return vae_table(len(config["dim_mult"]), config["num_res_blocks"])
 
 
 def _plain(value: Any) -> Any:
