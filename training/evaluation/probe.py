@@ -159,10 +159,12 @@ class Reading:
 
     frames: predicted class of each frame by name (attributes, place, light), (B, T) int64.
     action: predicted action of each clip, (B,) int64; None where the clips have one frame.
+    points: where the person's joints are, (B, T, 14, 2), x and y in [-1, 1].
     """
 
     frames: dict[str, Tensor]
     action: Tensor | None
+    points: Tensor
 
 
 @torch.no_grad()
@@ -173,10 +175,17 @@ def read_clips(probe: Probe, clips: Tensor, batch_size: int = 128) -> Reading:
     seen = [probe.see(prepare(part, probe.config.side)) for part in parts]
     logits = [probe.read_frames(part) for part in seen]
     frames = {name: torch.cat([part[name].argmax(-1) for part in logits]).view(count, length) for name in FRAME_HEADS}
-    if length == 1:
-        return Reading(frames, None)
     points = torch.cat([part.points for part in seen]).view(count, length, _POINTS, 2)
-    return Reading(frames, probe.read_action(points[:, ::CLIP_STRIDE]).argmax(-1))
+    action = None if length == 1 else probe.read_action(points[:, ::CLIP_STRIDE]).argmax(-1)
+    return Reading(frames, action, points)
+
+
+def join_readings(readings: list[Reading]) -> Reading:
+    """Readings of several batches as one."""
+    frames = {name: torch.cat([part.frames[name] for part in readings]) for name in FRAME_HEADS}
+    actions = [part.action for part in readings if part.action is not None]
+    points = torch.cat([part.points for part in readings])
+    return Reading(frames, torch.cat(actions) if actions else None, points)
 
 
 def save_probe(probe: Probe, path: Path, extra: dict[str, str] | None = None) -> None:

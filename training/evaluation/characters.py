@@ -1,0 +1,90 @@
+"""Whom an evaluation is made on: test characters, their pictures, and what is asked of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contextanyone_core.prompts import TwoStagePrompt
+from training.world import ATTRIBUTES, TEST_SEED_START, Character, WorldSample, first_caption, neutral_prompts, sample
+
+CONTRADICTED = 2
+"""How many attributes a contradicting prompt names, each with a value that the picture does not show."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One test character: its picture elsewhere, the scene that is asked for, and the rendered truth."""
+
+    seed: int
+    size: int
+    num_frames: int
+
+    @cached_property
+    def drawn(self) -> WorldSample:
+        """The rendered clip with its reference picture."""
+        return sample(self.seed, self.num_frames, (self.size, self.size))
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Indices of the eight attributes."""
+        return np.asarray(self.drawn.character.labels(), np.int64)
+
+    @property
+    def scene_labels(self) -> NDArray[np.int64]:
+        """Indices of action, place and light."""
+        return np.asarray(self.drawn.scene.labels(), np.int64)
+
+    @property
+    def neutral(self) -> TwoStagePrompt:
+        """The plainest prompts for the scene, naming no attribute: only the reference can tell who it is."""
+        return TwoStagePrompt(*neutral_prompts(self.drawn.scene))
+
+    @property
+    def captions(self) -> TwoStagePrompt:
+        """The caption grammar's own prompts, as in training."""
+        return TwoStagePrompt(self.drawn.first_prompt, self.drawn.later_prompt)
+
+    @cached_property
+    def contradiction(self) -> Contradiction:
+        """A prompt that says something else than the picture about two attributes."""
+        rng = np.random.default_rng([self.seed, 2])
+        truth = self.drawn.character
+        other = Character(**{name: _other_value(rng, name, getattr(truth, name)) for name in ATTRIBUTES})
+        named = [str(name) for name in rng.choice(list(ATTRIBUTES), CONTRADICTED, replace=False)]
+        first = first_caption(other, self.drawn.scene, named, rng)
+        claimed = np.asarray(other.labels(), np.int64)
+        return Contradiction(TwoStagePrompt(first, self.neutral.later), tuple(named), claimed)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A prompt, the attributes that it names, and the values claimed for them (indices for all eight attributes)."""
+
+    prompt: TwoStagePrompt
+    named: tuple[str, ...]
+    claimed: NDArray[np.int64]
+
+
+def subjects(seed: int, count: int, size: int, num_frames: int) -> list[Subject]:
+    """The test characters of an evaluation; different seeds give different ones, and a larger count adds to them."""
+    start = first_seed(seed)
+    return [Subject(start + index, size, num_frames) for index in range(count)]
+
+
+def first_seed(seed: int) -> int:
+    """The first test seed of an evaluation: a million for each, all of them test seeds."""
+    return TEST_SEED_START * (seed + 1)
+
+
+def neighbour(index: int, chosen: Sequence[Subject]) -> Subject:
+    """Whose picture a shuffled reference shows: the next subject's."""
+    return chosen[(index + 1) % len(chosen)]
+
+
+def _other_value(rng: np.random.Generator, name: str, value: str) -> str:
+    return str(rng.choice([other for other in ATTRIBUTES[name] if other != value]))

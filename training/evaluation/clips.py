@@ -1,0 +1,77 @@
+"""Generated clips of every row of the table: with the reference, without, with another one's, without emphasis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contextanyone_core.conditioning import Reference
+from contextanyone_core.errors import ContextAnyoneError
+from contextanyone_core.pictures import images_to_frames, picture_to_images
+from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
+from training.evaluation.characters import Subject, neighbour
+from training.evaluation.settings import EvaluateSettings
+
+Clips = NDArray[np.uint8]
+"""(B, T, H, W, 3)"""
+
+
+class NotFiniteError(ContextAnyoneError):
+    """The model made pixels that are not numbers."""
+
+
+class ClipMaker:
+    """Makes the clips of a variant, batch by batch; each reference picture is encoded once."""
+
+    def __init__(self, pipeline: ContextAnyonePipeline, settings: EvaluateSettings) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self._encoded: dict[int, Reference] = {}
+
+    def make(self, variant: str, chosen: Sequence[Subject]) -> Iterator[Clips]:
+        """Yield clips of up to `batch_size` subjects at a time, in order; all variants start from the same noise.
+
+        Raises:
+            NotFiniteError: the model made pixels that are not numbers.
+        """
+        generation = self.settings.generation(emphasis=0.0 if variant == "emphasis_0" else 1.0)
+        for start in range(0, len(chosen), self.settings.batch_size):
+            indices = range(start, min(start + self.settings.batch_size, len(chosen)))
+            conditions = stack_conditions([self._conditions(variant, index, chosen) for index in indices])
+            noise = self.pipeline.noise([chosen[index].seed for index in indices], generation)
+            latents = self.pipeline.sample_latents(conditions, generation, noise)
+            yield self._frames(latents, variant)
+
+    def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
+        """The reference stream's own pictures (3, H, W) in [-1, 1], reading the captions of training."""
+        generation = self.settings.generation()
+        pictures: list[torch.Tensor] = []
+        for start in range(0, len(chosen), self.settings.batch_size):
+            batch = chosen[start : start + self.settings.batch_size]
+            items = [self.pipeline.conditions([self.encode(subject)], subject.captions) for subject in batch]
+            pictures += self.pipeline.reconstruct(stack_conditions(items), generation)[0].unbind(0)
+        return pictures
+
+    def encode(self, subject: Subject) -> Reference:
+        """The subject's reference picture through the dual encoder."""
+        if subject.seed not in self._encoded:
+            image = picture_to_images(subject.drawn.reference).to(self.pipeline.device)
+            size = (self.settings.size, self.settings.size)
+            self._encoded[subject.seed] = self.pipeline.dual_encoder.encode(image, size)
+        return self._encoded[subject.seed]
+
+    def _conditions(self, variant: str, index: int, chosen: Sequence[Subject]) -> Conditions:
+        subject = chosen[index]
+        prompt = subject.contradiction.prompt if variant == "contradicting_prompt" else subject.neutral
+        if variant == "text_only":
+            return self.pipeline.conditions([], prompt)
+        shown = neighbour(index, chosen) if variant == "shuffled_reference" else subject
+        return self.pipeline.conditions([self.encode(shown)], prompt)
+
+    def _frames(self, latents: torch.Tensor, variant: str) -> Clips:
+        if not bool(torch.isfinite(latents).all()):
+            raise NotFiniteError(f"{variant}: the latents are not finite numbers; try --set dtype=float32.")
+        return np.stack([images_to_frames(images) for images in self.pipeline.decode(latents)])

@@ -1,0 +1,68 @@
+"""The networks of an evaluation, and which files they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from contextanyone_core.checkpoint import load_transformer
+from contextanyone_core.errors import CheckpointError, InputError
+from contextanyone_core.hosts.image import load_image_encoder
+from contextanyone_core.hosts.text import load_text_encoder
+from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline
+from training.evaluation.probe import Probe, load_probe
+from training.evaluation.settings import EvaluateSettings, torch_dtype
+
+_LOG = logging.getLogger(__name__)
+_PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "probe")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The pipeline that is measured, the probe that measures, and the file of each part."""
+
+    pipeline: ContextAnyonePipeline
+    probe: Probe
+    files: dict[str, Path]
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file."""
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
+
+
+def load_models(settings: EvaluateSettings) -> Models:
+    """Load the parts from the settings' folder, those that it lacks from the shipped miniature.
+
+    Raises:
+        InputError: the folder does not exist.
+        CheckpointError: a part is in neither place, damaged, or does not fit the others.
+    """
+    if settings.weights is not None and not settings.weights.is_dir():
+        raise InputError(f"weights is {settings.weights}, which is not a folder.")
+    files = {name: _find(name, settings.weights) for name in _PARTS}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    transformer = load_transformer(files["transformer"], dtype=torch_dtype(settings.dtype), device=device)
+    vae = VideoVAE(load_vae(files["vae"], torch_dtype(settings.vae_dtype), device), transformer.config)
+    image_encoder = None
+    if transformer.config.image_dim is not None:
+        image_encoder = load_image_encoder(files["image_encoder"], device=device)
+    text_encoder = load_text_encoder(files["text_encoder"], device=device)
+    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder)
+    return Models(pipeline, load_probe(files["probe"]), files)
+
+
+def _find(name: str, folder: Path | None) -> Path:
+    file = f"{name}.safetensors"
+    if folder is not None:
+        if (folder / file).is_file():
+            return folder / file
+        _LOG.info("%s has no %s: taken from the shipped miniature.", folder, file)
+    if not (MINIATURE / file).is_file():
+        places = MINIATURE if folder is None else f"{folder} nor in {MINIATURE}"
+        raise CheckpointError(f"{file} is not in {places}; train it or name another folder with --set weights=FOLDER.")
+    return MINIATURE / file

@@ -1,0 +1,133 @@
+"""What an evaluation leaves behind: metrics.json, table.md and contact_sheet.png."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation.run import SHOWN, Outcome
+from training.world import ATTRIBUTES
+
+_TITLES = {
+    "reference": "reference, prompt names no attribute",
+    "text_only": "no reference",
+    "shuffled_reference": "another one's reference, against the asked character",
+    "shuffled_reference_own": "another one's reference, against its own character",
+    "emphasis_0": "reference, emphasis 0",
+    "contradicting_prompt": "reference, prompt contradicts two attributes",
+    "vae_round_trip": "rendered clips through the VAE",
+}
+_COLUMNS = 5  # frames of each clip on the contact sheet
+_MARGIN, _HEADER = 4, 18
+_TILE = 128
+
+Image = NDArray[np.uint8]
+
+
+def write_report(outcome: Outcome, folder: Path) -> None:
+    """Write the three files into ``folder``, which exists; each appears whole or not at all.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to.
+    """
+    _whole(folder / "table.md", lambda path: path.write_text(table(outcome.metrics), encoding="utf-8"))
+    _whole(folder / "contact_sheet.png", lambda path: _write_png(path, contact_sheet(outcome)))
+    text = json.dumps(outcome.metrics, indent=1, allow_nan=False) + "\n"
+    _whole(folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The numbers as Markdown."""
+    rows = metrics["attribute_accuracy"]
+    lines = ["# Attributes read off the frames, in percent", ""]
+    lines += [_row(["", "mean", "95 % interval", *ATTRIBUTES, "clips"]), _row(["---"] * (4 + len(ATTRIBUTES)))]
+    for name, title in _TITLES.items():
+        if name in rows:
+            low, high = rows[name]["ci95"]
+            parts = [_percent(rows[name]["per_attribute"][attribute]) for attribute in ATTRIBUTES]
+            interval = f"{_percent(low)} to {_percent(high)}"
+            lines.append(_row([title, _percent(rows[name]["mean"]), interval, *parts, str(rows[name]["n"])]))
+    for title, part in (("chance", metrics["chance"]), ("the probe on test renderings", metrics["probe"])):
+        parts = [_percent(part["per_attribute"][attribute]) for attribute in ATTRIBUTES]
+        lines.append(_row([title, _percent(part["mean" if title == "chance" else "accuracy"]), "", *parts, ""]))
+    return "\n".join([*lines, "", "# The rest", "", *_rest(metrics), ""])
+
+
+def _rest(metrics: dict[str, Any]) -> list[str]:
+    scene, change, pictures = metrics["scene_accuracy"], metrics["drift"], metrics["reconstruction_psnr"]
+    items = [
+        ("VAE, test clips", f"{metrics['vae_psnr']:.2f} dB", "at least 30"),
+        *((f"{name} as asked", f"{_percent(value)} %", "at least 85") for name, value in scene.items()),
+        ("attributes lost from first to last frame", f"{change['points']:.1f} points", "at most 3"),
+        ("motion against renderings", f"{metrics['motion_ratio']:.2f}", "0.5 to 2"),
+        ("reference stream against the clip's first frame", f"{pictures['ground_truth_frame']:.2f} dB", "the higher"),
+        ("reference stream against its own input", f"{pictures['own_input']:.2f} dB", "the lower"),
+    ]
+    if "contradiction" in metrics:
+        part = metrics["contradiction"]
+        items.append(("contradicted attributes as in the picture", f"{_percent(part['follows_picture'])} %", ""))
+        items.append(("contradicted attributes as in the prompt", f"{_percent(part['follows_prompt'])} %", ""))
+    return [_row(["", "measured", "wanted"]), _row(["---"] * 3), *(_row(item) for item in items)]
+
+
+def _row(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def contact_sheet(outcome: Outcome) -> Image:
+    """One row per character: its picture, the truth, five frames made with it, and a middle frame of the other rows."""
+    clips = outcome.shown["reference"]
+    others = [name for name in outcome.shown if name != "reference"]
+    middle = clips.shape[1] // 2
+    picks = np.linspace(0, clips.shape[1] - 1, _COLUMNS).round().astype(int)
+    header = ["reference", "rendered", *(f"frame {pick}" for pick in picks), *others]
+    lines = [_header(header)]
+    for index, clip in enumerate(clips[:SHOWN]):
+        drawn = outcome.chosen[index].drawn
+        cells = [drawn.reference, drawn.video[middle], *clip[picks]]
+        cells += [_cell_of(outcome.shown[name], index, middle) for name in others]
+        lines.append(np.concatenate([_framed(cell) for cell in cells], 1))
+    return np.concatenate(lines, 0)
+
+
+def _cell_of(clips: NDArray[np.uint8], index: int, frame: int) -> Image:
+    return clips[index, frame] if index < len(clips) else np.full(clips.shape[2:], 255, np.uint8)
+
+
+def _framed(picture: Image) -> Image:
+    if picture.shape[0] != _TILE:
+        picture = np.asarray(cv2.resize(picture, (_TILE, _TILE), interpolation=cv2.INTER_AREA), np.uint8)
+    edge = _MARGIN // 2
+    framed = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    return np.asarray(framed, np.uint8)
+
+
+def _header(titles: list[str]) -> Image:
+    strip = np.full((_HEADER, len(titles) * (_TILE + _MARGIN), 3), 255, np.uint8)
+    for index, title in enumerate(titles):
+        at = (index * (_TILE + _MARGIN) + 3, _HEADER - 5)
+        cv2.putText(strip, title, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+    return strip
+
+
+def _write_png(path: Path, picture: Image) -> None:
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    if not done:
+        raise OSError(f"{path} could not be encoded.")
+    path.write_bytes(data.tobytes())
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    write(beside)
+    beside.replace(path)

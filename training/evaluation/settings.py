@@ -1,0 +1,97 @@
+"""What an evaluation is made with: training/configs/miniature/evaluate.yaml and the `--set` of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from contextanyone_core.errors import InputError
+from contextanyone_core.guidance import CfgGuidance
+from contextanyone_core.pipeline import GenerationSettings
+from training.config import describe_errors, read_settings
+
+Dtype = Literal["float32", "bfloat16"]
+VARIANTS = ("reference", "text_only", "shuffled_reference", "emphasis_0", "contradicting_prompt")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VariantShares(_Section):
+    """Share of the characters on which each row is measured; 0 leaves the row out."""
+
+    reference: float = Field(1.0, gt=0, le=1)
+    text_only: float = Field(0.25, ge=0, le=1)
+    shuffled_reference: float = Field(0.25, ge=0, le=1)
+    emphasis_0: float = Field(0.25, ge=0, le=1)
+    contradicting_prompt: float = Field(0.25, ge=0, le=1)
+
+    def counts(self, count: int) -> dict[str, int]:
+        """How many characters each row gets, of `count`: at least 2 where the share is not 0."""
+        shares = {name: float(getattr(self, name)) for name in VARIANTS}
+        return {name: min(count, max(2, round(share * count))) for name, share in shares.items() if share > 0}
+
+
+class EvaluateSettings(_Section):
+    """The whole of an evaluation apart from seed and count.
+
+    `weights` is a folder with transformer, vae, text_encoder, image_encoder and probe (.safetensors); a file that it
+    lacks is taken from the shipped miniature. None is the shipped miniature itself.
+    """
+
+    weights: Path | None = None
+    size: int = Field(128, ge=16)
+    num_frames: int = Field(17, ge=5)
+    batch_size: int = Field(8, ge=1)
+    sampler: str = "unipc"
+    steps: int = Field(10, ge=1)
+    guidance_scale: float = Field(3.0, ge=0)
+    shift: float | None = None
+    dtype: Dtype = "float32"
+    vae_dtype: Dtype = "float32"
+    variants: VariantShares = VariantShares()  # type: ignore[call-arg]  # pydantic fills the defaults
+    vae_clips: int = Field(24, ge=2)
+    probe_frames: int = Field(1000, ge=10)
+    threads: int | None = Field(None, ge=1)
+
+    def generation(self, *, emphasis: float = 1.0) -> GenerationSettings:
+        """The same as the pipeline's settings; its seed is not used, every clip has its own.
+
+        Raises:
+            InputError: sizes or a sampler that the pipeline does not know.
+        """
+        return GenerationSettings(
+            num_frames=self.num_frames,
+            width=self.size,
+            height=self.size,
+            steps=self.steps,
+            sampler=self.sampler,
+            shift=self.shift,
+            guidance=CfgGuidance(self.guidance_scale),
+            emphasis=emphasis,
+        )
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> EvaluateSettings:
+    """Read and check a YAML file with `a.b=value` overrides.
+
+    Raises:
+        InputError: it cannot be read, has an unknown key or a value that cannot be met; the message names the key.
+    """
+    data = read_settings(path, overrides)
+    try:
+        settings = EvaluateSettings.model_validate(data)
+    except ValidationError as error:
+        raise InputError(describe_errors(error, EvaluateSettings, "")) from None
+    settings.generation()
+    return settings
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """torch's dtype of that name."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
