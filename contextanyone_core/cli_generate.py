@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .cli_clips import Clip, clips_from_file, clips_from_options, refuse_collisions
 from .cli_options import (
     MAX_SEED,
+    PARTS,
     Parser,
     any_text,
     device_name,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from .pipeline import ContextAnyonePipeline, GenerationSettings
 
 MINIATURE = Path(__file__).parent / "miniature"
-PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
 # The names that hosts.schedulers knows; repeated here because that module imports torch.
 SAMPLERS = ("euler", "unipc", "dpmpp_2m")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -196,6 +196,7 @@ def _make(pipeline: ContextAnyonePipeline, request: Request, clip: Clip, shared:
             negative=request.options.negative,
             progress=lambda done, _: _advance(bar, done),
         )
+        bar.set_postfix_str("done")
     frames = images_to_frames(result.images)
     metadata = shared | {"first": clip.first, "later": clip.later, "seed": clip.seed}
     return save_clip(clip.out, frames, contact_sheet(request.pictures, frames), metadata)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_options import Parser
+from .cli_options import PARTS, Parser
 from .errors import CheckpointError
 from .video import ENDINGS, ending_of, read_metadata
 
@@ -30,7 +30,9 @@ def inspect(argv: Sequence[str]) -> int:
     path: Path = parser.parse(argv).file
     weights = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if weights:
+        absent = [f"{part}.safetensors" for part in PARTS if not (path / f"{part}.safetensors").is_file()]
         reports = ["\n".join(_describe(file)) for file in weights]
+        reports.append(f"missing files: {', '.join(absent) or 'none'}")
     elif path.is_dir() or ending_of(path) in (*ENDINGS, ".png"):
         reports = [json.dumps(read_metadata(path), indent=2, ensure_ascii=False)]
     else:
@@ -48,7 +50,7 @@ def _describe(path: Path) -> list[str]:
         f"file:        {path}",
         f"kind:        {kind}" + ("" if found.stated or found.kind is None else " (by its tensor names)"),
         f"size:        {found.size_bytes:,} bytes",
-        f"parameters:  {found.parameters:,}",
+        f"parameters:  {sum(count for name, count in found.dtypes.items() if 'F' in name):,}",
         f"dtype:       {', '.join(f'{name} ({count:,})' for name, count in sorted(found.dtypes.items())) or 'none'}",
         f"config:      {'none in the header' if not found.config else ''}".rstrip(),
     ]

@@ -13,19 +13,26 @@ from typing import NoReturn
 from .errors import InputError
 
 MAX_SEED = 2**63 - 1
+PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
+"""The weight files of a folder, each with the ending .safetensors."""
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises InputError in place of printing its usage, and guesses what a wrong option meant."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False)
+        super().__init__(
+            prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`.
 
         Raises: InputError for an option that is unknown, missing or badly filled.
         """
+        for word in argv:  # before argparse can complain that the option which was meant is missing
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                self.refuse(word)
         arguments, unknown = self.parse_known_args(list(argv))
         if unknown:
             self.refuse(unknown[0])
