@@ -1,4 +1,4 @@
-"""The optimizer for a part's parameter groups, the learning rate over the steps, and the optimizer's state as plain tensors."""
+"""The optimizer of a part, the learning rate over the steps, and the optimizer's state as plain tensors."""
 
 import math
 from collections.abc import Mapping

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,18 +85,22 @@ def files_hash(*paths: Path) -> str:
 
 
 def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncoder) -> Pool:
-    """Read a pool, first encoding the pairs that are not there yet. Interrupted work goes on where it stopped."""
+    """Read a pool, first encoding the pairs that are not there yet. Interrupted work goes on where it stopped.
+
+    Several processes may fill one pool at the same time: each takes the missing shards in an order of its own.
+    """
     folder = key.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [folder / f"{index:05d}.safetensors" for index in range(-(-key.pairs // _SHARD))]
     missing = [index for index, path in enumerate(shards) if not path.is_file()]
+    random.Random(os.getpid()).shuffle(missing)
     if missing:
         _LOG.info("Encoding %d of %d shards of %d pairs into %s", len(missing), len(shards), _SHARD, folder)
     for index in tqdm(missing, desc="encoding pairs", unit="shard", disable=None):
-        tensors = _encode_shard(key, index, vae, image_encoder)
-        beside = shards[index].with_suffix(".new")
-        save_file(tensors, beside)
-        beside.replace(shards[index])
+        if not shards[index].is_file():
+            beside = shards[index].with_suffix(f".{os.getpid()}")
+            save_file(_encode_shard(key, index, vae, image_encoder), beside)
+            beside.replace(shards[index])
     parts = [load_file(path) for path in shards]
     return Pool(**{name: torch.cat([part[name] for part in parts])[: key.pairs] for name in parts[0]})
 

@@ -114,7 +114,7 @@ class Part(Protocol):
 def default_groups(
     modules: Mapping[str, nn.Module], lr_scale: float = 1.0, hidden: Callable[[str], bool] | None = None
 ) -> list[ParameterGroup]:
-    """Split the trainable parameters in groups: matrices and kernels with weight decay, vectors (norms, biases) without.
+    """Split the trainable parameters: matrices and kernels with weight decay, vectors (norms, biases) without.
 
     hidden says by name (`<module>.<parameter>`) which matrices and kernels are hidden layers' weights, for Muon.
     """

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from contextanyone_core.checkpoint import load_transformer, read_header, save_transformer
@@ -26,7 +26,7 @@ from contextanyone_core.losses import dual_guidance_loss, reconstruction
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
-from training.data.pool import Pool, PoolKey, files_hash, open_pool
+from training.data.pool import PoolKey, files_hash, open_pool
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.randomness import numpy_generator
 from training.world import TEST_SEED_START, neutral_prompts, sample
@@ -35,26 +35,17 @@ from training.world.captions import draw_named, first_caption, later_caption
 _LOG = logging.getLogger(__name__)
 
 
-class Stage(BaseModel):
-    """Steps up to ``until`` train on pairs of this length and size."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    until: int = Field(ge=1)
-    num_frames: int = Field(ge=1)
-    size: int = Field(ge=16, multiple_of=16)
-    batch: int = Field(ge=1)
-    pairs: int = Field(ge=1)
-
-
 class Settings(PartSettings):
-    """Stages of the data, the objective, and the frozen encoders' folder."""
+    """The pairs to train on, the frozen encoders' folder, and the objective."""
 
     name: Literal["transformer"] = "transformer"
-    weights: Path = Path("contextanyone_core/miniature")
-    pools: Path = Path("runs/pools")
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    num_frames: int = Field(17, ge=1)  # 1: stills
+    size: int = Field(128, ge=16, multiple_of=16)
+    batch: int = Field(12, ge=1)
+    pairs: int = Field(4000, ge=1)
     pool_seed: int = 0
+    pools: Path = Path("runs/pools")
+    weights: Path = Path("contextanyone_core/miniature")
     reference_weight: float = Field(0.2, ge=0)  # the paper's lambda
     reconstruct: Literal["target", "reference"] = "target"
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
@@ -79,7 +70,8 @@ class TransformerPart:
         else:
             self.transformer = ContextAnyoneTransformer(self._config(paths["vae"]))
         encoders = files_hash(paths["vae"], paths["image_encoder"])
-        self.pools = [self._open(stage, encoders) for stage in settings.stages]
+        key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
+        self.pool = open_pool(settings.pools, key, self.vae, self.image_encoder)
 
     def _config(self, vae_path: Path) -> ContextAnyoneConfig:
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
@@ -96,10 +88,6 @@ class TransformerPart:
             latent_rgb_bias=(bias[0], bias[1], bias[2]),
         )
 
-    def _open(self, stage: Stage, encoders: str) -> Pool:
-        key = PoolKey(encoders, self.settings.pool_seed, stage.num_frames, stage.size, stage.pairs)
-        return open_pool(self.settings.pools, key, self.vae, self.image_encoder)
-
     def modules(self) -> dict[str, nn.Module]:
         """The transformer; its encoders stay frozen."""
         return {"transformer": self.transformer}
@@ -110,9 +98,8 @@ class TransformerPart:
 
     def batch(self, step: int) -> Any:
         """Encoded pairs, and captions drawn anew."""
-        stage, pool = self._stage(step)
-        rng = numpy_generator(self.context.seed, step, "pairs")
-        chosen = rng.integers(len(pool), size=stage.batch)
+        pool, rng = self.pool, numpy_generator(self.context.seed, step, "pairs")
+        chosen = rng.integers(len(pool), size=self.settings.batch)
         first, later = [], []
         for index in chosen.tolist():
             character, scene = pool.character(index), pool.scene(index)
@@ -127,12 +114,6 @@ class TransformerPart:
             "first": first,
             "later": later,
         }
-
-    def _stage(self, step: int) -> tuple[Stage, Pool]:
-        for stage, pool in zip(self.settings.stages, self.pools, strict=True):
-            if step < stage.until:
-                return stage, pool
-        return self.settings.stages[-1], self.pools[-1]
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss of a batch; the reference is dropped for a whole batch, text for single samples."""
@@ -195,12 +176,10 @@ class TransformerPart:
 
     def sample(self, step: int, folder: Path) -> None:
         """Six test characters, prompts that name no attribute: reference, then every fourth frame."""
-        stage, _ = self._stage(step)
-        pairs = [sample(TEST_SEED_START + 500 + i, stage.num_frames, (stage.size, stage.size)) for i in range(6)]
+        size, frames = self.settings.size, self.settings.num_frames
+        pairs = [sample(TEST_SEED_START + 500 + i, frames, (size, size)) for i in range(6)]
         pipeline = self.pipeline()
-        settings = GenerationSettings(
-            num_frames=stage.num_frames, width=stage.size, height=stage.size, steps=self.settings.sample_steps
-        )
+        settings = GenerationSettings(num_frames=frames, width=size, height=size, steps=self.settings.sample_steps)
         conditions = []
         for pair in pairs:
             picture = torch.from_numpy(pair.reference).permute(2, 0, 1)[None].float() / 127.5 - 1.0
