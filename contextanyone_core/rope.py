@@ -56,14 +56,15 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float = 1e4) -> RotaryTable:
-    """Cosine and sine of every token's rotation angles.
+    """Cosine and signed sine of every token's rotation angles, ready for `apply_rotary`.
 
     Args:
         positions: (tokens, 3), any real values; computed in float64.
         head_dim: even width of one attention head.
 
     Returns:
-        Two float32 tensors (tokens, head_dim / 2): one angle for each pair of neighbouring channels.
+        Two float32 tensors (tokens, head_dim). Each pair of neighbouring channels has one angle a: cos(a), cos(a) in
+        the first tensor, -sin(a), sin(a) in the second.
 
     Raises:
         ShapeError: positions are not (tokens, 3).
@@ -75,11 +76,12 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float = 1e4) -> Rotary
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
         angles.append(torch.outer(positions[:, axis].double(), 1.0 / theta**exponents))
     table = torch.cat(angles, dim=1)
-    return table.cos().float(), table.sin().float()
+    cos, sin = table.cos().float(), table.sin().float()
+    return torch.stack((cos, cos), dim=-1).flatten(1), torch.stack((-sin, sin), dim=-1).flatten(1)
 
 
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
-    """Rotate each pair of neighbouring channels by its token's angle.
+    """Rotate each pair of neighbouring channels by its token's angle: (a, b) -> (a cos - b sin, b cos + a sin).
 
     Args:
         x: (B, tokens, heads, head_dim); the arithmetic is at least float32, the result has x's dtype.
@@ -88,11 +90,11 @@ def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
     Raises:
         ShapeError: the table was made for another number of tokens or another head width.
     """
-    cos, sin = (part.unsqueeze(-2) for part in table)
-    if x.shape[1] != cos.shape[0] or x.shape[-1] != 2 * cos.shape[-1]:
+    cos, sin = table
+    if (x.shape[1], x.shape[-1]) != (cos.shape[0], cos.shape[1]):
         raise ShapeError(
-            f"The rotary table is for {cos.shape[0]} tokens of width {2 * cos.shape[-1]}; "
+            f"The rotary table is for {cos.shape[0]} tokens of width {cos.shape[1]}; "
             f"the tensor has {x.shape[1]} of width {x.shape[-1]}."
         )
-    even, odd = x.view(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos.unsqueeze(-2), swapped, sin.unsqueeze(-2)).to(x.dtype)
