@@ -6,53 +6,36 @@ DIR gets metrics.json, table.md and contact_sheet.png.
 """
 
 import argparse
-import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from contextanyone_core.errors import ContextAnyoneError, InputError
-from training.evaluation.clips import NotFiniteError
+from contextanyone_core.errors import InputError
+from training.commands import Parser, run_command
 from training.evaluation.models import load_models
 from training.evaluation.report import table, write_report
 from training.evaluation.run import evaluate
 from training.evaluation.settings import load_settings
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 it failed on the way, 2 bad input, 130 Ctrl-C."""
-    parser = _Parser(prog="evaluate.py", description="Measure a model on test characters.", allow_abbrev=False)
+    parser = Parser(prog="evaluate.py", description="Measure a model on test characters.", allow_abbrev=False)
     parser.add_argument("--config", type=Path, required=True, help="such as training/configs/miniature/evaluate.yaml")
     parser.add_argument("--seed", type=int, default=0, help="which test characters (0)")
     parser.add_argument("--count", type=int, default=200, help="how many (200)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="steps=20")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        sys.stdout.write(_run(arguments))
-    except (NotFiniteError, OSError) as error:
-        return _fail(error, 1)
-    except ContextAnyoneError as error:
-        return _fail(error, 2)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
+    return run_command("evaluate.py", lambda: _run(arguments))
 
 
-def _run(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> None:
     settings = load_settings(arguments.config, arguments.set)
     if arguments.seed < 0:
         raise InputError(f"--seed is {arguments.seed}; it must be at least 0.")
@@ -66,23 +49,13 @@ def _run(arguments: argparse.Namespace) -> str:
     outcome.metrics["settings"] = settings.model_dump(mode="json")
     outcome.metrics["weights"] = models.hashes()
     write_report(outcome, out)
-    return _finished(outcome.metrics, out)
-
-
-def _fail(error: Exception, code: int) -> int:
-    sys.stderr.write(f"evaluate.py: {' '.join(str(error).split())}\n")
-    return code
-
-
-def _finished(metrics: dict[str, Any], out: Path) -> str:
-    return f"{table(metrics)}\n{metrics['seconds']['total']:.0f} s. Written to {out}.\n"
+    sys.stdout.write(f"{table(outcome.metrics)}\n{outcome.metrics['seconds']['total']:.0f} s. Written to {out}.\n")
 
 
 def _make_folder(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / ".writable").open("w"):
-            pass
+        (out / ".writable").touch()
         (out / ".writable").unlink()
     except OSError as error:
         raise InputError(f"--out {out} cannot be written to: {error.strerror}.") from None

@@ -40,9 +40,10 @@ def weights(tmp_path_factory):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 10), model_writer=written, vocab_size=320, hard_vocab_limit=False,
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, minloglevel=2,
+        num_threads=1,
     )  # fmt: skip
     vocabulary = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()).vocab_size()
-    config = replace(ContextAnyoneConfig.tiny(), text_len=128)
+    config = replace(ContextAnyoneConfig.tiny(), text_len=256)
     text = mini_text_config(vocabulary) | {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 2, "num_layers": 1}
     encoder = TextEncoder(build_text_model(text).eval(), written.getvalue(), config.text_len)
     save_text_encoder(encoder, folder / "text_encoder.safetensors")

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from contextanyone_core.conditioning import Reference
-from contextanyone_core.errors import ContextAnyoneError
+from contextanyone_core.errors import InputError
 from contextanyone_core.pictures import images_to_frames, picture_to_images
 from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
 from training.evaluation.characters import Subject, neighbour
@@ -17,10 +17,6 @@ from training.evaluation.settings import EvaluateSettings
 
 Clips = NDArray[np.uint8]
 """(B, T, H, W, 3)"""
-
-
-class NotFiniteError(ContextAnyoneError):
-    """The model made pixels that are not numbers."""
 
 
 class ClipMaker:
@@ -35,7 +31,7 @@ class ClipMaker:
         """Yield clips of up to `batch_size` subjects at a time, in order; all variants start from the same noise.
 
         Raises:
-            NotFiniteError: the model made pixels that are not numbers.
+            InputError: the model made pixels that are not numbers.
         """
         generation = self.settings.generation(emphasis=0.0 if variant == "emphasis_0" else 1.0)
         for start in range(0, len(chosen), self.settings.batch_size):
@@ -73,5 +69,5 @@ class ClipMaker:
 
     def _frames(self, latents: torch.Tensor, variant: str) -> Clips:
         if not bool(torch.isfinite(latents).all()):
-            raise NotFiniteError(f"{variant}: the latents are not finite numbers; try --set dtype=float32.")
+            raise InputError(f"{variant}: the latents are not finite numbers; try --set dtype=float32.")
         return np.stack([images_to_frames(images) for images in self.pipeline.decode(latents)])
