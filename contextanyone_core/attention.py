@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import under_autocast
 from .rope import RotaryTable, apply_rotary
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -131,7 +132,7 @@ class EmphasizeAttention(Projections):
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):  # the norm's weights are float32, and a mixed pair has no fused kernel
+    if under_autocast(x.device):  # the norm's weights are float32, and a mixed pair has no fused kernel
         x = x.float()
     normed: Tensor = norm(x)
     return normed

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionFunction, CrossAttention, EmphasizeAttention, KeysValues, SelfAttention
 from .config import ContextAnyoneConfig
+from .precision import full_precision
 from .rope import RotaryTable
 
 
@@ -115,7 +116,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time_embeds: Tensor) -> Tensor:
         """x (B, tokens, C) and time_embeds (B, C) -> (B, tokens, out_dim * patch)."""
         shift, scale = _add_parameter(self.modulation, time_embeds.unsqueeze(1)).chunk(2, dim=1)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             patches: Tensor = self.head(_modulated(self.norm, x, shift, scale))
         return patches
 

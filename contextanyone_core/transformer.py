@@ -20,6 +20,7 @@ from .attention import AttentionFunction, KeysValues, torch_attention
 from .blocks import BlockCache, Head, ImageEmbedding, Stream, TransformerBlock
 from .config import ContextAnyoneConfig
 from .errors import InputError, ShapeError
+from .precision import full_precision
 from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
 
 
@@ -196,14 +197,14 @@ class ContextAnyoneTransformer(nn.Module):
         return ReferenceCache(blocks), output
 
     def _embed_time(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(like.device.type, enabled=False):
+        with full_precision(like.device):
             waves = _sinusoids(timesteps.to(like.device), self.config.freq_dim)
             time_embeds = self.time_embedding(waves.to(like.dtype))
             modulation: Tensor = self.time_projection(time_embeds)
             return time_embeds, modulation.float().view(-1, 6, self.config.dim)
 
     def _embed_patches(self, latents: Tensor) -> Tensor:
-        with torch.autocast(latents.device.type, enabled=False):  # the residual stream stays in the latents' dtype
+        with full_precision(latents.device):  # the residual stream stays in the latents' dtype
             patches: Tensor = self.patch_embedding(latents)
         return patches.flatten(2).transpose(1, 2).contiguous()
 

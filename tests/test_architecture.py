@@ -16,7 +16,19 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
 
 # From low to high: a file imports only files named before it. A new file gets its place here.
 ORDER = [
-    *("errors", "config", "rope", "attention", "blocks", "transformer", "flow", "guidance", "losses", "keymap"),
+    *(
+        "errors",
+        "config",
+        "precision",
+        "rope",
+        "attention",
+        "blocks",
+        "transformer",
+        "flow",
+        "guidance",
+        "losses",
+        "keymap",
+    ),
     *("checkpoint", "conditioning", "prompts", "pictures", "video", "contact", "familiarity"),
     *("hosts/loading", "hosts/vae", "hosts/text", "hosts/image", "hosts/schedulers", "hosts/expected"),
     *("pipeline", "cli_options", "cli_clips", "cli_inspect", "cli_generate", "cli"),

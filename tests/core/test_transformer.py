@@ -242,6 +242,12 @@ def test_runs_with_bfloat16_weights(model):
     assert (velocity.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
+def test_runs_on_a_device_without_autocast():
+    model = ContextAnyoneTransformer(CONFIG, device="meta")
+    latents, timesteps, text = (tensor.to("meta") for tensor in make_inputs())
+    assert model(latents, timesteps, text).velocity.shape == latents.shape
+
+
 def test_a_preview_in_inference_mode_does_not_spoil_training():
     model, inputs = make_model(), make_inputs(size=(2, 6, 10))
     with torch.inference_mode():
