@@ -9,7 +9,7 @@ import torch
 from contextanyone_core.checkpoint import read_header
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config
 from training.parts.base import PartContext
-from training.parts.vae import Settings, VaePart
+from training.parts.vae import Settings, VaePart, still_start
 from training.parts.vae_forward import decode_whole, encode_whole
 
 
@@ -30,6 +30,17 @@ def test_whole_clips_equal_the_chunked_forward(vae, frames):
         latents = 0.1 * mean
         decoded = decode_whole(vae, latents)
         torch.testing.assert_close(decoded.clamp(-1, 1), vae.decode(latents).sample, atol=2e-5, rtol=1e-4)
+
+
+def test_a_fresh_vae_sees_a_still_clip_as_one_still(vae):
+    still = still_start(copy.deepcopy(vae))
+    picture = torch.rand(1, 3, 1, 16, 16) * 2 - 1
+    with torch.no_grad():
+        alone = encode_whole(still, picture)[0]
+        clip = encode_whole(still, picture.expand(-1, -1, 9, -1, -1))[0]
+        torch.testing.assert_close(clip, alone.expand_as(clip), atol=1e-5, rtol=1e-4)
+        frames = decode_whole(still, clip)
+        torch.testing.assert_close(frames, frames[:, :, :1].expand_as(frames), atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradient_passes_where_diffusers_clamps(vae):
@@ -91,5 +102,7 @@ def test_export_carries_statistics_and_the_preview_projection(tmp_path, monkeypa
     assert len(json.loads(header.metadata["latent_rgb_factors"])) == 16
     assert float(header.metadata["familiar_psnr"])
     assert min(loaded.config.latents_std) > 0
+    warm = VaePart(part.settings, PartContext(seed=3, device=torch.device("cpu"), init_from=path))
+    assert sum(len(group["params"]) for group in warm.parameter_groups()) == len(list(warm.vae.parameters()))
     latents = VideoVAE(loaded).encode(torch.rand(1, 3, 1, 32, 32) * 2 - 1)
     assert torch.isfinite(latents).all()

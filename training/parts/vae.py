@@ -52,7 +52,8 @@ class VaePart:
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
-        self.vae = load_vae(context.init_from) if context.init_from else build_vae(mini_vae_config())
+        self.vae = load_vae(context.init_from) if context.init_from else still_start(build_vae(mini_vae_config()))
+        self.vae.requires_grad_(True)
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -150,6 +151,27 @@ class VaePart:
             error = coder.decode(coder.encode(images)) - images
             values.append(float(-10.0 * torch.log10(error.square().mean() / 4.0)))
         return float(np.mean(values) - 4.0 * np.std(values))
+
+
+@torch.no_grad()
+def still_start(vae: Any) -> Any:
+    """Let a fresh VAE treat a clip as stills, so that clips continue what images have taught.
+
+    Single frames train the last temporal tap of each kernel only. The others start at zero, the temporal downsampling
+    hands on the last of its frames, and the temporal upsampling repeats what it gets.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, nn.Conv3d) or module.kernel_size[0] == 1:
+            continue
+        if name.endswith("time_conv"):
+            width = module.in_channels
+            module.weight.zero_()
+            module.weight[:, :, -1, 0, 0] = torch.eye(width).repeat(module.out_channels // width, 1)
+            if module.bias is not None:
+                module.bias.zero_()
+        else:
+            module.weight[:, :, :-1] = 0
+    return vae
 
 
 def _is_hidden(name: str) -> bool:
