@@ -5,13 +5,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from contextanyone_core.attention import torch_attention
 from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, latent_masks, open_pool
 from training.parts.base import PartContext
-from training.parts.transformer import Settings, TransformerPart
+from training.parts.transformer import Settings, TransformerPart, explicit_attention
 from training.randomness import seed_for
 from training.world import TEST_SEED_START, sample
 
@@ -86,6 +87,11 @@ def test_the_loss_is_per_sample_and_reaches_every_part(part, monkeypatch):
     loss.mean().backward()
     silent = [name for name, p in part.transformer.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
+
+
+def test_explicit_attention_is_attention():
+    q, k, v = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
+    torch.testing.assert_close(explicit_attention(q, k, v, 3), torch_attention(q, k, v, 3))
 
 
 def test_a_dropped_reference_leaves_no_trace(part, monkeypatch):

@@ -126,10 +126,10 @@ def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEn
 
 
 def _encode(images: Tensor, vae: VideoVAE) -> Tensor:
-    """Normalised latents (16, t, h, w) float16 of one clip (1, 3, T, H, W), in bf16 arithmetic."""
+    """Normalised latents (16, t, h, w) float16 of one clip (1, 3, T, H, W)."""
     config = vae.vae.config
-    with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
-        mean = encode_whole(vae.vae, images.to(vae.device))[0][0].float().cpu()
+    with torch.no_grad():
+        mean = encode_whole(vae.vae, images.to(vae.device, vae.dtype))[0][0].float().cpu()
     shape = (-1, 1, 1, 1)
     return (
         (mean - torch.tensor(config.latents_mean).view(shape)) / torch.tensor(config.latents_std).view(shape)

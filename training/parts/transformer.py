@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from contextanyone_core.blocks import TransformerBlock
 from contextanyone_core.checkpoint import load_transformer, read_header, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.flow import add_noise, sample_sigmas, velocity_target
@@ -46,6 +47,8 @@ class Settings(PartSettings):
     pool_seed: int = 0
     pools: Path = Path("runs/pools")
     weights: Path = Path("contextanyone_core/miniature")
+    compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
+    explicit_attention: bool = False  # plain matrix products: on a CPU their backward is faster than the fused kernel's
     reference_weight: float = Field(0.2, ge=0)  # the paper's lambda
     reconstruct: Literal["target", "reference"] = "target"
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
@@ -62,13 +65,17 @@ class TransformerPart:
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         paths = {name: settings.weights / f"{name}.safetensors" for name in ("vae", "text_encoder", "image_encoder")}
-        self.vae = VideoVAE(load_vae(paths["vae"])).to(context.device)
+        self.vae = VideoVAE(load_vae(paths["vae"], torch.bfloat16, context.device))
         self.text_encoder = load_text_encoder(paths["text_encoder"]).to(context.device)
         self.image_encoder = load_image_encoder(paths["image_encoder"]).to(context.device)
         if context.init_from:
             self.transformer = load_transformer(context.init_from, dtype=torch.float32)
         else:
             self.transformer = ContextAnyoneTransformer(self._config(paths["vae"]))
+        if settings.explicit_attention:
+            self.transformer.attention = explicit_attention
+        if settings.compile:
+            _compile_blocks(self.transformer)
         encoders = files_hash(paths["vae"], paths["image_encoder"])
         key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
         self.pool = open_pool(settings.pools, key, self.vae, self.image_encoder)
@@ -186,7 +193,8 @@ class TransformerPart:
             encoded = pipeline.dual_encoder.encode(picture, settings.size)
             conditions.append(pipeline.conditions([encoded], TwoStagePrompt(*neutral_prompts(pair.scene))))
         batch = stack_conditions(conditions)
-        latents = pipeline.sample_latents(batch, settings, pipeline.noise(list(range(6)), settings))
+        with torch.compiler.set_stance("force_eager"):  # other shapes than in training: not worth a compilation
+            latents = pipeline.sample_latents(batch, settings, pipeline.noise(list(range(6)), settings))
         frames = _pixels(pipeline.decode(latents)[:, :, ::4])
         rows = [
             np.concatenate([pair.reference, *shown, *pair.video[::4]], axis=1)
@@ -198,6 +206,21 @@ class TransformerPart:
         """Write transformer.safetensors."""
         path = folder / "transformer.safetensors"
         save_transformer(path, self.transformer, dtype=torch.float16, extra={"record": json.dumps(dict(record))})
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`torch_attention` written out as two matrix products and a softmax in float32; shapes as there."""
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+
+
+def _compile_blocks(transformer: ContextAnyoneTransformer) -> None:
+    """Compile the repeated block once for each of its two uses, with shapes as they are."""
+    for block in transformer.blocks:
+        assert isinstance(block, TransformerBlock)
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        block.encode_reference = torch.compile(block.encode_reference, dynamic=False)  # type: ignore[method-assign]
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
