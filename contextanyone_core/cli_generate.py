@@ -36,7 +36,7 @@ from .cli_options import (
 )
 from .errors import CheckpointError, InputError
 from .pictures import read_picture
-from .video import check_output, save_clip
+from .video import check_name, check_output, save_clip
 
 if TYPE_CHECKING:
     from .pipeline import ContextAnyonePipeline, GenerationSettings
@@ -92,11 +92,12 @@ def read_request(argv: Sequence[str]) -> Request:
             raise InputError("--later and --prompts exclude each other; put the later prompts into the file.")
         clips = clips_from_file(options.prompts, options.first, options.seed, options.out)
     else:
+        check_name(options.out)
         clips = clips_from_options(options.first, options.later, options.seed, options.out)
     read = [*options.reference, *([options.prompts] if options.prompts else [])]
-    refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     for clip in clips:
         check_output(clip.out)
+    refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     return Request(options, clips, [read_picture(path) for path in options.reference])
 
 

@@ -92,7 +92,7 @@ def _check_is_file(path: Path) -> None:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty; a picture file is needed.")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _open(path: Path) -> Image.Image:

@@ -54,12 +54,7 @@ def check_output(path: Path) -> None:
     Raises: InputError for an ending that is not known, a folder that is missing or cannot be written to, or a name that
         is taken by something a clip must not replace.
     """
-    ending = ending_of(path)
-    if not path.name or path.name.startswith("."):
-        raise InputError(f"{path} has no plain file name; give one such as out.mp4.")
-    if ending not in ENDINGS and ending:
-        known = ", ".join(ENDINGS)
-        raise InputError(f"{path} ends in {ending}; known are {known}, and no ending for a folder of PNG pictures.")
+    check_name(path)
     try:
         _check_free(path)
         if not path.parent.is_dir():
@@ -70,7 +65,20 @@ def check_output(path: Path) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and is_disk_full(error):
             raise
-        raise InputError(f"cannot write to {path}: {error}.") from error
+        raise InputError(f"cannot write to {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def check_name(path: Path) -> None:
+    """See that a path has a plain name with an ending that is known.
+
+    Raises: InputError.
+    """
+    ending = ending_of(path)
+    if not path.name or path.name.startswith("."):
+        raise InputError(f"{path} has no plain file name; give one such as out.mp4.")
+    if ending and ending not in ENDINGS:
+        known = ", ".join(ENDINGS)
+        raise InputError(f"{path} ends in {ending}; known are {known}, and no ending for a folder of PNG pictures.")
 
 
 def _check_free(path: Path) -> None:
