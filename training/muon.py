@@ -2,7 +2,8 @@
 
 Muon (Jordan et al., 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found with five Newton-Schulz
 iterations. The update is scaled to the root mean square that AdamW's usually has (Moonlight, arXiv 2502.16982, section
-2.2), so that one learning rate serves both. torch's own Muon takes plain matrices only; the VAE's kernels are 4D and 5D.
+2.2), so that one learning rate serves both. torch's own Muon takes plain matrices only; the VAE's kernels have four and
+five dimensions.
 """
 
 from typing import Any
@@ -47,7 +48,7 @@ class MuonAdamW(torch.optim.AdamW):
 def orthogonal(matrix: Tensor) -> Tensor:
     """Roughly the nearest matrix (n, m) with singular values of 1, in bf16: values between about 0.7 and 1.2."""
     a, b, c = _COEFFICIENTS
-    x = matrix.bfloat16()
+    x: Tensor = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

@@ -140,7 +140,7 @@ def _reference(pair: WorldSample, rng: np.random.Generator) -> np.ndarray[tuple[
     if rng.random() >= _WHITE_SHARE:
         return pair.reference
     share = pair.reference_mask.astype(np.float32)[..., None] / 255.0
-    return np.round(pair.reference * share + 255.0 * (1.0 - share)).astype(np.uint8)
+    return np.asarray(np.round(pair.reference * share + 255.0 * (1.0 - share)), np.uint8)
 
 
 def latent_masks(masks: Tensor) -> Tensor:

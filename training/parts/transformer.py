@@ -183,10 +183,10 @@ class TransformerPart:
 
     def sample(self, step: int, folder: Path) -> None:
         """Six test characters, prompts that name no attribute: reference, then every fourth frame."""
-        size, frames = self.settings.size, self.settings.num_frames
-        pairs = [sample(TEST_SEED_START + 500 + i, frames, (size, size)) for i in range(6)]
+        size, length = self.settings.size, self.settings.num_frames
+        pairs = [sample(TEST_SEED_START + 500 + i, length, (size, size)) for i in range(6)]
         pipeline = self.pipeline()
-        settings = GenerationSettings(num_frames=frames, width=size, height=size, steps=self.settings.sample_steps)
+        settings = GenerationSettings(num_frames=length, width=size, height=size, steps=self.settings.sample_steps)
         conditions = []
         for pair in pairs:
             picture = torch.from_numpy(pair.reference).permute(2, 0, 1)[None].float() / 127.5 - 1.0
@@ -212,7 +212,8 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`torch_attention` written out as two matrix products and a softmax in float32; shapes as there."""
     q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+    read: Tensor = scores.float().softmax(-1).to(v.dtype) @ v
+    return read.transpose(1, 2).flatten(-2)
 
 
 def _compile_blocks(transformer: ContextAnyoneTransformer) -> None:

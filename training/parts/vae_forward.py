@@ -75,7 +75,7 @@ def _frames(x: Tensor) -> Tensor:
 
 
 def _clip(x: Tensor, batch: int) -> Tensor:
-    return x.unflatten(0, (batch, -1)).transpose(1, 2)
+    return x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
 
 
 def _downsample(layer: Any, x: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ def _upsample(layer: Any, x: Tensor) -> Tensor:
         first, later = x[:, :, :1], x[:, :, 1:]
         time = layer.time_conv
         padded = torch.cat([torch.zeros_like(later[:, :, :1]).expand(-1, -1, 2, -1, -1), later], dim=2)
-        pairs = F.conv3d(padded, time.weight, time.bias).unflatten(1, (2, -1))
-        later = torch.stack([pairs[:, 0], pairs[:, 1]], dim=3).flatten(2, 3)
+        pairs = F.conv3d(padded, time.weight, time.bias)
+        later = torch.stack(pairs.chunk(2, dim=1), dim=3).flatten(2, 3)
         x = torch.cat([first, later], dim=2)
     frames = F.interpolate(_frames(x), scale_factor=2.0, mode="nearest-exact")
     conv = layer.resample[1]
