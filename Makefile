@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml requirements.txt constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP) ## a picture and two prompts become a video, on a plain CPU
+	@mkdir -p outputs
 	@$(BIN)/contextanyone generate \
 	  --reference assets/demo/reference.png \
 	  --first "A person with long red hair in a striped white shirt and blue trousers." \
