@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.evaluation.accuracy import attributes_right, chance, confidence, drift, scene_accuracy, summary
 from training.evaluation.characters import Subject, first_seed, neighbour, subjects
 from training.evaluation.clips import ClipMaker, Clips
@@ -93,8 +94,12 @@ def _read(probe: Probe, clips: Clips) -> Reading:
 
 
 def _measure_vae(models: Models, chosen: Sequence[Subject]) -> tuple[float, dict[str, Any]]:
-    """Mean PSNR of test clips through the VAE, and what the probe reads off them: the most that a row can reach."""
-    clips = np.stack([vae_round_trip(models.pipeline.vae, subject) for subject in chosen])
+    """Mean PSNR of test clips through the VAE, and what the probe reads off them: the most that a row can reach.
+
+    In float32, whatever dtype the clips are made in: the number is the file's.
+    """
+    vae = VideoVAE(load_vae(models.files["vae"], torch.float32, models.pipeline.device))
+    clips = np.stack([vae_round_trip(vae, subject) for subject in chosen])
     values = [psnr(clip, subject.drawn.video) for clip, subject in zip(clips, chosen, strict=True)]
     return float(np.mean(values)), summary(attributes_right(_read(models.probe, clips), _labels(chosen)))
 

@@ -55,7 +55,7 @@ class EvaluateSettings(_Section):
     dtype: Dtype = "float32"
     vae_dtype: Dtype = "float32"
     variants: VariantShares = VariantShares()  # type: ignore[call-arg]  # pydantic fills the defaults
-    vae_clips: int = Field(24, ge=2)
+    vae_clips: int = Field(16, ge=2)
     probe_frames: int = Field(1000, ge=10)
     threads: int | None = Field(None, ge=1)
 
