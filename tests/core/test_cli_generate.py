@@ -1,0 +1,274 @@
+"""`contextanyone generate` and `inspect` on a tiny stack: what is asked for is what is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from contextanyone_core import cli, cli_generate
+from contextanyone_core.checkpoint import read_header
+from contextanyone_core.familiarity import HEADER_KEY, familiar_threshold, round_trip_psnr
+from contextanyone_core.hosts import schedulers
+from contextanyone_core.pictures import picture_to_images
+from contextanyone_core.video import read_metadata
+
+SMALL = ("--frames", "5", "--size", "32x32", "--steps", "1", "--guidance-scale", "1")
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """A folder with one good picture, in which the command runs."""
+    monkeypatch.chdir(tmp_path)
+    picture(40, 30).save("good.png")
+    return tmp_path
+
+
+def picture(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([x * 200 // width, y * 200 // height, x * 0 + 90], -1).astype(np.uint8))
+
+
+@pytest.fixture
+def made(desk, tiny_folder, capsys):
+    """Run `generate` with tiny weights at a small size; gives what stands on stdout and stderr."""
+
+    def run(*words: str | Path) -> tuple[list[str], str]:
+        code = cli.main([str(word) for word in ("generate", "--weights", tiny_folder, *SMALL, *words)])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert not list(desk.rglob("*.part"))
+        return out.splitlines(), err
+
+    return run
+
+
+def decode(path: Path | str) -> np.ndarray:
+    reader = imageio_ffmpeg.read_frames(str(path))
+    width, height = next(reader)["size"]
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+
+
+PROMPTS = ("--first", "A woman in the park.", "--later", "She waves.")
+ONE = ("--reference", "good.png", *PROMPTS)
+
+
+def test_a_clip_its_sheet_and_what_made_it(made, desk, tiny_folder):
+    out, err = made(*ONE, "--out", "out.mp4", "--seed", "5", "--negative", "blurred", "--shift", "2")
+    assert out == ["out.mp4", "out.contact.png"]
+    assert "out.mp4:" in err
+    assert "1/1" in err
+    assert decode("out.mp4").shape == (5, 32, 32, 3)
+    metadata = read_metadata(desk / "out.mp4")
+    assert metadata == read_metadata(desk / "out.contact.png")
+    assert (metadata["first"], metadata["later"], metadata["seed"]) == ("A woman in the park.", "She waves.", 5)
+    assert metadata["negative"] == "blurred"
+    assert metadata["settings"]["shift"] == 2
+    assert metadata["settings"]["guidance"]["guidance_scale"] == 1
+    assert metadata["settings"]["num_frames"] == 5
+    assert metadata["versions"]["torch"] == torch.__version__
+    assert set(metadata["weights"]) == {f.name for f in tiny_folder.iterdir()}
+    assert all(len(sha) == 64 for sha in metadata["weights"].values())
+    assert metadata["references"][0]["name"] == "good.png"
+
+
+def test_the_same_command_gives_the_same_pixels(made, desk):
+    words = (*ONE, "--steps", "2", "--seed", "3", "--out")
+    for name in ("a.mp4", "b.mp4"):
+        made(*words, name)
+    assert np.array_equal(decode("a.mp4"), decode("b.mp4"))
+    assert (desk / "a.mp4").read_bytes() == (desk / "b.mp4").read_bytes()
+    made(*words, "c.mp4", "--seed", "4")
+    assert not np.array_equal(decode("a.mp4"), decode("c.mp4"))
+
+
+@pytest.mark.parametrize("name", ["o.gif", "o.webp", "frames"])
+def test_other_endings(made, desk, name):
+    out, _ = made(*ONE, "--out", name)
+    assert out[0] == name
+    if name == "frames":
+        assert len(list((desk / name).glob("frame_*.png"))) == 5
+    else:
+        with Image.open(name) as image:
+            assert (image.format.lower(), image.size) == (name[2:], (32, 32))
+    assert read_metadata(desk / name)["first"] == "A woman in the park."
+
+
+def test_several_laters_are_several_clips(made, desk):
+    out, _ = made(*ONE, "--later", "She jumps.", "--out", "walk.webp")
+    assert out == ["walk-1.webp", "walk-1.contact.png", "walk-2.webp", "walk-2.contact.png"]
+    assert [read_metadata(desk / f"walk-{i}.webp")["later"] for i in (1, 2)] == ["She waves.", "She jumps."]
+
+
+def test_a_file_of_prompts(made, desk):
+    lines = [
+        {"first": "A man.", "later": "He sits.", "out": "sit.gif", "seed": 9},
+        {"later": "他在挥手 👋"},
+        {"first": "Only seen."},
+    ]
+    (desk / "p.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\n")
+    (desk / "clips").mkdir()
+    words = ("--reference", "good.png", "--prompts", "p.jsonl", "--first", "A woman.", "--seed", "4")
+    out, _ = made(*words, "--out", "clips")
+    assert out[::2] == ["clips/sit.gif", "clips/clip-002.mp4", "clips/clip-003.mp4"]
+    found = [read_metadata(desk / path) for path in out[::2]]
+    assert [(m["first"], m["later"], m["seed"]) for m in found] == [
+        ("A man.", "He sits.", 9),
+        ("A woman.", "他在挥手 👋", 4),
+        ("Only seen.", "", 4),
+    ]
+    assert len(list(desk.iterdir())) == 3
+    assert len(list((desk / "clips").iterdir())) == 6
+
+
+@pytest.mark.parametrize("prompt", ["一个女人在公园里", "🏃‍♀️💨🏖️", "Ünïcödé ﷺ", "-- not an option"])
+def test_prompts_of_every_script(made, desk, prompt):
+    made("--reference", "good.png", f"--first={prompt}", "--out", "o.webp")
+    assert read_metadata(desk / "o.webp")["first"] == prompt
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "rgba", "sixteen", "cmyk", "exif", "animated", "wide", "tall"])
+def test_pictures_of_every_kind(made, kind):
+    base = picture(40, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sixteen = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
+    name, image, options = {
+        "grey": ("p.png", base.convert("L"), {}),
+        "palette": ("p.png", base.quantize(8), {"transparency": 0}),
+        "rgba": ("p.png", base.convert("RGBA"), {}),
+        "sixteen": ("p.png", sixteen, {}),
+        "cmyk": ("p.jpg", base.convert("CMYK"), {}),
+        "exif": ("p.jpg", base, {"exif": exif}),
+        "animated": ("p.gif", base, {"save_all": True, "append_images": [picture(40, 30).rotate(90)]}),
+        "wide": ("p.png", picture(5000, 16), {}),
+        "tall": ("p.png", picture(16, 5000), {}),
+    }[kind]
+    image.save(name, **options)
+    made("--reference", name, *PROMPTS, "--out", "o.webp")
+
+
+def test_without_a_reference_it_says_so(made):
+    _, err = made(*PROMPTS, "--out", "o.webp")
+    assert "plain text to video" in err
+
+
+def test_every_option_changes_the_video(made, desk):
+    seen = set()
+    for words in (
+        (),
+        ("--reference", "other.png"),
+        ("--emphasis", "0"),
+        ("--guidance-scale", "3"),
+        ("--guidance", "dual", "--guidance-scale", "3"),
+        ("--guidance", "dual", "--guidance-scale", "3", "--reference-scale", "2"),
+        ("--guidance-scale", "3", "--negative", "a dog"),
+        ("--sampler", "euler"),
+        ("--sampler", "dpmpp_2m"),
+        ("--shift", "9"),
+        ("--frames", "9"),
+        ("--size", "32x48"),
+        ("--steps", "3"),
+        ("--dtype", "bfloat16"),
+    ):
+        picture(30, 40).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save("other.png")
+        made(*ONE, "--steps", "2", *words, "--out", "f")
+        seen.add(b"".join(path.read_bytes() for path in sorted((desk / "f").iterdir())).split(b"IDAT", 1)[1])
+        pixels = b"".join(np.asarray(Image.open(path)).tobytes() for path in sorted((desk / "f").iterdir()))
+        assert pixels
+        shutil.rmtree(desk / "f")
+    assert len(seen) == 14
+
+
+def test_samplers_are_the_ones_that_exist():
+    assert cli_generate.SAMPLERS == schedulers.SAMPLERS
+
+
+class Redraws:
+    """A VAE that gives back what it got, off by a constant."""
+
+    def __init__(self, off: float) -> None:
+        self.off = off
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents):
+        return latents + self.off
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (40, 30), (500, 16)])
+def test_round_trip_psnr_is_that_of_the_picture_without_its_margins(shape):
+    image = picture_to_images(np.zeros((*shape, 3), np.uint8))
+    assert round_trip_psnr(Redraws(0.2), image, (32, 32)) == pytest.approx(20, abs=0.01)
+    assert round_trip_psnr(Redraws(0.0), image, (32, 32)) > 1000
+
+
+def test_a_picture_from_elsewhere_is_warned_of(desk, tiny_folder, capsys):
+    weights = Path(shutil.copytree(tiny_folder, desk / "weights"))
+    file = weights / "vae.safetensors"
+    metadata = read_header(file).metadata
+    assert familiar_threshold(metadata) is None
+    for threshold, warned in (("90.0", True), ("-90.0", False), ("words", False)):
+        save_file(load_file(file), file, metadata | {HEADER_KEY: threshold})
+        assert cli.main(["generate", "--weights", "weights", *SMALL, *ONE, "--out", "o.webp"]) == 0
+        assert ("warning: good.png is far" in capsys.readouterr().err) is warned
+
+
+def inspect(capsys, path) -> str:
+    assert cli.main(["inspect", str(path)]) == 0
+    return capsys.readouterr().out
+
+
+def test_inspect_weights(desk, tiny_folder, capsys, monkeypatch):
+    monkeypatch.setattr("contextanyone_core.checkpoint.load_file", None)
+    for part, kind in (
+        ("transformer", "contextanyone-transformer"),
+        ("vae", "wan-vae"),
+        ("text_encoder", "umt5-encoder"),
+        ("image_encoder", "clip-vision"),
+    ):
+        said = inspect(capsys, tiny_folder / f"{part}.safetensors")
+        assert f"kind:        {kind}" in said
+        assert "F32" in said
+        assert "parts:       complete" in said
+        assert " = " in said
+    said = inspect(capsys, tiny_folder)
+    assert said.count("kind: ") == 4
+    assert "missing files: none" in said
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "image_encoder"])
+def test_inspect_says_what_is_missing_and_unknown(desk, tiny_folder, capsys, part):
+    file = tiny_folder / f"{part}.safetensors"
+    tensors = load_file(file)
+    gone = min(tensors)
+    del tensors[gone]
+    tensors["stranger\x1b[31m"] = torch.zeros(2)
+    save_file(tensors, desk / "odd.safetensors", read_header(file).metadata)
+    said = inspect(capsys, desk / "odd.safetensors")
+    assert f"missing:     1\n  {gone}\n" in said
+    assert "unknown:     1\n  stranger\\x1b[31m" in said
+    save_file(tensors, desk / "plain.safetensors")
+    assert "config:      none in the header" in inspect(capsys, desk / "plain.safetensors")
+
+
+def test_inspect_a_clip(made, desk, capsys):
+    made(*ONE, "--out", "o.gif")
+    assert '"later": "She waves."' in inspect(capsys, "o.gif")
+    assert json.loads(inspect(capsys, "o.contact.png")) == read_metadata(desk / "o.gif")
+
+
+def test_version_and_help_are_quick_to_say(capsys):
+    for words in (["--version"], ["--help"], ["generate", "--help"], ["inspect", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0
+        assert "contextanyone" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert "usage" in capsys.readouterr().err

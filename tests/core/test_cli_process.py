@@ -1,0 +1,148 @@
+"""The command as a process: Ctrl-C at any moment, a full disk, and a quick start."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COMMAND = [sys.executable, "-c", "import sys; from contextanyone_core.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def words(tmp_path, tiny_folder) -> list[str]:
+    """A command that writes into the folder `out`."""
+    (tmp_path / "out").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "good.png")
+    asked = ["--reference", str(tmp_path / "good.png"), "--first", "A woman.", "--weights", str(tiny_folder)]
+    small = ["--frames", "5", "--size", "32x32", "--steps", "1"]
+    return [*COMMAND, "generate", *asked, *small, "--out", str(tmp_path / "out" / "clip.mp4")]
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
+    seen = b""
+    while text not in seen:
+        piece = os.read(process.stderr.fileno(), 4096)
+        assert piece, seen
+        seen += piece
+    return seen
+
+
+def assert_interrupted(process: subprocess.Popen[bytes], folder: Path) -> None:
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, err
+    assert out == b""
+    assert b"Traceback" not in err
+    assert err.endswith(b"contextanyone: interrupted\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_interrupted_while_sampling(words, tmp_path):
+    process = start([*words, "--steps", "1000"])
+    wait_for(process, b"/1000")
+    assert_interrupted(process, tmp_path / "out")
+
+
+SLOW = """
+import sys, time
+from contextanyone_core import cli, {module}
+real = {module}.{name}
+def slow(*args, **kwargs):
+    sys.stderr.write("HERE\\n")
+    sys.stderr.flush()
+    time.sleep(60)
+    return real(*args, **kwargs)
+{module}.{name} = slow
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("cli_generate", "read_request"),
+        ("cli_generate", "_load"),
+        ("video", "_check_free"),
+        ("video", "_write_mp4"),
+        ("video", "_save_png"),
+    ],
+)
+def test_interrupted_elsewhere(words, tmp_path, module, name):
+    process = start([sys.executable, "-c", SLOW.format(module=module, name=name), *words[3:]])
+    wait_for(process, b"HERE")
+    assert_interrupted(process, tmp_path / "out")
+
+
+ANGRY = """
+import sys
+from contextanyone_core import cli, cli_generate
+def angry(options):
+    try:
+        sys.stderr.write("HERE\\n")
+        sys.stderr.flush()
+        import time
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        raise ImportError("half a library") from error
+cli_generate._load = angry
+sys.exit(cli.main())
+"""
+
+
+def test_interrupted_where_a_library_makes_another_error_of_it(words, tmp_path):
+    process = start([sys.executable, "-c", ANGRY, *words[3:]])
+    wait_for(process, b"HERE")
+    assert_interrupted(process, tmp_path / "out")
+
+
+FULL = """
+import resource, sys
+from contextanyone_core import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip"])
+def test_no_room_for_the_file(words, tmp_path, name):
+    script = FULL.format(limit=900)
+    command = [sys.executable, "-c", script, *words[3:-1], str(tmp_path / "out" / name)]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert b"no room left" in result.stderr
+    assert b"Traceback" not in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk(words, tmp_path):
+    disk = tmp_path / "out"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        for name in ("clip.mp4", "clip.webp", "clip"):
+            result = subprocess.run([*words[:-1], str(disk / name)], capture_output=True, check=False)
+            assert result.returncode == 1, result.stderr
+            assert b"no room left" in result.stderr
+            assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_quick_start():
+    """Counted in processor time, so that a busy machine does not fail it."""
+    before = os.times()
+    subprocess.run([*COMMAND, "--version"], check=True, capture_output=True)
+    subprocess.run([*COMMAND, "generate", "--help"], check=True, capture_output=True)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
