@@ -232,7 +232,6 @@ def _settings(options: argparse.Namespace, seed: int) -> GenerationSettings:
 
 def _shared_metadata(pipeline: ContextAnyonePipeline, options: argparse.Namespace) -> dict[str, Any]:
     """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
-    import diffusers
     import torch
 
     settings = asdict(_settings(options, options.seed))
@@ -248,7 +247,7 @@ def _shared_metadata(pipeline: ContextAnyonePipeline, options: argparse.Namespac
         "versions": {
             "contextanyone": package_version(),
             "torch": str(torch.__version__),
-            "diffusers": str(diffusers.__version__),
+            "diffusers": package_version("diffusers"),
             "python": platform.python_version(),
         },
     }

@@ -56,10 +56,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def package_version() -> str:
-    """This package's version, as installed."""
+def package_version(package: str = "contextanyone") -> str:
+    """A package's version, as installed."""
     try:
-        return version("contextanyone")
+        return version(package)
     except PackageNotFoundError:
         return "unknown"
 
