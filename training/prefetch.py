@@ -1,5 +1,6 @@
 """Batches prepared ahead of time by worker processes, in the order of the steps."""
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -61,8 +62,9 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    # A signal to the whole group stops the trainer, which then stops its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A session of its own: a signal to the group of the trainer reaches the trainer alone, which then stops its
+    # workers. What the trainer does on SIGTERM must not be inherited: Python ends forgotten workers with it.
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +54,20 @@ def test_an_error_in_a_worker_arrives_with_its_place() -> None:
     part = Broken(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
     with pytest.raises(KeyError, match=r"in batch|no such thing"):
         next(batches(part, 0, range(2), workers=1, pin_memory=False))
+
+
+def test_a_process_that_forgets_its_iterator_still_ends() -> None:
+    """Python ends left-over workers with SIGTERM at exit and waits: they must not outlive it."""
+    script = (
+        "import signal, torch, linear_part; from training.prefetch import batches\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)  # as the loop notes signals, before the workers fork\n"
+        "part = linear_part.LinearPart(linear_part.Settings(), linear_part.PartContext(0, torch.device('cpu')))\n"
+        "forgotten = batches(part, 7, range(100), workers=1, pin_memory=False)\n"
+        "next(forgotten); kept = [forgotten, lambda: kept]; torch.forgotten = kept\n"
+    )
+    places = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": places}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False).returncode == 0
 
 
 def test_to_device_keeps_the_structure() -> None:
