@@ -131,8 +131,13 @@ def _parser() -> Parser:
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
     add("--seed", type=whole(0, MAX_SEED), default=0, help="of the noise, the same for every clip (0)")
     add("--guidance", type=one_of("guidance", "cfg", "dual"), default="cfg", help="cfg (default) or dual")
-    add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="how much the prompt counts (cfg 5, dual 7.5)")
-    add("--reference-scale", type=real(0, MAX_SCALE), metavar="S", help="how much the picture counts, dual only (5)")
+    add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="how much the prompt counts (the model's own)")
+    add(
+        "--reference-scale",
+        type=real(0, MAX_SCALE),
+        metavar="S",
+        help="how much the picture counts, dual only (the model's own)",
+    )
     add("--emphasis", type=real(0, MAX_SCALE), default=1.0, metavar="E", help="of the picture: 1 as trained, 0 none")
     add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")
     add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")
@@ -188,7 +193,7 @@ def _make(pipeline: ContextAnyonePipeline, request: Request, clip: Clip, shared:
     from .pictures import images_to_frames, picture_to_images
     from .prompts import TwoStagePrompt
 
-    settings = _settings(request.options, clip.seed)
+    settings = _settings(pipeline, request.options, clip.seed)
     with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         result = pipeline.generate(
             [picture_to_images(picture) for picture in request.pictures],
@@ -209,14 +214,13 @@ def _advance(bar: Any, done: int) -> None:
         bar.set_postfix_str("decoding")
 
 
-def _settings(options: argparse.Namespace, seed: int) -> GenerationSettings:
+def _settings(pipeline: ContextAnyonePipeline, options: argparse.Namespace, seed: int) -> GenerationSettings:
     from .guidance import make_guidance
     from .pipeline import GenerationSettings
 
     height, width = options.size
-    guidance = make_guidance(
-        options.guidance, guidance_scale=options.guidance_scale, reference_scale=options.reference_scale
-    )
+    scales = {"guidance_scale": options.guidance_scale, "reference_scale": options.reference_scale}
+    guidance = make_guidance(options.guidance, pipeline.config, **scales)
     return GenerationSettings(
         num_frames=options.frames,
         width=width,
@@ -234,7 +238,7 @@ def _shared_metadata(pipeline: ContextAnyonePipeline, options: argparse.Namespac
     """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
     import torch
 
-    settings = asdict(_settings(options, options.seed))
+    settings = asdict(_settings(pipeline, options, options.seed))
     del settings["seed"]
     settings |= {"guidance": {"name": options.guidance} | settings["guidance"]}
     settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}

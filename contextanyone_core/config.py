@@ -36,6 +36,8 @@ class ContextAnyoneConfig:
         emphasize: whether the blocks have Emphasize-Attention.
         gap: distance in time, in latent frames, between references and video (Gap-RoPE).
         shift: default shift of the sampling schedule.
+        cfg_scale: default guidance_scale of `cfg` guidance.
+        dual_scales: default guidance_scale and reference_scale of `dual` guidance.
         vae_stride: pixels per latent in time, height and width.
         latents_mean, latents_std: the transformer works on (z - mean) / std of the VAE's latents z.
         latent_rgb_factors, latent_rgb_bias: linear preview, rgb = normalised latent @ factors + bias, in [-1, 1]; None
@@ -60,6 +62,8 @@ class ContextAnyoneConfig:
     emphasize: bool = True
     gap: float = 10.0  # Paper: the value of the gap is not stated; 10 latent frames is this project's choice.
     shift: float = 5.0
+    cfg_scale: float = 5.0
+    dual_scales: tuple[float, float] = (7.5, 5.0)  # Paper: guidance is not stated; these are Wan's and Phantom's.
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     latents_mean: tuple[float, ...] = (0.0,) * 16
     latents_std: tuple[float, ...] = (1.0,) * 16
@@ -83,6 +87,9 @@ class ContextAnyoneConfig:
         for name in ("eps", "shift"):
             _require_finite(name, [getattr(self, name)], positive=True)
         _require_finite("gap", [self.gap])
+        _require_length("dual_scales", self.dual_scales, 2)
+        for name, values in (("cfg_scale", (self.cfg_scale,)), ("dual_scales", self.dual_scales)):
+            _require_finite(name, values, positive=True)
         self._check_latents()
 
     def _check_latents(self) -> None:
@@ -167,6 +174,8 @@ class ContextAnyoneConfig:
             text_len=128,
             image_dim=128,
             shift=3.0,
+            cfg_scale=3.0,
+            dual_scales=(3.0, 3.0),
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .config import ContextAnyoneConfig
 from .errors import InputError
 
 Interval = tuple[float, float]
@@ -117,18 +118,19 @@ class DualGuidance:
 
 def make_guidance(
     name: str,
+    config: ContextAnyoneConfig | None = None,
     *,
     guidance_scale: float | None = None,
     reference_scale: float | None = None,
     interval: Interval = (0.0, 1.0),
 ) -> CfgGuidance | DualGuidance:
-    """Guidance by name, `cfg` or `dual`; None takes the class's default scale.
+    """Guidance by name, `cfg` or `dual`; a scale of None is the model's own, or without a config the class's.
 
     Raises:
         InputError: an unknown name, a bad number, or a reference_scale where `cfg` has none.
     """
     scales = {"guidance_scale": guidance_scale, "reference_scale": reference_scale}
-    given = {key: value for key, value in scales.items() if value is not None}
+    given = _own_scales(name, config) | {key: value for key, value in scales.items() if value is not None}
     if name == "cfg":
         if reference_scale is not None:
             raise InputError("reference_scale belongs to dual guidance; with cfg, leave it out or choose dual.")
@@ -137,6 +139,14 @@ def make_guidance(
         return DualGuidance(**given, interval=interval)
     near = difflib.get_close_matches(name, ("cfg", "dual"), n=1, cutoff=0.3)
     raise InputError(f"Unknown guidance '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; use cfg or dual."))
+
+
+def _own_scales(name: str, config: ContextAnyoneConfig | None) -> dict[str, float]:
+    if config is None:
+        return {}
+    if name == "cfg":
+        return {"guidance_scale": config.cfg_scale}
+    return dict(zip(("guidance_scale", "reference_scale"), config.dual_scales, strict=True))
 
 
 def _inside(sigma: float, interval: Interval) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from .conditioning import DualEncoder, Reference
 from .config import ContextAnyoneConfig
 from .errors import CheckpointError, InputError, ShapeError
 from .flow import sigma_schedule
-from .guidance import Branch, CfgGuidance, Guidance
+from .guidance import Branch, Guidance, make_guidance
 from .hosts.image import ImageEncoder, load_image_encoder
 from .hosts.schedulers import check_sampler_name, make_sampler
 from .hosts.text import TextEncoder, load_text_encoder
@@ -44,7 +44,7 @@ class GenerationSettings:
         seed: of the noise; the same seed gives the same video.
         sampler: one of `hosts.schedulers.SAMPLERS`.
         shift: shift of the sigma schedule; None takes the model's.
-        guidance: which passes a step makes and how they combine.
+        guidance: which passes a step makes and how they combine; None is `cfg` at the model's own scale.
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
         gap: latent frames between references and video; None takes the model's.
 
@@ -59,7 +59,7 @@ class GenerationSettings:
     seed: int = 0
     sampler: str = "unipc"
     shift: float | None = None
-    guidance: Guidance = field(default_factory=CfgGuidance)
+    guidance: Guidance | None = None
     emphasis: float = 1.0
     gap: float | None = None
 
@@ -298,7 +298,8 @@ class ContextAnyonePipeline:
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
         passes: dict[tuple[bool, bool], torch.Tensor] = {}
         velocities: dict[Branch, torch.Tensor] = {}
-        for branch in settings.guidance.branches(sigma):
+        guidance = settings.guidance or make_guidance("cfg", self.config)
+        for branch in guidance.branches(sigma):
             seen = cache if branch.reference else None
             key = (branch.negative, seen is not None)  # without any reference two branches can be one pass
             if key not in passes:
@@ -308,7 +309,7 @@ class ContextAnyonePipeline:
                 )
                 passes[key] = output.velocity.float()
             velocities[branch] = passes[key]
-        return settings.guidance.combine(velocities)
+        return guidance.combine(velocities)
 
 
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:

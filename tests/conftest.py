@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sentencepiece
 import torch
@@ -16,6 +17,10 @@ from contextanyone_core.hosts.image import build_image_model, mini_image_config,
 from contextanyone_core.hosts.text import TextEncoder, build_text_model, mini_text_config, save_text_encoder
 from contextanyone_core.hosts.vae import build_vae, mini_vae_config, save_vae
 from contextanyone_core.transformer import ContextAnyoneTransformer
+
+# A busy machine is no failure: no deadline for a single example.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 SENTENCES = (
     "A woman with red hair is standing in the park on a bright day.",

@@ -1,10 +1,13 @@
 """Guidance: the formulas, the passes they need, and their interval."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
 
@@ -74,6 +77,9 @@ def test_scales_of_one_need_one_pass():
 def test_guidance_by_name():
     assert make_guidance("cfg", guidance_scale=3.0) == CfgGuidance(3.0)
     assert make_guidance("dual", reference_scale=2.0, interval=(0.1, 0.9)) == DualGuidance(7.5, 2.0, (0.1, 0.9))
+    own = replace(ContextAnyoneConfig.tiny(), cfg_scale=2.0, dual_scales=(3.0, 4.0))
+    assert make_guidance("cfg", own) == CfgGuidance(2.0)
+    assert make_guidance("dual", own, guidance_scale=6.0) == DualGuidance(6.0, 4.0)
     with pytest.raises(InputError, match="did you mean 'dual'"):
         make_guidance("duel")
     with pytest.raises(InputError, match="belongs to dual"):
