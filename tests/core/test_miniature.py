@@ -1,0 +1,52 @@
+"""The shipped miniature: complete, small, as its card says, and working."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from contextanyone_core.checkpoint import describe
+from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.prompts import TwoStagePrompt
+
+PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return ContextAnyonePipeline.miniature()
+
+
+def test_the_files_are_half_precision_and_at_most_40_mb_together():
+    assert sum((MINIATURE / f"{part}.safetensors").stat().st_size for part in PARTS) <= 40_000_000
+    for part in PARTS:
+        assert describe(MINIATURE / f"{part}.safetensors").dtypes.keys() <= {"F16", "U8"}
+
+
+def test_the_card_is_of_these_files():
+    named = {}
+    for card in (MINIATURE / "card").glob("*.json"):
+        named |= json.loads(card.read_text(encoding="utf-8")).get("files", {})
+    assert set(named) >= {f"{part}.safetensors" for part in (*PARTS, "probe")}
+    for name, facts in named.items():
+        assert hashlib.sha256((MINIATURE / name).read_bytes()).hexdigest() == facts["sha256"], name
+
+
+def test_the_preview_projection_shows_the_picture(pipeline):
+    """Latents times the config's factors are a small picture of what they decode to."""
+    config = pipeline.config
+    latents = pipeline.noise([0], GenerationSettings(num_frames=1, width=64, height=64))
+    decoded = torch.nn.functional.avg_pool2d(pipeline.decode(latents)[:, :, 0], 8)
+    factors, bias = torch.tensor(config.latent_rgb_factors), torch.tensor(config.latent_rgb_bias)
+    preview = torch.einsum("bchw,cr->brhw", latents[:, :, 0], factors) + bias[:, None, None]
+    correlation = torch.corrcoef(torch.stack([preview.flatten(), decoded.flatten()]))[0, 1]
+    assert correlation > 0.5
+
+
+def test_it_makes_a_clip_and_hears_the_reference(pipeline):
+    settings = GenerationSettings(num_frames=5, width=64, height=64, steps=2)
+    prompt = TwoStagePrompt("A person.", "The same person is waving at the beach at sunset.")
+    clips = [pipeline.generate([torch.full((1, 3, 64, 64), value)], prompt, settings).images for value in (-0.5, 0.5)]
+    assert clips[0].shape == (1, 3, 5, 64, 64)
+    assert (clips[0] - clips[1]).abs().mean() > 0.01
