@@ -122,20 +122,8 @@ def sample(seed: int, num_frames: int = 17, size: tuple[int, int] = (128, 128)) 
     reference_shot = draw_shot(reference_scene, rng)
     clip = render_clip(character, shot, np.arange(num_frames, dtype=np.float64), size)
     still = render_clip(character, reference_shot, np.array([float(rng.uniform(0, 16))]), size)
-    first = first_caption(character, scene, draw_named(rng, silent_share=0.35), rng)
-    later = later_caption(character, scene, draw_named(rng, silent_share=0.6), rng)
-    return WorldSample(
-        clip.video,
-        clip.masks,
-        clip.keypoints,
-        still.video[0],
-        still.masks[0],
-        first,
-        later,
-        character,
-        scene,
-        reference_scene,
-    )
+    prompts = _captions(character, scene, (0.35, 0.6), rng)
+    return _pair(clip, still, prompts, character, (scene, reference_scene))
 
 
 def random_frame(seed: int, size: tuple[int, int] = (128, 128)) -> WorldSample:
@@ -150,19 +138,23 @@ def random_frame(seed: int, size: tuple[int, int] = (128, 128)) -> WorldSample:
     moment = np.array([float(rng.uniform(0, 16))])
     clip = render_clip(character, _wander(draw_shot(scene, rng), rng), moment, size)
     still = render_clip(character, _wander(draw_shot(reference_scene, rng), rng), moment, size)
-    first = first_caption(character, scene, draw_named(rng, silent_share=0.2), rng)
-    later = later_caption(character, scene, draw_named(rng, silent_share=0.4), rng)
+    prompts = _captions(character, scene, (0.2, 0.4), rng)
+    return _pair(clip, still, prompts, character, (scene, reference_scene))
+
+
+def _captions(
+    character: Character, scene: Scene, silent: tuple[float, float], rng: np.random.Generator
+) -> tuple[str, str]:
+    """First and later caption; each names no attribute with its share of ``silent``."""
+    first = first_caption(character, scene, draw_named(rng, silent_share=silent[0]), rng)
+    return first, later_caption(character, scene, draw_named(rng, silent_share=silent[1]), rng)
+
+
+def _pair(
+    clip: Clip, still: Clip, prompts: tuple[str, str], character: Character, scenes: tuple[Scene, Scene]
+) -> WorldSample:
     return WorldSample(
-        clip.video,
-        clip.masks,
-        clip.keypoints,
-        still.video[0],
-        still.masks[0],
-        first,
-        later,
-        character,
-        scene,
-        reference_scene,
+        clip.video, clip.masks, clip.keypoints, still.video[0], still.masks[0], *prompts, character, *scenes
     )
 
 
