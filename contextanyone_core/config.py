@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from .errors import InputError
@@ -150,17 +150,7 @@ class ContextAnyoneConfig:
     @classmethod
     def wan_14b(cls) -> Self:
         """Wan 2.1 T2V 14B with CLIP ViT-H/14 tokens and Emphasize-Attention."""
-        return cls(
-            dim=5120,
-            ffn_dim=13824,
-            num_heads=40,
-            num_layers=40,
-            text_dim=4096,
-            text_len=512,
-            image_dim=1280,
-            latents_mean=WAN_LATENTS_MEAN,
-            latents_std=WAN_LATENTS_STD,
-        )
+        return replace(cls.wan_1_3b(), dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 
     @classmethod
     def miniature(cls) -> Self:
