@@ -276,14 +276,7 @@ class ContextAnyonePipeline:
         references = _with_gap(conditions.references, settings.gap)
         if references is None:
             return []
-        # The video never changes a reference: one token of it is enough to have the reference stream's output.
-        latents = torch.zeros(len(conditions.text_embeds), self.config.in_dim, *self.config.patch_size)
-        output = self.transformer(
-            latents.to(self.device, self.dtype),
-            torch.zeros(len(latents), device=self.device),
-            conditions.text_embeds,
-            references=references,
-        ).reference_output
+        output = self.transformer.encode_references(references).outputs
         pairs = zip(references.latents, output, strict=True)
         return [self.decode(reconstruction(fed, out).float())[:, :, 0] for fed, out in pairs]
 

@@ -48,9 +48,14 @@ class ReferenceCache:
     """Everything the video reads from the references, one entry per block, independent of the denoising step.
 
     A cache made for a batch of 1 serves any batch.
+
+    Attributes:
+        blocks: keys and values, one entry per block.
+        outputs: the reference stream's own output, one (B, out_dim, 1, h, w) per reference, for `reconstruction`.
     """
 
     blocks: list[BlockCache]
+    outputs: list[Tensor]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:
         """The cache on another device or in another dtype."""
@@ -62,7 +67,8 @@ class ReferenceCache:
             emphasize = None if block.emphasize is None else move(block.emphasize)
             return BlockCache(move(block.self_attn), emphasize, None if block.image is None else move(block.image))
 
-        return ReferenceCache([move_block(block) for block in self.blocks])
+        outputs = [output.to(device=device, dtype=dtype) for output in self.outputs]
+        return ReferenceCache([move_block(block) for block in self.blocks], outputs)
 
 
 class TransformerOutput(NamedTuple):
@@ -149,7 +155,8 @@ class ContextAnyoneTransformer(nn.Module):
         self._check_text(text_embeds)
         reference_output = None
         if references is not None:
-            cache, reference_output = self._run_references(references, attention)
+            cache = self.encode_references(references, attention=attention)
+            reference_output = cache.outputs
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
@@ -168,11 +175,7 @@ class ContextAnyoneTransformer(nn.Module):
         Raises:
             ShapeError: a tensor does not fit the config.
         """
-        return self._run_references(references, attention or self.attention)[0]
-
-    def _run_references(
-        self, references: ReferenceInputs, attention: AttentionFunction
-    ) -> tuple[ReferenceCache, list[Tensor]]:
+        attention = attention or self.attention
         self._check_references(references)
         latents, first = references.latents, references.latents[0]
         grids = [self._grid(item) for item in latents]
@@ -193,8 +196,8 @@ class ContextAnyoneTransformer(nn.Module):
             x, kept = block.encode_reference(x, stream, image, attention)
             blocks.append(kept)
         patches = self.head(x, time_embeds).split(lengths, dim=1)
-        output = [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
-        return ReferenceCache(blocks), output
+        outputs = [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
+        return ReferenceCache(blocks, outputs)
 
     def _embed_time(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         with full_precision(like.device):

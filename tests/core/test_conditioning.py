@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contextanyone_core.conditioning import DualEncoder, clip_picture, fitted_size, pad_picture
+from contextanyone_core.conditioning import (
+    DualEncoder,
+    check_picture,
+    clip_picture,
+    fit_text_embeds,
+    fitted_size,
+    on_white,
+    pad_picture,
+)
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.prompts import TwoStagePrompt, check_text_length
 
@@ -127,3 +136,48 @@ def test_a_prompt_too_long_says_by_how_much() -> None:
         prompt.check_length(lambda text: len(text.split()) + 1, 4)
     with pytest.raises(InputError, match="The negative prompt has 3 tokens, 1 more"):
         check_text_length("The negative prompt", "bad blurry", lambda text: len(text.split()) + 1, 2)
+
+
+def test_on_white_keeps_the_subject_and_whitens_the_rest():
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 4:12, 6:18] = 1
+    result = on_white(image, mask)
+    assert torch.equal(result[..., 12:20, 16:32], image[..., 12:20, 16:32])
+    assert torch.equal(result[..., :4, :], torch.ones(1, 3, 4, 48))
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), torch.nan)])
+def test_on_white_refuses_masks_that_say_nothing(mask):
+    with pytest.raises(InputError, match="mask"):
+        on_white(torch.zeros(1, 3, 32, 32), mask)
+
+
+def test_pictures_without_sense_are_refused():
+    with pytest.raises(InputError, match="1 x 1 pixels"):
+        check_picture(torch.zeros(1, 3, 1, 1))
+    with pytest.raises(InputError, match="NaN"):
+        check_picture(torch.full((1, 3, 32, 32), torch.nan))
+    with pytest.raises(ShapeError, match=r"\(1, 3, H, W\)"):
+        check_picture(torch.zeros(1, 4, 32, 32))
+
+
+def test_text_embeds_of_any_length_become_text_len_rows():
+    config = ContextAnyoneConfig.tiny()
+    short, long = torch.randn(1, 5, config.text_dim), torch.zeros(1, 512, config.text_dim)
+    long[:, : config.text_len] = torch.randn(config.text_len, config.text_dim)
+    assert torch.equal(fit_text_embeds(short, config)[:, :5], short)
+    assert fit_text_embeds(short, config)[:, 5:].abs().sum() == 0
+    assert torch.equal(fit_text_embeds(long, config), long[:, : config.text_len])
+
+
+def test_text_of_another_encoder_or_too_long_is_refused():
+    config = ContextAnyoneConfig.tiny()
+    with pytest.raises(ShapeError, match="gives 48 channels, the model wants 32"):
+        fit_text_embeds(torch.zeros(1, 12, 48), config)
+    with pytest.raises(ShapeError, match="umt5_xxl"):
+        fit_text_embeds(torch.zeros(1, 12, 48), ContextAnyoneConfig.wan_1_3b())
+    long = torch.zeros(1, 40, config.text_dim)
+    long[:, : config.text_len + 3] = 1
+    with pytest.raises(InputError, match=f"{config.text_len + 3} tokens, 3 more"):
+        fit_text_embeds(long, config)

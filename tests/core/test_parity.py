@@ -65,7 +65,7 @@ def test_clip_branch_equals_diffusers():
     empty = [
         block._replace(self_attn=type(block.self_attn)(*(x[:, :0] for x in block.self_attn))) for block in cache.blocks
     ]
-    output = ours(latents, timesteps, text, cache=ReferenceCache(empty), emphasis=0.0).velocity
+    output = ours(latents, timesteps, text, cache=ReferenceCache(empty, []), emphasis=0.0).velocity
     expected = theirs(latents, timesteps, text, tokens, return_dict=False)[0]
     assert torch.allclose(output, expected, atol=1e-4)
     assert not torch.allclose(output, ours(latents, timesteps, text).velocity, atol=1e-2)
