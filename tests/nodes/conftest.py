@@ -1,0 +1,27 @@
+"""One ComfyUI for the tests of the nodes: found or skipped, started once, its folders in a temporary place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # the modules beside this file: comfyui, inside_results, ...
+
+import comfyui
+
+
+@pytest.fixture(scope="session")
+def comfy() -> comfyui.ComfyUI:
+    """The ComfyUI of this machine; without one the test is skipped and says where it was looked for."""
+    found = comfyui.find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def inside(comfy: comfyui.ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> comfyui.Inside:
+    """Results of the checks in inside/; each file is run when the first result of it is asked for."""
+    return comfyui.Inside(comfy, tmp_path_factory.mktemp("inside"))
