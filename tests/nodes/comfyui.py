@@ -64,7 +64,7 @@ def _python(root: Path) -> Path | str:
 
 
 def make_base(base: Path, pack: Path = ROOT) -> Path:
-    """Make `base` a base directory of ComfyUI (models, input, custom_nodes, ...) and link the pack there; gives the link."""
+    """Make `base` a base directory of ComfyUI (models, input, ...) and link the pack there; gives the link."""
     for name in ("custom_nodes", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     for name in ("diffusion_models", "text_encoders", "vae", "clip_vision", "loras"):

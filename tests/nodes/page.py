@@ -1,0 +1,183 @@
+"""ComfyUI's page in headless Chromium: drop a file on it, see what is wrong with the graph, press Run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfyui_server import Refused, Server
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+READY_MS = 240_000  # the page on a busy machine
+LOAD_MS = 60_000  # a workflow on the page
+SIZE = {"width": 1800, "height": 1000}
+
+# What would stand in the way of a test, or change from run to run.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Validation.Workflows": True,
+    "Comfy.RightSidePanel.IsOpen": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.VueNodes.AutoScaleLayout": False,
+}
+
+READY = """() => window.app?.graph && window.app?.canvas && window.LiteGraph
+    && Object.keys(window.LiteGraph.registered_node_types).length > 100"""
+
+DROP = """([name, type, content]) => {
+    const bytes = Uint8Array.from(atob(content), character => character.charCodeAt(0));
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([bytes], name, {type}));
+    const canvas = document.getElementById('graph-canvas');
+    const box = canvas.getBoundingClientRect();
+    const place = {clientX: box.left + box.width / 2, clientY: box.top + box.height * 0.8};
+    for (const kind of ['dragenter', 'dragover', 'drop']) {
+        const event = {bubbles: true, cancelable: true, composed: true, dataTransfer, ...place};
+        canvas.dispatchEvent(new DragEvent(kind, event));
+    }
+}"""
+
+NODE_COUNT = "() => window.app.graph.nodes.length"
+
+INSPECT = """() => {
+    const found = {nodes: 0, types: [], missing_types: [], bad_links: [], unlinked: [], bad_combos: [], red_nodes: []};
+    const known = window.LiteGraph.registered_node_types;
+    const visited = new Set();
+    function visit(graph) {
+        if (!graph || visited.has(graph)) return;
+        visited.add(graph);
+        for (const node of graph.nodes) visitNode(node);
+        const links = graph.links instanceof Map ? graph.links.values() : Object.values(graph.links ?? {});
+        for (const link of links) visitLink(graph, link);
+    }
+    function visitNode(node) {
+        const name = `${node.id} ${node.type}`;
+        found.nodes += 1;
+        found.types.push(node.type);
+        if (node.has_errors) found.red_nodes.push(name);
+        if (node.subgraph) return visit(node.subgraph);
+        if (!(node.type in known)) found.missing_types.push(name);
+        if (node.mode !== 0) return;
+        const required = node.constructor.nodeData?.input?.required ?? {};
+        const linked = new Set();
+        for (const input of node.inputs ?? []) {
+            if (input.link != null) linked.add(input.widget?.name ?? input.name);
+            else if (input.name in required && !input.widget) found.unlinked.push(`${name}.${input.name}`);
+        }
+        for (const widget of node.widgets ?? []) {
+            if (widget.type !== 'combo' || linked.has(widget.name)) continue;
+            let values = widget.options?.values;
+            if (typeof values === 'function') values = values(widget, node);
+            if (Array.isArray(values) && !values.includes(widget.value))
+                found.bad_combos.push(`${name}.${widget.name} = ${widget.value}`);
+        }
+    }
+    function visitLink(graph, link) {
+        if (link.origin_id < 0 || link.target_id < 0) return;  // the edge of a subgraph
+        const output = graph.getNodeById(link.origin_id)?.outputs?.[link.origin_slot];
+        const input = graph.getNodeById(link.target_id)?.inputs?.[link.target_slot];
+        const name = `${link.origin_id}:${link.origin_slot} -> ${link.target_id}:${link.target_slot}`;
+        if (!output || !input) found.bad_links.push(`${name} leads nowhere`);
+        else if (input.link !== link.id) found.bad_links.push(`${name} is not known to its target`);
+        else if (!window.LiteGraph.isValidConnection(output.type, input.type))
+            found.bad_links.push(`${name} joins ${output.type} and ${input.type}`);
+    }
+    visit(window.app.rootGraph ?? window.app.graph);
+    return found;
+}"""
+
+DIALOGS = """() => [...document.querySelectorAll(
+        '[role=dialog], [role=alertdialog], .p-dialog, .p-toast-message, [data-testid*=missing], [data-testid*=error]')]
+    .filter(element => element.getClientRects().length > 0)
+    .map(element => element.innerText.replace(/\\s+/g, ' ').trim())
+    .filter((text, at, all) => text && all.indexOf(text) === at)"""
+
+
+def find_chromium() -> str | None:
+    """The browser on PATH."""
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is on the page after a drop. `problems` is empty where all is well."""
+
+    nodes: int
+    types: list[str]
+    problems: dict[str, list[str]]
+    dialogs: list[str]
+
+
+class Page:
+    """One tab with the page of a server. Made by `open_page`."""
+
+    def __init__(self, tab: Any, server: Server) -> None:
+        self._tab, self._server = tab, server
+        self.console: list[str] = []
+        tab.on("pageerror", lambda error: self.console.append(str(error)[:500]))
+        tab.goto(server.url, wait_until="domcontentloaded", timeout=READY_MS)
+        tab.wait_for_function(READY, timeout=READY_MS)
+        tab.wait_for_timeout(1500)  # what the page opens by itself comes after its nodes
+
+    def drop(self, file: Path, nodes: int | None = None) -> Report:
+        """Drop a file on the canvas and wait until its `nodes` nodes are there; 0 or None waits for any new graph."""
+        self._tab.evaluate("() => window.app.graph.clear()")
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        self._tab.evaluate(DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
+        wanted = f"({NODE_COUNT})() === {nodes}" if nodes else f"({NODE_COUNT})() > 0"
+        self._tab.wait_for_function(wanted, timeout=LOAD_MS)
+        self._tab.wait_for_timeout(1500)  # dialogs come after the graph
+        return self.report()
+
+    def report(self) -> Report:
+        """What is on the page now."""
+        found = self._tab.evaluate(INSPECT)
+        nodes, types = found.pop("nodes"), sorted(found.pop("types"))
+        problems = {name: what for name, what in found.items() if what}
+        return Report(nodes, types, problems, self._tab.evaluate(DIALOGS))
+
+    def run(self) -> str:
+        """Press the Run button; the id of the prompt that the page sent.
+
+        Raises:
+            Refused: the server found it not valid.
+        """
+        with self._tab.expect_response(
+            lambda answer: answer.url.split("?")[0].endswith("/prompt") and answer.request.method == "POST",
+            timeout=LOAD_MS,
+        ) as sent:
+            self._tab.get_by_test_id("queue-button").first.click(timeout=LOAD_MS)
+        answer = sent.value.json()
+        if sent.value.status != 200:
+            raise Refused(answer)
+        return str(answer["prompt_id"])
+
+    def workflow(self) -> dict[str, Any]:
+        """The graph as the page would save it."""
+        return json.loads(self._tab.evaluate("() => JSON.stringify((app.rootGraph ?? app.graph).serialize())"))
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph in API form, as the page would send it."""
+        return self._tab.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def screenshot(self, path: Path) -> None:
+        """A picture of the page with the whole graph in view."""
+        self._tab.evaluate("() => window.app.extensionManager?.command?.execute('Comfy.Canvas.FitView')")
+        self._tab.wait_for_timeout(1000)
+        self._tab.screenshot(path=str(path))
+
+    def close(self) -> None:
+        self._tab.context.close()
+
+
+def open_page(browser: Any, server: Server, vue_nodes: bool) -> Page:
+    """Open the server's page in a fresh profile, with the classic nodes or with the new design."""
+    server.set(SETTINGS | {"Comfy.VueNodes.Enabled": vue_nodes})
+    return Page(browser.new_context(viewport=SIZE).new_page(), server)
