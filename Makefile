@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml requirements.txt constraints.txt
 demo: $(STAMP) ## a picture and two prompts become a video, on a plain CPU
 	@mkdir -p outputs
 	@$(BIN)/contextanyone generate \
-	  --reference assets/demo/reference.png \
+	  --reference assets/examples/red_hair_striped_shirt.png \
 	  --first "A person with long red hair in a striped white shirt and blue trousers." \
 	  --later "The same person is waving at the beach at sunset." \
 	  --seed 7 --out outputs/demo.mp4

@@ -22,14 +22,13 @@ from .hosts.text import TextEncoder, load_text_encoder
 from .hosts.vae import VideoVAE, load_vae
 from .losses import reconstruction
 from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_text_length
+from .sizes import check_frames, check_side, require_whole
 from .transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 
 MINIATURE = Path(__file__).parent / "miniature"
 Progress = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps in all."""
 
-_FRAME_STEP = 4  # Wan's VAE: 4 frames to one latent frame after the first, 8 pixels to a latent, 2 latents to a token
-_SIDE_STEP = 16
 _MAX_STEPS = 1000
 
 
@@ -64,19 +63,11 @@ class GenerationSettings:
     gap: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "width", "height", "steps"):
-            _require_whole(name, getattr(self, name), 1)
-        _require_whole("seed", self.seed, 0)
-        if self.num_frames % _FRAME_STEP != 1:
-            near = self.num_frames - (self.num_frames - 1) % _FRAME_STEP
-            raise InputError(
-                f"num_frames is {self.num_frames}; Wan needs 4k + 1 frames, such as {near} or {near + _FRAME_STEP}."
-            )
-        for name in ("width", "height"):
-            side = getattr(self, name)
-            if side % _SIDE_STEP:
-                near = max(_SIDE_STEP, _SIDE_STEP * round(side / _SIDE_STEP))
-                raise InputError(f"{name} is {side}; it must be a multiple of {_SIDE_STEP}, such as {near}.")
+        check_frames(self.num_frames)
+        check_side(self.width, "width")
+        check_side(self.height, "height")
+        require_whole("steps", self.steps, 1)
+        require_whole("seed", self.seed, 0)
         if self.steps > _MAX_STEPS:
             raise InputError(f"steps is {self.steps}; at most {_MAX_STEPS} are possible, and 20 to 50 are usual.")
         if self.seed >= 2**63:
@@ -369,11 +360,6 @@ def _check_parts(config: ContextAnyoneConfig, text: TextEncoder, image: ImageEnc
             raise CheckpointError(
                 f"{name} of the encoder is {value}, the transformer needs {needed}: the files do not belong together."
             )
-
-
-def _require_whole(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InputError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
 
 
 def _require_number(name: str, value: object, *, zero: bool) -> None:

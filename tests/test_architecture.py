@@ -18,6 +18,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
 ORDER = [
     *(
         "errors",
+        "sizes",
         "config",
         "precision",
         "rope",
@@ -29,6 +30,8 @@ ORDER = [
         "losses",
         "keymap",
     ),
+    *("weights/tensors", "weights/safetensors_file", "weights/torch_file", "weights/gguf_file", "weights/container"),
+    *("weights/naming", "weights/recognition", "weights/inferred", "weights/source"),
     *("checkpoint", "pictures", "conditioning", "prompts", "video", "contact", "familiarity"),
     *("hosts/loading", "hosts/vae", "hosts/text", "hosts/image", "hosts/schedulers", "hosts/expected"),
     *("pipeline", "cli_options", "cli_clips", "cli_inspect", "cli_generate", "cli"),

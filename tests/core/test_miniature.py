@@ -13,7 +13,7 @@ from contextanyone_core.pictures import picture_to_images, read_picture
 from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.prompts import TwoStagePrompt
 
-DEMO = Path(__file__).parents[2] / "assets/demo/reference.png"
+DEMO = Path(__file__).parents[2] / "assets/examples/red_hair_striped_shirt.png"
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
 
 

@@ -1,0 +1,88 @@
+"""The shipped miniature as ComfyUI's own MODEL, CLIP, VAE and CLIP_VISION, and the pack's example pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.wan
+import numpy as np
+import torch
+
+from ...contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
+from ...contextanyone_core.errors import CheckpointError
+from ...contextanyone_core.hosts.text import SPIECE
+from ...contextanyone_core.pictures import read_picture
+from .loading import load_contextanyone
+
+_PACK = Path(__file__).resolve().parents[2]
+_WEIGHTS = _PACK / "contextanyone_core" / "miniature"
+_EXAMPLES = _PACK / "assets" / "examples"
+
+
+def load_miniature() -> tuple[Any, Any, Any, Any]:
+    """MODEL, CLIP, VAE and CLIP_VISION of the miniature.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    model = load_contextanyone(_WEIGHTS / "transformer.safetensors")
+    return model, _clip(), _vae(), _clip_vision()
+
+
+def example_names() -> list[str]:
+    """The example pictures by file name."""
+    return sorted(path.name for path in _EXAMPLES.glob("*.png"))
+
+
+def example_picture(name: str) -> torch.Tensor:
+    """IMAGE (1, H, W, 3) in [0, 1] of an example.
+
+    Raises:
+        InputError: there is no such picture.
+    """
+    pixels = read_picture(_EXAMPLES / Path(name).name)
+    return torch.from_numpy(np.array(pixels, dtype=np.float32) / 255.0)[None]
+
+
+def _clip() -> Any:
+    path = _WEIGHTS / "text_encoder.safetensors"
+    config, tensors = read_header(path).config, load_tensors(path, kind=TEXT_ENCODER)
+    sizes = {key: config[key] for key in ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")}
+    target = comfy.supported_models_base.ClipTarget(
+        comfy.text_encoders.wan.WanT5Tokenizer, comfy.text_encoders.wan.te()
+    )
+    options = {"model_name": "umt5xxl", "umt5xxl_model_config": sizes, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(target, tokenizer_data={"spiece_model": tensors.pop(SPIECE)}, model_options=options)
+    missing, unknown = clip.load_sd(tensors)
+    _require_whole(path, missing, unknown)
+    return clip
+
+
+def _vae() -> Any:
+    tensors = load_tensors(_WEIGHTS / "vae.safetensors", kind=VAE)
+    vae = comfy.sd.VAE(sd=tensors)
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def _clip_vision() -> Any:
+    path = _WEIGHTS / "image_encoder.safetensors"
+    config, tensors = read_header(path).config, load_tensors(path, kind=IMAGE_ENCODER)
+    model = comfy.clip_vision.ClipVisionModel(config | {"model_type": "clip_vision_model", "num_channels": 3})
+    missing, unknown = model.load_sd(tensors)
+    _require_whole(path, [name for name in missing if "visual_projection" not in name], unknown)
+    return model
+
+
+def _require_whole(path: Path, missing: list[str], unknown: list[str]) -> None:
+    missing = [name for name in missing if not name.endswith(("position_ids", "logit_scale", "text_projection.weight"))]
+    if missing or unknown:
+        raise CheckpointError(
+            f"{path.name} does not fit this ComfyUI: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])})."
+        )

@@ -1,0 +1,179 @@
+"""The native model around the network: latent format, conditionings, memory (comfy.model_base.BaseModel)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import comfy.utils
+import torch
+
+from ...contextanyone_core.conditioning import fit_text_embeds
+from ...contextanyone_core.config import ContextAnyoneConfig
+from .network import ContextAnyoneNetwork
+from .run import with_runs
+
+REFERENCES = "contextanyone_references"
+"""Key of a conditioning that holds `AppliedReferences`."""
+FIRST_PROMPT = "contextanyone_first_prompt"
+"""Key of a conditioning that holds the first-frame prompt's embeddings (1, L, text_dim)."""
+EMPHASIS = "contextanyone_emphasis"
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class LatentFormat(comfy.latent_formats.Wan21):
+    """Wan 2.1's latents with the statistics and preview colours of the model's own config."""
+
+    def __init__(self, config: ContextAnyoneConfig) -> None:
+        super().__init__()
+        shape = (1, self.latent_channels, 1, 1, 1)
+        self.latents_mean = torch.tensor(config.latents_mean).view(shape)
+        self.latents_std = torch.tensor(config.latents_std).view(shape)
+        if config.latent_rgb_factors is not None and config.latent_rgb_bias is not None:
+            self.latent_rgb_factors = [list(row) for row in config.latent_rgb_factors]
+            self.latent_rgb_factors_bias = list(config.latent_rgb_bias)
+            self.taesd_decoder_name = None  # Wan's tiny decoder knows nothing of other latents
+
+
+class ReferenceLatents(comfy.conds.CONDList):
+    """References as a list of tensors (B, 16, 1, h, w), whose size counts every reference once, whatever the batch."""
+
+    def size(self) -> list[int]:
+        """[1, channels, latent positions of all references]."""
+        return [1, self.cond[0].shape[1], sum(math.prod(item.shape[2:]) for item in self.cond)]
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a model's configuration."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  # ComfyUI's own form
+    supported_inference_dtypes = list(_DTYPES)  # noqa: RUF012
+
+    def __init__(self, config: ContextAnyoneConfig) -> None:
+        super().__init__({"image_model": "contextanyone", "contextanyone": config})
+        self.sampling_settings = {"shift": config.shift}
+        self.latent_format = LatentFormat(config)
+        self.memory_usage_factor = config.dim / 2222  # native Wan's; the model itself knows better
+
+
+class ContextAnyoneModel(comfy.model_base.BaseModel):
+    """Wan 2.1's flow model with references as conditionings."""
+
+    def __init__(self, model_config: ModelConfig, device: torch.device | None = None) -> None:
+        kind = comfy.model_base.ModelType.FLOW
+        super().__init__(model_config, kind, device=device, unet_model=ContextAnyoneNetwork)
+        self.config: ContextAnyoneConfig = model_config.unet_config["contextanyone"]
+        self.memory_usage_factor_conds = ("reference_latents",)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """The network's keyword arguments out of a conditioning."""
+        out = super().extra_conds(**kwargs)
+        text = kwargs.get("cross_attn")
+        if text is not None:
+            out["c_crossattn"] = comfy.conds.CONDRegular(fit_text_embeds(text, self.config))
+        out["emphasis"] = comfy.conds.CONDConstant(float(kwargs.get(EMPHASIS, 1.0)))
+        applied = kwargs.get(REFERENCES)
+        if applied is None:
+            return out
+        latents = [self.process_latent_in(item) for item in applied.latents]
+        out["reference_latents"] = ReferenceLatents(latents)
+        if applied.image_embeds:
+            out["reference_image_embeds"] = comfy.conds.CONDList(list(applied.image_embeds))
+        out["reference_text"] = comfy.conds.CONDRegular(fit_text_embeds(applied.text_embeds, self.config))
+        out["reference_gap"] = comfy.conds.CONDConstant(applied.gap)
+        out["reference_key"] = comfy.conds.CONDConstant(applied.key)
+        return out
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
+        """Sizes of the references, for the memory that ComfyUI plans with before anything is loaded."""
+        applied = kwargs.get(REFERENCES)
+        if applied is None:
+            return {}
+        return {"reference_latents": ReferenceLatents(applied.latents).size()}
+
+    def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:
+        """Bytes that a call of the network needs beside the weights.
+
+        Counted from the widest moment of a block, the feed-forward: the residual stream and its float32 form, the
+        hidden layer before and after its activation; the references' cache; and its keys and values beside the
+        video's own.
+        """
+        size = comfy.model_management.dtype_size(self.get_dtype_inference())
+        patch = math.prod(self.config.patch_size)
+        video = input_shape[0] * math.prod(input_shape[2:]) / patch
+        shapes = (cond_shapes or {}).get("reference_latents", [])
+        # One cache serves all branches and the whole batch: the largest set of references counts, once.
+        reference = max((math.prod(shape[2:]) / patch for shape in shapes), default=0.0)
+        config = self.config
+        block = video * (2 * config.ffn_dim * size + config.dim * (3 * size + 2 * 4))
+        kept = 4 if config.emphasize else 2  # keys and values of self-attention, and of Emphasize-Attention
+        cache = reference * config.dim * size * kept * config.num_layers
+        joined = (video + input_shape[0] * reference) * 2 * config.dim * size
+        return block + cache + joined
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights are kept in memory.
+
+    Attributes:
+        dtype: None lets ComfyUI choose by the weights and the device.
+        fp8_optimizations: multiply in fp8 where the card can.
+        quantization: ComfyUI's own description of scaled fp8 weights; None for plain ones.
+    """
+
+    dtype: torch.dtype | None = None
+    fp8_optimizations: bool = False
+    quantization: Any = None
+
+
+def native_model(
+    config: ContextAnyoneConfig,
+    tensors: dict[str, torch.Tensor],
+    storage: Storage | None = None,
+    *,
+    disable_dynamic: bool = False,
+) -> Any:
+    """A native MODEL (ModelPatcher) with these weights.
+
+    Args:
+        config: the model's.
+        tensors: weights by Wan's names, without a prefix.
+        storage: how the weights are kept.
+        disable_dynamic: without weight streaming (ComfyUI asks for it when it reloads a model).
+    """
+    management = comfy.model_management
+    storage = storage or Storage()
+    quantization = storage.quantization
+    model_config = ModelConfig(config)
+    model_config.quant_config = quantization
+    device = management.get_torch_device()
+    supported = list(_DTYPES)
+    weight_dtype = None if quantization else comfy.utils.weight_dtype(tensors)
+    count = comfy.utils.calculate_parameters(tensors)
+    chosen = storage.dtype or management.unet_dtype(
+        device=device, model_params=count, supported_dtypes=supported, weight_dtype=weight_dtype
+    )
+    cast = management.unet_manual_cast(None if quantization else chosen, device, supported)
+    model_config.set_inference_dtype(chosen, cast)
+    if storage.fp8_optimizations:
+        model_config.optimizations["fp8"] = True
+    offload = management.unet_offload_device()
+    model = ContextAnyoneModel(model_config)
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:  # looked up at call time: ComfyUI puts another class there on a GPU
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    patcher = patcher_class(model, load_device=device, offload_device=offload)
+    if not management.is_device_cpu(offload):
+        model.to(offload)
+    assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
+    model.load_model_weights(tensors, "", **assign)
+    return with_runs(patcher)

@@ -1,0 +1,88 @@
+"""The ContextAnyone transformer as ComfyUI runs it: its layers, its attention, its wrappers (DESIGN 1).
+
+A subclass, not a holder: the keys stay `diffusion_model.blocks...`, so that LoRA files and weight streaming find them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.patcher_extension
+import torch
+
+from ...contextanyone_core.config import ContextAnyoneConfig
+from ...contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from .run import current_run
+
+
+class ContextAnyoneNetwork(ContextAnyoneTransformer):
+    """`diffusion_model` of a native MODEL.
+
+    Args:
+        contextanyone: the model's config.
+        operations: ComfyUI's layer namespace.
+        device, dtype: where the weights are made, and their storage dtype.
+    """
+
+    def __init__(
+        self,
+        contextanyone: ContextAnyoneConfig,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        operations: Any = None,
+        **_: Any,  # whatever else a version of ComfyUI puts into unet_config
+    ) -> None:
+        super().__init__(contextanyone, operations, device=device, dtype=dtype)
+        self.dtype = dtype
+
+    def forward(  # type: ignore[override]  # ComfyUI's signature of a diffusion model
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Velocity of x (B, 16, T, h, w) at timestep (B,) = 1000 * sigma, through whatever wraps diffusion models."""
+        options = transformer_options if transformer_options is not None else {}
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
+        return executor.execute(x, timestep, context, options, **kwargs)
+
+    def _velocity(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        transformer_options: dict[str, Any],
+        emphasis: float = 1.0,
+        **given: Any,  # the references, `control`, and the conditionings of other models
+    ) -> torch.Tensor:
+        attention = partial(_attention, options=transformer_options)
+        cache: ReferenceCache | None = None
+        if given.get("reference_latents"):
+            inputs = _reference_inputs(given, context)
+            cache = current_run(transformer_options).cache(
+                given.get("reference_key"), inputs, lambda: self.encode_references(inputs, attention=attention)
+            )
+        output = super().forward(x, timestep, context, cache=cache, emphasis=emphasis, attention=attention)
+        return output.velocity
+
+
+def _reference_inputs(given: dict[str, Any], context: torch.Tensor) -> ReferenceInputs:
+    """The references of a batch; all of it has the same, since their key is a constant that forbids other batches."""
+    text = given.get("reference_text")
+    return ReferenceInputs(
+        [latents[:1] for latents in given["reference_latents"]],
+        (context if text is None else text)[:1],
+        [tokens[:1] for tokens in given.get("reference_image_embeds") or ()],
+        gap=given.get("reference_gap"),
+    )
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, options: dict[str, Any]) -> Any:
+    """ComfyUI's attention, looked up at every call: its settings may change."""
+    return comfy.ldm.modules.attention.optimized_attention(q, k, v, heads, transformer_options=options)

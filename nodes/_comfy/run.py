@@ -1,0 +1,85 @@
+"""What lives for one sampling run: the reference cache, made and dropped around it.
+
+Under a run the references are encoded once, whatever the sampler, the number of steps and the guidance. While
+something changes weights within the run (hooks on conditionings), nothing is reused. Outside of a run (a wrapper
+called directly) every call encodes anew: slower, and the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sampler_helpers
+import torch
+
+from ...contextanyone_core.losses import reconstruction
+from ...contextanyone_core.transformer import ReferenceCache, ReferenceInputs
+
+_RUN = "contextanyone_run"
+_WRAPPER = "contextanyone"
+
+
+class SamplingRun:
+    """The caches of one run by reference key, and the reconstructed references.
+
+    Attributes:
+        reuse: whether a cache may serve a second call.
+        made: how many times references were encoded.
+    """
+
+    def __init__(self, *, reuse: bool) -> None:
+        self.reuse = reuse
+        self.made = 0
+        self._caches: dict[str, ReferenceCache] = {}
+        self._reconstructions: dict[str, list[torch.Tensor]] = {}
+
+    def cache(self, key: str | None, inputs: ReferenceInputs, encode: Callable[[], ReferenceCache]) -> ReferenceCache:
+        """The cache of the references named by `key`, encoded where it is not there yet."""
+        if self.reuse and key is not None and key in self._caches:
+            return self._caches[key]
+        cache = encode()
+        self.made += 1
+        if key is not None:
+            pairs = zip(inputs.latents, cache.outputs, strict=True)
+            self._reconstructions[key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
+            if self.reuse:
+                self._caches[key] = cache
+        return cache
+
+    def reconstructions(self, key: str) -> list[torch.Tensor]:
+        """What the reference stream made of the references, normalised latents (1, 16, 1, h, w); empty if not run."""
+        return self._reconstructions.get(key, [])
+
+    def drop(self) -> None:
+        """Free the caches."""
+        self._caches.clear()
+
+
+def current_run(transformer_options: dict[str, Any]) -> SamplingRun:
+    """The run that a call of the network belongs to."""
+    run = transformer_options.get(_RUN)
+    return run if isinstance(run, SamplingRun) else SamplingRun(reuse=False)
+
+
+def with_runs(patcher: Any) -> Any:
+    """Give a MODEL the wrapper that makes a run around every sampling; its clones inherit it."""
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    patcher.add_wrapper_with_key(kind, _WRAPPER, _sample_in_a_run)
+    return patcher
+
+
+def _sample_in_a_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    guider = executor.class_obj
+    before = guider.model_options
+    hooked = (comfy.sampler_helpers.cond_has_hooks([[None, cond] for cond in conds]) for conds in guider.conds.values())
+    run = SamplingRun(reuse=not any(hooked))
+    guider.model_options = comfy.model_patcher.create_model_options_clone(before)
+    guider.model_options.setdefault("transformer_options", {})[_RUN] = run
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options = before
+        run.drop()

@@ -1,0 +1,132 @@
+"""Guidance and sampling under ComfyUI: a GUIDER for dual guidance, and one run from conditionings to latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import node_helpers
+import torch
+
+from ...contextanyone_core.flow import sigma_schedule
+from ...contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance
+from .model import REFERENCES
+from .references import config_of, references_of
+from .run import current_run
+
+_NAMES = {
+    Branch.PROMPT_REFERENCE: "positive",
+    Branch.NEGATIVE_REFERENCE: "negative_reference",
+    Branch.NEGATIVE: "negative",
+}
+
+
+class ReferenceGuider(comfy.samplers.CFGGuider):
+    """`cfg` or `dual` guidance over the conditionings of Apply ContextAnyone.
+
+    Args:
+        model: a MODEL of ours.
+        positive, negative: CONDITIONING; the references are taken from the positive one.
+        guidance: the core's guidance object; its weights sum to one, so it may combine denoised latents as well as
+            velocities.
+
+    Attributes:
+        reconstructions: after a run, what the reference stream made of each reference: normalised latents.
+    """
+
+    def __init__(self, model: Any, positive: Any, negative: Any, guidance: CfgGuidance | DualGuidance) -> None:
+        super().__init__(model)
+        config_of(model)
+        self.guidance = guidance
+        self.reconstructions: list[torch.Tensor] = []
+        self._references = references_of(positive)
+        conditionings = {"positive": positive, "negative": negative}
+        if isinstance(guidance, DualGuidance):
+            seen = {REFERENCES: self._references}
+            conditionings["negative_reference"] = (
+                node_helpers.conditioning_set_values(negative, seen) if self._references else negative
+            )
+        else:
+            self.set_cfg(guidance.guidance_scale)
+        self.inner_set_conds(conditionings)
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any] | None = None, seed: Any = None
+    ) -> torch.Tensor:
+        """Denoised latents at one step."""
+        options = model_options or {}
+        if isinstance(self.guidance, CfgGuidance):
+            return super().predict_noise(x, timestep, options, seed)
+        branches = self.guidance.branches(float(timestep.flatten()[0]))
+        conditionings = [self.conds[_NAMES[branch]] for branch in branches]
+        predictions = comfy.samplers.calc_cond_batch(self.inner_model, conditionings, x, timestep, options)
+        by_branch = dict(zip(branches, predictions, strict=True))
+        denoised = self.guidance.combine(by_branch)
+        return self._after(denoised, by_branch, x, timestep, options)
+
+    def outer_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One sampling run; keeps what it made of the references."""
+        output = super().outer_sample(*args, **kwargs)
+        if self._references is not None:
+            run = current_run(self.model_options.get("transformer_options", {}))
+            self.reconstructions = run.reconstructions(self._references.key)
+        return output
+
+    def _after(
+        self,
+        denoised: torch.Tensor,
+        predictions: dict[Branch, torch.Tensor],
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """Let post-CFG functions of other nodes have their say, as in ComfyUI's own guiders."""
+        positive = predictions[Branch.PROMPT_REFERENCE]
+        for function in options.get("sampler_post_cfg_function", []):
+            given = {"denoised": denoised, "cond": self.conds["positive"], "uncond": self.conds["negative"]}
+            given |= {"cond_denoised": positive, "uncond_denoised": predictions.get(Branch.NEGATIVE, positive)}
+            given |= {"cond_scale": self.guidance.guidance_scale, "model": self.inner_model, "sigma": timestep}
+            denoised = function(given | {"model_options": options, "input": x})
+        return denoised
+
+
+def sample(
+    guider: ReferenceGuider, latents: torch.Tensor, *, sampler_name: str, steps: int, shift: float | None, seed: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run a guider over the model's own schedule, with progress and preview.
+
+    Args:
+        latents: zeros (B, 16, t, h, w).
+        sampler_name: one of ComfyUI's.
+        shift: None takes the model's.
+
+    Returns:
+        Raw video latents, and the reconstructed references (n, 16, 1, h, w), None without a reference.
+    """
+    model = guider.model_patcher
+    own = float(model.get_model_object("model_sampling").shift)
+    sigmas = sigma_schedule(steps, own if shift is None else shift)
+    noise = comfy.sample.prepare_noise(latents, seed)
+    samples = guider.sample(
+        noise,
+        latents,
+        comfy.samplers.sampler_object(sampler_name),
+        sigmas,
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    samples = samples.to(comfy.model_management.intermediate_device())
+    if not guider.reconstructions:
+        return samples, None
+    redrawn = model.model.process_latent_out(torch.cat(guider.reconstructions))
+    return samples, redrawn.to(samples)
+
+
+def sampler_names() -> list[str]:
+    """ComfyUI's samplers."""
+    return list(comfy.samplers.SAMPLER_NAMES)
