@@ -222,6 +222,9 @@ def describe_errors(error: ValidationError, model: type[BaseModel], prefix: str)
 
 def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
     names = [str(name) for name in details["loc"]]
+    message = details["msg"].removeprefix("Value error, ").rstrip(".")
+    if not names:  # a rule over several settings says itself which ones
+        return f"{message}."
     key = prefix + ".".join(names)
     if details["type"] == "extra_forbidden":
         known = _known_names(model, names[:-1])
@@ -231,7 +234,6 @@ def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) 
         return f"{key} is not a setting; {hint}"
     if details["type"] == "missing":
         return f"{key} is missing."
-    message = details["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{key} is {details['input']!r}: {message[:1].lower()}{message[1:]}."
 
 

@@ -10,7 +10,7 @@ from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.data import pool as pool_module
-from training.data.pool import PoolKey, latent_masks, open_pool
+from training.data.pool import PoolKey, open_pool
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart, explicit_attention
 from training.randomness import seed_for
@@ -35,15 +35,6 @@ def _short(batch):
     """The batch with captions that fit the tiny text encoder."""
     count = len(batch["first"])
     return batch | {"first": ["A woman."] * count, "later": ["The same person is waving."] * count}
-
-
-def test_latent_masks_follow_the_causal_groups_of_frames():
-    masks = torch.zeros(9, 16, 16, dtype=torch.uint8)
-    masks[1, :8, :8] = 255  # frame 1 belongs to latent 1, not to latent 0
-    masks[8, 8:, 8:] = 255
-    expected = torch.zeros(1, 3, 2, 2)
-    expected[0, 1, 0, 0] = expected[0, 2, 1, 1] = 1
-    assert torch.equal(latent_masks(masks), expected)
 
 
 def test_a_pool_holds_what_the_hosts_encode_and_goes_on_where_it_stopped(tiny_folder, tmp_path):

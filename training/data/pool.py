@@ -22,6 +22,7 @@ from tqdm import tqdm
 from contextanyone_core.conditioning import clip_picture
 from contextanyone_core.hosts.image import ImageEncoder
 from contextanyone_core.hosts.vae import VideoVAE
+from training.data.frames import latent_masks
 from training.parts.vae_forward import encode_whole
 from training.randomness import numpy_generator, seed_for
 from training.world import ATTRIBUTES, TEST_SEED_START, Character, Scene, WorldSample, random_frame, sample
@@ -141,16 +142,6 @@ def _reference(pair: WorldSample, rng: np.random.Generator) -> np.ndarray[tuple[
         return pair.reference
     share = pair.reference_mask.astype(np.float32)[..., None] / 255.0
     return np.asarray(np.round(pair.reference * share + 255.0 * (1.0 - share)), np.uint8)
-
-
-def latent_masks(masks: Tensor) -> Tensor:
-    """Per-frame masks (T, H, W) uint8 as the largest share in each latent: (1, t, H/8, W/8) float32 in [0, 1].
-
-    The causal VAE's groups of frames are 0 | 1-4 | 5-8 | ...
-    """
-    frames = torch.nn.functional.avg_pool2d(masks[:, None].float() / 255.0, 8)
-    groups = [frames[:1], *(frames[start : start + 4] for start in range(1, len(frames), 4))]
-    return torch.stack([group.amax(dim=0) for group in groups], dim=1)
 
 
 def _images(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:

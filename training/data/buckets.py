@@ -1,0 +1,129 @@
+"""Buckets: the sizes and lengths that clips are brought to, and how many of each make a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from contextanyone_core.config import ContextAnyoneConfig
+from training.data.frames import Box, Placement
+from training.flops import forward_flops, token_count
+
+
+class Bucket(NamedTuple):
+    """A shape that clips share: num_frames (4k + 1), height and width in pixels (multiples of 16)."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.num_frames}"
+
+
+class BucketSettings(BaseModel):
+    """Which buckets there are, and how many clips one step takes.
+
+    Attributes:
+        sizes: `<width>x<height>`. A clip goes to the size that shows the most of it, the larger of two that show
+            equally much.
+        frames: lengths at 16 a second. A clip goes to the longest that it fills; what is beyond is not used.
+        budget: work of one step, all processes together, in clips of the costliest bucket. A cheaper bucket takes as
+            many more as the same FLOPs allow.
+        max_upscale: how much a picture may be enlarged to fill a size.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    sizes: tuple[str, ...] = ("832x480", "480x832", "720x544", "544x720", "624x624")
+    frames: tuple[int, ...] = (1, 33, 49, 81)
+    budget: float = Field(default=1.0, ge=1)
+    max_upscale: float = Field(default=1.25, ge=1)
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes_are_possible(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
+        for size in sizes:
+            width, _, height = size.partition("x")
+            if not (width.isdecimal() and height.isdecimal() and int(width) * int(height)):
+                raise ValueError(f"{size!r} is not of the form <width>x<height>, such as 832x480")
+            if int(width) % 16 or int(height) % 16:
+                raise ValueError(f"{size} has a side that is no multiple of 16")
+        return _some(sizes)
+
+    @field_validator("frames")
+    @classmethod
+    def _frames_are_possible(cls, frames: tuple[int, ...]) -> tuple[int, ...]:
+        for count in frames:
+            if count < 1 or count % 4 != 1:
+                raise ValueError(f"{count} frames are not possible; Wan needs 4k + 1, such as 77 or 81")
+        return _some(frames)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """The sizes as (height, width)."""
+        pairs = (size.split("x") for size in self.sizes)
+        return [(int(height), int(width)) for width, height in pairs]
+
+
+def _some(values: tuple[str, ...] | tuple[int, ...]) -> tuple:  # type: ignore[type-arg]
+    if not values or len(set(values)) != len(values):
+        raise ValueError("it needs at least one entry, and each only once")
+    return values
+
+
+def longest(settings: BucketSettings, available: int) -> int | None:
+    """The longest length that a clip of `available` frames (at 16 a second) fills, None where there is none."""
+    return max((count for count in settings.frames if count <= available), default=None)
+
+
+def best_placement(settings: BucketSettings, box: Box) -> Placement | None:
+    """The size that shows the most of `box` without enlarging it too much, None where every size would."""
+    placements = [Placement(box, shape) for shape in settings.shapes()]
+    allowed = [placement for placement in placements if placement.scale <= settings.max_upscale + 1e-6]
+    return max(allowed, key=lambda p: (round(p.kept, 2), p.size[0] * p.size[1]), default=None)
+
+
+def bucket_flops(config: ContextAnyoneConfig, bucket: Bucket, clip_tokens: int) -> int:
+    """FLOPs of one forward pass of one clip of a bucket with one reference of its size."""
+    video = token_count(config, *bucket)
+    return forward_flops(config, video, [token_count(config, 1, bucket.height, bucket.width)], clip_tokens)
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """The buckets in use: `rows` in each, clips in a batch of all processes together, FLOPs of one clip."""
+
+    rows: dict[Bucket, int]
+    batch: dict[Bucket, int]
+    flops: dict[Bucket, int]
+
+    def table(self) -> str:
+        """The plan in words, one line for each bucket, with each one's share of an epoch's FLOPs."""
+        steps = {bucket: -(-count // self.batch[bucket]) for bucket, count in self.rows.items()}
+        work = {bucket: steps[bucket] * self.batch[bucket] * self.flops[bucket] for bucket in self.rows}
+        lines = [f"{'bucket':>14} {'rows':>8} {'batch':>6} {'steps':>7} {'repeated':>9} {'GFLOP':>10} {'share':>6}"]
+        for bucket, count in self.rows.items():
+            repeated = steps[bucket] * self.batch[bucket] - count
+            share = work[bucket] / sum(work.values())
+            cells = f"{bucket!s:>14} {count:>8} {self.batch[bucket]:>6} {steps[bucket]:>7} {repeated:>9}"
+            lines.append(f"{cells} {self.flops[bucket] / 1e9:>10.1f} {share:>6.1%}")
+        return "\n".join(lines) + "\n"
+
+
+def plan_buckets(buckets: Iterable[Bucket], flops: Mapping[Bucket, int], budget: float, world: int = 1) -> BucketPlan:
+    """Count the rows of each bucket and give it a batch of equal cost.
+
+    Args:
+        buckets: the bucket of every row.
+        flops: of one clip, by bucket.
+        budget: work of a step in clips of the costliest bucket that is in use.
+        world: number of processes. Batches are multiples of it, so that every process has the same work.
+    """
+    rows = Counter(buckets)
+    costliest = max((flops[bucket] for bucket in rows), default=0)
+    batch = {b: max(1, int(budget * costliest / flops[b] / world + 1e-9)) * world for b in rows}
+    return BucketPlan(dict(sorted(rows.items())), batch, {bucket: flops[bucket] for bucket in rows})

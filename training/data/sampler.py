@@ -1,0 +1,60 @@
+"""The order of training: which rows a step takes, as a function of (seed, epoch) and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from training.data.buckets import Bucket
+from training.randomness import numpy_generator
+
+
+class BucketSampler:
+    """Batches of rows of one bucket each, in an order that depends on the seed and the epoch only.
+
+    Every row comes at least once in an epoch. Where a bucket's rows do not fill its last batch, rows from the start of
+    its order come a second time; none is left out. A process takes every `world`-th row of a batch, so all have the
+    same bucket at the same step, and together they see what one process alone would.
+
+    Args:
+        buckets: the bucket of every row.
+        batch: rows in a batch of all processes together, by bucket.
+        seed: of the run.
+        rank, world: this process and how many there are.
+
+    Raises:
+        ValueError: a batch is no multiple of the number of processes, or there is no row.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Bucket], batch: Mapping[Bucket, int], seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if uneven := [bucket for bucket, count in batch.items() if count % world]:
+            raise ValueError(f"The batch of {uneven[0]} is {batch[uneven[0]]}, no multiple of {world} processes.")
+        if not buckets:
+            raise ValueError("There is no row to draw from.")
+        self._rows: dict[Bucket, list[int]] = {}
+        for row, bucket in enumerate(buckets):
+            self._rows.setdefault(bucket, []).append(row)
+        self._batch, self._seed, self._rank, self._world = dict(batch), seed, rank, world
+        self.steps_per_epoch = sum(-(-len(rows) // self._batch[bucket]) for bucket, rows in self._rows.items())
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+
+    def rows(self, step: int) -> list[int]:
+        """This process's rows of a step, counted from 0 over all epochs."""
+        return self.all_rows(step)[self._rank :: self._world]
+
+    def all_rows(self, step: int) -> list[int]:
+        """The rows of a step of all processes together."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[index]
+
+    def _draw_epoch(self, epoch: int) -> list[list[int]]:
+        batches = []
+        for bucket, rows in sorted(self._rows.items()):
+            size = self._batch[bucket]
+            order = [rows[i] for i in numpy_generator(self._seed, epoch, f"order {bucket}").permutation(len(rows))]
+            filled = order + [order[i % len(order)] for i in range(-len(order) % size)]
+            batches += [filled[start : start + size] for start in range(0, len(filled), size)]
+        shuffled = numpy_generator(self._seed, epoch, "order of batches").permutation(len(batches))
+        return [batches[i] for i in shuffled]

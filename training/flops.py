@@ -1,0 +1,63 @@
+"""Floating-point operations of the transformer, by arithmetic: what buckets and cost plans are reckoned in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from contextanyone_core.config import ContextAnyoneConfig
+
+
+def token_count(config: ContextAnyoneConfig, num_frames: int, height: int, width: int) -> int:
+    """Tokens of a clip of num_frames (4k + 1) of height x width pixels."""
+    frames = 1 + (num_frames - 1) // config.vae_stride[0]
+    sides = (frames, height // config.vae_stride[1], width // config.vae_stride[2])
+    return math.prod(side // patch for side, patch in zip(sides, config.patch_size, strict=True))
+
+
+def forward_flops(config: ContextAnyoneConfig, video: int, references: Sequence[int] = (), clip_tokens: int = 0) -> int:
+    """FLOPs of one forward pass of one sample; a multiply-add is two. A training step takes three times as many.
+
+    Exactly what torch's FlopCounterMode counts: matrix products and convolutions, nothing elementwise.
+
+    Args:
+        video: tokens of the video.
+        references: tokens of each reference; none is the pass without reference.
+        clip_tokens: CLIP tokens of all references together.
+    """
+    passes = _outside_blocks(config, video) + config.num_layers * _video_block(config, video, references, clip_tokens)
+    if references:
+        passes += _outside_blocks(config, sum(references))
+        passes += config.num_layers * _reference_block(config, references, clip_tokens)
+        if clip_tokens and config.image_dim is not None:
+            passes += 2 * clip_tokens * config.image_dim * (config.image_dim + config.dim)
+    return passes
+
+
+def _outside_blocks(config: ContextAnyoneConfig, tokens: int) -> int:
+    """Embeddings of patches, text and time, and the head, of one stream."""
+    dim, patch = config.dim, math.prod(config.patch_size)
+    ends = tokens * dim * patch * (config.in_dim + config.out_dim)
+    text = config.text_len * dim * (config.text_dim + dim)
+    return 2 * (ends + text + dim * (config.freq_dim + dim + 6 * dim))
+
+
+def _shared(config: ContextAnyoneConfig, tokens: int) -> int:
+    """What a block does to either stream: projections, text cross-attention and feed-forward."""
+    dim, text = config.dim, config.text_len
+    projections = 12 * tokens * dim**2 + 4 * text * dim**2
+    return projections + 4 * tokens * text * dim + 4 * tokens * dim * config.ffn_dim
+
+
+def _video_block(config: ContextAnyoneConfig, video: int, references: Sequence[int], clip_tokens: int) -> int:
+    dim, read = config.dim, sum(references)
+    attention = 4 * video * (video + read) * dim + 4 * video * clip_tokens * dim
+    emphasize = 4 * video * dim**2 + 4 * video * read * dim if references and config.emphasize else 0
+    return _shared(config, video) + attention + emphasize
+
+
+def _reference_block(config: ContextAnyoneConfig, references: Sequence[int], clip_tokens: int) -> int:
+    dim, tokens = config.dim, sum(references)
+    attention = sum(4 * length**2 * dim for length in references) + 4 * clip_tokens * dim**2
+    emphasize = 4 * tokens * dim**2 if config.emphasize else 0
+    return _shared(config, tokens) + attention + emphasize

@@ -1,0 +1,60 @@
+"""Check a manifest and everything that it names: `python training/validate_data.py data/train.jsonl`.
+
+Says what is kept and what is dropped, by reason, and which buckets the clips fall into.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from dataclasses import asdict
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import InputError
+from training.commands import Parser, run_command
+from training.data.buckets import BucketSettings, bucket_flops, plan_buckets
+from training.data.check import check_files, usage
+from training.data.manifest import drop_table, read_manifest, write_lines
+from training.data.settings import data_settings
+
+
+def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> None:
+    """Check every row, write the account to the standard output and, where asked, the drops as JSON lines.
+
+    Raises:
+        InputError: the manifest cannot be read, or no row of it can be used.
+    """
+    checked = check_files(read_manifest(manifest), settings, decode=True)
+    sys.stdout.write(drop_table(len(checked.clips), checked.dropped))
+    if dropped is not None:
+        write_lines(dropped, (json.dumps(asdict(drop), ensure_ascii=False) for drop in checked.dropped))
+    if not checked.clips:
+        raise InputError(f"No row of {manifest} can be used.")
+    model = ContextAnyoneConfig.wan_1_3b()
+    buckets = [clip.bucket for clip in checked.clips]
+    flops = {bucket: bucket_flops(model, bucket, clip_tokens=257) for bucket in set(buckets)}
+    sys.stdout.write("\n" + plan_buckets(buckets, flops, settings.budget).table() + "\n")
+    sys.stdout.writelines(f"{line}\n" for line in usage(checked.clips))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 where any row can be used, else 2."""
+    parser = Parser(prog="validate_data.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("manifest", type=Path, help="a JSONL file; docs/TRAINING.md has its columns")
+    parser.add_argument("--config", type=Path, help="take the buckets from this configuration of a run")
+    parser.add_argument("--dropped", type=Path, help="write the dropped rows here, one JSON object per line")
+    arguments = parser.parse_args(argv)
+
+    def command() -> None:
+        settings = BucketSettings() if arguments.config is None else data_settings(arguments.config).buckets
+        validate(arguments.manifest, settings, arguments.dropped)
+
+    return run_command("validate_data.py", command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
