@@ -21,7 +21,7 @@ from comfyui import BOOT_SECONDS, ComfyUI, arguments, make_base
 RUN_SECONDS = 600.0  # one prompt; the miniature takes about twenty on two free cores
 
 
-class Refused(AssertionError):
+class RefusedError(AssertionError):
     """POST /prompt answered that the prompt is not valid; `answer` is what it said."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
@@ -140,14 +140,14 @@ class Server:
         """POST a prompt in API form; its id. `workflow` is what the page would store in saved files.
 
         Raises:
-            Refused: it is not valid.
+            RefusedError: it is not valid.
         """
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
         body = {"prompt": prompt, "client_id": str(uuid.uuid4()), "extra_data": extra}
         try:
             return json.loads(self.request("/prompt", body))["prompt_id"]
         except urllib.error.HTTPError as refused:
-            raise Refused(json.loads(refused.read())) from None
+            raise RefusedError(json.loads(refused.read())) from None
 
     def wait(self, prompt_id: str, timeout: float = RUN_SECONDS) -> Finished:
         """Wait until a prompt has ended in any way.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comfyui_server import Refused, Server
+from comfyui_server import RefusedError, Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -147,7 +147,7 @@ class Page:
         """Press the Run button; the id of the prompt that the page sent.
 
         Raises:
-            Refused: the server found it not valid.
+            RefusedError: the server found it not valid.
         """
         with self._tab.expect_response(
             lambda answer: answer.url.split("?")[0].endswith("/prompt") and answer.request.method == "POST",
@@ -156,7 +156,7 @@ class Page:
             self._tab.get_by_test_id("queue-button").first.click(timeout=LOAD_MS)
         answer = sent.value.json()
         if sent.value.status != 200:
-            raise Refused(answer)
+            raise RefusedError(answer)
         return str(answer["prompt_id"])
 
     def workflow(self) -> dict[str, Any]:
