@@ -28,11 +28,13 @@ def inspect(argv: Sequence[str]) -> int:
         "file", type=Path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
     )
     path: Path = parser.parse(argv).file
-    weights = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    if weights:
-        absent = [f"{part}.safetensors" for part in PARTS if not (path / f"{part}.safetensors").is_file()]
-        reports = ["\n".join(_describe(file)) for file in weights]
+    ours = [file for part in PARTS if (file := path / f"{part}.safetensors").is_file()]
+    if ours:
+        absent = [f"{part}.safetensors" for part in PARTS if path / f"{part}.safetensors" not in ours]
+        reports = ["\n".join(_describe(file)) for file in sorted(path.glob("*.safetensors"))]
         reports.append(f"missing files: {', '.join(absent) or 'none'}")
+    elif path.is_dir() and any(path.glob("*.safetensors")):
+        reports = ["\n".join(_describe(path))]
     elif path.is_dir() or ending_of(path) in (*ENDINGS, ".png"):
         reports = [json.dumps(read_metadata(path), indent=2, ensure_ascii=False)]
     else:
@@ -45,14 +47,15 @@ def _describe(path: Path) -> list[str]:
     from .checkpoint import describe
 
     found = describe(path)
-    kind = found.kind or "unknown"
+    what = found.recognised
     lines = [
         f"file:        {path}",
-        f"kind:        {kind}" + ("" if found.stated or found.kind is None else " (by its tensor names)"),
+        f"kind:        {what.kind or 'unknown'}" + (" (by its tensor names)" if what.kind and not what.stated else ""),
+        f"this is:     {what}",
         f"size:        {found.size_bytes:,} bytes",
-        f"parameters:  {sum(count for name, count in found.dtypes.items() if 'F' in name):,}",
-        f"dtype:       {', '.join(f'{name} ({count:,})' for name, count in sorted(found.dtypes.items())) or 'none'}",
-        f"config:      {'none in the header' if not found.config else ''}".rstrip(),
+        f"parameters:  {found.parameters:,}",
+        f"dtype:       {', '.join(f'{name} ({count:,})' for name, count in sorted(what.dtypes.items())) or 'none'}",
+        f"config:      {_origin(found)}".rstrip(),
     ]
     lines += [f"  {name} = {json.dumps(value)}" for name, value in sorted(found.config.items())]
     lines += _parts(path, found)
@@ -60,13 +63,20 @@ def _describe(path: Path) -> list[str]:
     return lines + [f"{key}: {value}" for key, value in extra.items()]
 
 
+def _origin(found: Description) -> str:
+    if "config" in found.metadata:
+        return ""
+    return "read off the shapes" if found.config else "none in the header"
+
+
 def _parts(path: Path, found: Description) -> list[str]:
     missing, unknown, wrong = found.missing, found.unknown, found.wrong_shape
-    if missing is None and found.stated and found.config:
-        compared = _compare_host(path, str(found.kind), found.config)
+    kind = found.recognised.kind
+    if missing is None and kind is not None and found.config:
+        compared = _compare_host(path, kind, found.config)
         missing, unknown, wrong = compared or (None, None, None)
     if missing is None or unknown is None or wrong is None:
-        return ["parts:       not known, without a config of this project in the header"]
+        return ["parts:       not known, without a config"]
     if not (missing or unknown or wrong):
         return ["parts:       complete"]
     return [
@@ -77,20 +87,23 @@ def _parts(path: Path, found: Description) -> list[str]:
 
 
 def _compare_host(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]] | None:
-    from .checkpoint import compare_names, read_header
+    from .checkpoint import compare_names, open_source
     from .hosts.expected import host_tensors
     from .hosts.text import SPIECE
 
     try:
         expected = host_tensors(kind, config)
     except Exception as error:  # diffusers and transformers refuse a bad config in any way they like
-        raise CheckpointError(f"{path}: no {kind} can be built from the config in its header ({error}).") from error
+        raise CheckpointError(f"{path}: no {kind} can be built from the config of this file ({error}).") from error
     if expected is None:
         return None
-    tensors = read_header(path).tensors
-    if SPIECE in expected and SPIECE in tensors:
-        expected[SPIECE] = tensors[SPIECE].shape
-    return compare_names(expected, tensors)
+    source = open_source(path)
+    if SPIECE in source.tensors:
+        expected[SPIECE] = source.tensors[SPIECE].shape
+    elif SPIECE in expected and not source.recognised.stated:
+        del expected[SPIECE]  # public files may have the tokenizer beside them
+    missing, unknown, wrong = compare_names(expected, source.tensors)
+    return missing, unknown + source.unknown, wrong
 
 
 def _listed(what: str, names: Sequence[str]) -> Iterable[str]:

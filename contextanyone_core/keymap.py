@@ -1,7 +1,7 @@
-"""Name tables: Wan 2.1's original parameter names and diffusers' for the same modules, as data.
+"""Name tables: Wan 2.1's original parameter names and diffusers' or transformers' for the same modules, as data.
 
-A table maps a module's (or a bare parameter's) Wan name to its diffusers name; the last part of a parameter's name
-(`weight`, `bias`, `gamma`) stays. `rename` applies a table, `inverse` turns it round.
+A table maps a module's (or a bare parameter's) name in our files to its name in another naming; the last part of a
+parameter's name (`weight`, `bias`, `gamma`) stays. `rename` applies a table, `inverse` turns it round.
 """
 
 from __future__ import annotations
@@ -67,6 +67,34 @@ _VAE_CODER = {
     "head.2": "conv_out",
 }
 
+_TEXT = {"shared": "token_embedding", "encoder.final_layer_norm": "norm"}
+_TEXT_BLOCK = {
+    **{f"layer.0.SelfAttention.{name}": f"attn.{name}" for name in ("q", "k", "v", "o")},
+    "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding",
+    "layer.0.layer_norm": "norm1",
+    "layer.1.layer_norm": "norm2",
+    "layer.1.DenseReluDense.wi_0": "ffn.gate.0",
+    "layer.1.DenseReluDense.wi_1": "ffn.fc1",
+    "layer.1.DenseReluDense.wo": "ffn.fc2",
+}
+_IMAGE = {
+    "vision_model.embeddings.class_embedding": "visual.cls_embedding",
+    "vision_model.embeddings.position_embedding.weight": "visual.pos_embedding",
+    "vision_model.embeddings.patch_embedding": "visual.patch_embedding",
+    "vision_model.pre_layrnorm": "visual.pre_norm",
+    "vision_model.post_layernorm": "visual.post_norm",
+}
+_IMAGE_BLOCK = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.q_proj": "attn.to_qkv#0",
+    "self_attn.k_proj": "attn.to_qkv#1",
+    "self_attn.v_proj": "attn.to_qkv#2",
+    "self_attn.out_proj": "attn.proj",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+}
+
 
 def transformer_table(num_layers: int) -> dict[str, str]:
     """Names of the transformer, Wan's to diffusers' `WanTransformer3DModel`, with CLIP branch and emphasis."""
@@ -102,6 +130,25 @@ def vae_table(levels: int = 4, res_blocks: int = 2) -> dict[str, str]:
     return table
 
 
+def text_table(num_layers: int) -> dict[str, str]:
+    """Names of the umT5 encoder, transformers' `UMT5EncoderModel` (as in our files) to Wan's original."""
+    table = dict(_TEXT)
+    for layer in range(num_layers):
+        table |= _submodules(f"encoder.block.{layer}", f"blocks.{layer}", _TEXT_BLOCK)
+    return table
+
+
+def image_table(num_layers: int) -> dict[str, str]:
+    """Names of CLIP's vision tower, transformers' (as in our files) to Wan's original.
+
+    The original keeps queries, keys and values as thirds of one tensor: `to_qkv#0` is its first third.
+    """
+    table = dict(_IMAGE)
+    for layer in range(num_layers):
+        table |= _submodules(f"vision_model.encoder.layers.{layer}", f"visual.transformer.{layer}", _IMAGE_BLOCK)
+    return table
+
+
 def vae_to_diffusers(values: Mapping[str, Value]) -> dict[str, Value]:
     """Wan's VAE under diffusers' names, at Wan 2.1's depth (any width).
 
@@ -134,17 +181,23 @@ def rename(values: Mapping[str, Value], table: Mapping[str, str]) -> dict[str, V
     renamed: dict[str, Value] = {}
     unknown = []
     for name, value in values.items():
-        module, _, leaf = name.rpartition(".")
-        if name in table:
-            renamed[table[name]] = value
-        elif module in table:
-            renamed[f"{table[module]}.{leaf}"] = value
-        else:
+        other = translate(name, table)
+        if other is None:
             unknown.append(name)
+        else:
+            renamed[other] = value
     if unknown:
         listed = ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
         raise CheckpointError(f"{len(unknown)} names are in no Wan model that this version knows: {listed}.")
     return renamed
+
+
+def translate(name: str, table: Mapping[str, str]) -> str | None:
+    """One tensor's other name, or None where the table does not know it."""
+    module, _, leaf = name.rpartition(".")
+    if name in table:
+        return table[name]
+    return f"{table[module]}.{leaf}" if module in table else None
 
 
 def _submodules(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:

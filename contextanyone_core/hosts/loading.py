@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import load_tensors, read_header, require_finite, require_kind
+from ..checkpoint import open_source, require_finite, require_kind
 from ..errors import CheckpointError, MissingDependencyError
 
 
@@ -32,23 +32,37 @@ def host_class(module: str, name: str) -> Any:
         ) from error
 
 
-def open_weights(path: Path, kind: str, keys: frozenset[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and tensors of a safetensors file that must be of `kind`, its config holding exactly `keys`.
+def open_weights(
+    path: Path, kind: str, keys: frozenset[str], dtype: torch.dtype | None = None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Config and tensors of a file or folder that must hold a model of `kind`, its config holding exactly `keys`.
+
+    A public file without our config (original .pth, ComfyUI's single file, diffusers' folder) has the one that its
+    shapes tell; its tensors come under our names.
+
+    Args:
+        path: a weight file, an index of shards, or a folder with one model.
+        kind: what it must be.
+        keys: of the config.
+        dtype: of the floating tensors; None keeps the file's.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, has another config, or holds NaN or infinity.
     """
-    header = read_header(path)
-    require_kind(path, header, kind)
-    missing, unknown = sorted(keys - header.config.keys()), sorted(header.config.keys() - keys)
+    source = open_source(path)
+    require_kind(path, source, kind)
+    config = source.config()
+    missing, unknown = sorted(keys - config.keys()), sorted(config.keys() - keys)
     if missing or unknown:
         raise CheckpointError(
             f"{path} has a config that does not fit a {kind}: missing {', '.join(missing) or 'nothing'}, "
             f"unknown {', '.join(unknown) or 'nothing'}."
         )
-    tensors = load_tensors(path)
+    if source.unknown:
+        raise CheckpointError(f"{path} is {source.recognised} with names of no such model: {source.unknown[:8]}.")
+    tensors = {name: source.read(name, dtype) for name in source.tensors}
     require_finite(path, tensors)
-    return header.config, tensors
+    return config, tensors
 
 
 def on_meta(build: Callable[[], Any]) -> Any:

@@ -117,9 +117,9 @@ def test_another_kind_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("decoder.middle.0.residual.0.gamma", "by its tensor names a wan-vae"),
-        ("model.diffusion_model.head.modulation", "without this project's header"),
-        ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "a LoRA file"),
+        ("decoder.middle.0.residual.0.gamma", "by its tensor names a Wan 2.1 VAE"),
+        ("model.diffusion_model.head.modulation", "not those of a whole wan-transformer"),
+        ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "a LoRA"),
         ("anything", "of no known kind"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_file_without_our_header_is_recognised_by_its_names(tmp_path, name, me
     save_file({name: torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match=message):
         load_transformer(path)
-    assert not describe(path).stated
+    assert not describe(path).recognised.stated
 
 
 def test_a_config_of_another_version_is_refused(saved):
@@ -148,9 +148,9 @@ def test_an_absurd_config_is_refused_at_once(saved, change):
 
 def test_describe_counts_without_loading(model, saved):
     found = describe(saved)
-    assert (found.kind, found.stated) == (TRANSFORMER, True)
+    assert (found.recognised.kind, found.recognised.stated) == (TRANSFORMER, True)
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    assert found.dtypes == {"F16": found.parameters}
+    assert found.recognised.dtypes == {"F16": found.parameters}
     assert found.size_bytes == saved.stat().st_size
     assert found.missing == found.unknown == found.wrong_shape == []
 

@@ -1,0 +1,118 @@
+"""The config of a model whose file has none of ours, read off the shapes of its tensors (under our names)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
+from ..errors import CheckpointError, InputError
+from .naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
+from .tensors import TensorInfo
+
+HEAD_WIDTH = 128
+"""Channels of an attention head in every Wan transformer."""
+_CLIP_HEAD_WIDTH = 80  # ViT-H/14
+_TEXT_LEN = 512
+
+Tensors = Mapping[str, TensorInfo]
+
+
+def infer_config(kind: str, tensors: Tensors, num_layers: int) -> dict[str, Any]:
+    """The config of a file of `kind`, as one of ours would have it in its header.
+
+    Args:
+        kind: `wan-transformer`, `contextanyone-transformer`, `wan-vae`, `umt5-encoder` or `clip-vision`.
+        tensors: by our names.
+        num_layers: blocks, as counted.
+
+    Raises:
+        CheckpointError: the tensors that tell are missing or have shapes that no such model has.
+    """
+    known: dict[str, Callable[[Tensors, int], dict[str, Any]]] = {
+        WAN: _transformer,
+        TRANSFORMER: _transformer,
+        VAE: _vae,
+        TEXT_ENCODER: _text,
+        IMAGE_ENCODER: _image,
+    }
+    if kind not in known:
+        raise CheckpointError(f"A {kind} file needs its config in the header.")
+    try:
+        return known[kind](tensors, num_layers)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, InputError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"Its tensors are not those of a whole {kind}: {reason}.") from error
+
+
+def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
+    dim, in_dim, *patch = tensors["patch_embedding.weight"].shape
+    image = tensors.get("img_emb.proj.0.weight")
+    if dim % HEAD_WIDTH:
+        raise ValueError(f"its width is {dim}, and Wan's heads are {HEAD_WIDTH} wide")
+    wan = in_dim == len(WAN_LATENTS_MEAN)
+    config = ContextAnyoneConfig(
+        dim=dim,
+        ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
+        num_heads=dim // HEAD_WIDTH,
+        num_layers=num_layers,
+        text_dim=tensors["text_embedding.0.weight"].shape[1],
+        text_len=_TEXT_LEN,
+        image_dim=None if image is None else image.shape[0],
+        in_dim=in_dim,
+        out_dim=tensors["head.head.weight"].shape[0] // math.prod(patch),
+        freq_dim=tensors["time_embedding.0.weight"].shape[1],
+        patch_size=(patch[0], patch[1], patch[2]),
+        emphasize=any(".emphasize_attn." in name for name in tensors),
+        latents_mean=WAN_LATENTS_MEAN if wan else (0.0,) * in_dim,
+        latents_std=WAN_LATENTS_STD if wan else (1.0,) * in_dim,
+    )
+    return config.to_dict()
+
+
+def _vae(tensors: Tensors, num_layers: int) -> dict[str, Any]:
+    channels = tensors["conv2.weight"].shape[0]
+    if channels != len(WAN_LATENTS_MEAN):
+        raise ValueError(f"it has {channels} latent channels, and Wan 2.1's VAE has {len(WAN_LATENTS_MEAN)}")
+    return {
+        "base_dim": tensors["encoder.conv1.weight"].shape[0],
+        "z_dim": channels,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "temperal_downsample": [False, True, True],
+        "latents_mean": list(WAN_LATENTS_MEAN),
+        "latents_std": list(WAN_LATENTS_STD),
+    }
+
+
+def _text(tensors: Tensors, num_layers: int) -> dict[str, Any]:
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    vocabulary, width = tensors["shared.weight"].shape
+    heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
+    return {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_ff": tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
+        "d_kv": tensors[f"{attention}.q.weight"].shape[0] // heads,
+        "num_heads": heads,
+        "num_layers": num_layers,
+        "text_len": _TEXT_LEN,
+    }
+
+
+def _image(tensors: Tensors, num_layers: int) -> dict[str, Any]:
+    (width,) = tensors["vision_model.embeddings.class_embedding"].shape
+    patch = tensors["vision_model.embeddings.patch_embedding.weight"].shape[-1]
+    positions = tensors["vision_model.embeddings.position_embedding.weight"].shape[0]
+    if width % _CLIP_HEAD_WIDTH:
+        raise ValueError(f"its width is {width}; needed is ViT-H/14, 1280 wide with heads of {_CLIP_HEAD_WIDTH}")
+    return {
+        "image_size": math.isqrt(positions - 1) * patch,
+        "patch_size": patch,
+        "hidden_size": width,
+        "intermediate_size": tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": width // _CLIP_HEAD_WIDTH,
+        "hidden_act": "gelu",
+    }

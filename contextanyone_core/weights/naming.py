@@ -1,0 +1,176 @@
+"""How a file names its tensors: which model it is, in which naming, and each tensor's name in ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..keymap import image_table, inverse, text_table, transformer_table, translate, vae_table
+
+TRANSFORMER = "contextanyone-transformer"
+WAN = "wan-transformer"
+VAE = "wan-vae"
+TEXT_ENCODER = "umt5-encoder"
+IMAGE_ENCODER = "clip-vision"
+PROBE = "probe"
+LORA = "LoRA"
+
+COMFYUI_PREFIX = "diffusion_model."
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "first_stage_model.", "")
+_SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """One naming of one kind of model.
+
+    Attributes:
+        kind, name: what it names, and what it is called: original, diffusers or transformers.
+        marks: tensors that only such a file has, all of them.
+        table: for a number of layers, names in our files to names in this naming; None where they are the same.
+        ignored: beginnings of names that belong to parts we have no use for.
+        layer: what precedes the number of a layer.
+    """
+
+    kind: str
+    name: str
+    marks: tuple[str, ...]
+    table: Callable[[int], dict[str, str]] | None
+    ignored: tuple[str, ...] = ()
+    layer: str = "blocks."
+
+
+_CHECKPOINT = ("first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
+NAMINGS = (
+    Naming(WAN, "original", ("head.modulation",), None, _CHECKPOINT),
+    Naming(
+        WAN, "diffusers", ("scale_shift_table", "condition_embedder.time_proj.weight"), transformer_table, _CHECKPOINT
+    ),
+    Naming(VAE, "original", ("decoder.middle.0.residual.0.gamma",), None),
+    Naming(VAE, "diffusers", ("decoder.mid_block.resnets.0.norm1.gamma",), lambda _: vae_table()),
+    Naming(
+        TEXT_ENCODER,
+        "transformers",
+        ("encoder.block.0.layer.0.SelfAttention.q.weight",),
+        None,
+        ("encoder.embed_tokens.", "decoder.", "lm_head."),
+        "encoder.block.",
+    ),
+    Naming(TEXT_ENCODER, "original", ("token_embedding.weight", "blocks.0.attn.q.weight"), text_table),
+    Naming(
+        IMAGE_ENCODER,
+        "transformers",
+        ("vision_model.embeddings.class_embedding",),
+        None,
+        (
+            "visual_projection.",
+            "text_model.",
+            "text_projection.",
+            "logit_scale",
+            "vision_model.embeddings.position_ids",
+        ),
+        "vision_model.encoder.layers.",
+    ),
+    Naming(
+        IMAGE_ENCODER,
+        "original",
+        ("visual.cls_embedding", "visual.pos_embedding"),
+        image_table,
+        ("textual.", "log_scale", "visual.head"),
+        "visual.transformer.",
+    ),
+)
+"""Every naming that is read; a row's table leads from our names."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file's tensors under our names.
+
+    Attributes:
+        naming: how the file names them.
+        prefix: what stands before every name.
+        names: our name -> the name in the file; `to_qkv#1.weight` is the second third of `to_qkv.weight`.
+        scales: our name -> the name of its scale, for scaled fp8.
+        unknown: names, without the prefix, that the naming does not have; they may belong to a relative of the model.
+        num_layers: how many layers there are.
+    """
+
+    naming: Naming
+    prefix: str
+    names: dict[str, str]
+    scales: dict[str, str]
+    unknown: list[str]
+    num_layers: int
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether the names are those of a LoRA: pairs of small matrices, or differences."""
+    return any(re.search(r"\.lora_(A|B|up|down)\b|\.(diff|diff_b)$", name) for name in names)
+
+
+def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:
+    """The naming of a file with these tensor names and the prefix that stands before them, or None."""
+    given = set(names)
+    for prefix in _PREFIXES:
+        for naming in NAMINGS:
+            if all(prefix + mark in given for mark in naming.marks):
+                return naming, prefix
+    return None
+
+
+def our_names(names: Iterable[str], naming: Naming, prefix: str) -> Named:
+    """Every tensor's name in our files.
+
+    Args:
+        names: tensor names as in the file.
+        naming, prefix: as `find_naming` says.
+    """
+    given = list(names)
+    layers = _count_layers(given, prefix + naming.layer)
+    table = None if naming.table is None else inverse(naming.table(layers))
+    found: dict[str, str] = {}
+    scales: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in given:
+        short = name.removeprefix(prefix)
+        if not name.startswith(prefix) or short.startswith(naming.ignored):
+            if not name.startswith((prefix, *naming.ignored)):
+                unknown.append(name)
+            continue
+        module, _, leaf = short.rpartition(".")
+        if leaf in _SCALES or short == "scaled_fp8":
+            scaled = _ours(f"{module}.weight", table)
+            if leaf in ("scale_weight", "weight_scale") and scaled:
+                scales[scaled] = name
+            continue
+        pieces = [f"{module}#{part}.{leaf}" for part in range(3)] if short.endswith(_FUSED) else [short]
+        for piece in pieces:
+            ours = _ours(piece, table)
+            if ours is None:
+                unknown.append(short)
+            else:
+                found[ours] = prefix + piece
+    return Named(naming, prefix, found, scales, unknown, layers)
+
+
+_FUSED = (".attn.to_qkv.weight", ".attn.to_qkv.bias")
+
+
+def _ours(name: str, table: Mapping[str, str] | None) -> str | None:
+    return name if table is None else translate(name, table)
+
+
+def _count_layers(names: Iterable[str], before: str) -> int:
+    """Layers 0, 1, ... without a hole; a number far beyond them is no layer."""
+    found = set()
+    for name in names:
+        if name.startswith(before):
+            number = name[len(before) :].partition(".")[0]
+            if number.isdecimal() and number.isascii() and len(number) < 6:
+                found.add(int(number))
+    layers = 0
+    while layers in found:
+        layers += 1
+    return layers

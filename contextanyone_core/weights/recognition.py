@@ -1,0 +1,162 @@
+"""What a weight file is, from its header alone: kind, family, naming, dtypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .container import Container, open_container
+from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Named, find_naming, is_lora, our_names
+from .tensors import TensorInfo
+
+_SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
+# A tensor that only this relative of Wan's transformer has, in any naming.
+_RELATIVES = (
+    ("vace_patch_embedding.weight", "VACE"),
+    ("control_adapter.conv.weight", "Fun Camera"),
+    ("casual_audio_encoder.encoder.final_linear.weight", "S2V"),
+    ("audio_proj.audio_proj_glob_1.layer.bias", "HuMo"),
+    ("face_adapter.fuser_blocks.0.k_norm.weight", "Animate"),
+    ("patch_embedding_pose.weight", "SCAIL"),
+)
+_OTHERS = (
+    ("enc.blk.0.attn_q.weight", "a text encoder in llama.cpp's naming"),
+    ("text_model.encoder.layers.0.self_attn.q_proj.weight", "a CLIP text encoder"),
+    ("double_blocks.0.img_attn.qkv.weight", "a Flux or HunyuanVideo transformer"),
+    ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
+    ("decoder.conv_in.weight", "an image VAE"),
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a weight file is.
+
+    Attributes:
+        path: as given.
+        form: "safetensors", "safetensors in 3 shards", "a .pth of torch.save" or "GGUF".
+        kind: one of `naming`'s kinds (`contextanyone-transformer`, `wan-transformer`, `wan-vae`, `umt5-encoder`,
+            `clip-vision`, `LoRA`), what the header states, or None.
+        family: the kind in words with its size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL".
+        naming: "original", "ComfyUI", "diffusers", "transformers", or "" where it is not known.
+        stated: whether the kind stands in the file's header; else it is read off the tensor names.
+        dtypes: how many elements there are of each dtype.
+        quantisation: "" or such as "fp8_e4m3fn", "scaled fp8", "GGUF Q4_K".
+    """
+
+    path: Path
+    form: str
+    kind: str | None
+    family: str
+    naming: str
+    stated: bool
+    dtypes: dict[str, int]
+    quantisation: str
+
+    def __str__(self) -> str:
+        """In words, such as "a Wan 2.1 T2V 1.3B transformer (safetensors, ComfyUI naming, scaled fp8)"."""
+        noun = {
+            TRANSFORMER: "transformer", WAN: "transformer", VAE: "VAE", TEXT_ENCODER: "text encoder",
+            IMAGE_ENCODER: "image encoder",
+        }.get(self.kind or "", "")  # fmt: skip
+        details = [self.form, f"{self.naming} naming" if self.naming else "", self.quantisation]
+        article = "an" if self.family[:1] in "aeioAEIO" else "a"
+        words = f"{article} {self.family} {noun}".strip() if self.kind else self.family
+        return f"{words} ({', '.join(detail for detail in details if detail)})"
+
+
+def recognise(path: str | Path) -> Recognised:
+    """Say what a weight file, an index of shards or a folder with one model is; only headers are read.
+
+    A file of no known kind is no error: its `kind` is None and `family` says what can be said.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no weight file at all.
+    """
+    return recognise_container(open_container(path))
+
+
+def recognise_container(container: Container) -> Recognised:
+    """`recognise` for what is already open."""
+    stated = container.metadata.get("kind")
+    dtypes: dict[str, int] = {}
+    for info in container.tensors.values():
+        dtypes[info.dtype] = dtypes.get(info.dtype, 0) + math.prod(info.shape)
+    found = find_naming(container.tensors)
+    kind, family, label = stated, stated or _other(container.tensors), ""
+    if found is not None:
+        named = our_names(container.tensors, *found)
+        guessed, family = describe_named(named, container.tensors, container.path)
+        kind = stated or guessed
+        label = named.naming.name if "diffusion_model." not in named.prefix else "ComfyUI"
+    elif is_lora(container.tensors):
+        kind, family = stated or LORA, LORA
+    return Recognised(
+        container.path, container.form, kind, family, label, stated is not None, dtypes, _quantisation(container)
+    )
+
+
+def describe_named(named: Named, tensors: Mapping[str, TensorInfo], path: Path) -> tuple[str, str]:
+    """Kind and family of tensors whose names are understood."""
+    kind = named.naming.kind
+    if kind == WAN:
+        return _transformer(named, tensors, path)
+    widths = {VAE: "decoder.conv1.weight", TEXT_ENCODER: "shared.weight"}
+    shape = _shape(named, tensors, widths.get(kind, "vision_model.embeddings.class_embedding"))
+    if kind == VAE:
+        return kind, "Wan 2.2" if shape[1:2] == (48,) else "Wan 2.1"
+    if kind == TEXT_ENCODER:
+        return kind, "umT5-XXL" if shape[1:] == (4096,) else f"umT5 of width {shape[-1] if shape else 0}"
+    width = shape[-1] if shape else 0
+    return kind, "CLIP ViT-H/14" if width == 1280 else f"CLIP vision tower of width {width}"
+
+
+def _transformer(named: Named, tensors: Mapping[str, TensorInfo], path: Path) -> tuple[str, str]:
+    patch = _shape(named, tensors, "patch_embedding.weight")
+    dim, channels = (*patch[:2], 0, 0)[:2]
+    size = _SIZES.get((dim, named.num_layers), f"of width {dim} with {named.num_layers} blocks")
+    if any(".emphasize_attn." in name for name in named.names):
+        return TRANSFORMER, f"ContextAnyone {size}"
+    unknown = set(named.unknown) | named.names.keys()
+    relative = next((name for mark, name in _RELATIVES if mark in unknown), None)
+    if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.names:
+        # Phantom's files have the very names and shapes of Wan T2V: only the file's name can tell.
+        phantom = "phantom" in path.name.lower() or "phantom" in path.parent.name.lower()
+        return WAN, f"{'Phantom-Wan' if phantom else 'Wan 2.1 T2V'} {size}"
+    if relative is None:
+        relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.names)
+    return WAN, f"Wan {relative} {size}"
+
+
+def _with_pictures(channels: int, clip: bool) -> str:
+    if clip and channels == 36:
+        return "2.1 I2V or Fun InP"
+    if clip and channels == 48:
+        return "2.1 Fun Control"
+    if channels == 48:
+        return "2.2 TI2V"
+    return "T2V with a CLIP branch" if channels == 16 else f"model with {channels} channels"
+
+
+def _shape(named: Named, tensors: Mapping[str, TensorInfo], name: str) -> tuple[int, ...]:
+    raw = named.names.get(name)
+    return tensors[raw].shape if raw is not None and raw in tensors else ()
+
+
+def _quantisation(container: Container) -> str:
+    stored = {info.dtype for info in container.tensors.values()}
+    if container.form == "GGUF":
+        packed = sorted(name for name in stored if name[0] in "QI" and "_" in name)
+        return f"GGUF {', '.join(packed)}" if packed else ""
+    leaves = {name.rpartition(".")[2] for name in container.tensors}
+    if leaves & {"scale_weight", "weight_scale", "scaled_fp8", "comfy_quant"}:
+        return "scaled fp8"
+    kinds = {"F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
+    return ", ".join(name for dtype, name in kinds.items() if dtype in stored)
+
+
+def _other(tensors: Mapping[str, TensorInfo]) -> str:
+    known = (words for mark, words in _OTHERS if any(name.endswith(mark) for name in tensors))
+    return next(known, "of no known kind")

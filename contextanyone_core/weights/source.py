@@ -1,0 +1,170 @@
+"""A weight file as a source of tensors under our names: renamed, unscaled, unpacked, one at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .container import Container, open_container
+from .gguf_file import is_quantised, unpack
+from .inferred import infer_config
+from .naming import IMAGE_ENCODER, Named, find_naming, our_names
+from .recognition import Recognised, recognise_container
+from .tensors import COMPUTED, StoredTensor, TensorInfo, read_plain
+
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+_MAX_NOTE = 10_000  # bytes of a layer's comfy_quant
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """An opened weight file; nothing is read before `read`.
+
+    Attributes:
+        path: as given.
+        recognised: what the file is.
+        metadata: the header's text.
+        tensors: dtype as stored and shape, by our names (Wan's original ones for transformer and VAE, transformers'
+            for the encoders).
+        unknown: names that the naming does not have.
+        num_layers: blocks, as counted.
+        size_bytes: of all files together.
+    """
+
+    path: Path
+    recognised: Recognised
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+    unknown: list[str]
+    num_layers: int
+    size_bytes: int
+    _container: Container = field(repr=False)
+    _named: Named | None = field(repr=False)
+
+    def config(self) -> dict[str, Any]:
+        """The config in the header; where there is none, that which the shapes tell.
+
+        Raises:
+            CheckpointError: the header's is no JSON object, or the shapes are of no such model.
+        """
+        if "config" in self.metadata:
+            try:
+                stated = json.loads(self.metadata["config"])
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"{self.path} is damaged: the config in its header is not JSON.") from error
+            if not isinstance(stated, dict):
+                raise CheckpointError(f"{self.path} is damaged: the config in its header is not a JSON object.")
+            return stated
+        if self.recognised.kind is None or self._named is None:
+            raise CheckpointError(f"{self.path} is {self.recognised}, without a config in its header.")
+        try:
+            return infer_config(self.recognised.kind, self.tensors, self.num_layers)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} is {self.recognised}. {error}") from error
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor by our name, on the CPU, in memory of its own; quantised values are unpacked.
+
+        Args:
+            name: a key of `tensors`.
+            dtype: of a floating tensor; None keeps the stored one, bf16 for what is stored in fp8 or GGUF.
+
+        Raises:
+            CheckpointError: the file cannot be read, or the dtype cannot.
+            MissingDependencyError: a GGUF tensor, without the gguf package.
+        """
+        raw = name if self._named is None else self._named.names[name]
+        module, third, leaf = raw.partition("#")
+        stored = self._container.tensors[f"{module}{leaf[1:]}" if third else raw]
+        scale = self._scale(name)
+        value = unpack(stored, dtype or torch.bfloat16) if is_quantised(stored) else read_plain(stored)
+        if third:
+            value = value.chunk(3)[int(leaf[0])].contiguous()
+        if scale is not None:
+            value = value.float() * _broadcast(self.path, name, scale, value)
+        value = value.reshape(self.tensors[name].shape)
+        if not value.is_floating_point():
+            return value
+        computed = stored.dtype in COMPUTED and scale is None
+        return value.to(dtype or (value.dtype if computed else torch.bfloat16))
+
+    def _scale(self, name: str) -> Tensor | None:
+        if self._named is None or name not in self._named.scales:
+            return None
+        return read_plain(self._container.tensors[self._named.scales[name]]).float()
+
+
+def open_source(path: str | Path) -> WeightSource:
+    """Open a weight file of any form for reading under our names.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or quantised in a way that is not read here.
+    """
+    container = open_container(path)
+    recognised = recognise_container(container)
+    found = find_naming(container.tensors)
+    named, unknown, layers = None, list[str](), 0
+    tensors: dict[str, TensorInfo] = dict(container.tensors)
+    if found is not None:
+        _require_fp8(container)
+        named = our_names(container.tensors, *found)
+        unknown, layers = named.unknown, named.num_layers
+        tensors = {ours: _info(named, ours, raw, container) for ours, raw in named.names.items()}
+    return WeightSource(
+        container.path, recognised, container.metadata, tensors, unknown, layers, container.size, container, named
+    )
+
+
+def _info(named: Named, ours: str, raw: str, container: Container) -> TensorInfo:
+    module, third, leaf = raw.partition("#")
+    stored = container.tensors[f"{module}{leaf[1:]}" if third else raw]
+    shape = stored.shape
+    if third:
+        shape = (shape[0] // 3, *shape[1:]) if shape else shape
+    if named.naming.kind == IMAGE_ENCODER and ours.endswith(("class_embedding", "position_embedding.weight")):
+        while len(shape) > 1 and shape[0] == 1:  # the original keeps a batch of one
+            shape = shape[1:]
+    return TensorInfo(stored.dtype, shape)
+
+
+def _broadcast(path: Path, name: str, scale: Tensor, value: Tensor) -> Tensor:
+    if scale.numel() == 1:
+        return scale.reshape(())
+    if scale.shape[0] == value.shape[0] and scale.numel() == value.shape[0]:  # one for each row
+        return scale.reshape(-1, *[1] * (value.ndim - 1))
+    raise CheckpointError(
+        f"{path}: the scale of {name} has shape {tuple(scale.shape)}; one number or one a row is read."
+    )
+
+
+def _require_fp8(container: Container) -> None:
+    """Refuse the quantisations of `comfy_quant` that are no scaled fp8."""
+    forms = {_format(container.tensors[name]) for name in container.tensors if name.endswith(".comfy_quant")}
+    if "_quantization_metadata" in container.metadata:
+        try:
+            layers = json.loads(container.metadata["_quantization_metadata"])["layers"]
+            forms |= {str(layer["format"]) for layer in layers.values()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{container.path} is damaged: its _quantization_metadata is not readable."
+            ) from error
+    if other := sorted(forms - set(_FP8)):
+        raise CheckpointError(
+            f"{container.path} is quantised as {', '.join(other)[:200]}, which is not read here; "
+            "use a file in bf16, fp16, fp8 or GGUF."
+        )
+
+
+def _format(stored: StoredTensor) -> str:
+    if stored.dtype != "U8" or stored.size > _MAX_NOTE:
+        raise CheckpointError(f"{stored.file} is damaged: a comfy_quant in it is no text.")
+    try:
+        return str(json.loads(bytes(read_plain(stored).tolist()))["format"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{stored.file} is damaged: a comfy_quant in it is not readable.") from error
