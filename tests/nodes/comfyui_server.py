@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,6 +73,9 @@ class Server:
         self.base = base
         self.log = base / "server.log"
         make_base(base)
+        example = comfy.root / "input" / "example.png"  # the picture that ComfyUI ships
+        if example.is_file():
+            shutil.copy(example, base / "input")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -172,6 +176,12 @@ class Server:
     def interrupt(self, prompt_id: str) -> None:
         """Press Stop while the prompt runs."""
         self.request("/interrupt", {"prompt_id": prompt_id})
+
+    def interrupt_when_running(self, prompt_id: str) -> None:
+        """Press Stop as soon as the prompt has left the queue."""
+        while any(item[1] == prompt_id for item in self.get("/queue")["queue_pending"]):
+            time.sleep(0.05)
+        self.interrupt(prompt_id)
 
     def wait_for_log(self, text: str, start: int, timeout: float = RUN_SECONDS) -> None:
         """Wait until the log holds `text` behind byte `start`.

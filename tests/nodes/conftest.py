@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # the modules beside this file: comfyui, inside_results, ...
 
 import comfyui
+from comfyui_server import Server
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,12 @@ def comfy() -> comfyui.ComfyUI:
 def inside(comfy: comfyui.ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> comfyui.Inside:
     """Results of the checks in inside/; each file is run when the first result of it is asked for."""
     return comfyui.Inside(comfy, tmp_path_factory.mktemp("inside"))
+
+
+@pytest.fixture(scope="session")
+def server(comfy: comfyui.ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the pack, one for all tests; its folders are empty but for the pack."""
+    started = Server(comfy, tmp_path_factory.mktemp("server"))
+    started.start()
+    yield started
+    started.stop()

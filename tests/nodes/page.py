@@ -100,6 +100,11 @@ DIALOGS = """() => [...document.querySelectorAll(
     .filter((text, at, all) => text && all.indexOf(text) === at)"""
 
 
+MISSING_MODELS = """() => [...document.querySelectorAll('[data-testid=error-group-missing-model] [data-testid]')]
+    .filter(element => /rows$/.test(element.dataset.testid))
+    .map(element => [element.dataset.testid, element.innerText])"""
+
+
 def find_chromium() -> str | None:
     """The browser on PATH."""
     return next((path for path in map(shutil.which, BROWSERS) if path), None)
@@ -166,6 +171,12 @@ class Page:
     def prompt(self) -> dict[str, Any]:
         """The graph in API form, as the page would send it."""
         return self._tab.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def missing_models(self) -> dict[str, str]:
+        """What the panel of errors says of model files that are not there: kind of rows -> their text."""
+        self._tab.get_by_test_id("error-overlay-see-errors").click(timeout=LOAD_MS)
+        self._tab.wait_for_timeout(1500)
+        return dict(self._tab.evaluate(MISSING_MODELS))
 
     def screenshot(self, path: Path) -> None:
         """A picture of the page with the whole graph in view."""

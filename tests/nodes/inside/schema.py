@@ -40,7 +40,7 @@ def _one(info: dict[str, Any]) -> dict[str, Any]:
 def _input(name: str, required: bool, spec: tuple[Any, ...]) -> dict[str, Any]:
     kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
     found = {"name": name, "type": kind, "required": required}
-    found |= {key: options[key] for key in KEPT if options.get(key) not in (None, False)}
+    found |= {key: options[key] for key in KEPT if options.get(key) is not None and options[key] is not False}
     if "options" in options and name not in FROM_OUTSIDE:
         found["options"] = list(options["options"])
     if name in FROM_OUTSIDE:

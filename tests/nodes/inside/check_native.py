@@ -1,0 +1,112 @@
+"""What ComfyUI does with native models works with ours: EasyCache, fp8, other samplers, attention, previews, memory."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import stack
+import torch
+from graph import call, pack
+from stack import applied, ksampler, largest, miniature
+
+
+def forwards_of(action) -> int:
+    network = pack("nodes._comfy.network").ContextAnyoneNetwork
+    with mock.patch.object(network, "_velocity", autospec=True, side_effect=network._velocity) as calls:
+        action()
+    return calls.call_count
+
+
+def check_easycache_skips_steps():
+    model, positive, negative, latent = applied()
+    (cached,) = call("EasyCache", model=model, reuse_threshold=1.0, start_percent=0.1, end_percent=0.95, verbose=False)
+    every = forwards_of(lambda: ksampler(model, positive, negative, latent, steps=10))
+    some = forwards_of(lambda: ksampler(cached, positive, negative, latent, steps=10))
+    assert every == 20
+    assert some < every
+
+
+def check_every_kind_of_sampler_runs():
+    graph = applied()
+    for name, scheduler in (
+        ("uni_pc", "simple"),
+        ("dpmpp_2m", "sgm_uniform"),
+        ("res_multistep", "beta"),
+        ("lcm", "simple"),
+    ):
+        latents = ksampler(*graph, sampler_name=name, scheduler=scheduler, steps=3)
+        assert bool(torch.isfinite(latents).all()), name
+
+
+def check_attention_gets_the_options_of_the_run():
+    model, positive, negative, latent = applied()
+    seen = []
+
+    def override(function, *arguments, **given):
+        seen.append(arguments[0].shape)
+        return function(*arguments, **given)
+
+    patched = model.clone()
+    patched.model_options["transformer_options"]["optimized_attention_override"] = override
+    plain = ksampler(model, positive, negative, latent)
+    assert torch.equal(ksampler(patched, positive, negative, latent), plain)
+    assert seen
+
+
+def check_fp8_storage_runs_and_stays_near():
+    loading, own = pack("nodes._comfy.loading"), miniature()[0]
+    path = pack("nodes._comfy.miniature")._WEIGHTS / "transformer.safetensors"
+    small = loading.load_contextanyone(path, loading.WEIGHT_DTYPES["fp8_e4m3fn"])
+    assert small.model.diffusion_model.blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn
+    _, positive, negative, latent = applied()
+    full, coarse = (ksampler(model, positive, negative, latent) for model in (own, small))
+    assert largest(full - coarse) > 0
+    correlation = torch.corrcoef(torch.stack([full.flatten(), coarse.flatten()]))[0, 1]
+    assert correlation > 0.95, f"fp8 is too far: {correlation}"
+
+
+def check_the_lora_loader_finds_every_linear_layer():
+    import comfy.lora
+
+    model = miniature()[0].model
+    known = set(comfy.lora.model_lora_keys_unet(model, {}))
+    layers = [name for name, layer in model.diffusion_model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    assert [name for name in layers if f"diffusion_model.{name}" not in known] == []
+    assert [name for name in layers if f"lora_unet_{name.replace('.', '_')}" not in known] == []
+
+
+def check_a_latent_preview_has_the_colours_of_the_model():
+    import latent_preview
+
+    model = miniature()[0]
+    with mock.patch.object(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB):
+        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    latents = model.model.process_latent_in(encoded_picture())
+    preview = previewer.decode_latent_to_preview(latents).resize((64, 64))
+    (picture,) = call("ContextAnyoneExamplePicture", picture=stack.PICTURE)
+    import numpy as np
+
+    shown = torch.from_numpy(np.asarray(preview, dtype=np.float32)) / 255.0
+    wanted = torch.nn.functional.interpolate(picture.movedim(-1, 1), size=(64, 64), mode="area").movedim(1, -1)[0]
+    assert (shown - wanted).abs().mean() < 0.12
+
+
+def encoded_picture() -> torch.Tensor:
+    (picture,) = call("ContextAnyoneExamplePicture", picture=stack.PICTURE)
+    with torch.inference_mode():
+        return miniature()[2].encode(picture)
+
+
+def check_the_memory_estimate_counts_references_and_cache():
+    config = pack("contextanyone_core.config").ContextAnyoneConfig.wan_1_3b()
+    model = mock.Mock(spec_set=["config", "get_dtype_inference"], config=config)
+    model.get_dtype_inference.return_value = torch.bfloat16
+    estimate = pack("nodes._comfy.model").ContextAnyoneModel.memory_required
+    shape = [1, 16, 21, 60, 104]
+    without = estimate(model, shape)
+    one = estimate(model, shape, {"reference_latents": [[1, 16, 60 * 104]]})
+    four = estimate(model, shape, {"reference_latents": [[1, 16, 4 * 60 * 104]]})
+    cache = 1560 * 1536 * 2 * 4 * 30
+    assert abs(cache / 2**20 - 548.4) < 1
+    assert cache < one - without < 1.1 * cache
+    assert 4 * cache < four - without < 4.4 * cache

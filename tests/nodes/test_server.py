@@ -1,0 +1,148 @@
+"""The pack in a real server: what it serves, graphs by POST /prompt, cache, interrupt, full-size graphs without files."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import workflow_files
+from comfyui import PACK_FOLDER, ROOT
+from comfyui_server import RefusedError
+
+pytestmark = pytest.mark.comfy
+
+FLOWS = workflow_files.workflows()
+MINIATURE = [path for path in FLOWS if workflow_files.is_miniature(path)]
+FULL = [path for path in FLOWS if not workflow_files.is_miniature(path)]
+PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+
+
+def named(paths):
+    return [pytest.param(path, id=path.stem) for path in paths]
+
+
+def test_pack_is_loaded_without_a_word(server):
+    ours = {name for name, info in server.get("/object_info").items() if info["python_module"].endswith(PACK_FOLDER)}
+    assert ours == set(workflow_files.read(Path(__file__).with_name("schema.json")))
+    said = server.log.read_text(encoding="utf-8")
+    loading = [line for line in said.splitlines() if PACK_FOLDER in line]
+    assert len(loading) == 1, "the line of import times, and nothing else"
+    assert "IMPORT FAILED" not in loading[0]
+
+
+def test_templates_are_our_workflows(server):
+    assert FLOWS, "no workflows"
+    listed = server.get("/workflow_templates").get(PACK_FOLDER, [])
+    assert sorted(listed) == [path.stem for path in FLOWS]
+    for path in FLOWS:
+        assert server.request(f"/api/workflow_templates/{PACK_FOLDER}/{path.stem}.jpg")[:2] == b"\xff\xd8", path.stem
+        assert server.get(f"/api/workflow_templates/{PACK_FOLDER}/{path.stem}.json") == workflow_files.read(path)
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_help_page_and_its_pictures_are_served(server, page):
+    folder = f"/extensions/{PACK_FOLDER}/docs"
+    text = server.request(f"{folder}/{page.name}").decode()
+    pictures = re.findall(r"!\[[^]]*]\(([^)\s]+)", text)
+    assert pictures, "a help page has a picture"
+    for picture in pictures:
+        assert server.request(f"{folder}/{picture}")
+
+
+@pytest.mark.parametrize("path", named(MINIATURE))
+def test_workflow_runs_by_post(server, path):
+    done = server.run(workflow_files.read(workflow_files.api_form(path)))
+    assert done.status == "success", done.error
+    videos = [server.path(file) for file in done.files() if file["filename"].endswith(".mp4")]
+    assert videos
+    assert all(b"ftyp" in video.read_bytes()[:16] for video in videos)
+
+
+def test_only_what_a_new_seed_reaches_runs_again(server):
+    prompt = workflow_files.small_prompt(steps=2)
+    first = server.run(prompt)
+    assert first.status == "success", first.error
+    again = server.run(workflow_files.with_seed(prompt, 8))
+    assert again.status == "success", again.error
+    assert set(prompt) - again.cached == {"sampler", "frames", "video", "save"}
+
+
+@pytest.mark.parametrize("path", named(MINIATURE))
+def test_new_seed_in_a_workflow_reuses_the_rest(server, path):
+    prompt = workflow_files.read(workflow_files.api_form(path))
+    assert server.run(prompt).status == "success"
+    prompt_id = server.queue(workflow_files.with_seed(prompt, 4321))
+    server.interrupt_when_running(prompt_id)  # what is cached is said at the start
+    reached = workflow_files.downstream(prompt, set(workflow_files.seeded(prompt)))
+    assert server.wait(prompt_id).cached == set(prompt) - reached
+
+
+def test_interrupt_stops_at_once_and_the_next_run_is_good(server):
+    before = server.run(workflow_files.small_prompt(steps=2))
+    start = server.log.stat().st_size
+    prompt_id = server.queue(workflow_files.small_prompt(steps=500))
+    server.wait_for_log("| 2/500", start)
+    pressed = time.monotonic()
+    server.interrupt(prompt_id)
+    stopped = server.wait(prompt_id, timeout=60)
+    seconds = time.monotonic() - pressed
+    assert stopped.interrupted
+    assert seconds < 2.0 or busy(), f"stopped after {seconds:.1f} s"
+    server.forget()
+    after = server.run(workflow_files.small_prompt(steps=2))
+    assert after.status == "success", after.error
+    frames = [server.path(run.files()[0]).stat().st_size for run in (before, after)]
+    assert frames[0] == frames[1], "the interrupted run left something behind"
+
+
+def test_simple_workflow_is_done_in_thirty_seconds(server):
+    simple = [path for path in MINIATURE if path.stem.startswith("01_")]
+    if not simple:
+        pytest.skip("no workflow 01")
+    if busy():
+        pytest.skip(f"this machine is busy (load {os.getloadavg()[0]:.1f}): no time is measured")
+    server.forget()
+    done = server.run(workflow_files.with_seed(workflow_files.read(workflow_files.api_form(simple[0])), 99))
+    assert done.status == "success", done.error
+    assert done.seconds <= 30.0
+
+
+def busy():
+    """Is more than one core's work going on already?"""
+    return os.getloadavg()[0] > 1.2
+
+
+@pytest.mark.parametrize("path", named(FULL))
+def test_full_size_graph_is_valid_and_a_stand_in_is_refused(server, path):
+    prompt = workflow_files.read(workflow_files.api_form(path))
+    with workflow_files.stand_ins(server.base, workflow_files.read(path)):
+        done = server.run(prompt)  # raises where the prompt is not valid
+    assert done.status == "error"
+    assert done.error
+
+
+@pytest.mark.parametrize("path", named(FULL))
+def test_full_size_graph_runs_with_the_miniature(server, path):
+    prompt = workflow_files.with_miniature(workflow_files.read(workflow_files.api_form(path)), steps=3)
+    done = server.run(prompt)
+    assert done.status == "success", done.error
+
+
+def test_stand_in_is_refused_by_our_loader_in_one_line(server):
+    name = "not_a_model.safetensors"
+    (server.base / "models" / "diffusion_models" / name).touch()
+    loader = {"model_name": name, "weight_dtype": "default"}
+    prompt = workflow_files.small_prompt(steps=2)
+    prompt["model"] = {"class_type": "ContextAnyoneLoader", "inputs": loader}
+    prompt["sampler"]["inputs"]["model"] = ["model", 0]
+    try:
+        done = server.run(prompt)
+    except RefusedError as refused:
+        told = [error["details"] for node in refused.answer["node_errors"].values() for error in node["errors"]]
+        assert len(told) == 1
+        message = told[0]
+    else:
+        message = done.error
+    assert name in message
+    assert "\n" not in message

@@ -1,0 +1,153 @@
+"""The workflows of this repository as the tests use them, and one small graph that needs no file of theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comfyui import ROOT
+
+FOLDER = ROOT / "workflows"
+Prompt = dict[str, Any]
+
+# Where the file of a loader's first widget lies, under models/, and which output of the miniature's loader replaces it.
+LOADERS = {
+    "ContextAnyoneLoader": ("diffusion_models", 0),
+    "UNETLoader": ("diffusion_models", 0),
+    "CLIPLoader": ("text_encoders", 1),
+    "VAELoader": ("vae", 2),
+    "CLIPVisionLoader": ("clip_vision", 3),
+    "LoraLoaderModelOnly": ("loras", None),
+}
+MINIATURE = "ContextAnyoneMiniatureLoader"
+MINIATURE_SIZE = {"width": 128, "height": 128, "length": 17}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def workflows() -> list[Path]:
+    """Every workflow in the page's form."""
+    return sorted(FOLDER.glob("*.json"))
+
+
+def api_form(path: Path) -> Path:
+    """The API form of a workflow."""
+    return path.parent / "api" / path.name
+
+
+def is_miniature(path: Path) -> bool:
+    """Does it run with nothing downloaded?"""
+    return MINIATURE in path.read_text(encoding="utf-8")
+
+
+def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    """Nodes of a workflow and of its subgraphs, without those that are switched off."""
+    inner = [node for graph in workflow.get("definitions", {}).get("subgraphs", []) for node in graph["nodes"]]
+    return [node for node in [*workflow["nodes"], *inner] if node.get("mode", 0) == 0]
+
+
+def offered_models(workflow: dict[str, Any]) -> set[str]:
+    """Names of the files that the workflow offers for download."""
+    return {model["name"] for node in nodes_of(workflow) for model in node.get("properties", {}).get("models", [])}
+
+
+def wanted_files(workflow: dict[str, Any]) -> set[str]:
+    """Paths under models/ of the files that the loaders of a workflow name."""
+    found = [node for node in nodes_of(workflow) if node["type"] in LOADERS]
+    return {f"{LOADERS[node['type']][0]}/{node['widgets_values'][0]}" for node in found}
+
+
+@contextmanager
+def stand_ins(base: Path, workflow: dict[str, Any]) -> Iterator[None]:
+    """Empty files of the names that a workflow's loaders want, while the context lasts."""
+    files = [base / "models" / name for name in wanted_files(workflow)]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    try:
+        yield
+    finally:
+        for file in files:
+            file.unlink()
+
+
+def with_miniature(prompt: Prompt, steps: int) -> Prompt:
+    """A full-size graph with the miniature's loader in the place of its loaders, at the miniature's size."""
+    slots = {
+        node_id: LOADERS[node["class_type"]][1] for node_id, node in prompt.items() if node["class_type"] in LOADERS
+    }
+    swapped = {node_id: node for node_id, node in prompt.items() if node_id not in slots}
+    changes = MINIATURE_SIZE | {"steps": steps}
+    for node_id, node in swapped.items():
+        inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()}
+        for name, value in inputs.items():
+            if isinstance(value, list) and value[0] in slots:
+                inputs[name] = ["miniature", slots[value[0]]]
+        swapped[node_id] = {**node, "inputs": inputs}
+    return swapped | {"miniature": {"class_type": MINIATURE, "inputs": {}}}
+
+
+def downstream(prompt: Prompt, start: set[str]) -> set[str]:
+    """The nodes that a change of `start` reaches, `start` itself among them."""
+    reached = set(start)
+    while True:
+        more = {
+            node_id
+            for node_id, node in prompt.items()
+            if any(isinstance(value, list) and value[0] in reached for value in node["inputs"].values())
+        }
+        if more <= reached:
+            return reached
+        reached |= more
+
+
+def seeded(prompt: Prompt) -> dict[str, str]:
+    """Nodes with a seed, and what they call it."""
+    names = ("seed", "noise_seed")
+    return {node_id: name for node_id, node in prompt.items() for name in names if name in node["inputs"]}
+
+
+def with_seed(prompt: Prompt, seed: int) -> Prompt:
+    """The same graph with another seed everywhere."""
+    names = seeded(prompt)
+    return {
+        node_id: {**node, "inputs": node["inputs"] | ({names[node_id]: seed} if node_id in names else {})}
+        for node_id, node in prompt.items()
+    }
+
+
+def small_prompt(steps: int, seed: int = 7) -> Prompt:
+    """The miniature, one reference, the simple sampler, a saved video."""
+    sampler = {
+        "model": ["loader", 0],
+        "clip": ["loader", 1],
+        "reference": ["reference", 0],
+        "first": "A person with long red hair in a striped white shirt and blue trousers.",
+        "later": "The same person is waving at the beach at sunset.",
+        "steps": steps,
+        "seed": seed,
+        "negative": "",
+        "guidance": "cfg",
+        "guidance_scale": 0.0,
+        "reference_scale": 0.0,
+        "emphasis": 1.0,
+        "sampler_name": "euler",
+        "shift": 0.0,
+        "gap": 0.0,
+    }
+    reference = {"image": ["picture", 0], "vae": ["loader", 2], "clip_vision": ["loader", 3]}
+    save = {"video": ["video", 0], "filename_prefix": "small", "format": "auto", "codec": "auto"}
+    return {
+        "loader": {"class_type": MINIATURE, "inputs": {}},
+        "picture": {"class_type": "ContextAnyoneExamplePicture", "inputs": {"picture": "red_hair_striped_shirt.png"}},
+        "reference": {"class_type": "ContextAnyoneReference", "inputs": reference},
+        "sampler": {"class_type": "ContextAnyoneSampler", "inputs": sampler | MINIATURE_SIZE},
+        "frames": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["loader", 2]}},
+        "video": {"class_type": "CreateVideo", "inputs": {"images": ["frames", 0], "fps": 16.0}},
+        "save": {"class_type": "SaveVideo", "inputs": save},
+    }
