@@ -6,8 +6,6 @@ Every file of this project carries the metadata `format` ("pt"), `kind` and `con
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from .weights.recognition import Recognised, recognise
 from .weights.safetensors_file import Header, read_header
 from .weights.source import WeightSource, open_source
 from .weights.tensors import INTEGERS, TensorInfo
+from .weights.writer import whole_file
 
 __all__ = [
     "IMAGE_ENCODER",
@@ -90,23 +89,15 @@ def save_safetensors(
         CheckpointError: the folder does not exist, or `extra` would replace a reserved key.
         OSError: the disk is full or the folder read-only; nothing is left behind.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is not a folder; make it before saving {path.name}.")
     metadata = {"format": "pt", "kind": kind, "config": json.dumps(dict(config), sort_keys=True)}
     if extra and (taken := sorted(metadata.keys() & extra.keys())):
         raise CheckpointError(f"{', '.join(taken)} are reserved names in a weight file's header; use others in extra.")
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
+    with whole_file(Path(path)) as beside:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, beside, metadata=metadata | dict(extra or {}))
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        Path(beside).unlink(missing_ok=True)
+        try:
+            save_file(plain, beside, metadata=metadata | dict(extra or {}))
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tensor]:

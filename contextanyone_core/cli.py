@@ -22,6 +22,8 @@ SUMMARY = """One picture of a character and two prompts become a video of that s
 commands:
   generate   make a video: contextanyone generate --reference P.png --first "..." --later "..." --out out.mp4
   inspect    say what a weight file is, or how a video was made: contextanyone inspect FILE
+  init       make a starting checkpoint for training: contextanyone init --backbone FILE --out FILE
+  convert    weights under other names, in another dtype: contextanyone convert FILE --naming diffusers --out FILE
 """
 
 
@@ -51,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "inspect": _inspect}
+    commands = {"generate": _generate, "inspect": _inspect, "init": _init, "convert": _convert}
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
     parser = Parser("contextanyone", SUMMARY)
     parser.add_argument("--version", action="version", version=f"contextanyone {package_version()}")
     if words and not words[0].startswith("-"):
         raise InputError(
-            f"there is no command {words[0]!r}; use generate or inspect.{did_you_mean(words[0], commands)}"
+            f"there is no command {words[0]!r}; use {', '.join(commands)}.{did_you_mean(words[0], commands)}"
         )
     parser.parse(words)
     parser.print_help(sys.stderr)
@@ -75,6 +77,18 @@ def _inspect(words: Sequence[str]) -> int:
     from .cli_inspect import inspect
 
     return inspect(words)
+
+
+def _init(words: Sequence[str]) -> int:
+    from .cli_init import init
+
+    return init(words)
+
+
+def _convert(words: Sequence[str]) -> int:
+    from .cli_convert import convert
+
+    return convert(words)
 
 
 @contextmanager
@@ -102,7 +116,7 @@ def _failure(error: Exception) -> str | None:
     if not isinstance(error, OSError):
         return None
     if is_disk_full(error):
-        return f"no room left to write the video ({error}); nothing was kept. Free some space and run it again"
+        return f"no room left to write ({error}); nothing was kept. Free some space and run it again"
     return f"the system refused: {error}"
 
 

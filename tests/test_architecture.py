@@ -31,10 +31,20 @@ ORDER = [
         "keymap",
     ),
     *("weights/tensors", "weights/safetensors_file", "weights/torch_file", "weights/gguf_file", "weights/container"),
-    *("weights/naming", "weights/recognition", "weights/inferred", "weights/source"),
-    *("checkpoint", "pictures", "conditioning", "prompts", "video", "contact", "familiarity"),
+    *("weights/naming", "weights/recognition", "weights/inferred", "weights/source", "weights/writer"),
+    *("checkpoint", "starting", "conversion", "pictures", "conditioning", "prompts", "video", "contact", "familiarity"),
     *("hosts/loading", "hosts/vae", "hosts/text", "hosts/image", "hosts/schedulers", "hosts/expected"),
-    *("pipeline", "cli_options", "cli_clips", "cli_inspect", "cli_generate", "cli"),
+    *(
+        "pipeline",
+        "cli_options",
+        "cli_files",
+        "cli_clips",
+        "cli_inspect",
+        "cli_init",
+        "cli_convert",
+        "cli_generate",
+        "cli",
+    ),
 ]
 
 # What each layer may import beside the standard library and itself. Whatever is not here needs a decision.

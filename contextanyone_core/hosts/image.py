@@ -113,13 +113,13 @@ def save_image_encoder(
 def load_image_encoder(
     path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> ImageEncoder:
-    """Read a file of `save_image_encoder`.
+    """Read a file of `save_image_encoder`, or CLIP ViT-H as Wan's .pth, ComfyUI's single file or a diffusers folder.
 
     Raises:
         CheckpointError: the file is damaged, of another kind, or does not fit its config.
         MissingDependencyError: transformers is not installed.
     """
-    config, tensors = open_weights(path, IMAGE_ENCODER, _KEYS)
+    config, tensors = open_weights(path, IMAGE_ENCODER, _KEYS, dtype)
     model = on_meta(lambda: build_image_model(config))
     if not any(name.startswith(_PREFIX) for name in model.state_dict()):
         tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}

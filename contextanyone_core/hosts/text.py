@@ -18,6 +18,7 @@ from ..errors import CheckpointError, InputError
 from .loading import fill, host_class, on_meta, open_weights
 
 SPIECE = "spiece_model"
+_MAX_SPIECE = 50_000_000  # bytes; umT5's has four and a half million
 _TIED = "encoder.embed_tokens.weight"
 _KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "text_len"})
 
@@ -124,18 +125,35 @@ def save_text_encoder(
 def load_text_encoder(
     path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """Read a file of `save_text_encoder`.
+    """Read a file of `save_text_encoder`, or umT5-XXL as Wan's .pth, ComfyUI's single file or a diffusers folder.
+
+    Where the file holds no tokenizer, `spiece.model` is looked for where Wan's and diffusers' folders have it.
 
     Raises:
-        CheckpointError: the file is damaged, of another kind, or does not fit its config.
+        CheckpointError: the file is damaged, of another kind, does not fit its config, or no tokenizer is found.
         MissingDependencyError: transformers or sentencepiece is not installed.
     """
-    config, tensors = open_weights(path, TEXT_ENCODER, _KEYS)
-    spiece = tensors.pop(SPIECE, None)
-    if spiece is None or spiece.dtype != torch.uint8:
-        raise CheckpointError(f"{path} holds no tokenizer: the uint8 tensor {SPIECE} is missing.")
+    config, tensors = open_weights(path, TEXT_ENCODER, _KEYS, dtype)
+    held = tensors.pop(SPIECE, None)
+    if held is not None and held.dtype != torch.uint8:
+        raise CheckpointError(f"{path} holds a damaged tokenizer: the tensor {SPIECE} is {held.dtype}, not uint8.")
+    spiece = _tokenizer_beside(path) if held is None else held.numpy().tobytes()
     tensors = {name: value.to(device=device, dtype=dtype) for name, value in tensors.items()}
     if "shared.weight" in tensors:
         tensors[_TIED] = tensors["shared.weight"]
     model = fill(on_meta(lambda: build_text_model(config)), tensors, path)
-    return TextEncoder(model, spiece.numpy().tobytes(), int(config["text_len"]))
+    return TextEncoder(model, spiece, int(config["text_len"]))
+
+
+def _tokenizer_beside(path: Path) -> bytes:
+    """The SentencePiece model beside a file or folder that holds none."""
+    folder = path if path.is_dir() else path.parent
+    places = [folder / "spiece.model", folder.parent / "tokenizer" / "spiece.model"]
+    places += [folder / "google" / "umt5-xxl" / "spiece.model", folder / "tokenizer" / "spiece.model"]
+    for place in places:
+        if place.is_file() and place.stat().st_size <= _MAX_SPIECE:
+            return place.read_bytes()
+    raise CheckpointError(
+        f"{path} holds no tokenizer: there is neither a tensor {SPIECE} in it nor a spiece.model beside it; put "
+        f"umT5's spiece.model into {folder}."
+    )

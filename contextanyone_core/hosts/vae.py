@@ -132,13 +132,13 @@ def save_vae(vae: Any, path: Path, extra: dict[str, str] | None = None, *, dtype
 
 
 def load_vae(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
-    """Read a file of `save_vae` as diffusers' `AutoencoderKLWan`.
+    """Read a file of `save_vae`, or Wan 2.1's VAE in any public form, as diffusers' `AutoencoderKLWan`.
 
     Raises:
         CheckpointError: the file is damaged, of another kind, or does not fit its config.
         MissingDependencyError: diffusers is not installed.
     """
-    config, tensors = open_weights(path, VAE, _KEYS)
+    config, tensors = open_weights(path, VAE, _KEYS, dtype)
     named = vae_to_diffusers(tensors)
     vae = on_meta(lambda: build_vae(config))
     return fill(vae, {name: value.to(device=device, dtype=dtype) for name, value in named.items()}, path)

@@ -1,0 +1,80 @@
+"""Writing safetensors tensor by tensor: a file of any size in the memory of its largest tensor, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .tensors import BITS, TORCH_DTYPES, TensorInfo
+
+NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+"""safetensors' name of each torch dtype."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into, which takes its name when the block ends well, else is removed.
+
+    Raises:
+        CheckpointError: the folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path.parent} is not a folder; make it before saving {path.name}.")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.chmod(0o644)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_streamed(
+    path: Path,
+    plan: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write one safetensors file, holding one tensor at a time.
+
+    Args:
+        path: the file, which appears only when it is whole.
+        plan: dtype and shape of every tensor, by name.
+        read: gives a tensor by name; it must have the planned dtype and shape.
+        metadata: the header's text.
+        progress: called with (tensors written, of how many).
+
+    Raises:
+        CheckpointError: the folder does not exist, or a tensor has another dtype or shape than planned.
+        OSError: the disk is full or the folder read-only; nothing is left behind.
+    """
+    order = sorted(plan, key=lambda name: (-BITS[plan[name].dtype], name))  # as the safetensors library aligns them
+    header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict(metadata)}
+    position = 0
+    for name in order:
+        info = plan[name]
+        end = position + torch.Size(info.shape).numel() * BITS[info.dtype] // 8
+        header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as beside, beside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for done, name in enumerate(order, start=1):
+            tensor = read(name)
+            if TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) != plan[name]:
+                raise CheckpointError(f"{name} became {tuple(tensor.shape)} {tensor.dtype}, planned was {plan[name]}.")
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if progress is not None:
+                progress(done, len(order))
