@@ -146,6 +146,13 @@ def references_of(positive: Any) -> AppliedReferences | None:
     return found if isinstance(found, AppliedReferences) else None
 
 
+def with_references_of(positive: Any, negative: Any) -> Any:
+    """The negative CONDITIONING seeing what the positive one sees: its references and emphasis, with its own text."""
+    seen = next((extras for _, extras in positive if extras.get(REFERENCES) is not None), {})
+    values = {key: seen[key] for key in (REFERENCES, EMPHASIS) if key in seen}
+    return node_helpers.conditioning_set_values(negative, values)
+
+
 def config_of(model: Any) -> ContextAnyoneConfig:
     """The config of a MODEL of ours.
 

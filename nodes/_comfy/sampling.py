@@ -9,13 +9,11 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import node_helpers
 import torch
 
 from ...contextanyone_core.flow import sigma_schedule
 from ...contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance
-from .model import REFERENCES
-from .references import config_of, references_of
+from .references import config_of, references_of, with_references_of
 from .run import current_run
 
 _NAMES = {
@@ -46,10 +44,7 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         self._references = references_of(positive)
         conditionings = {"positive": positive, "negative": negative}
         if isinstance(guidance, DualGuidance):
-            seen = {REFERENCES: self._references}
-            conditionings["negative_reference"] = (
-                node_helpers.conditioning_set_values(negative, seen) if self._references else negative
-            )
+            conditionings["negative_reference"] = with_references_of(positive, negative)
         else:
             self.set_cfg(guidance.guidance_scale)
         self.inner_set_conds(conditionings)

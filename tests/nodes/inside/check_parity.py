@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import comfy.sd
@@ -90,13 +91,12 @@ def check_the_redrawn_reference_is_the_headless_one():
     assert largest(ours.cpu() - headless("redrawn")) < 1e-3
 
 
-def plain_wan() -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+def plain_wan() -> tuple[dict[str, torch.Tensor], object]:
     """Random weights of a small plain Wan transformer, and its config."""
     transformer = pack("contextanyone_core.transformer").ContextAnyoneTransformer
     config_class = pack("contextanyone_core.config").ContextAnyoneConfig
-    config = config_class(
-        dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=32, text_len=512, image_dim=None, emphasize=False
-    )
+    sizes = {"dim": 128, "ffn_dim": 64, "num_heads": 1, "num_layers": 2, "text_dim": 32}
+    config = dataclasses.replace(config_class.wan_1_3b(), **sizes, image_dim=None, emphasize=False)
     torch.manual_seed(3)
     network = transformer(config)
     for parameter in network.parameters():
@@ -137,10 +137,9 @@ def check_nothing_that_goes_in_is_written_into():
     before = [copy.deepcopy(strip(x)) for x in (positive, negative, latent)]
     first = ksampler(model, positive, negative, latent)
     # a second branch of the same graph, with other settings, between two runs of the first
-    other = call(
-        "ContextAnyoneApply", model=model, positive=positive, negative=negative, reference=stack.references(stack.OTHER_VIEW),
-        **stack.SIZE, batch_size=1, emphasis=0.0, gap=3.0,
-    )  # fmt: skip
+    given = {"model": model, "positive": positive, "negative": negative}
+    given |= {"reference": stack.references(stack.OTHER_VIEW), "batch_size": 1, "emphasis": 0.0, "gap": 3.0}
+    other = call("ContextAnyoneApply", **given, **stack.SIZE)
     second = ksampler(*other)
     assert torch.equal(ksampler(model, positive, negative, latent), first)
     assert not torch.equal(second, first)
