@@ -127,9 +127,13 @@ class Page:
         self._tab, self._server = tab, server
         self.console: list[str] = []
         tab.on("pageerror", lambda error: self.console.append(str(error)[:500]))
-        tab.goto(server.url, wait_until="domcontentloaded", timeout=READY_MS)
-        tab.wait_for_function(READY, timeout=READY_MS)
-        tab.wait_for_timeout(1500)  # what the page opens by itself comes after its nodes
+        self.reload()
+
+    def reload(self) -> None:
+        """Open the page again; it then knows the model files that are there now."""
+        self._tab.goto(self._server.url, wait_until="domcontentloaded", timeout=READY_MS)
+        self._tab.wait_for_function(READY, timeout=READY_MS)
+        self._tab.wait_for_timeout(1500)  # what the page opens by itself comes after its nodes
 
     def drop(self, file: Path, nodes: int | None = None) -> Report:
         """Drop a file on the canvas and wait until its `nodes` nodes are there; 0 or None waits for any new graph."""

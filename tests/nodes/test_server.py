@@ -1,4 +1,4 @@
-"""The pack in a real server: what it serves, graphs by POST /prompt, cache, interrupt, full-size graphs without files."""
+"""The pack in a real server: what it serves, graphs by POST, cache, interrupt, full-size graphs without files."""
 
 import os
 import re

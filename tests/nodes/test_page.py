@@ -1,0 +1,117 @@
+"""The workflows on ComfyUI's own page, in headless Chromium, in both designs of nodes: dropped, looked at, run."""
+
+import json
+
+import page
+import pytest
+import workflow_files
+from comfyui_server import RUN_SECONDS
+
+pytestmark = [pytest.mark.comfy, pytest.mark.browser]
+
+FLOWS = workflow_files.workflows()
+MINIATURE = [path for path in FLOWS if workflow_files.is_miniature(path)]
+FULL = [path for path in FLOWS if not workflow_files.is_miniature(path)]
+
+
+def named(paths):
+    return [pytest.param(path, id=path.stem) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Headless Chromium; its driver's event loop ends with this file."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e .[dev]")
+    path = page.find_chromium()
+    if path is None:
+        pytest.skip(f"none of {', '.join(page.BROWSERS)} is on PATH")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, headless=True, args=page.SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "new"])
+def tab(request, chromium, server):
+    """A fresh page in one of the two designs."""
+    opened = page.open_page(chromium, server, vue_nodes=request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def small_file(tmp_path):
+    """A graph in API form as a file to drop."""
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(workflow_files.small_prompt(steps=2)), encoding="utf-8")
+    return file
+
+
+def without_metadata(prompt):
+    """A prompt in API form without titles."""
+    return {node_id: {key: node[key] for key in ("class_type", "inputs")} for node_id, node in prompt.items()}
+
+
+def assert_clean(report):
+    assert report.problems == {}
+    assert report.dialogs == []
+
+
+def assert_runs(tab, server):
+    done = server.wait(tab.run(), RUN_SECONDS)
+    assert done.status == "success", done.error
+    return done
+
+
+@pytest.mark.parametrize("path", named(MINIATURE))
+def test_workflow_is_dropped_and_run(tab, server, path, tmp_path):
+    workflow = workflow_files.read(path)
+    report = tab.drop(path, nodes=len(workflow["nodes"]))
+    assert_clean(report)
+    assert without_metadata(tab.prompt()) == without_metadata(workflow_files.read(workflow_files.api_form(path)))
+    assert_runs(tab, server)
+    tab.screenshot(tmp_path / "done.png")
+    assert_clean(tab.report())
+    assert tab.console == []
+
+
+@pytest.mark.parametrize("path", named(FULL))
+def test_full_size_workflow_loads_with_its_files(tab, server, path):
+    workflow = workflow_files.read(path)
+    with workflow_files.stand_ins(server.base, workflow):
+        tab.reload()
+        assert_clean(tab.drop(path, nodes=len(workflow["nodes"])))
+        assert without_metadata(tab.prompt()) == without_metadata(workflow_files.read(workflow_files.api_form(path)))
+
+
+@pytest.mark.parametrize("path", named(FULL))
+def test_full_size_workflow_offers_exactly_the_public_files(tab, path):
+    workflow = workflow_files.read(path)
+    report = tab.drop(path, nodes=len(workflow["nodes"]))
+    assert set(report.problems) <= {"bad_combos", "red_nodes"}
+    offered = tab.missing_models()
+    names = {line for text in offered.values() for line in text.splitlines() if line.endswith(".safetensors")}
+    assert names == workflow_files.offered_models(workflow)
+
+
+def test_saved_video_and_picture_restore_the_graph(tab, server, small_file):
+    prompt = workflow_files.small_prompt(steps=2)
+    preview = {"class_type": "SaveImage", "inputs": {"images": ["frames", 0], "filename_prefix": "small"}}
+    small_file.write_text(json.dumps(prompt | {"picture_file": preview}), encoding="utf-8")
+    report = tab.drop(small_file, nodes=len(prompt) + 1)
+    assert_clean(report)
+    graph, files = tab.prompt(), assert_runs(tab, server).files()
+    for ending in (".mp4", ".png"):
+        saved = next(server.path(file) for file in files if file["filename"].endswith(ending))
+        assert_clean(tab.drop(saved, nodes=report.nodes))
+        assert without_metadata(tab.prompt()) == without_metadata(graph)
+
+
+def test_what_is_wrong_is_seen(tab, small_file):
+    prompt = workflow_files.small_prompt(steps=2)
+    prompt["picture"]["inputs"]["picture"] = "gone.png"
+    prompt["frames"]["class_type"] = "NoSuchNode"
+    small_file.write_text(json.dumps(prompt), encoding="utf-8")
+    report = tab.drop(small_file)
+    assert set(report.problems) >= {"bad_combos"}
+    assert report.problems or report.dialogs
