@@ -115,7 +115,81 @@ class GenerationResult:
     reconstructions: list[torch.Tensor]
 
 
-class ContextAnyonePipeline:
+class LatentSampler:
+    """Denoises latents under conditions that are encoded already: the part of generation that needs no encoder.
+
+    Args:
+        transformer: in the dtype in which it shall run.
+    """
+
+    def __init__(self, transformer: ContextAnyoneTransformer) -> None:
+        self.config: ContextAnyoneConfig = transformer.config
+        self.transformer = transformer.eval()
+        weight = transformer.patch_embedding.weight
+        self.device, self.dtype = weight.device, weight.dtype
+
+    def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
+        """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
+        stride = self.config.vae_stride
+        frames = 1 + (settings.num_frames - 1) // stride[0]
+        shape = (1, self.config.in_dim, frames, settings.height // stride[1], settings.width // stride[2])
+        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        conditions: Conditions,
+        settings: GenerationSettings,
+        noise: torch.Tensor,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
+
+        The references are run once; every step and every pass that sees them reads the same cache.
+
+        Raises:
+            ShapeError: noise and conditions are not of one batch.
+        """
+        if len(noise) != len(conditions.text_embeds):
+            raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
+        references = _with_gap(conditions.references, settings.gap)
+        cache = None if references is None else self.transformer.encode_references(references)
+        shift = self.config.shift if settings.shift is None else settings.shift
+        sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
+        latents = noise.to(self.device, torch.float32)
+        for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
+            velocity = self._guided_velocity(latents, sigma, conditions, cache, settings)
+            latents = sampler.step(velocity, index, latents)
+            if progress is not None:
+                progress(index + 1, settings.steps)
+        return latents
+
+    def _guided_velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        conditions: Conditions,
+        cache: ReferenceCache | None,
+        settings: GenerationSettings,
+    ) -> torch.Tensor:
+        timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
+        passes: dict[tuple[bool, bool], torch.Tensor] = {}
+        velocities: dict[Branch, torch.Tensor] = {}
+        guidance = settings.guidance or make_guidance("cfg", self.config)
+        for branch in guidance.branches(sigma):
+            seen = cache if branch.reference else None
+            key = (branch.negative, seen is not None)  # without any reference two branches can be one pass
+            if key not in passes:
+                text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
+                output = self.transformer(
+                    latents.to(self.dtype), timesteps, text_embeds, cache=seen, emphasis=settings.emphasis
+                )
+                passes[key] = output.velocity.float()
+            velocities[branch] = passes[key]
+        return guidance.combine(velocities)
+
+
+class ContextAnyonePipeline(LatentSampler):
     """The whole model with its encoders.
 
     Args:
@@ -133,14 +207,11 @@ class ContextAnyonePipeline:
         text_encoder: TextEncoder,
         image_encoder: ImageEncoder | None,
     ) -> None:
-        self.config: ContextAnyoneConfig = transformer.config
+        super().__init__(transformer)
         _check_parts(self.config, text_encoder, image_encoder)
-        self.transformer = transformer.eval()
         self.vae = vae
         self.text_encoder = text_encoder
         self.dual_encoder = DualEncoder(vae, image_encoder)
-        weight = transformer.patch_embedding.weight
-        self.device, self.dtype = weight.device, weight.dtype
 
     @classmethod
     def from_folder(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -221,42 +292,6 @@ class ContextAnyonePipeline:
         tokens = [r.image_embeds.to(self.device, self.dtype) for r in references if r.image_embeds is not None]
         return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens))
 
-    def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
-        """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
-        stride = self.config.vae_stride
-        frames = 1 + (settings.num_frames - 1) // stride[0]
-        shape = (1, self.config.in_dim, frames, settings.height // stride[1], settings.width // stride[2])
-        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-    @torch.no_grad()
-    def sample_latents(
-        self,
-        conditions: Conditions,
-        settings: GenerationSettings,
-        noise: torch.Tensor,
-        progress: Progress | None = None,
-    ) -> torch.Tensor:
-        """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
-
-        The references are run once; every step and every pass that sees them reads the same cache.
-
-        Raises:
-            ShapeError: noise and conditions are not of one batch.
-        """
-        if len(noise) != len(conditions.text_embeds):
-            raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
-        references = _with_gap(conditions.references, settings.gap)
-        cache = None if references is None else self.transformer.encode_references(references)
-        shift = self.config.shift if settings.shift is None else settings.shift
-        sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
-        latents = noise.to(self.device, torch.float32)
-        for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-            velocity = self._guided_velocity(latents, sigma, conditions, cache, settings)
-            latents = sampler.step(velocity, index, latents)
-            if progress is not None:
-                progress(index + 1, settings.steps)
-        return latents
-
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, T, H, W) in [-1, 1], float32, on the CPU; one video after the other, to spare memory."""
         return torch.cat([self.vae.decode(latents[i : i + 1]).cpu() for i in range(len(latents))])
@@ -270,30 +305,6 @@ class ContextAnyonePipeline:
         output = self.transformer.encode_references(references).outputs
         pairs = zip(references.latents, output, strict=True)
         return [self.decode(reconstruction(fed, out).float())[:, :, 0] for fed, out in pairs]
-
-    def _guided_velocity(
-        self,
-        latents: torch.Tensor,
-        sigma: float,
-        conditions: Conditions,
-        cache: ReferenceCache | None,
-        settings: GenerationSettings,
-    ) -> torch.Tensor:
-        timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
-        passes: dict[tuple[bool, bool], torch.Tensor] = {}
-        velocities: dict[Branch, torch.Tensor] = {}
-        guidance = settings.guidance or make_guidance("cfg", self.config)
-        for branch in guidance.branches(sigma):
-            seen = cache if branch.reference else None
-            key = (branch.negative, seen is not None)  # without any reference two branches can be one pass
-            if key not in passes:
-                text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
-                output = self.transformer(
-                    latents.to(self.dtype), timesteps, text_embeds, cache=seen, emphasis=settings.emphasis
-                )
-                passes[key] = output.velocity.float()
-            velocities[branch] = passes[key]
-        return guidance.combine(velocities)
 
 
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
