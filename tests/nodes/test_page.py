@@ -100,9 +100,10 @@ def test_saved_video_and_picture_restore_the_graph(tab, server, small_file):
     small_file.write_text(json.dumps(prompt | {"picture_file": preview}), encoding="utf-8")
     report = tab.drop(small_file, nodes=len(prompt) + 1)
     assert_clean(report)
-    graph, files = tab.prompt(), assert_runs(tab, server).files()
+    graph, done = tab.prompt(), assert_runs(tab, server)
+    files = [server.path(file) for file in done.files() if file["type"] == "output"]
     for ending in (".mp4", ".png"):
-        saved = next(server.path(file) for file in files if file["filename"].endswith(ending))
+        saved = next(file for file in files if file.suffix == ending)
         assert_clean(tab.drop(saved, nodes=report.nodes))
         assert without_metadata(tab.prompt()) == without_metadata(graph)
 
