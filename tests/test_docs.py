@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from contextanyone_core.cli_generate import read_request
 from training import config
-from training.parts import transformer
+from training.parts import manifest, transformer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_MAP = ROOT / "docs" / "PAPER_MAP.md"
@@ -197,9 +197,10 @@ def architecture_rules() -> dict[str, object]:
 def test_training_names_every_setting_of_a_run_and_of_the_transformer_and_every_preset():
     text = read("docs/TRAINING.md")
     sections = {"run": config.RunSettings, "optim": config.OptimSettings, "init": config.InitSettings}
-    sections["part"] = transformer.Settings
-    for section, model in sections.items():
-        known = {f"{section}.{field.alias or name}" for name, field in model.model_fields.items()}
+    fields = {section: dict(model.model_fields) for section, model in sections.items()}
+    fields["part"] = transformer.Settings.model_fields | manifest.Settings.model_fields
+    for section, model_fields in fields.items():
+        known = {f"{section}.{field.alias or name}" for name, field in model_fields.items()}
         named = set(re.findall(rf"`({section}\.\w+)`", text))
         assert named - known == set()
         assert known - named == set()

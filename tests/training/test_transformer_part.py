@@ -12,7 +12,8 @@ from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, open_pool
 from training.parts.base import PartContext
-from training.parts.transformer import Settings, TransformerPart, explicit_attention
+from training.parts.transformer import Settings, TransformerPart
+from training.parts.transformer_base import explicit_attention
 from training.randomness import seed_for
 from training.world import TEST_SEED_START, sample
 

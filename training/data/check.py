@@ -52,8 +52,8 @@ class Checked:
     dropped: list[Drop]
 
 
-class _Unusable(Exception):  # noqa: N818  # not an error: a counted outcome
-    """A reason and its detail."""
+class Unusable(Exception):  # noqa: N818  # not an error: a counted outcome
+    """A row cannot be used: one of `training.data.manifest.REASONS`, and what exactly was found."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -75,10 +75,10 @@ def check_files(manifest: Manifest, settings: BucketSettings, *, decode: bool) -
             clip = _check(manifest.folder, line, settings, hashes)
             content = (clip.hashes["video"], clip.indexes, clip.placement, clip.hashes["reference"])
             if content in seen:
-                raise _Unusable("duplicate_content", f"the row {seen[content]} is the same pair")
+                raise Unusable("duplicate_content", f"the row {seen[content]} is the same pair")
             if decode:
                 _decode_all(manifest.folder, line.row)
-        except _Unusable as found:
+        except Unusable as found:
             dropped.append(line.drop(found.reason, str(found)))
         except (MediaError, OSError) as error:
             dropped.append(line.drop("decode_error", str(error)))
@@ -100,11 +100,11 @@ def _check(folder: Path, line: Line, settings: BucketSettings, hashes: dict[Path
     length = longest(settings, available)
     if length is None:
         shortest = min(settings.frames)
-        raise _Unusable("too_short", f"{available} frames at 16 a second; the shortest bucket has {shortest}")
+        raise Unusable("too_short", f"{available} frames at 16 a second; the shortest bucket has {shortest}")
     box: Box = row.crop or (0, 0, video.width, video.height)
     placement = best_placement(settings, box)
     if placement is None:
-        raise _Unusable("too_small", f"{box[2] - box[0]} x {box[3] - box[1]} pixels; enlarging it is limited")
+        raise Unusable("too_small", f"{box[2] - box[0]} x {box[3] - box[1]} pixels; enlarging it is limited")
     indexes = tuple(row.start_frame + index for index in resample(times, length))
     return CheckedClip(line, Bucket(length, *placement.size), placement, indexes, available - length, found)
 
@@ -114,13 +114,13 @@ def _hash_files(folder: Path, row: ManifestRow, hashes: dict[Path, str]) -> dict
     for column, name in row.paths().items():
         path = folder / name
         if not path.exists():
-            raise _Unusable("missing_file", f"{column} {name} does not exist")
+            raise Unusable("missing_file", f"{column} {name} does not exist")
         if path not in hashes:
             hashes[path] = content_hash(path)
         found[column] = hashes[path]
         expected = getattr(row.sha256, column, None)
         if expected is not None and expected != hashes[path]:
-            raise _Unusable("hash_mismatch", f"{column} {name} has the SHA-256 {hashes[path][:12]}..., another")
+            raise Unusable("hash_mismatch", f"{column} {name} has the SHA-256 {hashes[path][:12]}..., another")
     return found
 
 
@@ -128,14 +128,14 @@ def _check_size(row: ManifestRow, video: Probe) -> None:
     size = f"the video has {len(video.times)} frames of {video.width} x {video.height}"
     for name, given, real in (("width", row.width, video.width), ("height", row.height, video.height)):
         if given is not None and given != real:
-            raise _Unusable("size_mismatch", f"{name} is {given}; {size}")
+            raise Unusable("size_mismatch", f"{name} is {given}; {size}")
     if row.crop is not None and (row.crop[2] > video.width or row.crop[3] > video.height):
-        raise _Unusable("size_mismatch", f"crop is {list(row.crop)}; {size}")
+        raise Unusable("size_mismatch", f"crop is {list(row.crop)}; {size}")
     last = row.start_frame + (row.num_frames or 1)
     if last > len(video.times):
-        raise _Unusable("size_mismatch", f"start_frame and num_frames end at {last}; {size}")
+        raise Unusable("size_mismatch", f"start_frame and num_frames end at {last}; {size}")
     if row.target_frame_index is not None and row.target_frame_index >= len(video.times):
-        raise _Unusable("size_mismatch", f"target_frame_index is {row.target_frame_index}; {size}")
+        raise Unusable("size_mismatch", f"target_frame_index is {row.target_frame_index}; {size}")
 
 
 def _check_companions(folder: Path, row: ManifestRow, video: Probe, stop: int) -> None:
@@ -145,9 +145,9 @@ def _check_companions(folder: Path, row: ManifestRow, video: Probe, stop: int) -
         mask = probe(folder / row.mask)
         if len(mask.times) < needed or (mask.width, mask.height) != (video.width, video.height):
             found = f"mask has {len(mask.times)} frames of {mask.width} x {mask.height}"
-            raise _Unusable("mask_mismatch", f"{found}, needed are {needed} of {video.width} x {video.height}")
+            raise Unusable("mask_mismatch", f"{found}, needed are {needed} of {video.width} x {video.height}")
     if row.pose is not None and (frames := len(read_pose(folder / row.pose))) < needed:
-        raise _Unusable("mask_mismatch", f"pose has {frames} frames, needed are {needed}")
+        raise Unusable("mask_mismatch", f"pose has {frames} frames, needed are {needed}")
     pictures = {}
     for column in ("reference", "reference_mask", "target_frame"):
         path = row.paths().get(column)
@@ -156,7 +156,7 @@ def _check_companions(folder: Path, row: ManifestRow, video: Probe, stop: int) -
         if path is not None and column != "target_frame":
             pictures[column] = probe(folder / path)
     if len({(picture.width, picture.height) for picture in pictures.values()}) > 1:
-        raise _Unusable("mask_mismatch", "reference_mask does not have the size of the reference")
+        raise Unusable("mask_mismatch", "reference_mask does not have the size of the reference")
 
 
 def _decode_all(folder: Path, row: ManifestRow) -> None:

@@ -27,5 +27,6 @@ PARTS: dict[str, PartEntry] = {
     "encoders": PartEntry("training.parts.encoders", "EncodersPart"),
     "vae": PartEntry("training.parts.vae", "VaePart"),
     "transformer": PartEntry("training.parts.transformer", "TransformerPart"),
+    "manifest": PartEntry("training.parts.manifest", "ManifestPart"),
     "probe": PartEntry("training.parts.probe", "ProbePart"),
 }

@@ -2,7 +2,8 @@
 
 A part lives in training/parts/<name>.py and is listed in training/parts/__init__.py. Its module defines
 
-- `class Settings(PartSettings)` with `name: Literal["<name>"] = "<name>"` and its own fields, every one with a default;
+- `class Settings(PartSettings)` with `name: Literal["<name>"] = "<name>"` and its own fields, with defaults where any
+  value can be right for everyone;
 - `class <Name>Part`, built as `<Name>Part(settings, context)`, which follows the protocol Part.
 
 The loop owns the optimizer, the EMA, the checkpoints, the log and the clock; the part owns the networks, the data and
@@ -35,11 +36,14 @@ class PartContext:
     device: where the loss runs. The loop moves `modules()` there; a part moves its frozen networks itself.
     init_from: weights file to start from (`init.from`), None for a fresh start. Given on a resume too, where the
     checkpoint's tensors then replace the file's.
+    rank, world: this process and how many train together; a part that shares out its data takes its slice by them.
     """
 
     seed: int
     device: torch.device
     init_from: Path | None = None
+    rank: int = 0
+    world: int = 1
 
 
 class ParameterGroup(TypedDict):

@@ -1,0 +1,211 @@
+"""The cache: what inference encodes, unpadded, resumable, shared out, and encoded anew where something changed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from cached_world import build, change_rows, settings_for, write_small_world
+from safetensors.torch import load_file, save_file
+
+from contextanyone_core.errors import CheckpointError, InputError
+from contextanyone_core.pictures import picture_to_images, read_picture
+from contextanyone_core.pipeline import ContextAnyonePipeline
+from contextanyone_core.prompts import TwoStagePrompt
+from training.cache import main
+from training.data import cache as cache_module
+from training.data.cache import index_path, read_index
+from training.data.encode import encode_clip
+from training.data.frames import latent_masks, to_images
+from training.data.media import read_frames, read_masks, read_pose
+from training.data.shards import ShardStore
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("cached")
+    manifest = write_small_world(folder / "world")
+    settings = settings_for(manifest, tiny_folder)
+    assert build(settings)
+    return folder
+
+
+@pytest.fixture
+def settings(written, tmp_path, tiny_folder):
+    shutil.copytree(written, tmp_path / "copy")
+    return settings_for(tmp_path / "copy" / "world" / "manifest.jsonl", tiny_folder)
+
+
+def entries(settings, kind):
+    store = ShardStore(settings.cache / kind)
+    return {key: store.read(key) for key in store}
+
+
+def counts(settings):
+    return {kind: len(ShardStore(settings.cache / kind)) for kind in ("clip", "reference", "target", "text")}
+
+
+def test_entries_are_what_inference_prepares(settings, tiny_folder):
+    pipeline = ContextAnyonePipeline.from_folder(tiny_folder)
+    row = read_index(settings).rows[1]
+    place = settings.manifest.parent / row.id
+    images = picture_to_images(read_picture(place / "reference.png"))
+    encoded = pipeline.dual_encoder.encode(images, (32, 48))
+    reference = ShardStore(settings.cache / "reference").read(row.keys.reference)
+    assert torch.equal(reference["latents"], encoded.latents[0].half())
+    assert torch.equal(reference["image_embeds"], encoded.image_embeds[0].half())
+    assert reference["mask"].shape == (1, 1, 4, 6)
+
+    texts = ShardStore(settings.cache / "text")
+    prompt = TwoStagePrompt(f"A {row.id}.", "Waving.")
+    for key, text in ((row.keys.first, prompt.reference_text), (row.keys.video, prompt.video_text)):
+        embeds = texts.read(key)["text_embeds"]
+        assert len(embeds) == pipeline.text_encoder.count_tokens(text)
+        expected = pipeline.text_encoder.encode([text])[0]
+        torch.testing.assert_close(embeds, expected[: len(embeds)].half())
+        assert not expected[len(embeds) :].any()
+
+    clip = ShardStore(settings.cache / "clip").read(row.keys.clip)
+    frames = to_images(read_frames(place / "video.mp4", range(5)))
+    assert torch.equal(clip["latents"], pipeline.vae.encode(frames)[0].half())
+    assert torch.equal(clip["mask"], latent_masks(read_masks(place / "mask", range(5))[:, 0]).half())
+    assert torch.equal(clip["pose"][..., :2], torch.from_numpy(read_pose(place / "pose.safetensors")[:5]))
+    assert clip["pose"].shape == (5, 14, 3)
+
+
+def test_a_second_run_encodes_nothing_and_the_index_is_the_same(settings, monkeypatch):
+    before, index = counts(settings), index_path(settings).read_bytes()
+    monkeypatch.setattr(cache_module, "encode_clip", pytest.fail)
+    assert build(settings)
+    assert counts(settings) == before
+    assert before == {"clip": 4, "reference": 4, "target": 0, "text": 9}
+    assert index_path(settings).read_bytes() == index
+
+
+def test_only_what_changed_is_encoded_again(settings):
+    before = {kind: set(entries(settings, kind)) for kind in ("clip", "reference", "text")}
+    folder = settings.manifest.parent
+    shutil.copy(folder / "00000008/reference.png", folder / "00000007/reference.png")
+    change_rows(settings.manifest, lambda row: row | ({"prompt_later": "Dancing."} if row["id"] == "00000009" else {}))
+    with pytest.raises(InputError, match=r"is not cached .* run training/cache.py"):
+        read_index(settings)
+    assert build(settings)
+    after = {kind: set(entries(settings, kind)) for kind in before}
+    assert {kind: len(after[kind] - before[kind]) for kind in before} == {"clip": 0, "reference": 1, "text": 1}
+
+
+def test_another_encoder_makes_other_entries(settings, tiny_folder, tmp_path):
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    tensors = load_file(other / "text_encoder.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(other / "text_encoder.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    tensors["encoder.final_layer_norm.weight"] = tensors["encoder.final_layer_norm.weight"] * 2
+    save_file(tensors, other / "text_encoder.safetensors", metadata=metadata)
+    changed = settings.model_copy(update={"encoders": other})
+    with pytest.raises(InputError, match="another text_encoder"):
+        read_index(changed)
+    assert build(changed)
+    assert counts(changed) == {"clip": 4, "reference": 4, "target": 0, "text": 18}
+    (other / "text_encoder.safetensors").unlink()
+    assert len(read_index(changed).rows) == 4
+
+
+def test_processes_share_the_work_and_the_last_one_writes_the_index(settings):
+    expected = {kind: entries(settings, kind) for kind in ("clip", "reference", "text")}
+    shutil.rmtree(settings.cache)
+    assert not build(settings, rank=1, world=2)
+    assert not index_path(settings).exists()
+    shared = counts(settings)
+    assert build(settings, rank=0, world=2)
+    assert 0 < shared["clip"] < 4
+    for kind, found in expected.items():
+        again = entries(settings, kind)
+        assert again.keys() == found.keys()
+        assert all(torch.equal(again[key][name], tensor) for key in found for name, tensor in found[key].items())
+
+
+def test_a_stop_keeps_what_is_done_and_the_next_run_goes_on(settings, monkeypatch):
+    shutil.rmtree(settings.cache)
+    made = []
+
+    def counted(*arguments):
+        made.append(arguments)
+        return encode_clip(*arguments)
+
+    monkeypatch.setattr(cache_module, "encode_clip", counted)
+    builder = cache_module.CacheBuilder(settings, torch.device("cpu"))
+    assert not builder.build(lambda: len(made) >= 3)
+    assert counts(settings)["clip"] == 3
+    assert build(settings)
+    assert len(made) == 4
+    assert counts(settings)["clip"] == 4
+
+
+def test_a_damaged_shard_is_encoded_again(settings, caplog):
+    (shard,) = (settings.cache / "clip").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert build(settings)
+    assert "damaged" in caplog.text
+    assert counts(settings)["clip"] == 4
+
+
+def test_what_cannot_be_encoded_is_counted_and_tried_again(settings):
+    video = settings.manifest.parent / "00000008" / "video.mp4"
+    whole = video.read_bytes()
+    start = whole.index(b"mdat")
+    video.write_bytes(whole[: start + 40] + b"\0" * (len(whole) - start - 40))  # times can be read, frames cannot
+    long = {"prompt_later": "very " * 80}
+    change_rows(settings.manifest, lambda row: row | (long if row["id"] == "00000010" else {}))
+    assert build(settings)
+    index = read_index(settings)
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [
+        ("00000008", "decode_error"),
+        ("00000010", "prompt_too_long"),
+    ]
+    assert [row.id for row in index.rows] == ["00000007", "00000009"]
+    video.write_bytes(whole)
+    assert build(settings)
+    assert [drop.id for drop in read_index(settings).dropped] == ["00000010"]
+
+
+def test_a_target_frame_is_prepared_as_the_reference_is(settings, tiny_folder):
+    changes = {
+        "00000007": {"target_frame_index": 5},
+        "00000008": {"target_frame": "00000008/reference.png"},
+    }
+    change_rows(settings.manifest, lambda row: row | changes.get(row["id"], {}))
+    assert build(settings)
+    by_id = {row.id: row.keys for row in read_index(settings).rows}
+    targets, references = entries(settings, "target"), entries(settings, "reference")
+    assert by_id["00000009"].target is None
+    same = by_id["00000008"]
+    assert torch.equal(targets[same.target]["latents"], references[same.reference]["latents"])
+    frame = targets[by_id["00000007"].target]
+    pipeline = ContextAnyonePipeline.from_folder(tiny_folder)
+    place = settings.manifest.parent / "00000007"
+    expected = pipeline.vae.encode(to_images(read_frames(place / "video.mp4", [5])))
+    assert torch.equal(frame["latents"], expected[0].half())
+    assert torch.equal(frame["mask"], latent_masks(read_masks(place / "mask", [5])[:, 0]).half())
+
+
+def test_the_command(settings, tmp_path, capsys, tiny_folder):
+    config = tmp_path / "c.yaml"
+    data = {"manifest": str(settings.manifest), "cache": str(settings.cache), "encoders": str(tiny_folder)}
+    data["buckets"] = settings.buckets.model_dump(mode="json")
+    run = {"run": {"name": "small", "steps": 1}, "part": {"name": "manifest", "data": data}}
+    config.write_text(json.dumps(run))
+    assert main(["--config", str(config)]) == 0
+    assert "4  kept" in capsys.readouterr().out
+    assert main(["--config", str(config), "--set", "part.data.buckets.frames=[9]"]) == 2
+    said = capsys.readouterr()
+    assert "too_short" in said.out
+    assert "No row of" in said.err
+    assert main(["--config", str(config), "--set", f"part.data.encoders={tmp_path}"]) == 2
+    assert "vae.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_an_absent_entry_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="has no entry"):
+        ShardStore(tmp_path).read("0" * 32)

@@ -1,0 +1,136 @@
+"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it (DESIGN 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from contextanyone_core.flow import add_noise, sample_sigmas, velocity_target
+from contextanyone_core.losses import dual_guidance_loss, reconstruction
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from training.parts.base import Metrics, PartSettings
+
+
+class ObjectiveSettings(PartSettings):
+    """The numbers of the objective, the same for every source of data."""
+
+    reference_weight: float = Field(default=0.2, ge=0)  # the paper's lambda
+    reconstruct: Literal["target", "reference"] = "target"
+    drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
+    drop_text: float = Field(default=0.1, ge=0, lt=1)  # of the samples
+    shift: float = Field(default=2.0, gt=0)
+    uniform: float = Field(default=0.2, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """A batch as the frozen encoders see it, float32.
+
+    Attributes:
+        latents: (B, 16, t, h, w). weights: (B, 1, t, h, w), of each latent in the loss.
+        reference_latents: (B, 16, 1, h, w). image_embeds: (B, N, D), None without a CLIP branch.
+        target: (B, 16, 1, h, w), what the reference stream must say; target_weights: its weights, None for equal ones.
+    """
+
+    latents: Tensor
+    weights: Tensor
+    reference_latents: Tensor
+    image_embeds: Tensor | None
+    target: Tensor
+    target_weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class ReferenceDraws:
+    """Noise levels (B,) of the references, 0 for half of them, and their noise."""
+
+    sigma: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about a step.
+
+    Attributes:
+        sigma: (B,), noise levels of the clips. noise: (B, 16, t, h, w).
+        keep_text: whether each sample's video stream reads its prompt; the others read the empty one.
+        reference: None where this batch goes without its references.
+    """
+
+    sigma: Tensor
+    noise: Tensor
+    keep_text: list[bool]
+    reference: ReferenceDraws | None
+
+
+def draw(settings: ObjectiveSettings, clips: EncodedClips, generator: torch.Generator) -> Draws:
+    """Draw on the CPU, move to where the clips are; the reference is dropped for a whole batch, text for samples."""
+    count, device = len(clips.latents), clips.latents.device
+    noise = torch.randn(clips.latents.shape, generator=generator).to(device)
+    sigma = sample_sigmas(count, shift=settings.shift, uniform=settings.uniform, generator=generator).to(device)
+    draws = torch.rand(count + 1, generator=generator)
+    keep_text = (draws[1:] >= settings.drop_text).tolist()
+    if draws[0] < settings.drop_reference:
+        return Draws(sigma, noise, keep_text, None)
+    halves = torch.rand(2, count, generator=generator)
+    # Half of the references clean, half with sigma in (0, 0.1].
+    levels = torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])).to(device)
+    return Draws(
+        sigma,
+        noise,
+        keep_text,
+        ReferenceDraws(levels, torch.randn(clips.reference_latents.shape, generator=generator).to(device)),
+    )
+
+
+def dual_guidance_step(
+    transformer: ContextAnyoneTransformer,
+    settings: ObjectiveSettings,
+    clips: EncodedClips,
+    draws: Draws,
+    texts: tuple[Tensor, Tensor | None],
+) -> tuple[Tensor, Metrics]:
+    """The loss of each sample (B,), and its terms for the log.
+
+    Args:
+        texts: (B, text_len, text_dim) of the video stream and of the reference stream; the latter is needed where
+            draws.reference is given.
+    """
+    video_text, first_text = texts
+    references = None
+    if draws.reference is not None and first_text is not None:
+        noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
+        tokens = [] if clips.image_embeds is None else [clips.image_embeds]
+        references = ReferenceInputs([noised], first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
+    noisy = add_noise(clips.latents, draws.noise, draws.sigma)
+    output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references)
+    said = []
+    if references is not None:
+        said = [reconstruction(references.latents[0], output.reference_output[0].float())]
+    terms = dual_guidance_loss(
+        output.velocity.float(),
+        velocity_target(clips.latents, draws.noise),
+        said,
+        [clips.target] if said else (),
+        reference_weight=settings.reference_weight,
+        video_mask=clips.weights,
+        reference_masks=[clips.target_weights] if said and clips.target_weights is not None else None,
+    )
+    return terms.total, _metrics(terms.video, terms.reference if said else None, draws.sigma)
+
+
+def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:
+    """The terms, and the video's by quarter of sigma."""
+    video, metrics = video.detach(), {"video": video.detach()}
+    if reference is not None:
+        metrics["reference"] = reference.detach()
+    for index in range(4):
+        inside = (sigma * 4).long().clamp(max=3) == index
+        if inside.any():
+            metrics[f"sigma_{index}"] = video[inside]
+    return dict(metrics)

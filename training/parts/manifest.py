@@ -1,0 +1,151 @@
+"""The ContextAnyone transformer trained on a manifest's cached rows: filmed data, or the character world written out.
+
+It needs no encoder while it trains; `sample` loads the VAE to show frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import CheckpointError
+from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from contextanyone_core.pictures import images_to_frames
+from contextanyone_core.pipeline import Conditions, GenerationSettings, LatentSampler
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.video import write_clip
+from training.data.batches import CachedData, padded_text
+from training.data.buckets import Bucket, bucket_flops, plan_buckets
+from training.data.sampler import BucketSampler
+from training.data.settings import DataSettings
+from training.objective import EncodedClips, draw, dual_guidance_step
+from training.parts.base import Metrics, PartContext
+from training.parts.transformer_base import TransformerSettings, TransformerTraining, start_from
+
+_LOG = logging.getLogger(__name__)
+_PRESETS = {
+    "miniature": ContextAnyoneConfig.miniature,
+    "wan_1_3b": ContextAnyoneConfig.wan_1_3b,
+    "wan_14b": ContextAnyoneConfig.wan_14b,
+}
+
+
+class Settings(TransformerSettings):
+    """The data, the network where it starts from nothing, and the masked objective."""
+
+    name: Literal["manifest"] = "manifest"
+    data: DataSettings
+    model: Literal["miniature", "wan_1_3b", "wan_14b"] = "wan_1_3b"  # its sizes, where init.from is not given
+    background_weight: float = Field(default=1.0, ge=0, le=1)  # loss weight outside the person's mask; inside it is 1
+    sample_clips: int = Field(default=2, ge=1)
+    sample_steps: int = Field(default=20, ge=1)
+
+
+class ManifestPart(TransformerTraining):
+    """Trains `ContextAnyoneTransformer` on cached rows, bucket by bucket, with the dual-guidance loss."""
+
+    def __init__(self, settings: Settings, context: PartContext) -> None:
+        self.settings, self.context = settings, context
+        self.data = CachedData(settings.data)
+        start = context.init_from
+        super().__init__(settings, start_from(start) if start else ContextAnyoneTransformer(self._fresh_config()))
+        self.config = self.transformer.config
+        self._check_fit()
+        self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
+        buckets = [row.bucket for row in self.data.rows]
+        shape = self.data.image_embeds_shape()
+        flops = {bucket: bucket_flops(self.config, bucket, shape[0] if shape else 0) for bucket in set(buckets)}
+        plan = plan_buckets(buckets, flops, settings.data.buckets.budget, context.world)
+        self.sampler = BucketSampler(buckets, plan.batch, context.seed, context.rank, context.world)
+        _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
+
+    def _fresh_config(self) -> ContextAnyoneConfig:
+        """The chosen sizes with the widths and statistics of what the cache was encoded by."""
+        index, shape = self.data.index, self.data.image_embeds_shape()
+        return replace(
+            _PRESETS[self.settings.model](),
+            text_dim=self.data.empty_text.shape[1],
+            image_dim=None if shape is None else shape[1],
+            latents_mean=index.latents_mean,
+            latents_std=index.latents_std,
+        )
+
+    def _check_fit(self) -> None:
+        """Refuse a network whose encoders are not those of the cache."""
+        config, index, shape = self.config, self.data.index, self.data.image_embeds_shape()
+        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1], "image_dim": shape[1] if shape else None}
+        for name, value in found.items():
+            if getattr(config, name) != value:
+                raise CheckpointError(f"{name} of the cache is {value}, the transformer needs {getattr(config, name)}.")
+        for name in ("latents_mean", "latents_std"):
+            pairs = zip(getattr(config, name), getattr(index, name), strict=True)
+            if any(abs(ours - theirs) > 1e-4 for ours, theirs in pairs):
+                raise CheckpointError(
+                    f"{name} of the cache's VAE and of the transformer differ: another VAE's latents."
+                )
+
+    def batch(self, step: int) -> Any:
+        """The entries of this process's rows of a step."""
+        return self.data.batch(self.sampler.rows(step), self.config.text_len)
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The dual-guidance loss of a batch; weights are `background_weight` outside the person's mask."""
+        settings = self.settings
+        aim = "target" if settings.reconstruct == "target" else "reference"
+        tokens = batch.get("image_embeds")
+        clips = EncodedClips(
+            batch["latents"].float(),
+            self._weights(batch["masks"]),
+            batch["reference_latents"].float(),
+            None if tokens is None else tokens.float(),
+            target=batch[f"{aim}_latents"].float(),
+            target_weights=self._weights(batch[f"{aim}_masks"]),
+        )
+        draws = draw(settings, clips, generator)
+        video_text = batch["video_text"].float()
+        keep = torch.tensor(draws.keep_text, device=video_text.device)[:, None, None]
+        video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))
+        first_text = batch["first_text"].float() if draws.reference else None
+        return dual_guidance_step(self.transformer, settings, clips, draws, (video_text, first_text))
+
+    def _weights(self, mask: Tensor) -> Tensor:
+        background = self.settings.background_weight
+        return background + (1.0 - background) * mask.float()
+
+    def sample(self, step: int, folder: Path) -> None:
+        """For the first rows of the manifest: reference, generated clip, and the clip itself, side by side."""
+        vae = VideoVAE(load_vae(self.settings.data.encoders / "vae.safetensors", device=self.context.device))
+        for number, row in enumerate(self.data.rows[: self.settings.sample_clips]):
+            batch = self.data.batch([number], self.config.text_len)
+            reference, truth = cast(Tensor, batch["reference_latents"]), cast(Tensor, batch["latents"])
+            latents = self._generate(batch, row.bucket)
+            length = row.bucket.num_frames
+            shown = [vae.decode(item.float()) for item in (reference, latents, truth)]
+            views = [view.expand(-1, -1, length, -1, -1) if view.shape[2] == 1 else view for view in shown]
+            frames = images_to_frames(torch.cat([view.cpu() for view in views], dim=-1))
+            if length > 1:
+                write_clip(folder / f"{number:03d}.mp4", frames, {"id": row.id, "step": step})
+            else:
+                cv2.imwrite(str(folder / f"{number:03d}.png"), np.ascontiguousarray(frames[0][..., ::-1]))
+
+    def _generate(self, batch: dict[str, Any], bucket: Bucket) -> Tensor:
+        sampler = LatentSampler(self.transformer)
+        on_device = {name: tensor.to(sampler.device, sampler.dtype) for name, tensor in batch.items() if name != "ids"}
+        tokens = [on_device["image_embeds"]] if "image_embeds" in on_device else []
+        references = ReferenceInputs([on_device["reference_latents"]], on_device["first_text"], tokens)
+        empty = self.empty_text.to(sampler.device, sampler.dtype)
+        settings = GenerationSettings(
+            num_frames=bucket.num_frames, width=bucket.width, height=bucket.height, steps=self.settings.sample_steps
+        )
+        with torch.compiler.set_stance("force_eager"):  # other shapes than in training: not worth a compilation
+            conditions = Conditions(on_device["video_text"], empty, references)
+            return sampler.sample_latents(conditions, settings, sampler.noise([0], settings))

@@ -1,0 +1,72 @@
+"""What training the transformer is, whatever its data: the network, what of it is trained, and its export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contextanyone_core.blocks import TransformerBlock
+from contextanyone_core.checkpoint import load_transformer, save_transformer
+from contextanyone_core.transformer import ContextAnyoneTransformer
+from training.objective import ObjectiveSettings
+from training.parts.base import ParameterGroup, default_groups
+from training.trainable import TrainSettings, choose_trained
+
+
+class TransformerSettings(ObjectiveSettings):
+    """The objective, what is trained, and how the network is run."""
+
+    train: TrainSettings = TrainSettings()
+    compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
+    explicit_attention: bool = False  # plain matrix products: on a CPU their backward is faster than the fused kernel's
+
+
+class TransformerTraining:
+    """The common part of the parts that train a `ContextAnyoneTransformer`."""
+
+    def __init__(self, settings: TransformerSettings, transformer: ContextAnyoneTransformer) -> None:
+        self.transformer = transformer
+        choose_trained(transformer, settings.train)
+        if settings.explicit_attention:
+            transformer.attention = explicit_attention
+        if settings.compile:
+            _compile_blocks(transformer)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The transformer; its encoders stay frozen."""
+        return {"transformer": self.transformer}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """What `part.train` chooses, by default all of it (Paper: all DiT blocks are fine-tuned)."""
+        return default_groups(self.modules(), hidden=lambda name: ".blocks." in name and name.endswith("weight"))
+
+    def export(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write transformer.safetensors."""
+        path = folder / "transformer.safetensors"
+        save_transformer(path, self.transformer, dtype=torch.float16, extra={"record": json.dumps(dict(record))})
+
+
+def start_from(path: Path) -> ContextAnyoneTransformer:
+    """The transformer of a file, float32 as training needs its weights."""
+    return load_transformer(path, dtype=torch.float32)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`torch_attention` written out as two matrix products and a softmax in float32; shapes as there."""
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    read: Tensor = scores.float().softmax(-1).to(v.dtype) @ v
+    return read.transpose(1, 2).flatten(-2)
+
+
+def _compile_blocks(transformer: ContextAnyoneTransformer) -> None:
+    """Compile the repeated block once for each of its two uses, with shapes as they are."""
+    for block in transformer.blocks:
+        assert isinstance(block, TransformerBlock)
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        block.encode_reference = torch.compile(block.encode_reference, dynamic=False)  # type: ignore[method-assign]
