@@ -21,7 +21,7 @@ from .config import ContextAnyoneConfig
 from .errors import CheckpointError, InputError
 from .transformer import ContextAnyoneTransformer
 from .weights.naming import IMAGE_ENCODER, LORA, PROBE, TEXT_ENCODER, TRANSFORMER, VAE, WAN
-from .weights.recognition import Recognised, recognise
+from .weights.recognition import RUNS_HERE, Recognised, recognise
 from .weights.safetensors_file import Header, read_header
 from .weights.source import WeightSource, open_source
 from .weights.tensors import INTEGERS, TensorInfo
@@ -204,7 +204,7 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
     if found.kind != WAN:
         require_kind(source.path, source, TRANSFORMER)
     config = _read_config(source)
-    if found.kind == WAN and (config.in_dim != 16 or source.unknown):
+    if found.kind == WAN and not found.family.startswith(RUNS_HERE):
         raise CheckpointError(
             f"{source.path} is {found}, which takes other inputs; Wan 2.1 T2V, Phantom-Wan or a ContextAnyone "
             "transformer is needed. A file with a CLIP branch serves as --clip-branch of contextanyone init."

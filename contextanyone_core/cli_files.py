@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 
@@ -49,13 +49,16 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
 
 @contextmanager
 def tensor_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; what it gives is called with (tensors written, of how many)."""
+    """A bar on stderr, from the first tensor on; what it gives is called with (tensors written, of how many)."""
     from tqdm import tqdm
 
-    with tqdm(desc=name, unit="tensor", file=sys.stderr, dynamic_ncols=True) as bar:
+    with ExitStack() as stack:
+        bars: list[Any] = []
 
         def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            if not bars:
+                bars.append(tqdm(desc=name, total=total, unit="tensor", file=sys.stderr, dynamic_ncols=True))
+                stack.callback(bars[0].close)
+            bars[0].update(done - bars[0].n)
 
         yield advance

@@ -71,8 +71,6 @@ def _names(source: WeightSource, naming: str | None) -> dict[str, str]:
     if source.unknown:
         raise CheckpointError(f"{source.path} is {source.recognised}, whose names have no table: {source.unknown[:8]}.")
     same = {name: name for name in source.tensors}
-    extra = {name: name for name in same if source.tensors[name].dtype in INTEGERS}  # a tokenizer
-    weights = {name: name for name in same if name not in extra}
     if kind == IMAGE_ENCODER and naming == "original":
         raise CheckpointError(
             f"{source.path} is {source.recognised}; Wan's original file also holds CLIP's text tower, "
@@ -89,8 +87,7 @@ def _names(source: WeightSource, naming: str | None) -> dict[str, str]:
         table = text_table(source.num_layers)
     if table is None:
         return same
-    renamed = rename(weights, table)
-    return {ours: theirs for theirs, ours in renamed.items()} | extra
+    return {ours: theirs for theirs, ours in rename(same, table).items()}
 
 
 def _dtype(source: WeightSource, name: str, asked: torch.dtype | None) -> torch.dtype:

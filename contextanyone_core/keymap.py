@@ -67,7 +67,11 @@ _VAE_CODER = {
     "head.2": "conv_out",
 }
 
-_TEXT = {"shared": "token_embedding", "encoder.final_layer_norm": "norm"}
+_TEXT = {
+    "shared": "token_embedding",
+    "encoder.final_layer_norm": "norm",
+    "spiece_model": "spiece_model",  # the tokenizer, which no original file holds
+}
 _TEXT_BLOCK = {
     **{f"layer.0.SelfAttention.{name}": f"attn.{name}" for name in ("q", "k", "v", "o")},
     "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding",

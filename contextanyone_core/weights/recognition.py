@@ -12,6 +12,8 @@ from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Na
 from .tensors import TensorInfo
 
 _SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
+RUNS_HERE = ("Wan 2.1 T2V", "Phantom-Wan", "Wan T2V with a CLIP branch")
+"""How the families begin whose inputs are this project's: 16 channels of latents, and text."""
 # A tensor that only this relative of Wan's transformer has, in any naming.
 _RELATIVES = (
     ("vace_patch_embedding.weight", "VACE"),

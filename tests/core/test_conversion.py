@@ -1,0 +1,99 @@
+"""`contextanyone convert`: other names and dtypes, back again without a loss, whatever the kind."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file
+
+from contextanyone_core import cli
+from contextanyone_core.checkpoint import load_transformer, read_header, recognise
+from contextanyone_core.conversion import convert
+from contextanyone_core.errors import CheckpointError
+from contextanyone_core.hosts.text import load_text_encoder
+from contextanyone_core.hosts.vae import load_vae
+
+PARTS = ("transformer", "vae", "text_encoder")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("naming", ["original", "comfyui", "diffusers"])
+def test_names_lead_there_and_back(tiny_folder, tmp_path, part, naming):
+    first = tiny_folder / f"{part}.safetensors"
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    convert(first, there, naming=naming)
+    convert(there, back)
+    assert read_header(there).metadata == read_header(first).metadata
+    wanted, got = load_file(first), load_file(back)
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_a_converted_file_of_ours_still_loads(tiny_folder, tmp_path):
+    for naming in ("comfyui", "diffusers"):
+        convert(tiny_folder / "transformer.safetensors", tmp_path / "other.safetensors", naming=naming)
+        model, first = (
+            load_transformer(tmp_path / "other.safetensors"),
+            load_transformer(tiny_folder / "transformer.safetensors"),
+        )
+        assert model.config == first.config
+        assert all(torch.equal(value, first.state_dict()[name]) for name, value in model.state_dict().items())
+    convert(tiny_folder / "vae.safetensors", tmp_path / "vae.safetensors", naming="diffusers")
+    load_vae(tmp_path / "vae.safetensors")
+    convert(tiny_folder / "text_encoder.safetensors", tmp_path / "text.safetensors", naming="original")
+    assert load_text_encoder(tmp_path / "text.safetensors").count_tokens("A woman.") > 1
+
+
+def test_diffusers_names_are_diffusers(wan_file, tiny_folder, tmp_path):
+    convert(wan_file, tmp_path / "wan.safetensors", naming="diffusers")
+    with torch.device("meta"):
+        theirs = WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=128, text_dim=64, ffn_dim=512, num_layers=2, rope_max_seq_len=64
+        )
+        vae = AutoencoderKLWan(base_dim=4, z_dim=16)
+    assert load_file(tmp_path / "wan.safetensors").keys() == theirs.state_dict().keys()
+    convert(tiny_folder / "vae.safetensors", tmp_path / "vae.safetensors", naming="diffusers")
+    assert load_file(tmp_path / "vae.safetensors").keys() == vae.state_dict().keys()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
+def test_dtypes(wan_file, tmp_path, dtype, capsys):
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["convert", str(wan_file), "--naming", "comfyui", "--dtype", dtype, "--out", str(out)]) == 0
+    capsys.readouterr()
+    found = recognise(out)
+    assert found.naming == "ComfyUI"
+    assert found.kind == "wan-transformer"
+    tensors, first = load_file(out), load_file(wan_file)
+    wanted = getattr(torch, dtype)
+    for name, tensor in tensors.items():
+        value = first[name.removeprefix("model.diffusion_model.")]
+        matrix = value.ndim == 2 and "blocks." in name
+        stored = torch.bfloat16 if dtype == "float8_e4m3fn" and not matrix else wanted
+        assert torch.equal(tensor.float(), value.to(stored).float()), name
+        assert tensor.dtype is stored
+    load_transformer(out, plain=True)
+
+
+def test_values_beyond_fp8_are_held_at_its_end(wan_state, tmp_path):
+    state = wan_state()
+    state["blocks.0.ffn.0.weight"][0, 0] = 1000.0
+    torch.save(state, tmp_path / "in.pth")
+    convert(tmp_path / "in.pth", tmp_path / "out.safetensors", dtype=torch.float8_e4m3fn)
+    assert load_file(tmp_path / "out.safetensors")["blocks.0.ffn.0.weight"][0, 0].float() == 448
+    state["blocks.0.ffn.0.weight"][0, 0] = 1e30
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=r"infinite values in blocks\.0\.ffn\.0\.weight in torch\.float16"):
+        convert(tmp_path / "in.pth", tmp_path / "out.safetensors", dtype=torch.float16)
+
+
+def test_what_cannot_be_converted_says_why(tiny_folder, wan_file, tmp_path, capsys):
+    image = tiny_folder / "image_encoder.safetensors"
+    for words, hint in (
+        ([image, "--naming", "original"], "text tower"),
+        ([wan_file, "--naming", "diffuser"], "Did you mean diffusers?"),
+        ([tiny_folder, "--naming", "original"], "give one file"),
+    ):
+        out = ["--out", tmp_path / "o.safetensors"]
+        assert cli.main([str(word) for word in ["convert", *words, *out]]) == 2
+        assert hint in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

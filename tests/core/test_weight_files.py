@@ -1,0 +1,322 @@
+"""Wan's transformer in every public form: recognised from the header, loaded with the right values."""
+
+import json
+import sys
+import zipfile
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
+
+from contextanyone_core import cli
+from contextanyone_core.checkpoint import TRANSFORMER, WAN, load_transformer, open_source, recognise
+from contextanyone_core.errors import CheckpointError, MissingDependencyError
+from contextanyone_core.keymap import rename, transformer_table
+
+FP8 = torch.float8_e4m3fn
+
+
+def is_matrix(name, tensor):
+    return tensor.ndim == 2 and name.startswith("blocks.")
+
+
+def original_pth(state, folder):
+    torch.save(state, folder / "Wan2.1-T2V.pth")
+    return folder / "Wan2.1-T2V.pth"
+
+
+def nested_pth(state, folder):
+    views = {name: torch.stack((tensor, tensor))[1] for name, tensor in state.items()}  # storages with an offset
+    views["head.head.weight"] = state["head.head.weight"].T.contiguous().T
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in views.items()}
+    torch.save({"state_dict": parameters, "step": 3}, folder / "model.pth")
+    return folder / "model.pth"
+
+
+def one_file(state, folder, prefix="", name="diffusion_pytorch_model.safetensors", metadata=None):
+    save_file({prefix + key: tensor.contiguous() for key, tensor in state.items()}, folder / name, metadata=metadata)
+    return folder / name
+
+
+def shards(state, folder):
+    names, weight_map = sorted(state), {}
+    for index in range(3):
+        file = f"diffusion_pytorch_model-{index + 1:05}-of-00003.safetensors"
+        save_file({name: state[name] for name in names[index::3]}, folder / file)
+        weight_map |= dict.fromkeys(names[index::3], file)
+    index_file = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return index_file
+
+
+def fp8(state, folder):
+    return one_file({k: v.to(FP8 if is_matrix(k, v) else torch.bfloat16) for k, v in state.items()}, folder)
+
+
+def scaled(state, folder, weight, extra, prefix="", metadata=None):
+    stored = {}
+    for name, tensor in state.items():
+        stored[name] = tensor.bfloat16()
+        if is_matrix(name, tensor):
+            scale = tensor.abs().max() / 448
+            stored[name] = (tensor / scale).to(FP8)
+            layer = name.removesuffix(".weight")
+            stored |= {f"{layer}.{weight}": scale.clone()} | extra(layer)
+    if weight == "scale_weight":
+        stored["scaled_fp8"] = torch.zeros(2, dtype=FP8)
+    return one_file(stored, folder, prefix, metadata=metadata)
+
+
+def scaled_old(state, folder):
+    return scaled(state, folder, "scale_weight", lambda layer: {f"{layer}.scale_input": torch.ones(())})
+
+
+def scaled_new(state, folder):
+    note = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    return scaled(
+        state,
+        folder,
+        "weight_scale",
+        lambda layer: {f"{layer}.comfy_quant": note.clone(), f"{layer}.input_scale": torch.ones(())},
+        "model.diffusion_model.",
+    )
+
+
+def scaled_by_header(state, folder):
+    layers = {k.removesuffix(".weight"): {"format": "float8_e4m3fn"} for k, v in state.items() if is_matrix(k, v)}
+    note = json.dumps({"format_version": "1.0", "layers": layers})
+    return scaled(state, folder, "weight_scale", lambda layer: {}, metadata={"_quantization_metadata": note})
+
+
+def as_gguf(state, folder, kind=gguf.GGMLQuantizationType.Q8_0, flatten=False):
+    path = folder / "wan2.1-t2v-Q8_0.gguf"
+    writer = gguf.GGUFWriter(path, "wan")
+    writer.add_array("tokenizer.list", [f"piece {index}" for index in range(50)])
+    for name, tensor in state.items():
+        values = tensor.numpy()
+        if is_matrix(name, tensor):
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        elif flatten and values.ndim > 4:
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", list(values.shape))
+            writer.add_tensor(name, values.reshape(values.shape[0], -1).astype(np.float16))
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def diffusers_folder(state, folder):
+    save_file(
+        {k: v.contiguous() for k, v in rename(state, transformer_table(2)).items()},
+        folder / "diffusion_pytorch_model.safetensors",
+    )
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+FORMS = {
+    "original .pth": (original_pth, "original", "", 0),
+    "a .pth with views and parameters": (nested_pth, "original", "", 0),
+    "safetensors": (one_file, "original", "", 0),
+    "shards": (shards, "original", "", 0),
+    "a folder of shards": (lambda *given: shards(*given).parent, "original", "", 0),
+    "ComfyUI": (lambda *given: one_file(*given, "model.diffusion_model."), "ComfyUI", "", 0),
+    "ComfyUI, short prefix": (lambda *given: one_file(*given, "diffusion_model."), "ComfyUI", "", 0),
+    "fp8": (fp8, "original", "fp8_e4m3fn", 0.04),
+    "scaled fp8, older": (scaled_old, "original", "scaled fp8", 0.04),
+    "scaled fp8, newer": (scaled_new, "ComfyUI", "scaled fp8", 0.04),
+    "scaled fp8, by header": (scaled_by_header, "original", "scaled fp8", 0.04),
+    "GGUF": (as_gguf, "original", "GGUF Q8_0", 0.02),
+    "GGUF with a kept shape": (lambda *given: as_gguf(*given, flatten=True), "original", "GGUF Q8_0", 0.02),
+    "GGUF in four bits": (
+        lambda *given: as_gguf(*given, gguf.GGMLQuantizationType.Q4_0),
+        "original",
+        "GGUF Q4_0",
+        0.2,
+    ),
+    "diffusers folder": (diffusers_folder, "diffusers", "", 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_recognised_and_loads(wan_state, tmp_path, form):
+    write, naming, quantisation, tolerance = FORMS[form]
+    state = wan_state()
+    path = write(state, tmp_path)
+    found = recognise(path)
+    assert (found.kind, found.naming, found.quantisation) == (WAN, naming, quantisation), found
+    assert found.family == "Wan 2.1 T2V of width 256 with 2 blocks"
+    model = load_transformer(path, plain=True, dtype=torch.float32)
+    assert (model.config.num_heads, model.config.image_dim, model.config.emphasize) == (2, None, False)
+    loaded = model.state_dict()
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.allclose(loaded[name], tensor, atol=tolerance * tensor.abs().max().item(), rtol=0), name
+
+
+def test_storage_dtypes_become_ones_that_compute(wan_state, tmp_path):
+    model = load_transformer(fp8(wan_state(), tmp_path), plain=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_real_diffusers_folder_gives_the_same_velocity(tmp_path):
+    torch.manual_seed(0)
+    theirs = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=64, freq_dim=256,
+        ffn_dim=512, num_layers=2, rope_max_seq_len=64,
+    )  # fmt: skip
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    theirs.save_pretrained(tmp_path, max_shard_size="2MB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ours = load_transformer(tmp_path, plain=True)
+    latents, timesteps, text = torch.randn(1, 16, 2, 4, 4), torch.tensor([700.0]), torch.randn(1, 512, 64)
+    with torch.no_grad():
+        wanted = theirs(latents, timesteps, text).sample
+        assert torch.allclose(ours(latents, timesteps, text).velocity, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "family"),
+    [
+        ({}, "Wan 2.1 T2V of width"),
+        ({"in_dim": 36, "clip": 48}, "Wan 2.1 I2V or Fun InP"),
+        ({"in_dim": 48, "clip": 48}, "Wan 2.1 Fun Control"),
+        ({"in_dim": 48}, "Wan 2.2 TI2V"),
+    ],
+)
+def test_relatives_are_told_apart(wan_state, tmp_path, sizes, family):
+    path = one_file(wan_state(**sizes), tmp_path)
+    assert recognise(path).family.startswith(family)
+    if sizes:
+        with pytest.raises(CheckpointError, match=r"takes other inputs; Wan 2\.1 T2V, Phantom-Wan"):
+            load_transformer(path, plain=True)
+
+
+def test_phantom_is_told_by_its_name_only(wan_state, tmp_path):
+    assert recognise(one_file(wan_state(), tmp_path, name="Phantom-Wan-1.3B.safetensors")).family.startswith("Phantom")
+
+
+@pytest.mark.parametrize(("sizes", "family"), [((1536, 8960, 30), "1.3B"), ((5120, 13824, 40), "14B")])
+def test_the_published_sizes_have_their_names(wan_shapes, tmp_path, sizes, family):
+    """The very shapes of the 1.3B and 14B files, as headers over a sparse file."""
+    path = tmp_path / "wan.safetensors"
+    offset, header = 0, {}
+    for name, shape in wan_shapes(*sizes).items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+    assert str(recognise(path)) == f"a Wan 2.1 T2V {family} transformer (safetensors, original naming)"
+    config = open_source(path).config()
+    assert (config["dim"], config["ffn_dim"], config["num_layers"]) == sizes
+    assert config["num_heads"] == sizes[0] // 128
+
+
+def test_vace_is_named(wan_state, tmp_path):
+    state = wan_state() | {"vace_patch_embedding.weight": torch.zeros(256, 96, 1, 2, 2)}
+    path = one_file(state, tmp_path)
+    assert "VACE" in str(recognise(path))
+    with pytest.raises(CheckpointError, match=r"VACE.*takes other inputs"):
+        load_transformer(path, plain=True)
+
+
+def test_a_plain_backbone_is_an_error_unless_it_is_asked_for(wan_file):
+    with pytest.raises(CheckpointError, match=r"Wan 2\.1 T2V .* without Emphasize-Attention.*contextanyone init"):
+        load_transformer(wan_file)
+
+
+def test_a_backbone_with_a_hole_lists_it(wan_state, tmp_path):
+    state = wan_state()
+    del state["blocks.1.ffn.2.bias"]
+    with pytest.raises(CheckpointError, match=r"1 missing: blocks\.1\.ffn\.2\.bias"):
+        load_transformer(one_file(state, tmp_path), plain=True)
+
+
+def test_other_quantisations_are_refused_by_name(wan_state, tmp_path):
+    note = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    path = one_file(wan_state() | {"blocks.0.ffn.0.comfy_quant": note}, tmp_path)
+    with pytest.raises(CheckpointError, match="quantised as nvfp4"):
+        open_source(path)
+
+
+def test_gguf_without_its_package_names_the_command(wan_state, tmp_path, monkeypatch):
+    path = as_gguf(wan_state(), tmp_path)
+    monkeypatch.setitem(sys.modules, "gguf.quants", None)
+    assert recognise(path).quantisation == "GGUF Q8_0"
+    with pytest.raises(MissingDependencyError, match=r"contextanyone\[gguf\]"):
+        load_transformer(path, plain=True)
+
+
+class Evil:
+    def __reduce__(self):
+        return (eval, ("__import__('pathlib').Path('ran').touch()",))
+
+
+def test_a_pth_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for index, content in enumerate((Evil(), {"a": torch.zeros(2), "b": Evil()}, {"a": torch.nn.Linear(2, 2)})):
+        torch.save(content, f"{index}.pth")
+        with pytest.raises(CheckpointError, match="is refused: its pickle"):
+            recognise(f"{index}.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pth_whose_tensors_claim_more_than_it_holds_is_refused(tmp_path):
+    huge = torch.zeros(1).expand(1_000_000, 1_000)
+    torch.save({"a": huge}, tmp_path / "expanded.pth")
+    with pytest.raises(CheckpointError, match="larger than its bytes"):
+        recognise(tmp_path / "expanded.pth")
+    one = torch.zeros(1000)
+    torch.save({str(index): one for index in range(100)}, tmp_path / "many.pth")
+    with pytest.raises(CheckpointError, match="claim more bytes"):
+        recognise(tmp_path / "many.pth")
+    with zipfile.ZipFile(tmp_path / "zipped.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", bytes(10_000_000))
+    with pytest.raises(CheckpointError, match="compressed"):
+        recognise(tmp_path / "zipped.pth")
+
+
+def test_an_index_must_stay_in_its_folder(wan_state, tmp_path):
+    index = shards(wan_state(), tmp_path)
+    names = json.loads(index.read_text())["weight_map"]
+    for name, message in (("../x.safetensors", "own folder"), ("gone.safetensors", "does not exist")):
+        index.write_text(json.dumps({"weight_map": names | {"head.modulation": name}}))
+        with pytest.raises(CheckpointError, match=message):
+            recognise(index)
+    index.write_text(json.dumps({"weight_map": names | {"more": names["head.modulation"]}}))
+    with pytest.raises(CheckpointError, match="not in the shards"):
+        recognise(index)
+
+
+def test_a_whole_pipeline_names_its_parts(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "transformer").mkdir()
+    with pytest.raises(CheckpointError, match="give one of its folders: transformer"):
+        recognise(tmp_path)
+
+
+def test_inspect_names_what_it_is(wan_file, tmp_path, wan_state, capsys):
+    path = original_pth(wan_state(), tmp_path)
+    for given, form in ((wan_file, "safetensors"), (path, "a .pth of torch.save")):
+        assert cli.main(["inspect", str(given)]) == 0
+        out = capsys.readouterr().out
+        assert f"a Wan 2.1 T2V of width 256 with 2 blocks transformer ({form}, original naming)" in out
+        assert "read off the shapes" in out
+        assert "complete" in out
+
+
+def test_our_files_keep_their_config(tiny_folder, tmp_path):
+    source = open_source(tiny_folder / "transformer.safetensors")
+    assert source.recognised.kind == TRANSFORMER
+    assert source.recognised.stated
+    assert source.config()["text_len"] == 64
