@@ -5,6 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+MINIMUM = (0, 12, 0)
+"""The oldest ComfyUI that has what the nodes use."""
+
 
 class ContextAnyoneExtension(ComfyExtension):
     """What ComfyUI registers."""
@@ -31,5 +34,19 @@ class ContextAnyoneExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ContextAnyoneExtension:
-    """ComfyUI's way in."""
+    """ComfyUI's way in.
+
+    Raises:
+        RuntimeError: this ComfyUI is too old; its loader shows the line and goes on without the pack.
+    """
+    _require_version()
     return ContextAnyoneExtension()
+
+
+def _require_version() -> None:
+    from comfyui_version import __version__
+
+    numbers = tuple(int(part) for part in __version__.split("+")[0].split(".")[:3] if part.isdigit())
+    if numbers < MINIMUM:
+        needed = ".".join(map(str, MINIMUM))
+        raise RuntimeError(f"ContextAnyone needs at least ComfyUI {needed}; this is {__version__}. Update ComfyUI.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._comfy.loading import WEIGHT_DTYPES, load_by_name, model_names
+from ._comfy.loading import WEIGHT_DTYPES, load_by_name, model_names, say
 from ._comfy.miniature import example_names, example_picture, load_miniature
 from .inputs import CATEGORY
 
@@ -45,12 +45,15 @@ class LoadContextAnyone(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
         """Load the file."""
-        return io.NodeOutput(load_by_name(model_name, weight_dtype))
+        model, abilities = load_by_name(model_name, weight_dtype)
+        say(getattr(cls.hidden, "unique_id", None), abilities)
+        return io.NodeOutput(model)
 
 
 class LoadContextAnyoneMiniature(io.ComfyNode):

@@ -28,6 +28,7 @@ ORDER = [
         "flow",
         "guidance",
         "losses",
+        "memory",
         "keymap",
     ),
     *("weights/tensors", "weights/safetensors_file", "weights/torch_file", "weights/gguf_file", "weights/container"),

@@ -1,26 +1,31 @@
-"""A weight file as a native MODEL; other files are refused by what they are."""
+"""A weight file as a native MODEL; other files are refused by what they are, with the node that loads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import comfy.utils
 import folder_paths
 import torch
+from server import PromptServer
 
 from ...contextanyone_core.checkpoint import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
     TRANSFORMER,
-    Header,
+    VAE,
     compare_names,
     expected_tensors,
-    load_tensors,
-    read_header,
     require_finite,
-    require_kind,
+    transformer_config,
 )
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.errors import CheckpointError
 from ...contextanyone_core.transformer import ContextAnyoneTransformer
+from ...contextanyone_core.weights.naming import LORA, WAN
+from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
+from ...contextanyone_core.weights.source import WeightSource, open_source
 from .model import Storage, native_model
 
 FOLDER = "diffusion_models"
@@ -30,6 +35,20 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn_fast": Storage(torch.float8_e4m3fn, fp8_optimizations=True),
     "fp8_e5m2": Storage(torch.float8_e5m2),
 }
+_LOADED_BY = {
+    VAE: "Load VAE",
+    TEXT_ENCODER: "Load CLIP",
+    IMAGE_ENCODER: "Load CLIP Vision",
+    LORA: "Load LoRA",
+    WAN: "Load Diffusion Model",
+}
+
+
+def say(node_id: str | None, text: str) -> None:
+    """Show a line under a node, where a server is there to show it."""
+    server = getattr(PromptServer, "instance", None)
+    if node_id is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node_id)
 
 
 def model_names() -> list[str]:
@@ -37,8 +56,8 @@ def model_names() -> list[str]:
     return list(folder_paths.get_filename_list(FOLDER))
 
 
-def load_by_name(name: str, weight_dtype: str) -> Any:
-    """MODEL of a file of `models/diffusion_models`.
+def load_by_name(name: str, weight_dtype: str) -> tuple[Any, str]:
+    """MODEL of a file of `models/diffusion_models`, and what it is and can do, in words.
 
     Raises:
         CheckpointError: the file is gone, damaged, or of another kind; the message says which node loads it.
@@ -46,29 +65,64 @@ def load_by_name(name: str, weight_dtype: str) -> Any:
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise CheckpointError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
-    return load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype])
+    source = _open(Path(path))
+    patcher = load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype])
+    return patcher, _abilities(source.recognised)
 
 
 def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dynamic: bool = False) -> Any:
-    """MODEL of a transformer file.
+    """MODEL of a transformer file: ours, Wan 2.1 T2V or Phantom-Wan, in any of their public forms.
 
     Raises:
         CheckpointError: another kind of file, or one that does not fit its own config.
     """
-    header = read_header(path)
-    require_kind(path, header, TRANSFORMER)
-    config = ContextAnyoneConfig.from_dict(header.config)
-    _require_all(path, config, header)
-    tensors = load_tensors(path)
+    source = _open(path)
+    config = transformer_config(source, plain=True)
+    _require_all(source, config)
+    storage = storage or Storage()
+    tensors, quantization = _tensors(source)
     require_finite(path, tensors)
+    if quantization:
+        storage = Storage(storage.dtype, storage.fp8_optimizations, quantization)
     patcher = native_model(config, tensors, storage, disable_dynamic=disable_dynamic)
     patcher.cached_patcher_init = (load_contextanyone, (path, storage))
     return patcher
 
 
-def _require_all(path: Path, config: ContextAnyoneConfig, header: Header) -> None:
+def _open(path: Path) -> WeightSource:
+    source = open_source(path)
+    found = source.recognised
+    if found.kind == TRANSFORMER or (found.kind == WAN and found.family.startswith(RUNS_HERE)):
+        return source
+    node = _LOADED_BY.get(found.kind or "", "Load Diffusion Model or Load Checkpoint")
+    raise CheckpointError(
+        f"{path.name} is {found}, no ContextAnyone transformer. {node} loads such files, if ComfyUI knows them."
+    )
+
+
+def _require_all(source: WeightSource, config: ContextAnyoneConfig) -> None:
     expected = expected_tensors(ContextAnyoneTransformer(config, device="meta"))
-    missing, unknown, wrong = compare_names(expected, header.tensors)
+    missing, unknown, wrong = compare_names(expected, source.tensors)
+    unknown += source.unknown
     if missing or unknown or wrong:
         found = f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(wrong)} of another shape"
-        raise CheckpointError(f"{path.name} does not fit its own config: {found}. Download it again.")
+        raise CheckpointError(f"{source.path.name} is {source.recognised} and not whole: {found}. Download it again.")
+
+
+def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
+    """Weights by Wan's names, and ComfyUI's own description of scaled fp8, which its layers compute with."""
+    if source.recognised.form != "safetensors" or source.recognised.naming not in ("original", "ComfyUI"):
+        return {name: source.read(name) for name in source.tensors}, None
+    stored, metadata = comfy.utils.load_torch_file(str(source.path), safe_load=True, return_metadata=True)
+    prefix = next((name.removesuffix("head.modulation") for name in stored if name.endswith("head.modulation")), "")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    if not source.recognised.quantisation.startswith("scaled"):
+        return tensors, None
+    tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
+    return tensors, comfy.utils.detect_layer_quantization(tensors, "")
+
+
+def _abilities(found: Recognised) -> str:
+    if found.kind == TRANSFORMER:
+        return f"{found}: follows reference pictures."
+    return f"{found}: plain text to video. It was not trained to follow reference pictures."

@@ -17,6 +17,7 @@ import torch
 
 from ...contextanyone_core.conditioning import fit_text_embeds
 from ...contextanyone_core.config import ContextAnyoneConfig
+from ...contextanyone_core.memory import forward_bytes
 from .network import ContextAnyoneNetwork
 from .run import with_runs
 
@@ -26,6 +27,7 @@ FIRST_PROMPT = "contextanyone_first_prompt"
 """Key of a conditioning that holds the first-frame prompt's embeddings (1, L, text_dim)."""
 EMPHASIS = "contextanyone_emphasis"
 
+_PER_REFERENCE = ("reference_latents", "reference_image_embeds")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -43,12 +45,12 @@ class LatentFormat(comfy.latent_formats.Wan21):
             self.taesd_decoder_name = None  # Wan's tiny decoder knows nothing of other latents
 
 
-class ReferenceLatents(comfy.conds.CONDList):
-    """References as a list of tensors (B, 16, 1, h, w), whose size counts every reference once, whatever the batch."""
+class PerReference(comfy.conds.CONDList):
+    """A list with one tensor (B, ...) for each reference, whose size counts a sample's numbers, whatever the batch."""
 
     def size(self) -> list[int]:
-        """[1, channels, latent positions of all references]."""
-        return [1, self.cond[0].shape[1], sum(math.prod(item.shape[2:]) for item in self.cond)]
+        """[1, numbers of one sample]."""
+        return [1, sum(math.prod(item.shape[1:]) for item in self.cond)]
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
@@ -71,7 +73,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         kind = comfy.model_base.ModelType.FLOW
         super().__init__(model_config, kind, device=device, unet_model=ContextAnyoneNetwork)
         self.config: ContextAnyoneConfig = model_config.unet_config["contextanyone"]
-        self.memory_usage_factor_conds = ("reference_latents",)
+        self.memory_usage_factor_conds = _PER_REFERENCE
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The network's keyword arguments out of a conditioning."""
@@ -84,9 +86,9 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         if applied is None:
             return out
         latents = [self.process_latent_in(item) for item in applied.latents]
-        out["reference_latents"] = ReferenceLatents(latents)
+        out["reference_latents"] = PerReference(latents)
         if applied.image_embeds:
-            out["reference_image_embeds"] = comfy.conds.CONDList(list(applied.image_embeds))
+            out["reference_image_embeds"] = PerReference(list(applied.image_embeds))
         out["reference_text"] = comfy.conds.CONDRegular(fit_text_embeds(applied.text_embeds, self.config))
         out["reference_gap"] = comfy.conds.CONDConstant(applied.gap)
         out["reference_key"] = comfy.conds.CONDConstant(applied.key)
@@ -97,27 +99,24 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         applied = kwargs.get(REFERENCES)
         if applied is None:
             return {}
-        return {"reference_latents": ReferenceLatents(applied.latents).size()}
+        sizes = {"reference_latents": applied.latents, "reference_image_embeds": applied.image_embeds}
+        return {name: PerReference(tensors).size() for name, tensors in sizes.items()}
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:
-        """Bytes that a call of the network needs beside the weights.
+        """Bytes that a call of the network needs beside the weights, the references' cache included.
 
-        Counted from the widest moment of a block, the feed-forward: the residual stream and its float32 form, the
-        hidden layer before and after its activation; the references' cache; and its keys and values beside the
-        video's own.
+        One cache serves all branches and the whole batch: the largest set of references counts, once.
         """
-        size = comfy.model_management.dtype_size(self.get_dtype_inference())
-        patch = math.prod(self.config.patch_size)
-        video = input_shape[0] * math.prod(input_shape[2:]) / patch
-        shapes = (cond_shapes or {}).get("reference_latents", [])
-        # One cache serves all branches and the whole batch: the largest set of references counts, once.
-        reference = max((math.prod(shape[2:]) / patch for shape in shapes), default=0.0)
+        shapes = cond_shapes or {}
+        numbers = {name: max((shape[-1] for shape in shapes.get(name, [])), default=0) for name in _PER_REFERENCE}
         config = self.config
-        block = video * (2 * config.ffn_dim * size + config.dim * (3 * size + 2 * 4))
-        kept = 4 if config.emphasize else 2  # keys and values of self-attention, and of Emphasize-Attention
-        cache = reference * config.dim * size * kept * config.num_layers
-        joined = (video + input_shape[0] * reference) * 2 * config.dim * size
-        return block + cache + joined
+        return forward_bytes(
+            config,
+            input_shape,
+            reference_tokens=numbers["reference_latents"] // (config.in_dim * math.prod(config.patch_size)),
+            image_tokens=numbers["reference_image_embeds"] // (config.image_dim or 1),
+            dtype_size=comfy.model_management.dtype_size(self.get_dtype_inference()),
+        )
 
 
 @dataclass(frozen=True)

@@ -102,11 +102,33 @@ def check_the_memory_estimate_counts_references_and_cache():
     model = mock.Mock(spec_set=["config", "get_dtype_inference"], config=config)
     model.get_dtype_inference.return_value = torch.bfloat16
     estimate = pack("nodes._comfy.model").ContextAnyoneModel.memory_required
-    shape = [1, 16, 21, 60, 104]
+    shape, latents, tokens = [1, 16, 21, 60, 104], 16 * 60 * 104, 257 * 1280
     without = estimate(model, shape)
-    one = estimate(model, shape, {"reference_latents": [[1, 16, 60 * 104]]})
-    four = estimate(model, shape, {"reference_latents": [[1, 16, 4 * 60 * 104]]})
-    cache = 1560 * 1536 * 2 * 4 * 30
-    assert abs(cache / 2**20 - 548.4) < 1
+    one = estimate(model, shape, {"reference_latents": [[1, latents]], "reference_image_embeds": [[1, tokens]]})
+    two_branches = {"reference_latents": [[1, latents]] * 2, "reference_image_embeds": [[1, tokens]] * 2}
+    cache = (1560 * 4 + 257 * 2) * 1536 * 2 * 30
     assert cache < one - without < 1.1 * cache
-    assert 4 * cache < four - without < 4.4 * cache
+    assert estimate(model, shape, two_branches) == one, "the branches share one cache"
+
+
+def check_what_is_planned_with_is_what_runs():
+    import comfy.sampler_helpers
+
+    model, positive, _, latent = applied(pictures=(stack.PICTURE, stack.OTHER_VIEW), batch_size=2)
+    conds = {"positive": comfy.sampler_helpers.convert_cond(positive)}
+    shape = list(latent["samples"].shape)
+    planned, _ = comfy.sampler_helpers.estimate_memory(model, shape, conds)
+    seen = []
+    kind = type(model.model)
+    required = kind.memory_required
+
+    def note(self, input_shape, cond_shapes=None):
+        seen.append((input_shape[0], required(self, input_shape, cond_shapes)))
+        return seen[-1][1]
+
+    with (
+        mock.patch.object(kind, "memory_required", note),
+        mock.patch.object(type(model), "get_free_memory", return_value=1e15, create=True),
+    ):
+        ksampler(model, positive, positive, latent, steps=1)
+    assert (4, planned) in seen, (planned, seen)

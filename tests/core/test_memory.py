@@ -1,0 +1,84 @@
+"""The memory arithmetic against every allocation of a full-size forward pass, run on tensors without data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.memory import cache_bytes, forward_bytes
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+
+
+class PeakOfStorages(TorchDispatchMode):
+    """Adds up the storages that are alive after each operation, the given ones (weights) left out."""
+
+    def __init__(self, ignored: set[int]) -> None:
+        super().__init__()
+        self.ignored = ignored
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                if reference.cdata not in self.ignored:
+                    self.alive[reference.cdata] = (reference, storage.nbytes())
+        self.alive = {key: value for key, value in self.alive.items() if not value[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def measured_peak(config: ContextAnyoneConfig, shape: tuple[int, ...], references: int, dtype: torch.dtype) -> int:
+    _kept_table.cache_clear()  # a table of another fake mode must not be met
+    with FakeTensorMode(), torch.no_grad():
+        model = ContextAnyoneTransformer(config, device="cpu", dtype=dtype).eval()
+        text = torch.randn(shape[0], config.text_len, config.text_dim, dtype=dtype)
+        latents = torch.randn(shape, dtype=dtype)
+        inputs = ReferenceInputs(
+            [torch.randn(1, 16, 1, *shape[3:], dtype=dtype) for _ in range(references)],
+            text[:1],
+            [torch.randn(1, 257, 1280, dtype=dtype) for _ in range(references)],
+        )
+        weights = [StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()]
+        tracker = PeakOfStorages({weight.cdata for weight in weights})
+        with tracker:
+            cache = model.encode_references(inputs) if references else None
+            model(latents, torch.zeros(shape[0]), text, cache=cache)
+    _kept_table.cache_clear()
+    return tracker.peak
+
+
+@pytest.mark.parametrize(
+    ("batch", "frames", "height", "width", "references", "dtype"),
+    [
+        (1, 21, 60, 104, 0, torch.bfloat16),
+        (1, 21, 60, 104, 1, torch.bfloat16),
+        (1, 21, 60, 104, 4, torch.bfloat16),
+        (2, 9, 60, 104, 1, torch.bfloat16),
+        (1, 21, 60, 104, 1, torch.float32),
+        (1, 5, 32, 32, 2, torch.bfloat16),
+    ],
+)
+def test_forward_bytes_is_within_20_percent_of_every_allocation(batch, frames, height, width, references, dtype):
+    config = ContextAnyoneConfig.wan_1_3b()
+    shape = (batch, 16, frames, height, width)
+    tokens = references * (height // 2) * (width // 2)
+    estimate = forward_bytes(
+        config, shape, reference_tokens=tokens, image_tokens=references * 257, dtype_size=dtype.itemsize
+    )
+    assert estimate == pytest.approx(measured_peak(config, shape, references, dtype), rel=0.2)
+
+
+def test_the_cache_of_one_reference_at_832_x_480():
+    config = ContextAnyoneConfig.wan_1_3b()
+    assert cache_bytes(config, 1560, 0, 2) == 1560 * 1536 * 2 * 4 * 30
