@@ -32,9 +32,9 @@ def build_cache(settings: DataSettings) -> int | None:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    stop = Stop(None)
+    builder, stop = CacheBuilder(settings, device, rank, world), Stop(None)
     with stop.listening():
-        complete = CacheBuilder(settings, device, rank, world).build(stop.asked)
+        complete = builder.build(stop.asked)
     if stop.signal is not None:
         return stop.signal
     if not complete:

@@ -21,7 +21,7 @@ from training.ema import Ema
 from training.log import ProgressDisplay, StepLog
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
-from training.parts.base import Part, PartContext
+from training.parts.base import HashesData, Part, PartContext
 from training.prefetch import batches, to_device
 from training.randomness import seed_globals, torch_generator
 from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
@@ -129,7 +129,7 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """Write the shipped files and record.json into folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        record = run_record(self.config, self.progress)
+        record = run_record(self.config, self.progress, self.part)
         with self.shown():
             self.part.export(folder, record)
         (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -181,6 +181,7 @@ def train(config: TrainConfig) -> int | None:
             refuse_changes(folder, config)
         save_config(config, folder / "config.yaml")
         trainer = build_trainer(config, checkpoint)
+        _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
         _describe_start(trainer, folder)
         _run(trainer, store, folder, stop)
         if stop.signal is None:
@@ -220,9 +221,10 @@ def refuse_changes(folder: Path, config: TrainConfig) -> None:
         )
 
 
-def run_record(config: TrainConfig, progress: Progress) -> dict[str, Any]:
+def run_record(config: TrainConfig, progress: Progress, part: Part) -> dict[str, Any]:
     """Return what stands beside exported weights: JSON data."""
-    return {
+    data = {"data_hash": part.data_hash()} if isinstance(part, HashesData) else {}
+    return data | {
         "name": config.run.name,
         "part": config.part.name,
         "steps": progress.step,
@@ -283,6 +285,18 @@ def _describe_start(trainer: Trainer, folder: Path) -> None:
         _LOG.info("%s is at step %d of %d already; raise run.steps to train on.", folder, step, config.run.steps)
     else:
         _LOG.info("%s %s, from step %d to %d", "Resuming" if step else "Training in", place, step, config.run.steps)
+
+
+def _refuse_other_data(folder: Path, part: Part, *, resumed: bool) -> None:
+    """Keep the hash of the data beside a new run, and compare it where a run goes on."""
+    if not isinstance(part, HashesData):
+        return
+    path = folder / "data.sha256"
+    if resumed and path.is_file() and path.read_text(encoding="utf-8").strip() != part.data_hash():
+        raise InputError(
+            f"{folder} holds a run on other data: put the data back to resume it, or choose another run.out."
+        )
+    path.write_text(part.data_hash() + "\n", encoding="utf-8")
 
 
 def _make_folder(folder: Path) -> Path:

@@ -37,7 +37,9 @@ def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> 
     model = ContextAnyoneConfig.wan_1_3b()
     buckets = [clip.bucket for clip in checked.clips]
     flops = {bucket: bucket_flops(model, bucket, clip_tokens=257) for bucket in set(buckets)}
-    sys.stdout.write("\n" + plan_buckets(buckets, flops, settings.budget).table() + "\n")
+    sys.stdout.write(
+        "\nBuckets, by the FLOPs of the 1.3B model:\n" + plan_buckets(buckets, flops, settings.budget).table() + "\n"
+    )
     sys.stdout.writelines(f"{line}\n" for line in usage(checked.clips))
 
 

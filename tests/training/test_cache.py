@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from cached_world import build, change_rows, settings_for, write_small_world
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import CheckpointError, InputError
@@ -97,8 +98,6 @@ def test_only_what_changed_is_encoded_again(settings):
 def test_another_encoder_makes_other_entries(settings, tiny_folder, tmp_path):
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     tensors = load_file(other / "text_encoder.safetensors")
-    from safetensors import safe_open
-
     with safe_open(other / "text_encoder.safetensors", framework="pt") as file:
         metadata = file.metadata()
     tensors["encoder.final_layer_norm.weight"] = tensors["encoder.final_layer_norm.weight"] * 2
@@ -190,7 +189,7 @@ def test_a_target_frame_is_prepared_as_the_reference_is(settings, tiny_folder):
     assert torch.equal(frame["mask"], latent_masks(read_masks(place / "mask", [5])[:, 0]).half())
 
 
-def test_the_command(settings, tmp_path, capsys, tiny_folder):
+def test_the_command(settings, tmp_path, capsys, tiny_folder, monkeypatch):
     config = tmp_path / "c.yaml"
     data = {"manifest": str(settings.manifest), "cache": str(settings.cache), "encoders": str(tiny_folder)}
     data["buckets"] = settings.buckets.model_dump(mode="json")
@@ -198,6 +197,11 @@ def test_the_command(settings, tmp_path, capsys, tiny_folder):
     config.write_text(json.dumps(run))
     assert main(["--config", str(config)]) == 0
     assert "4  kept" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--config", str(config), "--set", f"part.data.cache={tmp_path / 'other'}"]) == 0
+    assert "others are still encoding" in capsys.readouterr().out
+    monkeypatch.undo()
     assert main(["--config", str(config), "--set", "part.data.buckets.frames=[9]"]) == 2
     said = capsys.readouterr()
     assert "too_short" in said.out

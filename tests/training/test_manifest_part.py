@@ -1,6 +1,7 @@
 """The transformer trained on a cached manifest: clips of the character world, written out, encoded, learnt from."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -208,6 +209,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, tiny_folder):
         exported = load_transformer(folder / "run/export/transformer.safetensors", dtype=torch.float32)
         found.append(exported.state_dict())
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_a_run_does_not_go_on_with_other_data(data, tmp_path, tiny_folder, capsys):
+    manifest = tmp_path / "data" / "world" / "manifest.jsonl"
+    shutil.copytree(data.manifest.parent, manifest.parent)
+    shutil.copytree(data.cache, manifest.parents[1] / "cache")
+    moved = settings_for(manifest, tiny_folder)
+    config = str(config_of(moved, tmp_path, tiny_folder))
+    assert main(["--config", config, "--set", "run.steps=1"]) == 0
+    record = json.loads((tmp_path / "run" / "export" / "record.json").read_text())
+    assert (tmp_path / "run" / "data.sha256").read_text().strip() == record["data_hash"]
+    change_rows(manifest, lambda row: row | {"prompt_later": "Dancing."})
+    assert build(moved)
+    assert main(["--config", config]) == 2
+    assert "holds a run on other data" in capsys.readouterr().err
 
 
 def test_what_does_not_belong_together_is_refused(data, make, tmp_path, tiny_folder):

@@ -77,6 +77,11 @@ class CacheIndex:
     latents_std: tuple[float, ...]
 
 
+def data_hash(index: CacheIndex) -> str:
+    """SHA-256 of everything that training reads, and of its order."""
+    return hashlib.sha256(json.dumps([asdict(row) for row in index.rows]).encode()).hexdigest()
+
+
 def index_path(settings: DataSettings) -> Path:
     """Where the index for these settings is: the name is a hash of the manifest, the split and the buckets.
 

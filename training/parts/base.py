@@ -13,7 +13,7 @@ the loss.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -112,6 +112,15 @@ class Part(Protocol):
         record (name, part, steps, samples, seconds, seed, config_hash) belongs into the files' metadata; it is JSON
         data.
         """
+        ...
+
+
+@runtime_checkable
+class HashesData(Protocol):
+    """A part whose data can change while its configuration does not."""
+
+    def data_hash(self) -> str:
+        """Return a hash of the data and its order; a run that goes on with another one is refused."""
         ...
 
 

@@ -25,6 +25,7 @@ from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceIn
 from contextanyone_core.video import write_clip
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, bucket_flops, plan_buckets
+from training.data.cache import data_hash
 from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
 from training.objective import EncodedClips, draw, dual_guidance_step
@@ -92,6 +93,10 @@ class ManifestPart(TransformerTraining):
                 raise CheckpointError(
                     f"{name} of the cache's VAE and of the transformer differ: another VAE's latents."
                 )
+
+    def data_hash(self) -> str:
+        """A hash of the rows and of the contents that they were encoded from."""
+        return data_hash(self.data.index)
 
     def batch(self, step: int) -> Any:
         """The entries of this process's rows of a step."""
