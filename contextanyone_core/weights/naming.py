@@ -72,6 +72,14 @@ NAMINGS = (
         ),
         "vision_model.encoder.layers.",
     ),
+    Naming(  # newer transformers save the tower without its prefix
+        IMAGE_ENCODER,
+        "transformers",
+        ("embeddings.class_embedding", "pre_layrnorm.weight"),
+        lambda layers: {ours: ours.removeprefix("vision_model.") for ours in image_table(layers)},
+        ("embeddings.position_ids",),
+        "encoder.layers.",
+    ),
     Naming(
         IMAGE_ENCODER,
         "original",
