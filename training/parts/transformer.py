@@ -84,8 +84,8 @@ class TransformerPart(TransformerTraining):
         first, later = [], []
         for index in chosen.tolist():
             character, scene = pool.character(index), pool.scene(index)
-            first.append(first_caption(character, scene, draw_named(rng, silent_share=0.4), rng))
-            later.append(later_caption(character, scene, draw_named(rng, silent_share=0.7), rng))
+            first.append(first_caption(character, scene, draw_named(rng, silent_share=0.6), rng))
+            later.append(later_caption(character, scene, draw_named(rng, silent_share=0.8), rng))
         rows = torch.from_numpy(chosen)
         return {
             "latents": pool.latents[rows],
