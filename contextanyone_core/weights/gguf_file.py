@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,6 +167,7 @@ def unpack(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty(packed.shape[0], block, dtype=dtype)
     step = max(_CHUNK // block, 1)
     for start in range(0, packed.shape[0], step):
-        piece = quants.dequantize(packed[start : start + step].numpy(), kind)
+        with np.errstate(all="ignore"):  # damaged values become NaN, which every loader refuses
+            piece = quants.dequantize(packed[start : start + step].numpy(), kind)
         out[start : start + step] = torch.from_numpy(piece)
     return out.view(stored.shape)
