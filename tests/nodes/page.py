@@ -100,9 +100,8 @@ DIALOGS = """() => [...document.querySelectorAll(
     .filter((text, at, all) => text && all.indexOf(text) === at)"""
 
 
-MISSING_MODELS = """() => [...document.querySelectorAll('[data-testid=error-group-missing-model] [data-testid]')]
-    .filter(element => /rows$/.test(element.dataset.testid))
-    .map(element => [element.dataset.testid, element.innerText])"""
+OFFERED = """() => [...document.querySelectorAll('[data-testid=missing-model-download]')]
+    .map(button => button.getAttribute('aria-label').replace(/^Download /, ''))"""
 
 
 def find_chromium() -> str | None:
@@ -176,11 +175,11 @@ class Page:
         """The graph in API form, as the page would send it."""
         return self._tab.evaluate("async () => (await window.app.graphToPrompt()).output")
 
-    def missing_models(self) -> dict[str, str]:
-        """What the panel of errors says of model files that are not there: kind of rows -> their text."""
+    def offered_models(self) -> set[str]:
+        """The missing model files that the panel of errors has a Download button for."""
         self._tab.get_by_test_id("error-overlay-see-errors").click(timeout=LOAD_MS)
         self._tab.wait_for_timeout(1500)
-        return dict(self._tab.evaluate(MISSING_MODELS))
+        return set(self._tab.evaluate(OFFERED))
 
     def screenshot(self, path: Path) -> None:
         """A picture of the page with the whole graph in view."""

@@ -89,16 +89,13 @@ def test_full_size_workflow_offers_exactly_the_public_files(tab, path):
     workflow = workflow_files.read(path)
     report = tab.drop(path, nodes=len(workflow["nodes"]))
     assert set(report.problems) <= {"bad_combos", "red_nodes"}
-    offered = tab.missing_models()
-    names = {line for text in offered.values() for line in text.splitlines() if line.endswith(".safetensors")}
-    assert names == workflow_files.offered_models(workflow)
+    assert tab.offered_models() == workflow_files.offered_models(workflow)
 
 
 def test_saved_video_and_picture_restore_the_graph(tab, server, small_file):
-    prompt = workflow_files.small_prompt(steps=2)
-    preview = {"class_type": "SaveImage", "inputs": {"images": ["frames", 0], "filename_prefix": "small"}}
-    small_file.write_text(json.dumps(prompt | {"picture_file": preview}), encoding="utf-8")
-    report = tab.drop(small_file, nodes=len(prompt) + 1)
+    prompt = workflow_files.with_picture(workflow_files.small_prompt(steps=2))
+    small_file.write_text(json.dumps(prompt), encoding="utf-8")
+    report = tab.drop(small_file, nodes=len(prompt))
     assert_clean(report)
     graph, done = tab.prompt(), assert_runs(tab, server)
     files = [server.path(file) for file in done.files() if file["type"] == "output"]

@@ -152,3 +152,9 @@ def small_prompt(steps: int, seed: int = 7) -> Prompt:
         "video": {"class_type": "CreateVideo", "inputs": {"images": ["frames", 0], "fps": 16.0}},
         "save": {"class_type": "SaveVideo", "inputs": save},
     }
+
+
+def with_picture(prompt: Prompt) -> Prompt:
+    """The small graph with its frames saved as PNG files too."""
+    save = {"class_type": "SaveImage", "inputs": {"images": ["frames", 0], "filename_prefix": "small"}}
+    return prompt | {"pictures": save}
