@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -114,10 +114,11 @@ class Trainer:
             self.optimizer.step()
             self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(losses.shape[0], finite)
+        names = batch["ids"] if isinstance(batch, dict) and "ids" in batch else []
+        self._count(losses.shape[0], finite, names)
         terms = {k: v.float().mean().item() if isinstance(v, Tensor) else float(v) for k, v in metrics.items()}
         record = {"step": step, "loss": loss.item(), **terms, "lr": rate, "grad_norm": norm}
-        return record if finite else {**record, "skipped": True}
+        return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
 
     def sample(self, folder: Path) -> None:
         """Let the part show its present state, with the EMA weights, into a folder of this step."""
@@ -153,7 +154,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(with_gradient, self.config.optim.clip_norm)
         return norm.item()
 
-    def _count(self, samples: int, finite: bool) -> None:
+    def _count(self, samples: int, finite: bool, names: Sequence[str]) -> None:
         progress = self.progress
         progress.step += 1
         progress.samples += samples
@@ -161,7 +162,8 @@ class Trainer:
         progress.skipped += not finite
         progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
         if not finite:
-            _LOG.warning("Step %d skipped: loss or gradients are not finite.", progress.step - 1)
+            named = f" Its samples: {', '.join(names)}." if names else ""
+            _LOG.warning("Step %d skipped: loss or gradients are not finite.%s", progress.step - 1, named)
 
 
 def train(config: TrainConfig) -> int | None:

@@ -188,6 +188,22 @@ def test_a_phones_rotation_is_applied(tmp_path, degrees):
     assert np.abs(shown.astype(int) - upright).mean() < 20
 
 
+def test_a_files_own_times_count(tmp_path):
+    import imageio_ffmpeg
+
+    frames = np.stack([np.full((32, 32, 3), 20 * index, np.uint8) for index in range(9)])
+    write_clip(tmp_path / "plain.mp4", frames, {})
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-itsscale", "0.5"]  # 32 frames a second
+    subprocess.run([*command, "-i", "plain.mp4", "-c", "copy", "quick.mp4"], cwd=tmp_path, check=True)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    row = ManifestRow(**ROW | {"video": "quick.mp4"})
+    write_manifest(tmp_path / "manifest.jsonl", [row])
+    (clip,) = check(tmp_path, decode=True).clips
+    assert clip.indexes == (0, 2, 4, 6, 8)
+    shown = read_frames(tmp_path / "quick.mp4", clip.indexes)[:, 0, 16, 16].int()
+    assert shown.tolist() == pytest.approx([0, 40, 80, 120, 160], abs=4)
+
+
 def test_missing_frames_are_named_and_hashes_are_of_the_content(world):
     video = world / "00000007" / "video.mp4"
     with pytest.raises(MediaError, match="has no frame 6"):

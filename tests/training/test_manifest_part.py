@@ -11,6 +11,7 @@ from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import load_config
 from training.export import main as export_main
+from training.loop import build_trainer
 from training.parts.base import PartContext
 from training.parts.manifest import ManifestPart, Settings
 from training.train import main
@@ -224,6 +225,36 @@ def test_a_run_does_not_go_on_with_other_data(data, tmp_path, tiny_folder, capsy
     assert build(moved)
     assert main(["--config", config]) == 2
     assert "holds a run on other data" in capsys.readouterr().err
+
+
+def test_rows_that_the_disk_does_not_give_are_skipped_and_named(make, monkeypatch, caplog):
+    part = make()
+    step = next(step for step in steps_of(part) if part.batch(step)["latents"].shape[2] == 2)
+    whole = part.batch(step)["ids"]
+    lost = part.data.rows[part.sampler.rows(step)[0]].keys.reference
+    store = part.data._stores["reference"]
+    monkeypatch.delitem(store._places, lost)
+    batch = part.batch(step)
+    assert batch["unreadable"] == whole[:1]
+    assert batch["ids"] == whole[1:]
+    assert f"The row {whole[0]} is skipped" in caplog.text
+    loss, metrics = loss_of(part, batch)
+    assert len(loss) == len(whole) - 1
+    assert metrics["unreadable"] == 1
+    monkeypatch.setattr(store, "_places", {})
+    with pytest.raises(CheckpointError, match="No row of a batch can be read"):
+        part.batch(step)
+
+
+def test_a_step_that_is_not_finite_names_its_samples(data, tmp_path, tiny_folder):
+    train = {"only": ["head.*"]}
+    config = config_of(data, tmp_path, tiny_folder, train=train)
+    trainer = build_trainer(load_config(config), None)
+    batch = trainer.part.batch(0)
+    batch["latents"] = torch.full_like(batch["latents"], torch.inf)
+    record = trainer.step(batch)
+    assert record["skipped"]
+    assert record["ids"] == batch["ids"]
 
 
 def test_what_does_not_belong_together_is_refused(data, make, tmp_path, tiny_folder):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
+from contextanyone_core.errors import CheckpointError
 from training.data.cache import CachedRow, CacheIndex, read_index
 from training.data.settings import DataSettings
 from training.data.shards import Entry, ShardStore
+
+_LOG = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor | list[str]]
 
@@ -51,12 +56,18 @@ class CachedData:
         Returns:
             `latents` (B, 16, t, h, w), `masks` (B, 1, t, h, w), `reference_latents`, `target_latents`
             (B, 16, 1, h, w), `target_masks`, `reference_masks` (B, 1, 1, h, w), `image_embeds` (B, N, D) if there are
-            any, `first_text`, `video_text` (B, text_len, D), all float16; `ids`. Where a row has no mask it is 1.
+            any, `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that
+            are left out because the disk no longer gives them. Where a row has no mask it is 1.
+
+        Raises:
+            CheckpointError: none of the rows can be read.
         """
-        rows = [self.rows[number] for number in numbers]
-        clips = [self._stores["clip"].read(row.keys.clip) for row in rows]
-        references = [self._stores["reference"].read(row.keys.reference) for row in rows]
-        targets = [self._target(row, clip) for row, clip in zip(rows, clips, strict=True)]
+        chosen = [self.rows[number] for number in numbers]
+        found = {row.id: entries for row in chosen if (entries := self._read(row)) is not None}
+        rows = [row for row in chosen if row.id in found]
+        if not rows:
+            raise CheckpointError(f"No row of a batch can be read: {', '.join(row.id for row in chosen)}.")
+        clips, references, targets = zip(*(found[row.id] for row in rows), strict=True)
         first, video = (
             [self._text(key, text_len) for key in keys] for keys in zip(*map(_text_keys, rows), strict=True)
         )
@@ -70,10 +81,20 @@ class CachedData:
             "first_text": torch.stack(first),
             "video_text": torch.stack(video),
             "ids": [row.id for row in rows],
+            "unreadable": [row.id for row in chosen if row.id not in found],
         }
         return batch | (
             {"image_embeds": _stacked(references, "image_embeds")} if "image_embeds" in references[0] else {}
         )
+
+    def _read(self, row: CachedRow) -> tuple[Entry, Entry, Entry] | None:
+        """Clip, reference and target of a row; None, with a warning, where the disk does not give them."""
+        try:
+            clip = self._stores["clip"].read(row.keys.clip)
+            return clip, self._stores["reference"].read(row.keys.reference), self._target(row, clip)
+        except (CheckpointError, SafetensorError, OSError) as error:
+            _LOG.warning("The row %s is skipped: %s", row.id, error)
+            return None
 
     def _target(self, row: CachedRow, clip: Entry) -> Entry:
         """What the reference stream must say: the row's own target, or the clip's first frame."""

@@ -120,7 +120,8 @@ class ManifestPart(TransformerTraining):
         keep = torch.tensor(draws.keep_text, device=video_text.device)[:, None, None]
         video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))
         first_text = batch["first_text"].float() if draws.reference else None
-        return dual_guidance_step(self.transformer, settings, clips, draws, (video_text, first_text))
+        loss, metrics = dual_guidance_step(self.transformer, settings, clips, draws, (video_text, first_text))
+        return loss, metrics | ({"unreadable": float(len(batch["unreadable"]))} if batch["unreadable"] else {})
 
     def _weights(self, mask: Tensor) -> Tensor:
         background = self.settings.background_weight
@@ -144,7 +145,8 @@ class ManifestPart(TransformerTraining):
 
     def _generate(self, batch: dict[str, Any], bucket: Bucket) -> Tensor:
         sampler = LatentSampler(self.transformer)
-        on_device = {name: tensor.to(sampler.device, sampler.dtype) for name, tensor in batch.items() if name != "ids"}
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        on_device = {name: tensor.to(sampler.device, sampler.dtype) for name, tensor in tensors.items()}
         tokens = [on_device["image_embeds"]] if "image_embeds" in on_device else []
         references = ReferenceInputs([on_device["reference_latents"]], on_device["first_text"], tokens)
         empty = self.empty_text.to(sampler.device, sampler.dtype)
