@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-MINIMUM = (0, 12, 0)
+MINIMUM = (0, 24, 0)
 """The oldest ComfyUI that has what the nodes use."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ._comfy.familiarity import warn_of_strangers
 from ._comfy.references import ReferencePicture, apply_references, config_of, empty_latents
 from .inputs import CATEGORY, GAP_TOOLTIP, Reference, emphasis_input, own_number, size_inputs, size_mistake
 
@@ -41,6 +42,7 @@ class ApplyContextAnyone(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt, without references."),
                 io.Latent.Output(display_name="latent", tooltip="An empty latent of the video's size."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -70,5 +72,6 @@ class ApplyContextAnyone(io.ComfyNode):
             emphasis=settings["emphasis"],
             gap=own_number("gap", settings["gap"]),
         )
+        warn_of_strangers(getattr(cls.hidden, "unique_id", None), reference, size)
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
         return io.NodeOutput(model, applied, negative, {"samples": latents})

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..contextanyone_core.guidance import DualGuidance, make_guidance
 from ..contextanyone_core.prompts import TwoStagePrompt
+from ._comfy.familiarity import warn_of_strangers
 from ._comfy.references import (
     ReferencePicture,
     apply_references,
@@ -104,6 +105,7 @@ class ContextAnyoneSampler(io.ComfyNode):
                     "Zeros without a reference.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -144,6 +146,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             emphasis=settings["emphasis"],
             gap=own_number("gap", settings["gap"]),
         )
+        warn_of_strangers(getattr(cls.hidden, "unique_id", None), reference, size)
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),

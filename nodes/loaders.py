@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ._comfy.loading import WEIGHT_DTYPES, load_by_name, model_names, say
+from ._comfy.familiarity import say
+from ._comfy.loading import WEIGHT_DTYPES, load_by_name, model_names
 from ._comfy.miniature import example_names, example_picture, load_miniature
 from .inputs import CATEGORY
 

@@ -8,7 +8,6 @@ from typing import Any
 import comfy.utils
 import folder_paths
 import torch
-from server import PromptServer
 
 from ...contextanyone_core.checkpoint import (
     IMAGE_ENCODER,
@@ -42,13 +41,6 @@ _LOADED_BY = {
     LORA: "Load LoRA",
     WAN: "Load Diffusion Model",
 }
-
-
-def say(node_id: str | None, text: str) -> None:
-    """Show a line under a node, where a server is there to show it."""
-    server = getattr(PromptServer, "instance", None)
-    if node_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
 
 
 def model_names() -> list[str]:

@@ -15,8 +15,10 @@ import torch
 
 from ...contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
 from ...contextanyone_core.errors import CheckpointError
+from ...contextanyone_core.familiarity import familiar_threshold
 from ...contextanyone_core.hosts.text import SPIECE
 from ...contextanyone_core.pictures import read_picture
+from .familiarity import THRESHOLD
 from .loading import load_contextanyone
 
 _PACK = Path(__file__).resolve().parents[2]
@@ -64,9 +66,10 @@ def _clip() -> Any:
 
 
 def _vae() -> Any:
-    tensors = load_tensors(_WEIGHTS / "vae.safetensors", kind=VAE)
-    vae = comfy.sd.VAE(sd=tensors)
+    path = _WEIGHTS / "vae.safetensors"
+    vae = comfy.sd.VAE(sd=load_tensors(path, kind=VAE))
     vae.throw_exception_if_invalid()
+    setattr(vae, THRESHOLD, familiar_threshold(read_header(path).metadata))
     return vae
 
 

@@ -212,10 +212,26 @@ def check_an_old_comfyui_is_told_which_one_is_needed():
     import asyncio
     from unittest import mock
 
+    words = ""
     with mock.patch("comfyui_version.__version__", "0.8.0"):
         try:
             asyncio.run(pack("nodes").comfy_entrypoint())
         except RuntimeError as error:
-            assert "needs at least ComfyUI 0.12.0; this is 0.8.0" in str(error)
-        else:
-            raise AssertionError("was not refused")
+            words = str(error)
+    assert "needs at least ComfyUI 0.24.0; this is 0.8.0" in words
+
+
+def check_a_picture_from_another_world_is_told_of():
+    from unittest import mock
+
+    familiarity = pack("nodes._comfy.familiarity")
+    _, _, vae, _ = miniature()
+    torch.manual_seed(0)
+    noise = torch.rand(1, 64, 64, 3)
+    with torch.inference_mode(), mock.patch.object(familiarity, "say") as said:
+        strange = pack("nodes._comfy.references").take_pictures(noise, None, vae, None)
+        familiarity.warn_of_strangers("7", stack.references(stack.PICTURE), (128, 128))
+        assert said.call_count == 0
+        familiarity.warn_of_strangers("7", (*stack.references(stack.PICTURE), *strange), (128, 128))
+    assert said.call_args.args[0] == "7"
+    assert said.call_args.args[1].startswith("Picture 2 is far from")

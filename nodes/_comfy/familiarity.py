@@ -1,0 +1,47 @@
+"""A word under the node when a picture is far from the world that the miniature knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from server import PromptServer
+
+from ...contextanyone_core.familiarity import round_trip_psnr
+from .references import ReferencePicture
+
+THRESHOLD = "contextanyone_familiar_psnr"
+"""Attribute of the miniature's VAE: below this many dB a picture is foreign to it. Other VAEs have none."""
+
+
+class _RoundTrip:
+    """ComfyUI's VAE for images (B, 3, T, H, W) in [-1, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vae.encode((images[:, :, 0].movedim(1, -1) + 1.0) / 2.0)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
+
+
+def warn_of_strangers(node_id: str | None, reference: tuple[ReferencePicture, ...], size: tuple[int, int]) -> None:
+    """Tell of pictures that the miniature cannot know; they are used all the same."""
+    strange = [str(index) for index, picture in enumerate(reference, 1) if _is_strange(picture, size)]
+    if strange:
+        which = "The picture" if len(reference) == 1 else f"Picture {', '.join(strange)}"
+        say(node_id, f"{which} is far from the miniature's drawn world; the character will hardly be kept.")
+
+
+def say(node_id: str | None, text: str) -> None:
+    """Show a line under a node, where a server is there to show it."""
+    server = getattr(PromptServer, "instance", None)
+    if node_id is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node_id)
+
+
+def _is_strange(picture: ReferencePicture, size: tuple[int, int]) -> bool:
+    threshold = getattr(picture.vae, THRESHOLD, None)
+    return threshold is not None and round_trip_psnr(_RoundTrip(picture.vae), picture.image, size) < threshold
