@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from cached_world import build, change_rows, settings_for, write_small_world
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import CheckpointError, InputError
@@ -15,6 +15,7 @@ from contextanyone_core.pipeline import ContextAnyonePipeline
 from contextanyone_core.prompts import TwoStagePrompt
 from training.cache import main
 from training.data import cache as cache_module
+from training.data import shards
 from training.data.cache import index_path, read_index
 from training.data.encode import encode_clip
 from training.data.frames import latent_masks, to_images
@@ -208,6 +209,31 @@ def test_the_command(settings, tmp_path, capsys, tiny_folder, monkeypatch):
     assert "No row of" in said.err
     assert main(["--config", str(config), "--set", f"part.data.encoders={tmp_path}"]) == 2
     assert "vae.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
+    store = ShardStore(tmp_path)
+    store.write({"a": {"x": torch.ones(2)}})
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(shards, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.write({"b": {"x": torch.ones(2)}})
+    assert len(list(tmp_path.iterdir())) == 1
+    assert list(ShardStore(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("change", [{"crop": [0, 0, 40, 32]}, {"start_frame": 1}, {"mask": None}, {"fps": 24.0}])
+def test_another_use_of_a_video_is_another_entry(settings, change):
+    before = {row.id: row.keys for row in read_index(settings).rows}
+    change_rows(settings.manifest, lambda row: row | (change if row["id"] == "00000008" else {}))
+    builder = cache_module.CacheBuilder(settings, torch.device("cpu"))
+    after = {clip.line.row.id: keys for clip, keys in zip(builder.checked.clips, builder.keys, strict=True)}
+    assert {name for name in before if before[name].clip != after[name].clip} == {"00000008"}
+    assert before["00000008"].video == after["00000008"].video
 
 
 def test_an_absent_entry_is_an_error(tmp_path):

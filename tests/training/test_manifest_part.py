@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -268,6 +269,22 @@ def test_what_does_not_belong_together_is_refused(data, make, tmp_path, tiny_fol
     part.config = other
     with pytest.raises(CheckpointError, match="latents_mean of the cache's VAE"):
         part._check_fit()
+
+
+def test_without_a_clip_tower_there_are_no_clip_tokens(data, tmp_path, tiny_folder):
+    encoders = tmp_path / "encoders"
+    encoders.mkdir()
+    for name in ("vae", "text_encoder"):
+        shutil.copy(tiny_folder / f"{name}.safetensors", encoders)
+    plain = data.model_copy(update={"cache": tmp_path / "cache", "encoders": encoders})
+    assert build(plain)
+    fresh = PartContext(3, torch.device("cpu"))
+    part = ManifestPart(Settings(data=plain, model="miniature", drop_reference=0.0), fresh)
+    assert part.config.image_dim is None
+    assert "image_embeds" not in part.batch(0)
+    assert torch.isfinite(loss_of(part, part.batch(0))[0]).all()
+    with pytest.raises(CheckpointError, match="image_dim of the cache is None, the transformer needs 24"):
+        ManifestPart(Settings(data=plain), replace(fresh, init_from=tiny_folder / "transformer.safetensors"))
 
 
 def test_a_fresh_network_takes_its_widths_from_the_cache(data):
