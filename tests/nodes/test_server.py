@@ -51,12 +51,17 @@ def test_help_page_and_its_pictures_are_served(server, page):
 
 
 @pytest.mark.parametrize("path", named(MINIATURE))
-def test_workflow_runs_by_post(server, path):
-    done = server.run(workflow_files.read(workflow_files.api_form(path)))
+def test_workflow_runs_by_post_and_a_new_seed_reuses_the_rest(server, path):
+    prompt = workflow_files.read(workflow_files.api_form(path))
+    done = server.run(prompt)
     assert done.status == "success", done.error
     videos = [server.path(file) for file in done.files() if file["filename"].endswith(".mp4")]
     assert videos
     assert all(b"ftyp" in video.read_bytes()[:16] for video in videos)
+    prompt_id = server.queue(workflow_files.with_seed(prompt, 4321))
+    server.interrupt_when_running(prompt_id)  # what is cached is said at the start
+    reached = workflow_files.downstream(prompt, set(workflow_files.seeded(prompt)))
+    assert server.wait(prompt_id).cached == set(prompt) - reached
 
 
 def test_only_what_a_new_seed_reaches_runs_again(server):
@@ -66,16 +71,6 @@ def test_only_what_a_new_seed_reaches_runs_again(server):
     again = server.run(workflow_files.with_seed(prompt, 8))
     assert again.status == "success", again.error
     assert set(prompt) - again.cached == {"sampler", "frames", "video", "save"}
-
-
-@pytest.mark.parametrize("path", named(MINIATURE))
-def test_new_seed_in_a_workflow_reuses_the_rest(server, path):
-    prompt = workflow_files.read(workflow_files.api_form(path))
-    assert server.run(prompt).status == "success"
-    prompt_id = server.queue(workflow_files.with_seed(prompt, 4321))
-    server.interrupt_when_running(prompt_id)  # what is cached is said at the start
-    reached = workflow_files.downstream(prompt, set(workflow_files.seeded(prompt)))
-    assert server.wait(prompt_id).cached == set(prompt) - reached
 
 
 def test_interrupt_stops_at_once_and_the_next_run_is_good(server):
