@@ -46,6 +46,7 @@ class ContextAnyoneReference(io.ComfyNode):
             outputs=[
                 Reference.Output(display_name="reference", tooltip="For Apply ContextAnyone or ContextAnyone Sampler.")
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],  # into the preview, so that it restores the graph
         )
 
     @classmethod
