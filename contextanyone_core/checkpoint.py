@@ -24,7 +24,7 @@ from .weights.naming import IMAGE_ENCODER, LORA, PROBE, TEXT_ENCODER, TRANSFORME
 from .weights.recognition import RUNS_HERE, Recognised, recognise
 from .weights.safetensors_file import Header, read_header
 from .weights.source import WeightSource, open_source
-from .weights.tensors import INTEGERS, TensorInfo
+from .weights.tensors import INTEGERS, TensorInfo, is_finite
 from .weights.writer import whole_file
 
 __all__ = [
@@ -140,7 +140,7 @@ def require_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: names the first tensors that hold such values.
     """
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     _refuse_values(path, bad)
 
 
@@ -181,7 +181,7 @@ def load_transformer(
     state, bad = {}, []
     for name in source.tensors:
         tensor = source.read(name, dtype)
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             bad.append(name)
         state[name] = tensor.to(device)
     _refuse_values(path, bad)
@@ -300,12 +300,6 @@ def _empty_transformer(
 def _refuse_values(path: str | Path, bad: list[str]) -> None:
     if bad:
         raise CheckpointError(f"{path} holds NaN or infinite values in {_listed(bad)}; the weights are unusable.")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.element_size() == 1:  # fp8 has no isfinite
-        tensor = tensor.float()
-    return bool(torch.isfinite(tensor).all())
 
 
 def _differences(missing: list[str], unknown: list[str], wrong: list[str]) -> str:

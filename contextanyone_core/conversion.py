@@ -12,7 +12,7 @@ from .checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN, open
 from .errors import CheckpointError
 from .keymap import rename, text_table, transformer_table, vae_table
 from .weights.source import WeightSource
-from .weights.tensors import COMPUTED, INTEGERS, TensorInfo
+from .weights.tensors import COMPUTED, INTEGERS, TensorInfo, cast, is_finite
 from .weights.writer import NAMES, write_streamed
 
 NAMINGS = ("original", "comfyui", "diffusers")
@@ -53,9 +53,9 @@ def convert(
     def read(name: str) -> Tensor:
         wanted = _dtype(source, names[name], dtype)
         value = source.read(names[name], None if wanted is FP8 or not wanted.is_floating_point else wanted)
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if not is_finite(value):
             raise CheckpointError(f"{path} holds NaN or infinite values in {names[name]} in {wanted}.")
-        return value.clamp(-_FP8_LARGEST, _FP8_LARGEST).to(FP8) if wanted is FP8 else value
+        return cast(value.clamp_(-_FP8_LARGEST, _FP8_LARGEST), FP8) if wanted is FP8 else value
 
     own = {key: text for key, text in source.metadata.items() if source.recognised.stated and key != "format"}
     write_streamed(out, plan, read, own, progress)

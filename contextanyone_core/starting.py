@@ -21,7 +21,7 @@ from .transformer import ContextAnyoneTransformer, initialise_layer
 from .weights.naming import TRANSFORMER
 from .weights.safetensors_file import printable
 from .weights.source import WeightSource, open_source
-from .weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo
+from .weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo, cast, empty, is_finite
 from .weights.writer import NAMES, write_streamed
 
 _CLIP_PARTS = ("img_emb.", ".k_img.", ".v_img.", ".norm_k_img.")
@@ -64,7 +64,7 @@ def write_starting_checkpoint(
     def read(name: str) -> Tensor:
         source = origin[name]
         value = _new(model, name, stored) if source is None else source.read(name, stored)
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             file = out if source is None else source.path
             raise CheckpointError(f"{file} holds NaN or infinite values in {name} in {stored}.")
         return value
@@ -139,12 +139,14 @@ def _main_dtype(base: WeightSource) -> torch.dtype:
 def _new(model: ContextAnyoneTransformer, name: str, dtype: torch.dtype) -> Tensor:
     """A tensor of a part that no file has, the same at every call."""
     module_name, _, leaf = name.rpartition(".")
-    layer = model.get_submodule(module_name).to_empty(device="cpu")
+    layer = model.get_submodule(module_name)
+    places = {key: (tuple(value.shape), torch.float32) for key, value in layer.named_parameters()}
+    layer.load_state_dict({key: empty(*place) for key, place in places.items()}, assign=True)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(zlib.crc32(module_name.encode()))
         if isinstance(layer, torch.nn.LayerNorm | torch.nn.RMSNorm):
             layer.reset_parameters()
         initialise_layer(module_name, layer)
-        value = layer.get_parameter(leaf).detach().to(dtype, copy=True)
+        value = cast(layer.get_parameter(leaf).detach(), dtype)
     layer.to("meta")
     return value

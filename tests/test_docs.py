@@ -167,7 +167,7 @@ def test_the_readme_starts_with_a_command_and_stays_short():
 
 def test_the_architecture_lists_the_order_that_its_test_holds():
     text = read("docs/ARCHITECTURE.md")
-    assert len(text.splitlines()) < 200
+    assert len(text.splitlines()) < 240
     section = text.split("## The order inside the core", 1)[1]
     listed = [line.split()[0] for line in section.split("```")[1].strip().splitlines()]
     rules = architecture_rules()

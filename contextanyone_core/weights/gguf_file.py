@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, MissingDependencyError
 from .safetensors_file import printable
-from .tensors import StoredTensor, read_bytes
+from .tensors import StoredTensor, empty, read_bytes
 
 # ggml's number of a type -> its name (safetensors' where torch has it), elements of a block, bytes of a block.
 _TYPES = {
@@ -162,9 +162,11 @@ def unpack(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
             f"{stored.file.name} is quantised ({stored.dtype}), which needs the package gguf. "
             'Run: pip install "contextanyone[gguf]"'
         ) from error
+    if not stored.size:
+        return empty(stored.shape, dtype)
     _, block, size = _TYPES[_NUMBERS[stored.dtype]]
     packed = read_bytes(stored).view(-1, size)
-    out = torch.empty(packed.shape[0], block, dtype=dtype)
+    out = empty((packed.shape[0], block), dtype)
     step = max(_CHUNK // block, 1)
     for start in range(0, packed.shape[0], step):
         with np.errstate(all="ignore"):  # damaged values become NaN, which every loader refuses

@@ -16,7 +16,7 @@ from .gguf_file import is_quantised, unpack
 from .inferred import infer_config
 from .naming import IMAGE_ENCODER, Named, find_naming, our_names
 from .recognition import Recognised, recognise_container
-from .tensors import COMPUTED, StoredTensor, TensorInfo, read_plain
+from .tensors import COMPUTED, StoredTensor, TensorInfo, cast, read_plain
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _MAX_NOTE = 10_000  # bytes of a layer's comfy_quant
@@ -87,12 +87,12 @@ class WeightSource:
         if third:
             value = value.chunk(3)[int(leaf[0])].contiguous()
         if scale is not None:
-            value = value.float() * _broadcast(self.path, name, scale, value)
+            value = cast(value, torch.float32).mul_(_broadcast(self.path, name, scale, value))
         value = value.reshape(self.tensors[name].shape)
         if not value.is_floating_point():
             return value
         computed = stored.dtype in COMPUTED and scale is None
-        return value.to(dtype or (value.dtype if computed else torch.bfloat16))
+        return cast(value, dtype or (value.dtype if computed else torch.bfloat16))
 
     def _scale(self, name: str) -> Tensor | None:
         if self._named is None or name not in self._named.scales:

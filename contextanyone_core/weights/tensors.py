@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -27,6 +30,8 @@ TORCH_DTYPES = {
 
 COMPUTED = ("F64", "F32", "F16", "BF16")
 """The floating dtypes in which torch's layers compute; the others are for storage."""
+
+_MAPPED = 1 << 20  # bytes
 
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL")
 """Dtypes of what is no weight."""
@@ -62,7 +67,7 @@ def read_bytes(stored: StoredTensor) -> Tensor:
     Raises:
         CheckpointError: the file cannot be read, or is shorter than it was.
     """
-    buffer = np.empty(stored.size, dtype=np.uint8)
+    buffer = _buffer(stored.size)
     try:
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.offset)
@@ -77,6 +82,39 @@ def read_bytes(stored: StoredTensor) -> Tensor:
     return torch.from_numpy(buffer)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in a tensor; made without a copy, except of fp8."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.element_size() == 1:  # fp8 has no order
+        return all(bool(piece.float().isfinite().all()) for piece in torch.split(tensor.reshape(-1), 1 << 20))
+    low, high = torch.aminmax(tensor)  # NaN comes through
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor for values to come. Large ones lie in a mapping of their own, which goes back to the system when freed.
+
+    Weights of changing sizes, one after the other, fragment the allocator's heap until it is as large as all together.
+    """
+    size = torch.Size(shape).numel() * dtype.itemsize
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(_buffer(size)).view(dtype).view(shape)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype; itself where it has it already."""
+    return tensor if tensor.dtype is dtype else empty(tuple(tensor.shape), dtype).copy_(tensor)
+
+
+def _buffer(size: int) -> NDArray[np.uint8]:
+    if size < _MAPPED:
+        return np.zeros(size, dtype=np.uint8)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return np.frombuffer(mmap.mmap(-1, size, **private), dtype=np.uint8)
+
+
 def read_plain(stored: StoredTensor) -> Tensor:
     """The tensor as stored, for every dtype of `TORCH_DTYPES`.
 
@@ -88,6 +126,8 @@ def read_plain(stored: StoredTensor) -> Tensor:
             f"{stored.file} holds a tensor as {stored.dtype}, which this version cannot read; "
             "use a file in bf16, fp16, fp8 or GGUF."
         )
+    if not stored.size:
+        return torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
     flat = read_bytes(stored).view(TORCH_DTYPES[stored.dtype])
     if stored.stride is None:
         return flat.view(stored.shape)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import describe, load_transformer, read_header
+from contextanyone_core.checkpoint import describe, load_transformer, read_header, recognise
+from contextanyone_core.conversion import convert
 from contextanyone_core.starting import write_starting_checkpoint
 from contextanyone_core.transformer import ReferenceInputs
 
@@ -49,6 +50,20 @@ def test_new_parts_start_as_the_model_does(wan_file, tmp_path):
     assert not torch.equal(q, tensors["blocks.1.emphasize_attn.q.weight"])
     write_starting_checkpoint(wan_file, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == out.read_bytes()
+
+
+def test_any_form_of_backbone_gives_the_same(wan_file, wan_state, tmp_path):
+    write_starting_checkpoint(wan_file, tmp_path / "wanted.safetensors")
+    torch.save(wan_state(), tmp_path / "Phantom-Wan.pth")
+    convert(wan_file, tmp_path / "diffusers.safetensors", naming="diffusers")
+    convert(wan_file, tmp_path / "comfyui.safetensors", naming="comfyui")
+    wanted = load_file(tmp_path / "wanted.safetensors")
+    for name in ("Phantom-Wan.pth", "diffusers.safetensors", "comfyui.safetensors"):
+        write_starting_checkpoint(tmp_path / name, tmp_path / "made.safetensors")
+        made = load_file(tmp_path / "made.safetensors")
+        assert made.keys() == wanted.keys()
+        assert all(torch.equal(made[key], value) for key, value in wanted.items()), name
+    assert "Phantom-Wan" in str(recognise(tmp_path / "Phantom-Wan.pth"))
 
 
 def test_the_clip_branch_comes_out_of_another_file(wan_file, clip_file, tmp_path, capsys):

@@ -320,3 +320,9 @@ def test_our_files_keep_their_config(tiny_folder, tmp_path):
     assert source.recognised.kind == TRANSFORMER
     assert source.recognised.stated
     assert source.config()["text_len"] == 64
+
+
+def test_empty_tensors_are_read(tmp_path):
+    for name in ("a.safetensors", "a.pth"):
+        (save_file if name.endswith("s") else torch.save)({"a": torch.zeros(0, 3)}, tmp_path / name)
+        assert open_source(tmp_path / name).read("a", torch.bfloat16).shape == (0, 3)
