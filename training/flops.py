@@ -16,7 +16,7 @@ def token_count(config: ContextAnyoneConfig, num_frames: int, height: int, width
 
 
 def forward_flops(config: ContextAnyoneConfig, video: int, references: Sequence[int] = (), clip_tokens: int = 0) -> int:
-    """FLOPs of one forward pass of one sample; a multiply-add is two. A training step takes three times as many.
+    """FLOPs of one forward pass of one sample; a multiply-add is two.
 
     Exactly what torch's FlopCounterMode counts: matrix products and convolutions, nothing elementwise.
 
@@ -32,6 +32,20 @@ def forward_flops(config: ContextAnyoneConfig, video: int, references: Sequence[
         if clip_tokens and config.image_dim is not None:
             passes += 2 * clip_tokens * config.image_dim * (config.image_dim + config.dim)
     return passes
+
+
+def backward_flops(
+    config: ContextAnyoneConfig, video: int, references: Sequence[int] = (), clip_tokens: int = 0
+) -> int:
+    """FLOPs of the backward pass of everything, arguments as in `forward_flops`; also exactly torch's count.
+
+    Twice the forward pass, but for the gradients of what comes from outside: latents, text, waves of the timestep.
+    Attention counts as its four products; a fused kernel computes its scores again, half as much as its forward pass.
+    """
+    streams = [video, sum(references)] if references else [video]
+    inputs = sum(tokens * config.in_dim * math.prod(config.patch_size) for tokens in streams)
+    inputs += len(streams) * (config.text_len * config.text_dim + config.freq_dim)
+    return 2 * forward_flops(config, video, references, clip_tokens) - 2 * config.dim * inputs
 
 
 def _outside_blocks(config: ContextAnyoneConfig, tokens: int) -> int:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from contextanyone_core.flow import add_noise, sample_sigmas, velocity_target
-from contextanyone_core.losses import dual_guidance_loss, reconstruction
+from contextanyone_core.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.parts.base import Metrics, PartSettings
 
@@ -101,6 +101,19 @@ def dual_guidance_step(
         texts: (B, text_len, text_dim) of the video stream and of the reference stream; the latter is needed where
             draws.reference is given.
     """
+    terms = loss_terms(transformer, settings, clips, draws, texts)
+    used = draws.reference is not None and texts[1] is not None
+    return terms.total, _metrics(terms.video, terms.reference if used else None, draws.sigma)
+
+
+def loss_terms(
+    transformer: ContextAnyoneTransformer,
+    settings: ObjectiveSettings,
+    clips: EncodedClips,
+    draws: Draws,
+    texts: tuple[Tensor, Tensor | None],
+) -> DualGuidanceLoss:
+    """The forward pass and its loss, as in `dual_guidance_step`; nothing here depends on the tensors' values."""
     video_text, first_text = texts
     references = None
     if draws.reference is not None and first_text is not None:
@@ -112,7 +125,7 @@ def dual_guidance_step(
     said = []
     if references is not None:
         said = [reconstruction(references.latents[0], output.reference_output[0].float())]
-    terms = dual_guidance_loss(
+    return dual_guidance_loss(
         output.velocity.float(),
         velocity_target(clips.latents, draws.noise),
         said,
@@ -121,7 +134,6 @@ def dual_guidance_step(
         video_mask=clips.weights,
         reference_masks=[clips.target_weights] if said and clips.target_weights is not None else None,
     )
-    return terms.total, _metrics(terms.video, terms.reference if said else None, draws.sigma)
 
 
 def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from contextanyone_core.blocks import TransformerBlock
@@ -15,6 +16,7 @@ from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.objective import ObjectiveSettings
 from training.parts.base import ParameterGroup, default_groups
+from training.recompute import Recompute, recompute_blocks
 from training.trainable import TrainSettings, choose_trained
 
 
@@ -23,7 +25,16 @@ class TransformerSettings(ObjectiveSettings):
 
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
+    recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
     explicit_attention: bool = False  # plain matrix products: on a CPU their backward is faster than the fused kernel's
+
+    @model_validator(mode="after")
+    def _recompute_fits(self) -> Self:
+        if self.recompute == "selective" and (self.compile or self.explicit_attention):
+            raise ValueError(
+                "part.recompute: selective needs fused attention, neither compiled nor explicit; full does not"
+            )
+        return self
 
 
 class TransformerTraining:
@@ -36,6 +47,7 @@ class TransformerTraining:
             transformer.attention = explicit_attention
         if settings.compile:
             _compile_blocks(transformer)
+        recompute_blocks(transformer, settings.recompute)
 
     def modules(self) -> dict[str, nn.Module]:
         """The transformer; its encoders stay frozen."""

@@ -1,0 +1,56 @@
+"""Activation checkpointing: the same numbers, bit for bit, from less memory."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.transformer import ContextAnyoneTransformer
+from training.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
+from training.parts.transformer import Settings
+from training.parts.transformer_base import TransformerTraining
+
+TINY = ContextAnyoneConfig.tiny()
+
+
+def gradients(recompute: str, bf16: bool) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    transformer = ContextAnyoneTransformer(TINY)
+    for parameter in transformer.parameters():  # zero-initialised layers would hide what they should pass on
+        torch.nn.init.normal_(parameter, std=0.1)
+    settings = Settings(recompute=recompute)
+    part = TransformerTraining(settings, transformer)
+    latents, still = torch.randn(2, 16, 3, 4, 6), torch.randn(2, 16, 1, 4, 6)
+    clips = EncodedClips(latents, torch.ones(2, 1, 3, 4, 6), still, torch.randn(2, 5, 24), latents[:, :, :1], None)
+    draws = Draws(torch.rand(2), torch.randn_like(latents), [True, True], ReferenceDraws(torch.rand(2), still))
+    texts = (torch.randn(2, 12, 32), torch.randn(2, 12, 32))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss, _ = dual_guidance_step(part.transformer, settings, clips, draws, texts)
+    loss.mean().backward()
+    return {name: p.grad.clone() for name, p in transformer.named_parameters() if p.grad is not None}
+
+
+def test_gradients_are_the_same_bit_for_bit():
+    plain = gradients("none", bf16=False)
+    for kind in ("full", "selective"):
+        again = gradients(kind, bf16=False)
+        assert again.keys() == plain.keys()
+        assert [name for name, gradient in plain.items() if not torch.equal(gradient, again[name])] == []
+
+
+def test_under_autocast_a_shared_weights_gradients_are_added_in_float32():
+    """Video and reference share weights; a cast that is kept adds both gradients in bf16, a new one each time does not."""
+    exact, plain, full, selective = (
+        gradients(kind, bf16) for kind, bf16 in (("none", False), ("none", True), ("full", True), ("selective", True))
+    )
+    assert all(torch.equal(full[name], selective[name]) for name in full)
+
+    def error(found: dict[str, torch.Tensor]) -> float:
+        return sum((found[name] - exact[name]).square().sum().item() for name in exact)
+
+    assert error(full) <= 1.02 * error(plain)
+
+
+def test_selective_needs_the_fused_kernel():
+    with pytest.raises(ValidationError, match="selective needs fused attention"):
+        Settings(recompute="selective", explicit_attention=True)
