@@ -100,6 +100,19 @@ DIALOGS = """() => [...document.querySelectorAll(
     .filter((text, at, all) => text && all.indexOf(text) === at)"""
 
 
+NODE_BOX = """type => {
+    const margin = 160;  // clear of the page's bars
+    const node = window.app.graph.nodes.find(node => node.type === type);
+    const {ds, canvas} = window.app.canvas;
+    ds.scale = 1;
+    ds.offset = [margin - node.pos[0], margin - node.pos[1]];
+    window.app.canvas.setDirty(true, true);
+    const {left, top} = canvas.getBoundingClientRect(), title = 30, badge = 24, edge = 10;
+    const x = left + margin - edge, y = top + margin - title - badge;
+    return {x, y, width: node.size[0] + 2 * edge, height: node.size[1] + title + badge + edge};
+}"""
+
+
 OFFERED = """() => [...document.querySelectorAll('[data-testid=missing-model-download]')]
     .map(button => button.getAttribute('aria-label').replace(/^Download /, ''))"""
 
@@ -186,6 +199,12 @@ class Page:
         self._tab.evaluate("() => window.app.extensionManager?.command?.execute('Comfy.Canvas.FitView')")
         self._tab.wait_for_timeout(1000)
         self._tab.screenshot(path=str(path))
+
+    def node_picture(self, node_type: str, path: Path) -> None:
+        """A picture of the first node of a type, in its own size."""
+        box = self._tab.evaluate(NODE_BOX, node_type)
+        self._tab.wait_for_timeout(1000)
+        self._tab.screenshot(path=str(path), clip=box)
 
     def close(self) -> None:
         self._tab.context.close()

@@ -1,0 +1,109 @@
+"""Writes what stands beside the workflows, from a real ComfyUI, after a change of a workflow, a node or the weights:
+
+python tests/nodes/refresh_workflows.py [NAME ...]
+
+The API form and the thumbnail of each workflow, the pictures of the help pages, and docs/comfyui.jpg.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import av
+import comfyui
+import page
+import workflow_files
+from comfyui_server import Server
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+EXAMPLES = comfyui.ROOT / "assets" / "examples"
+HELP = comfyui.ROOT / "web" / "docs"
+SCREENSHOT = comfyui.ROOT / "docs" / "comfyui.jpg"
+FIRST = "01_miniature_simple"
+TILE, TILES, GAP = 256, 4, 16
+GRAPH = (200, 280, 1600, 720)  # of a screenshot: where a wide graph lies when all of it is in view
+
+
+def main() -> int:
+    """0 when all is written, 1 where a workflow does not run, 2 where no ComfyUI or browser is found."""
+    comfy, chromium = comfyui.find(), page.find_chromium()
+    if isinstance(comfy, str) or chromium is None:
+        sys.stderr.write(f"{comfy if isinstance(comfy, str) else 'no Chromium on PATH'}\n")
+        return 2
+    wanted = [path for path in workflow_files.workflows() if not sys.argv[1:] or path.stem in sys.argv[1:]]
+    with tempfile.TemporaryDirectory(prefix="comfyui-") as folder, sync_playwright() as driver:
+        server = Server(comfy, Path(folder))
+        server.start()
+        server.set({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # text also where it is small
+        browser = driver.chromium.launch(executable_path=chromium, headless=True, args=page.SWITCHES)
+        try:
+            return max(refresh(browser, server, path) for path in wanted)
+        finally:
+            browser.close()
+            server.stop()
+
+
+def refresh(browser: Any, server: Server, path: Path) -> int:
+    """Write everything of one workflow; 1 where it does not run."""
+    workflow = workflow_files.read(path)
+    with workflow_files.stand_ins(server.base, workflow):
+        tab = page.open_page(browser, server, vue_nodes=False)
+        tab.drop(path, nodes=len(workflow["nodes"]))
+        prompt = tab.prompt()
+        workflow_files.api_form(path).write_text(json.dumps(prompt, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        video = None
+        if workflow_files.is_miniature(path):
+            done = server.wait(tab.run())
+            if done.status != "success":
+                sys.stderr.write(f"{path.stem}: {done.error}\n")
+                return 1
+            video = next(server.path(file) for file in done.files() if file["filename"].endswith(".mp4"))
+        shot = server.base / f"{path.stem}.png"
+        tab.screenshot(shot)
+        thumbnail(shot, video, prompt).save(path.with_suffix(".jpg"), quality=88)
+        if path.stem == FIRST:
+            Image.open(shot).convert("RGB").resize((1600, 889), Image.Resampling.LANCZOS).save(SCREENSHOT, quality=85)
+        help_pictures(tab, path, server.base / "node.png")
+        tab.close()
+    sys.stderr.write(f"{path.stem} is refreshed\n")
+    return 0
+
+
+def thumbnail(shot: Path, video: Path | None, prompt: workflow_files.Prompt) -> Image.Image:
+    """References, then frames of the clip; for a graph that did not run, the graph."""
+    if video is None:
+        return Image.open(shot).convert("RGB").crop(GRAPH)
+    names = [node["inputs"]["picture"] for node in prompt.values() if "picture" in node["inputs"]]
+    with av.open(str(video)) as clip:
+        frames = [frame.to_image() for frame in clip.decode(video=0)]
+    count = TILES - len(names)
+    chosen = [frames[(2 * index + 1) * len(frames) // (2 * count)] for index in range(count)]
+    pictures = [Image.open(EXAMPLES / name).convert("RGB") for name in names] + chosen
+    sheet = Image.new("RGB", (TILES * TILE + GAP, TILE), "white")
+    for index, picture in enumerate(pictures):
+        left = index * TILE + (GAP if index >= len(names) else 0)
+        sheet.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (left, 0))
+    return sheet
+
+
+def help_pictures(tab: page.Page, path: Path, scratch: Path) -> None:
+    """Pictures of the nodes that this workflow is the first to have."""
+    earlier = [other for other in workflow_files.workflows() if other < path]
+    for node_type in sorted(own_types(path) - set().union(*map(own_types, earlier))):
+        tab.node_picture(node_type, scratch)
+        Image.open(scratch).convert("RGB").save(HELP / f"{node_type}.jpg", quality=85)
+
+
+def own_types(path: Path) -> set[str]:
+    """The nodes of ours in a workflow."""
+    types = {node["type"] for node in workflow_files.read(path)["nodes"]}
+    return {name for name in types if name.startswith("ContextAnyone")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
