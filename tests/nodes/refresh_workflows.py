@@ -39,7 +39,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="comfyui-") as folder, sync_playwright() as driver:
         server = Server(comfy, Path(folder))
         server.start()
-        server.set({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # text also where it is small
+        server.set({"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Graph.CanvasInfo": False})  # small text, no timings
         browser = driver.chromium.launch(executable_path=chromium, headless=True, args=page.SWITCHES)
         try:
             return max(refresh(browser, server, path) for path in wanted)

@@ -1,4 +1,4 @@
-"""The shipped workflows, read as files: sound graphs of known nodes, fixed seeds, notes, thumbnails, API forms. No ComfyUI is needed."""
+"""The shipped workflows as files: sound graphs of known nodes, fixed seeds, notes, thumbnails, API forms."""
 
 import json
 import re
