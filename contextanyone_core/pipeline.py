@@ -20,14 +20,20 @@ from .hosts.image import ImageEncoder, load_image_encoder
 from .hosts.schedulers import check_sampler_name, make_sampler
 from .hosts.text import TextEncoder, load_text_encoder
 from .hosts.vae import VideoVAE, load_vae
+from .kinds import MODELS, ModelKind
 from .losses import reconstruction
+from .parts import need_part
 from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_text_length
+from .reading import Concatenation, Reading, TwoStreams
 from .sizes import check_frames, check_side, require_whole
-from .transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from .transformer import ContextAnyoneTransformer, ReferenceInputs
 
 MINIATURE = Path(__file__).parent / "miniature"
 Progress = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps in all."""
+
+READINGS: dict[str, Reading] = {"contextanyone": TwoStreams, "wan": TwoStreams, "phantom": Concatenation}
+"""How the models of `kinds.MODELS` that run on our transformer read references."""
 
 _MAX_STEPS = 1000
 
@@ -43,7 +49,7 @@ class GenerationSettings:
         seed: of the noise; the same seed gives the same video.
         sampler: one of `hosts.schedulers.SAMPLERS`.
         shift: shift of the sigma schedule; None takes the model's.
-        guidance: which passes a step makes and how they combine; None is `cfg` at the model's own scale.
+        guidance: which passes a step makes and how they combine; None is the model's own at its own scales.
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
         gap: latent frames between references and video; None takes the model's.
 
@@ -120,10 +126,12 @@ class LatentSampler:
 
     Args:
         transformer: in the dtype in which it shall run.
+        reading: how it reads references.
     """
 
-    def __init__(self, transformer: ContextAnyoneTransformer) -> None:
+    def __init__(self, transformer: ContextAnyoneTransformer, reading: Reading = TwoStreams) -> None:
         self.config: ContextAnyoneConfig = transformer.config
+        self.reading = reading
         self.transformer = transformer.eval()
         weight = transformer.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -145,7 +153,7 @@ class LatentSampler:
     ) -> torch.Tensor:
         """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
 
-        The references are run once; every step and every pass that sees them reads the same cache.
+        What is read of the references is computed once, where the model allows it, and serves every step and pass.
 
         Raises:
             ShapeError: noise and conditions are not of one batch.
@@ -153,12 +161,13 @@ class LatentSampler:
         if len(noise) != len(conditions.text_embeds):
             raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
         references = _with_gap(conditions.references, settings.gap)
-        cache = None if references is None else self.transformer.encode_references(references)
+        reading = self.reading(self.transformer, references, settings.emphasis)
+        guidance = settings.guidance or make_guidance(self.reading.guidance, self.config)
         shift = self.config.shift if settings.shift is None else settings.shift
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         latents = noise.to(self.device, torch.float32)
         for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-            velocity = self._guided_velocity(latents, sigma, conditions, cache, settings)
+            velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
             latents = sampler.step(velocity, index, latents)
             if progress is not None:
                 progress(index + 1, settings.steps)
@@ -169,22 +178,18 @@ class LatentSampler:
         latents: torch.Tensor,
         sigma: float,
         conditions: Conditions,
-        cache: ReferenceCache | None,
-        settings: GenerationSettings,
+        reading: TwoStreams | Concatenation,
+        guidance: Guidance,
     ) -> torch.Tensor:
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
         passes: dict[tuple[bool, bool], torch.Tensor] = {}
         velocities: dict[Branch, torch.Tensor] = {}
-        guidance = settings.guidance or make_guidance("cfg", self.config)
         for branch in guidance.branches(sigma):
-            seen = cache if branch.reference else None
-            key = (branch.negative, seen is not None)  # without any reference two branches can be one pass
+            seen = branch.reference and conditions.references is not None
+            key = (branch.negative, seen)  # without any reference two branches can be one pass
             if key not in passes:
                 text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
-                output = self.transformer(
-                    latents.to(self.dtype), timesteps, text_embeds, cache=seen, emphasis=settings.emphasis
-                )
-                passes[key] = output.velocity.float()
+                passes[key] = reading.velocity(latents.to(self.dtype), timesteps, text_embeds, seen=seen).float()
             velocities[branch] = passes[key]
         return guidance.combine(velocities)
 
@@ -195,6 +200,7 @@ class ContextAnyonePipeline(LatentSampler):
     Args:
         transformer: in the dtype in which it shall run.
         vae, text_encoder, image_encoder: the hosts; no image encoder for a transformer without the CLIP branch.
+        kind: which of the models of `READINGS` the transformer is.
 
     Raises:
         CheckpointError: the parts do not belong together.
@@ -206,31 +212,44 @@ class ContextAnyonePipeline(LatentSampler):
         vae: VideoVAE,
         text_encoder: TextEncoder,
         image_encoder: ImageEncoder | None,
+        kind: ModelKind = MODELS["contextanyone"],
     ) -> None:
-        super().__init__(transformer)
+        super().__init__(transformer, READINGS[kind.name])
+        self.kind = kind
         _check_parts(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
         self.dual_encoder = DualEncoder(vae, image_encoder)
 
     @classmethod
-    def from_folder(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """Load `transformer`, `vae`, `text_encoder` and `image_encoder` (`.safetensors`) of a folder, strictly.
+    def from_folder(
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        kind: ModelKind = MODELS["contextanyone"],
+    ) -> Self:
+        """Load transformer, VAE, text encoder and image encoder of a folder (`parts.find_part`), strictly.
 
         Raises:
-            CheckpointError: a file is missing, damaged or does not fit the others.
+            CheckpointError: a file is missing, damaged, of another model or does not fit the others.
             InputError: the device is not there.
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed.
         """
-        device = check_device(device)
-        transformer = load_transformer(_weights(folder, "transformer"), dtype=dtype, device=device)
+        device, folder = check_device(device), Path(folder)
+        path = need_part(folder, "transformer", kind.family)
+        transformer = load_transformer(path, dtype=dtype, device=device, plain=not kind.emphasis)
         config = transformer.config
-        paths = {name: _weights(folder, name) for name in ("vae", "text_encoder")}
+        if config.emphasize and not kind.emphasis:
+            raise CheckpointError(
+                f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
+            )
         image_encoder = None
         if config.image_dim is not None:
-            image_encoder = load_image_encoder(_weights(folder, "image_encoder"), dtype, device)
-        vae = VideoVAE(load_vae(paths["vae"], dtype, device), config)
-        return cls(transformer, vae, load_text_encoder(paths["text_encoder"], dtype, device), image_encoder)
+            image_encoder = load_image_encoder(need_part(folder, "image_encoder"), dtype, device)
+        vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), config)
+        text_encoder = load_text_encoder(need_part(folder, "text_encoder"), dtype, device)
+        return cls(transformer, vae, text_encoder, image_encoder, kind)
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -243,7 +262,7 @@ class ContextAnyonePipeline(LatentSampler):
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
-        negative: str = DEFAULT_NEGATIVE,
+        negative: str | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
         """One video of the character in the references.
@@ -252,18 +271,24 @@ class ContextAnyonePipeline(LatentSampler):
             references: pictures (1, 3, H, W) in [-1, 1] of any size; none is plain text to video.
             prompt: how the reference looks, and what happens.
             settings: size, steps, seed and so on.
-            negative: the negative prompt.
+            negative: the negative prompt; None takes the model's own.
             progress: called after every step.
 
         Raises:
             InputError: a prompt is too long.
             ShapeError: a reference is not (1, 3, H, W).
         """
+        negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
         encoded = [self.dual_encoder.encode(image, settings.size) for image in references]
         conditions = self.conditions(encoded, prompt, negative=negative)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu(), self.reconstruct(conditions, settings))
+
+    @property
+    def own_negative(self) -> str:
+        """The negative prompt of a run that names none."""
+        return self.kind.own_negative(self.config.text_len)
 
     def check_prompt(self, prompt: TwoStagePrompt, negative: str = DEFAULT_NEGATIVE) -> None:
         """Refuse prompts that do not fit, before anything expensive.
@@ -298,13 +323,13 @@ class ContextAnyonePipeline(LatentSampler):
 
     @torch.no_grad()
     def reconstruct(self, conditions: Conditions, settings: GenerationSettings) -> list[torch.Tensor]:
-        """What the reference stream makes of each reference: pictures (B, 3, H, W); empty without a reference."""
+        """What the reference stream makes of each reference: pictures (B, 3, H, W); empty without such a stream."""
         references = _with_gap(conditions.references, settings.gap)
         if references is None:
             return []
-        output = self.transformer.encode_references(references).outputs
-        pairs = zip(references.latents, output, strict=True)
-        return [self.decode(reconstruction(fed, out).float())[:, :, 0] for fed, out in pairs]
+        output = self.reading(self.transformer, references).outputs
+        fed = references.latents if output else []
+        return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
 
 
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
@@ -351,16 +376,6 @@ def _with_gap(references: ReferenceInputs | None, gap: float | None) -> Referenc
     return ReferenceInputs(
         references.latents, references.text_embeds, references.image_embeds, references.timesteps, gap
     )
-
-
-def _weights(folder: Path, name: str) -> Path:
-    path = Path(folder) / f"{name}.safetensors"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing; the folder must hold transformer, vae, text_encoder and image_encoder, "
-            "each as a .safetensors file."
-        )
-    return path
 
 
 def _check_parts(config: ContextAnyoneConfig, text: TextEncoder, image: ImageEncoder | None) -> None:

@@ -1,0 +1,62 @@
+"""The models that generate beside each other, and what each can be asked for; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import InputError
+from .prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE
+
+_WAN_TEXT_LEN = 512
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What one of the models can be asked for.
+
+    Attributes:
+        name: as in `--model`.
+        title: as its authors write it.
+        family: how the families of its public transformer files begin (`weights.recognition`), "" for ours.
+        guidances: names that `make_guidance` knows, the model's own first.
+        references: whether it reads pictures.
+        emphasis: whether it has Emphasize-Attention.
+        negative: its own negative prompt, at full size.
+    """
+
+    name: str
+    title: str
+    family: str
+    guidances: tuple[str, ...]
+    references: bool
+    emphasis: bool
+    negative: str
+
+    def own_negative(self, text_len: int) -> str:
+        """The negative prompt where none is given: a text encoder below Wan's size has never seen the long one."""
+        return self.negative if text_len >= _WAN_TEXT_LEN else DEFAULT_NEGATIVE
+
+    def check(self, *, guidance: str | None, references: int, emphasis: float | None) -> None:
+        """Refuse what the model does not have; None was not asked for.
+
+        Raises:
+            InputError: naming the option and what to do.
+        """
+        if guidance is not None and guidance not in self.guidances:
+            raise InputError(f"{self.title} has no {guidance} guidance; with --model {self.name} use cfg.")
+        if references and not self.references:
+            raise InputError(f"{self.title} reads no pictures; leave --reference out, or use another --model.")
+        if emphasis is not None and not self.emphasis:
+            raise InputError(f"{self.title} has no Emphasize-Attention; with --model {self.name} leave --emphasis out.")
+
+
+MODELS = {
+    kind.name: kind
+    for kind in (
+        ModelKind("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE),
+        ModelKind("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE),
+        ModelKind("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
+        ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE),
+    )
+}
+"""By name; the first is the default."""

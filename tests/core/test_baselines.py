@@ -1,0 +1,171 @@
+"""Phantom and plain Wan beside ours: Phantom's forward equals diffusers', its run a plain re-statement of its loop."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors.torch import save_file
+
+from contextanyone_core.checkpoint import save_transformer
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import CheckpointError, ShapeError
+from contextanyone_core.flow import sigma_schedule
+from contextanyone_core.guidance import CfgGuidance, DualGuidance
+from contextanyone_core.keymap import rename, transformer_table
+from contextanyone_core.kinds import MODELS
+from contextanyone_core.parts import find_part, need_part
+from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
+from contextanyone_core.reading import Concatenation
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+
+PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
+SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=4, seed=3)
+
+
+def random_transformer(config: ContextAnyoneConfig, seed: int = 4) -> ContextAnyoneTransformer:
+    torch.manual_seed(seed)
+    model = ContextAnyoneTransformer(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+def theirs(model: ContextAnyoneTransformer) -> WanTransformer3DModel:
+    """diffusers' transformer with the same weights."""
+    config = model.config
+    other = WanTransformer3DModel(
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+    )
+    other.load_state_dict(rename(model.state_dict(), transformer_table(config.num_layers)))
+    return other.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def wan_folder(tiny_folder: Path, tiny_config: ContextAnyoneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny stack whose transformer is plain Wan's: neither CLIP branch nor Emphasize-Attention."""
+    folder = tmp_path_factory.mktemp("wan")
+    for part in ("vae", "text_encoder"):
+        shutil.copy(tiny_folder / f"{part}.safetensors", folder)
+    model = random_transformer(replace(tiny_config, image_dim=None, emphasize=False))
+    save_transformer(folder / "transformer.safetensors", model, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def phantom(wan_folder: Path) -> ContextAnyonePipeline:
+    return ContextAnyonePipeline.from_folder(wan_folder, kind=MODELS["phantom"])
+
+
+def pictures() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.rand(1, 3, 40, 24, generator=generator) * 2 - 1,
+        torch.rand(1, 3, 30, 50, generator=generator) * 2 - 1,
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_phantoms_forward_is_diffusers_on_the_concatenated_latents(phantom: ContextAnyonePipeline, count: int) -> None:
+    config = phantom.config
+    latents, text = torch.randn(2, 16, 3, 6, 4), torch.randn(2, config.text_len, config.text_dim)
+    references = [torch.randn(2, 16, 1, 6, 4) for _ in range(count)]
+    timesteps = torch.tensor([999.0, 12.5])
+    reading = Concatenation(phantom.transformer, ReferenceInputs(references, text, []))
+    for seen in (True, False):
+        joined = torch.cat([latents, *(item if seen else 0 * item for item in references)], dim=2)
+        expected = theirs(phantom.transformer)(joined, timesteps, text, return_dict=False)[0][:, :, :3]
+        given = reading.velocity(latents, timesteps, text, seen=seen)
+        assert torch.allclose(given, expected, atol=1e-4)
+        assert expected.std() > 0.1
+
+
+def test_a_run_of_phantom_equals_its_loop(phantom: ContextAnyonePipeline) -> None:
+    """Noise for video and references; the tail overwritten by clean latents at every step; three passes; cut."""
+    result = phantom.generate(pictures(), PROMPT, SETTINGS, negative="night")
+    model, size, text_encoder = theirs(phantom.transformer), SETTINGS.size, phantom.text_encoder
+    references = torch.cat([phantom.dual_encoder.encode(item, size).latents for item in pictures()], dim=2)
+    prompt, negative = (text_encoder.encode([text]) for text in (PROMPT.video_text, "night"))
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler.set_timesteps(4)
+    sigmas = sigma_schedule(4, phantom.config.shift)
+    scheduler.sigmas, scheduler.timesteps = sigmas.clamp(max=1 - 1e-6), 1000 * sigmas[:-1]
+    x = torch.cat([phantom.noise([3], SETTINGS), torch.randn_like(references)], dim=2)
+    with torch.no_grad():
+        for time in scheduler.timesteps:
+            x[:, :, -2:] = references
+            empty = x.clone()
+            empty[:, :, -2:] = 0
+            pos_it = model(x, time[None], prompt, return_dict=False)[0]
+            pos_i = model(x, time[None], negative, return_dict=False)[0]
+            neg = model(empty, time[None], negative, return_dict=False)[0]
+            x = scheduler.step(neg + 5.0 * (pos_i - neg) + 7.5 * (pos_it - pos_i), time, x, return_dict=False)[0]
+    assert torch.allclose(result.latents, x[:, :, :-2], atol=1e-3, rtol=1e-4)
+    assert result.images.shape == (1, 3, 5, 48, 32)
+    assert result.reconstructions == []
+
+
+def test_phantoms_own_guidance_is_its_three_passes(phantom: ContextAnyonePipeline) -> None:
+    own = phantom.generate(pictures()[:1], PROMPT, SETTINGS).latents
+    named = phantom.generate(pictures()[:1], PROMPT, replace(SETTINGS, guidance=DualGuidance(7.5, 5.0))).latents
+    assert torch.equal(own, named)
+    cfg = phantom.generate(pictures()[:1], PROMPT, replace(SETTINGS, guidance=CfgGuidance(5.0))).latents
+    assert not torch.allclose(own, cfg, atol=1e-3)
+    other = phantom.generate(pictures()[1:], PROMPT, SETTINGS).latents
+    assert not torch.allclose(own, other, atol=1e-3)
+
+
+def test_a_reference_of_another_size_is_refused(phantom: ContextAnyonePipeline) -> None:
+    text = torch.zeros(1, phantom.config.text_len, phantom.config.text_dim)
+    reading = Concatenation(phantom.transformer, ReferenceInputs([torch.zeros(1, 16, 1, 4, 4)], text, []))
+    with pytest.raises(ShapeError, match="encode it for the video's width and height"):
+        reading.velocity(torch.zeros(1, 16, 2, 6, 4), torch.zeros(1), text, seen=True)
+
+
+def test_wan_is_phantom_without_a_reference(wan_folder: Path, phantom: ContextAnyonePipeline) -> None:
+    wan = ContextAnyonePipeline.from_folder(wan_folder, kind=MODELS["wan"])
+    settings = replace(SETTINGS, guidance=CfgGuidance(5.0))
+    assert torch.equal(wan.generate([], PROMPT, SETTINGS).latents, phantom.generate([], PROMPT, settings).latents)
+
+
+def test_the_negative_prompt_of_each(phantom: ContextAnyonePipeline) -> None:
+    assert phantom.own_negative == DEFAULT_NEGATIVE  # a small text encoder has never seen the long one
+    assert {name: kind.own_negative(512) == WAN_NEGATIVE for name, kind in MODELS.items()} == {
+        "contextanyone": False,
+        "wan": True,
+        "phantom": True,
+        "vace": True,
+    }
+
+
+def test_our_weights_are_no_wan(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="--model phantom needs the --weights of Phantom"):
+        ContextAnyonePipeline.from_folder(tiny_folder, kind=MODELS["phantom"])
+
+
+def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Wan's own download needs no renaming; beside it Phantom's file is found by its name."""
+    shutil.copy(wan_file, tmp_path / "diffusion_pytorch_model.safetensors")
+    shutil.copy(tiny_folder / "vae.safetensors", tmp_path / "Wan2.1_VAE.safetensors")
+    assert find_part(tmp_path, "transformer") == tmp_path / "diffusion_pytorch_model.safetensors"
+    assert find_part(tmp_path, "vae") == tmp_path / "Wan2.1_VAE.safetensors"
+    assert find_part(tmp_path, "image_encoder") is None
+    shutil.copy(wan_file, tmp_path / "Phantom-Wan-1.3B.safetensors")
+    assert need_part(tmp_path, "transformer", "Phantom-Wan") == tmp_path / "Phantom-Wan-1.3B.safetensors"
+    assert need_part(tmp_path, "transformer", "Wan 2.1 T2V") == tmp_path / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(CheckpointError, match="several files for the transformer"):
+        find_part(tmp_path, "transformer")
+    with pytest.raises(CheckpointError, match=r"text_encoder\.safetensors is missing"):
+        need_part(tmp_path, "text_encoder")
+    save_file({"a": torch.zeros(1)}, tmp_path / "transformer.safetensors")
+    assert find_part(tmp_path, "transformer") == tmp_path / "transformer.safetensors"
