@@ -39,7 +39,7 @@ def test_gradients_are_the_same_bit_for_bit():
 
 
 def test_under_autocast_a_shared_weights_gradients_are_added_in_float32():
-    """Video and reference share weights; a cast that is kept adds both gradients in bf16, a new one each time does not."""
+    """Video and reference share weights: a cast that is kept adds both gradients in bf16, new ones do not."""
     exact, plain, full, selective = (
         gradients(kind, bf16) for kind, bf16 in (("none", False), ("none", True), ("full", True), ("selective", True))
     )

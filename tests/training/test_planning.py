@@ -1,0 +1,248 @@
+"""Plans: FLOPs equal torch's own count, memory is what a real step allocates, presets can be planned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.flow import sample_sigmas
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from training.config import OptimSettings, load_config, presets
+from training.data.buckets import Bucket
+from training.data.settings import DataSettings
+from training.flops import backward_flops, forward_flops
+from training.objective import loss_terms
+from training.optim import make_optimizer
+from training.parts import manifest, transformer
+from training.parts.transformer_base import TransformerTraining
+from training.plan import main
+from training.planning.cards import CARDS, card_of
+from training.planning.density import density, quarters, share_below
+from training.planning.plan import plan_run
+from training.planning.trace import StepCost, StepShape, _inputs, run_step, trace_step
+from training.planning.worlds import ways_to_share
+
+TINY = ContextAnyoneConfig.tiny()
+WAN = ContextAnyoneConfig.wan_1_3b()
+FULL_SIZE = StepShape(Bucket(81, 480, 832), 1, 257)
+OPTIM = OptimSettings()
+
+
+def settings(**given: object) -> manifest.Settings:
+    return manifest.Settings(data=DataSettings(manifest=Path("none.jsonl")), **given)
+
+
+def counted(config: ContextAnyoneConfig, grid: tuple[int, int, int], tokens: int) -> tuple[int, int]:
+    """FLOPs of forward and backward pass as FlopCounterMode counts them on the meta device."""
+    with torch.device("meta"):
+        model = ContextAnyoneTransformer(config)
+        text = torch.zeros(1, config.text_len, config.text_dim)
+        reference = torch.zeros(1, 16, 1, *grid[1:])
+        inputs = ReferenceInputs([reference], text, [torch.zeros(1, tokens, config.image_dim)])
+        with FlopCounterMode(display=False) as counter:
+            output = model(torch.zeros(1, 16, *grid), torch.zeros(1), text, references=inputs)
+            forward = counter.get_total_flops()
+            (output.velocity.sum() + output.reference_output[0].sum()).backward()
+    return forward, counter.get_total_flops() - forward
+
+
+@pytest.mark.parametrize(
+    ("config", "grid", "tokens"), [(TINY, (3, 4, 6), 5), (replace(WAN, num_layers=2), (3, 8, 12), 257)], ids=["tiny", "full width"]
+)
+def test_flops_equal_torchs_own_count_on_the_meta_device(config, grid, tokens):
+    video, reference = grid[0] * grid[1] * grid[2] // 4, [grid[1] * grid[2] // 4]
+    passes = (forward_flops(config, video, reference, tokens), backward_flops(config, video, reference, tokens))
+    assert passes == counted(config, grid, tokens)
+
+
+def test_a_traced_step_has_the_flops_of_the_arithmetic():
+    """And what a fused kernel or a checkpoint computes again, which the arithmetic leaves out."""
+    video, reference, tokens, batch = 18, [6], 5, 2
+    shape = StepShape(Bucket(9, 32, 48), batch, tokens)
+    forward = batch * forward_flops(TINY, video, reference, tokens)
+    once = batch * backward_flops(TINY, video, reference, tokens)
+    explicit = run_step(TINY, settings(explicit_attention=True), shape, OPTIM, bf16=False)
+    # A timestep is embedded once for each sample, the products of a reference's cache likewise.
+    assert (explicit.forward_flops, explicit.backward_flops) == (forward, once)
+    products = video * (video + 6) + video * (12 + tokens + 6) + 6 * (6 + 12)
+    attention = 4 * TINY.dim * products * TINY.num_layers * batch
+    costs = {
+        kind: run_step(TINY, settings(recompute=kind), shape, OPTIM, bf16=False)
+        for kind in ("none", "full", "selective")
+    }
+    assert costs["none"].backward_flops == once + attention // 2
+    again = costs["full"].backward_flops - costs["none"].backward_flops
+    outside = forward_flops(replace(TINY, num_layers=1), video, reference, tokens) * 2 - forward_flops(
+        TINY, video, reference, tokens
+    )
+    assert again == forward - batch * outside
+    assert costs["selective"].backward_flops == costs["full"].backward_flops - attention
+
+
+class PeakOfStorages(TorchDispatchMode):
+    """Adds up all storages that are alive after each operation, in another way than the plan's own tracker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves((result, args)):
+            if isinstance(tensor, torch.Tensor):
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self.alive[reference.cdata] = (reference, tensor.untyped_storage().nbytes())
+        self.alive = {key: value for key, value in self.alive.items() if not value[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def real_peak(config: ContextAnyoneConfig, given: manifest.Settings, shape: StepShape, *, fake: bool) -> int:
+    """Bytes of weights and of everything a second step with its optimizer's state allocates, the EMA left out."""
+    _kept_table.cache_clear()
+    mode = FakeTensorMode() if fake else torch.random.fork_rng()
+    with mode:
+        part = TransformerTraining(given, ContextAnyoneTransformer(config, device="cpu"))
+        optimizer = make_optimizer(part.parameter_groups(), OPTIM)
+        clips, draws, texts = _inputs(config, shape)
+        for number in range(2):
+            with PeakOfStorages() as tracker:
+                if number:
+                    for state in optimizer.state.values():
+                        for tensor in state.values():
+                            tensor.view(-1)
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = loss_terms(part.transformer, given, clips, draws, texts).total.mean()
+                loss.backward()
+                del loss
+                torch.nn.utils.clip_grad_norm_(part.transformer.parameters(), 1.0)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    _kept_table.cache_clear()
+    return tracker.peak
+
+
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
+def test_memory_of_a_real_small_step(recompute):
+    config = replace(ContextAnyoneConfig.miniature(), num_layers=3)
+    shape, given = StepShape(Bucket(9, 64, 64), 2, 65), settings(recompute=recompute)
+    planned = run_step(config, given, shape, OPTIM, bf16=True)
+    assert planned.peak - planned.ema == pytest.approx(real_peak(config, given, shape, fake=False), rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_memory_at_full_width(recompute):
+    """Three of the thirty blocks; the plan's further blocks are held by the test below."""
+    config, given = replace(WAN, num_layers=3), settings(recompute=recompute)
+    planned = run_step(config, given, FULL_SIZE, OPTIM, bf16=True)
+    assert planned.peak - planned.ema == pytest.approx(real_peak(config, given, FULL_SIZE, fake=True), rel=0.1)
+
+
+def test_further_blocks_cost_what_the_fourth_does():
+    config, shape = replace(TINY, num_layers=9), StepShape(Bucket(9, 32, 48), 2, 5)
+    for given in (settings(), settings(recompute="full"), settings(train={"only": ["*emphasize*"]})):
+        planned, whole = (call(config, given, shape, OPTIM, bf16=True) for call in (trace_step, run_step))
+        assert planned.forward_flops == whole.forward_flops
+        assert planned.backward_flops == whole.backward_flops
+        assert (planned.weights, planned.optimizer, planned.ema) == (whole.weights, whole.optimizer, whole.ema)
+        assert planned.peak == pytest.approx(whole.peak, rel=0.02)
+
+
+def test_patterns_that_name_blocks_are_run_in_full():
+    config, shape = replace(TINY, num_layers=6), StepShape(Bucket(1, 32, 32), 1, 5)
+    given = settings(train={"only": ["blocks.5.*"]})
+    assert trace_step(config, given, shape, OPTIM, bf16=False) == run_step(config, given, shape, OPTIM, bf16=False)
+
+
+def test_what_is_frozen_costs_less():
+    shape = StepShape(Bucket(9, 32, 48), 2, 5)
+    everything, new = (
+        run_step(TINY, given, shape, OPTIM, bf16=True)
+        for given in (settings(), settings(train={"only": ["*emphasize*"]}))
+    )
+    assert new.backward_flops < everything.backward_flops
+    assert new.optimizer < everything.optimizer / 2
+    assert new.weights == everything.weights
+
+
+@pytest.mark.parametrize(("shift", "uniform"), [(1.0, 0.0), (3.0, 0.1), (2.0, 0.2), (5.0, 1.0)])
+def test_density_is_that_of_the_sampler(shift, uniform):
+    drawn = sample_sigmas(40000, shift=shift, uniform=uniform, generator=torch.Generator().manual_seed(0))
+    for index, share in enumerate(quarters(shift, uniform)):
+        inside = ((drawn * 4).long().clamp(max=3) == index).float().mean().item()
+        assert inside == pytest.approx(share, abs=0.01)
+    for sigma in (0.1, 0.5, 0.9):
+        step = 1e-5
+        slope = (share_below(sigma + step, shift, uniform) - share_below(sigma - step, shift, uniform)) / (2 * step)
+        assert density(sigma, shift, uniform) == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_sharded_run_needs_less_of_each_process():
+    cost = StepCost(10, 20, 4 << 30, 1 << 30, 8 << 30, 4 << 30, 6 << 30)
+    assert [way.name for way in ways_to_share(cost, WAN, 1)] == ["one process"]
+    ddp, fsdp, hsdp = ways_to_share(cost, WAN, 32)
+    assert ddp.memory == cost.peak + cost.ema
+    assert fsdp.memory < hsdp.memory < ddp.memory
+    assert hsdp.between < ddp.between
+
+
+def test_cards_are_found_by_the_devices_name():
+    assert card_of("NVIDIA H100 80GB HBM3") == CARDS["H100"]
+    assert card_of("NVIDIA A100-SXM4-80GB") == CARDS["A100"]
+    assert card_of("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+
+
+def plannable() -> list[Path]:
+    kinds = (manifest.Settings, transformer.Settings)
+    return [path for path in presets() if isinstance(load_config(path).part, kinds)]
+
+
+@pytest.mark.parametrize("path", plannable(), ids=lambda path: path.stem)
+def test_every_preset_of_a_transformer_can_be_planned(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where neither weights nor data are
+    config = load_config(path)
+    plan = plan_run(config)
+    assert plan.cost.peak > plan.cost.weights
+    assert plan.gpu_hours(1e15) > 0
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    config = Path("training/configs/debug.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", str(config), "--card", "A100", "--gpus", "16", "--plot", "density.png"]) == 0
+    said = capsys.readouterr().out
+    for word in ("64x64x1", "activations", "HSDP, 2 nodes of 8", "A100", "Noise levels"):
+        assert word in said
+    assert "H100" not in said
+    assert Image.open("density.png").size == (640, 320)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--card", "H10"], "--card is H10; known are"),
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--set", "part.train.only=[nothing]"], "matches no parameter"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys):
+    assert main(["--config", "training/configs/debug.yaml", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_other_parts_have_no_plan(capsys):
+    assert main(["--config", "training/configs/miniature/vae.yaml"]) == 2
+    assert "plans are made for the parts manifest and transformer" in capsys.readouterr().err

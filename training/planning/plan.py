@@ -1,0 +1,140 @@
+"""The plan of a run: its buckets, the cost of a step, memory by part, time on named cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from contextanyone_core.checkpoint import read_header
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import InputError
+from contextanyone_core.hosts.image import mini_image_config
+from contextanyone_core.weights.naming import TRANSFORMER
+from training.config import TrainConfig
+from training.data.buckets import Bucket, BucketPlan, bucket_flops, plan_buckets
+from training.data.cache import index_path, read_index
+from training.parts import manifest, transformer
+from training.planning.trace import StepCost, StepShape, trace_step
+from training.recompute import Recompute
+
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a configuration costs.
+
+    Attributes:
+        config: the run. model: its network. world: processes.
+        buckets: what a step takes of each; rows are 0 where the data are not there yet.
+        from_data: whether the buckets are those of cached rows; else those that the configuration allows.
+        shape: one process's part of the costliest step.
+        costs: of that step, by kind of activation checkpointing; kinds that the configuration excludes are left out.
+    """
+
+    config: TrainConfig
+    model: ContextAnyoneConfig
+    world: int
+    buckets: BucketPlan
+    from_data: bool
+    shape: StepShape
+    costs: Mapping[Recompute, StepCost]
+
+    @property
+    def settings(self) -> manifest.Settings | transformer.Settings:
+        """The part's settings."""
+        return _settings(self.config)
+
+    @property
+    def cost(self) -> StepCost:
+        """Of the step as the configuration has it."""
+        return self.costs[self.settings.recompute]
+
+    @property
+    def clips(self) -> int:
+        """Clips of the costliest step, all processes together."""
+        return self.shape.clips * self.world
+
+    def step_seconds(self, rate: float) -> float:
+        """Of the costliest step at a rate in FLOP/s; data and communication not counted."""
+        return (self.cost.forward_flops + self.cost.backward_flops) / rate
+
+    def gpu_hours(self, rate: float) -> float:
+        """Of the whole run, every step reckoned as the costliest: cheaper buckets are filled up to the same work."""
+        return self.step_seconds(rate) * self.config.run.steps * self.world / 3600
+
+
+def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
+    """Plan a run of the parts `transformer` and `manifest`.
+
+    Neither data nor weights need to be there: where they are, their buckets and sizes are taken.
+
+    Raises:
+        InputError: another part, a pattern of part.train that matches nothing, or a cache that does not fit.
+    """
+    settings = _settings(config)
+    model, tokens = model_config(config), clip_tokens(config)
+    if model.image_dim is None:
+        tokens = 0
+    buckets, from_data = _buckets(settings, model, tokens, world)
+    costliest = max(buckets.flops, key=lambda bucket: (buckets.flops[bucket] * buckets.batch[bucket], bucket))
+    shape = StepShape(costliest, buckets.batch[costliest] // world, tokens)
+    kinds = [kind for kind in RECOMPUTE if kind == settings.recompute or _possible(settings, kind)]
+    costs = {
+        kind: trace_step(
+            model, settings.model_copy(update={"recompute": kind}), shape, config.optim, bf16=config.precision == "bf16"
+        )
+        for kind in kinds
+    }
+    return RunPlan(config, model, world, buckets, from_data, shape, costs)
+
+
+def model_config(config: TrainConfig) -> ContextAnyoneConfig:
+    """The network's sizes: those of `init.from` where that file is there, else of the part's preset."""
+    start, settings = config.init.from_, _settings(config)
+    if start is not None and start.is_file():
+        header = read_header(start)
+        if header.kind != TRANSFORMER:
+            raise InputError(
+                f"init.from is {start}, which is no transformer of this project; contextanyone init makes one."
+            )
+        return ContextAnyoneConfig.from_dict(header.config)
+    name = settings.model if isinstance(settings, manifest.Settings) else "miniature"
+    return manifest.MODELS[name]()
+
+
+def clip_tokens(config: TrainConfig) -> int:
+    """CLIP tokens of a reference: 257 of ViT-H/14, or the miniature tower's."""
+    settings = _settings(config)
+    if isinstance(settings, manifest.Settings) and settings.model != "miniature":
+        return 257
+    tower = mini_image_config()
+    return 1 + int(tower["image_size"] // tower["patch_size"]) ** 2
+
+
+def _settings(config: TrainConfig) -> manifest.Settings | transformer.Settings:
+    if not isinstance(config.part, manifest.Settings | transformer.Settings):
+        raise InputError(f"part.name is {config.part.name}; plans are made for the parts manifest and transformer.")
+    return config.part
+
+
+def _possible(settings: manifest.Settings | transformer.Settings, kind: Recompute) -> bool:
+    return kind != "selective" or not (settings.compile or settings.explicit_attention)
+
+
+def _buckets(
+    settings: manifest.Settings | transformer.Settings, model: ContextAnyoneConfig, tokens: int, world: int
+) -> tuple[BucketPlan, bool]:
+    """The buckets of the cached rows, where there are any, else all that the settings allow."""
+    if isinstance(settings, transformer.Settings):
+        bucket = Bucket(settings.num_frames, settings.size, settings.size)
+        flops = {bucket: bucket_flops(model, bucket, tokens)}
+        return BucketPlan({bucket: settings.pairs}, {bucket: settings.batch * world}, flops), False
+    data = settings.data
+    from_data = index_path(data).is_file() if data.manifest.is_file() else False
+    shapes = data.buckets.shapes()
+    possible = [Bucket(count, *shape) for count in data.buckets.frames for shape in shapes]
+    found = [row.bucket for row in read_index(data).rows] if from_data else possible
+    flops = {bucket: bucket_flops(model, bucket, tokens) for bucket in set(found)}
+    plan = plan_buckets(found, flops, data.buckets.budget, world)
+    return (plan, True) if from_data else (replace(plan, rows=dict.fromkeys(plan.rows, 0)), False)

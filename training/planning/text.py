@@ -1,0 +1,88 @@
+"""A plan in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from training.data.buckets import BucketPlan
+from training.planning.cards import EXPECTED_RATE, GIB, Card
+from training.planning.density import quarters
+from training.planning.plan import RunPlan
+from training.planning.worlds import ways_to_share
+
+
+def plan_text(plan: RunPlan, cards: Mapping[str, Card]) -> str:
+    """The whole plan."""
+    parts = [_network(plan), _bucket_table(plan), _step_table(plan), _world_table(plan), _card_table(plan, cards)]
+    return "\n".join([*parts, _levels(plan)])
+
+
+def _network(plan: RunPlan) -> str:
+    model, config = plan.model, plan.config
+    trained, everything = plan.cost.ema / 4e9, plan.cost.weights / 4e9
+    return (
+        f"{config.run.name}: width {model.dim}, {model.num_layers} blocks, {everything:.3f} B parameters, "
+        f"{trained:.3f} B of them trained; {config.precision}, {config.optim.optimizer}; "
+        f"{config.run.steps} steps on {plan.world} process{'es' if plan.world > 1 else ''}\n"
+    )
+
+
+def _bucket_table(plan: RunPlan) -> str:
+    if plan.from_data:
+        return "Buckets of the cached rows:\n" + plan.buckets.table()
+    return "Buckets that the configuration allows:\n" + _possible_buckets(plan.buckets)
+
+
+def _possible_buckets(buckets: BucketPlan) -> str:
+    costliest = max(buckets.flops.values())
+    lines = [f"{'bucket':>14} {'batch':>6} {'TFLOP':>9} {'cost':>6}"]
+    for bucket, batch in buckets.batch.items():
+        flops = buckets.flops[bucket]
+        lines.append(f"{bucket!s:>14} {batch:>6} {flops / 1e12:>9.3f} {flops / costliest:>6.3f}")
+    return "\n".join(lines) + "\n"
+
+
+def _step_table(plan: RunPlan) -> str:
+    """FLOPs and memory of the costliest step, for every kind of activation checkpointing."""
+    shape, clips = plan.shape, "clip" if plan.shape.clips == 1 else "clips"
+    heads = ("recompute", "forward", "backward", "weights", "gradients", "optimizer", "EMA", "activations", "all")
+    lines = [
+        f"The costliest step, {shape.clips} {clips} of {shape.bucket} with a reference on each process "
+        "(TFLOP; GiB at the widest moment):",
+        f"{heads[0]:>11}" + "".join(f"{head:>12}" for head in heads[1:]),
+    ]
+    for kind, cost in plan.costs.items():
+        flops = (cost.forward_flops, cost.backward_flops)
+        memory = (cost.weights, cost.gradients, cost.optimizer, cost.ema, cost.activations, cost.peak)
+        cells = [f"{value / 1e12:>12.3f}" for value in flops] + [f"{value / GIB:>12.2f}" for value in memory]
+        mark = "* " if kind == plan.settings.recompute else "  "
+        lines.append(f"{mark}{kind:>9}" + "".join(cells))
+    return "\n".join([*lines, "* as configured", ""])
+
+
+def _world_table(plan: RunPlan) -> str:
+    lines = [f"{'shared by':>22} {'GiB each':>9} {'sent GB':>8} {'between nodes GB':>17}"]
+    for way in ways_to_share(plan.cost, plan.model, plan.world):
+        cells = f"{way.name:>22} {way.memory / GIB:>9.1f} {way.within / 1e9:>8.1f} {way.between / 1e9:>17.1f}"
+        lines.append(cells)
+    return "\n".join(lines) + "\n"
+
+
+def _card_table(plan: RunPlan, cards: Mapping[str, Card]) -> str:
+    lines = [
+        f"At {EXPECTED_RATE:.0%} of each card's peak, without communication:",
+        f"{'card':>8} {'step s':>9} {'hours':>9} {'GPU-hours':>10}   memory",
+    ]
+    least = min(way.memory for way in ways_to_share(plan.cost, plan.model, plan.world))
+    for name, card in cards.items():
+        rate = card.rate(bf16=plan.config.precision == "bf16")
+        hours = plan.gpu_hours(rate)
+        room = "fits" if least <= card.memory * GIB else f"needs {least / GIB:.1f} GiB, the card has {card.memory}"
+        lines.append(f"{name:>8} {plan.step_seconds(rate):>9.3g} {hours / plan.world:>9.3g} {hours:>10.3g}   {room}")
+    return "\n".join(lines) + "\n"
+
+
+def _levels(plan: RunPlan) -> str:
+    settings = plan.settings
+    shares = ", ".join(f"{share:.1%}" for share in quarters(settings.shift, settings.uniform))
+    return f"Noise levels by quarter of sigma, the cleanest first: {shares}\n"

@@ -1,0 +1,239 @@
+"""One training step run on tensors without data: its operations and every allocation, on any machine in seconds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from contextanyone_core import transformer as core_transformer
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.transformer import ContextAnyoneTransformer
+from training.config import OptimSettings
+from training.data.buckets import Bucket
+from training.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
+from training.optim import make_optimizer
+from training.parts.transformer_base import TransformerSettings, TransformerTraining
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What one process works on in a step: `clips` of a bucket, each with a reference and its CLIP tokens."""
+
+    bucket: Bucket
+    clips: int
+    clip_tokens: int
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of one step, and bytes at its widest moment.
+
+    Attributes:
+        forward_flops: of the forward pass.
+        backward_flops: of the backward pass, with what it computes again. Fused attention counts as its four products
+            plus the scores that its kernel computes anew.
+        weights: float32 weights, trained or not.
+        gradients, activations: both as they are at the widest moment; activations are everything that is not named.
+        optimizer: its state.
+        ema: the average of what is trained.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """All bytes at the widest moment."""
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+
+
+_DEPTHS = (3, 4)
+
+
+def trace_step(
+    config: ContextAnyoneConfig,
+    settings: TransformerSettings,
+    shape: StepShape,
+    optim: OptimSettings,
+    *,
+    bf16: bool,
+) -> StepCost:
+    """What one step costs.
+
+    Where the same is trained in every block, a network of three blocks and one of four say what each further one
+    costs; else the whole network is run.
+    """
+
+    def traced(blocks: int) -> StepCost:
+        return run_step(replace(config, num_layers=blocks), settings, shape, optim, bf16=bf16)
+
+    few, more = _DEPTHS
+    if config.num_layers <= more or any(_numbered(pattern) for pattern in settings.train.only + settings.train.freeze):
+        return traced(config.num_layers)
+    start, following = astuple(traced(few)), astuple(traced(more))
+    beyond = config.num_layers - few
+    return StepCost(*(a + beyond * (b - a) for a, b in zip(start, following, strict=True)))
+
+
+def run_step(
+    config: ContextAnyoneConfig,
+    settings: TransformerSettings,
+    shape: StepShape,
+    optim: OptimSettings,
+    *,
+    bf16: bool,
+) -> StepCost:
+    """Run one step of the objective, the real network with its optimizer, on fake CPU tensors.
+
+    A compiled network is reckoned as it is without compilation.
+    """
+    with FakeTensorMode(), _no_tables_kept():
+        plain = settings.model_copy(update={"compile": False})
+        part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="cpu"))
+        inputs = _inputs(config, shape)
+        optimizer = make_optimizer(part.parameter_groups(), optim)
+        trained = [parameter for parameter in part.transformer.parameters() if parameter.requires_grad]
+        tracker = _Tracker(part.transformer.parameters())
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(tracker.count_gradient)  # type: ignore[no-untyped-call]
+        with tracker:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = loss_terms(part.transformer, settings, *inputs).total.mean()
+            forward = tracker.flops
+            loss.backward()  # type: ignore[no-untyped-call]
+            backward = tracker.flops - forward
+            del loss
+            in_pass = tracker.widest
+            tracker.widest = tracker.now()
+            torch.nn.utils.clip_grad_norm_(trained, optim.clip_norm)
+            optimizer.step()
+        state = sum(_bytes(leaf) for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor))
+        # The optimizer's state is there in every pass but the first, and counted in its own phase already.
+        in_optimizer = Moment(tracker.widest.bytes - state, tracker.widest.gradients)
+        widest = max(in_pass, in_optimizer)
+    return StepCost(
+        forward_flops=forward,
+        backward_flops=backward,
+        weights=tracker.weights,
+        gradients=widest.gradients,
+        optimizer=state,
+        ema=4 * sum(parameter.numel() for parameter in trained),
+        activations=max(0, widest.bytes - widest.gradients),
+    )
+
+
+@dataclass(frozen=True, order=True)
+class Moment:
+    """Bytes beside the weights, and how many of them are gradients."""
+
+    bytes: int
+    gradients: int
+
+
+class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that operations make, for as long as they live, and the operations' FLOPs.
+
+    FlopCounterMode counts by the same registry; its module hooks keep what a checkpoint lets go.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        storages = {id(weight.untyped_storage()): weight.untyped_storage() for weight in weights}
+        self._known: set[int] = set(storages)
+        self._kept = list(storages.values())  # an id is a storage's only while it lives
+        self.weights = sum(storage.nbytes() for storage in self._kept)
+        self._alive = self._gradients = self.flops = 0
+        self.widest = Moment(0, 0)
+
+    def now(self) -> Moment:
+        return Moment(self._alive, self._gradients)
+
+    def count_gradient(self, parameter: Tensor) -> None:
+        self._gradients += _bytes(parameter)
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if (count := _FLOPS.get(operation.overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf.untyped_storage())
+        if self._alive > self.widest.bytes:
+            self.widest = self.now()
+        return result
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key not in self._known:
+            self._known.add(key)
+            self._alive += storage.nbytes()
+            weakref.finalize(storage, self._forget, key, storage.nbytes()).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._alive -= size
+
+
+def _numbered(pattern: str) -> bool:
+    """Whether a pattern over parameter names can tell one block from another."""
+    return any(letter.isdigit() for letter in pattern.removeprefix("blocks.").split(".")[0]) or "[" in pattern
+
+
+def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor]]:
+    """A batch with reference, as the objective is given it."""
+    count, bucket = shape.clips, shape.bucket
+    frames = 1 + (bucket.num_frames - 1) // config.vae_stride[0]
+    sides = (bucket.height // config.vae_stride[1], bucket.width // config.vae_stride[2])
+    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, 1))
+    ones = torch.empty(count, 1, frames, *sides)
+    tokens = None
+    if config.image_dim is not None and shape.clip_tokens:
+        tokens = torch.empty(count, shape.clip_tokens, config.image_dim)
+    clips = EncodedClips(latents, ones, still, tokens, latents[:, :, :1], ones[:, :, :1])
+    sigma = torch.empty(count)
+    draws = Draws(sigma, torch.empty_like(latents), [], ReferenceDraws(sigma, torch.empty_like(still)))
+    texts = [torch.empty(count, config.text_len, config.text_dim) for _ in range(2)]
+    return clips, draws, (texts[0], texts[1])
+
+
+@contextmanager
+def _no_tables_kept() -> Iterator[None]:
+    """Rotary tables of fake tensors must meet nothing real, nor the other way round."""
+    core_transformer._kept_table.cache_clear()
+    try:
+        yield
+    finally:
+        core_transformer._kept_table.cache_clear()
+
+
+def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    return 4 * query.numel() * key.shape[2]
+
+
+def _attention_backward_flops(_: Any, query: Tensor, key: Tensor, *__: Any, **___: Any) -> int:
+    return 10 * query.numel() * key.shape[2]
+
+
+_FLOPS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
