@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from contextanyone_core.errors import InputError
 from training.parts import PARTS
 from training.parts.base import PartSettings
+from training.trackers import TrackerName
 
 PRESETS = Path(__file__).parent / "configs"
 
@@ -31,6 +32,7 @@ FREE_ON_RESUME = frozenset(
         "max_minutes",
         "threads",
         "workers",
+        "trackers",
     )
 )
 
@@ -52,6 +54,7 @@ class RunSettings(_Section):
     log_every: int = Field(50, ge=1)  # progress lines where the output is no terminal; log.jsonl has every step
     max_minutes: float | None = Field(None, gt=0)  # of this start, not of all starts together
     threads: int | None = Field(None, ge=1)  # of the training process; None leaves torch's choice
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)  # beside log.jsonl
     workers: int = Field(1, ge=0)  # processes that prepare batches; 0 prepares them in the training process
 
     @property

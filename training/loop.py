@@ -24,7 +24,9 @@ from training.parts import PARTS
 from training.parts.base import HashesData, Part, PartContext
 from training.prefetch import batches, to_device
 from training.randomness import seed_globals, torch_generator
+from training.speed import Speedometer
 from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
+from training.trackers import Trackers
 
 _LOG = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 10
@@ -120,12 +122,13 @@ class Trainer:
         record = {"step": step, "loss": loss.item(), **terms, "lr": rate, "grad_norm": norm}
         return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
 
-    def sample(self, folder: Path) -> None:
-        """Let the part show its present state, with the EMA weights, into a folder of this step."""
+    def sample(self, folder: Path) -> Path:
+        """Let the part show its present state, with the EMA weights, into a folder of this step, which is returned."""
         target = folder / f"step-{self.progress.step:08d}"
         target.mkdir(parents=True, exist_ok=True)
         with self.shown():
             self.part.sample(self.progress.step, target)
+        return target
 
     def export(self, folder: Path) -> None:
         """Write the shipped files and record.json into folder."""
@@ -244,10 +247,13 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
         return
     stream = batches(trainer.part, run.seed, remaining, workers=run.workers, pin_memory=trainer.device.type == "cuda")
     display = ProgressDisplay(run.name, progress.step, run.steps, run.log_every)
-    with StepLog(folder / "log.jsonl") as log, display:
+    speed = Speedometer(trainer.part, trainer.device, bf16=trainer.config.precision == "bf16")
+    trackers = Trackers(run.trackers, folder, trainer.config.to_dict(), progress.step)
+    with StepLog(folder / "log.jsonl") as log, trackers, display:
         for _ in remaining:
-            record = _timed_step(trainer, stream)
+            record = _timed_step(trainer, stream, speed)
             log.write(record)
+            trackers.step(record)
             display.advance(progress.step, record)
             if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingStopped(
@@ -258,12 +264,12 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             if last or progress.step % run.save_every == 0:
                 store.save(progress, trainer.tensors())
             if stop.signal is None and (last or progress.step % run.sample_every == 0):
-                trainer.sample(folder / "samples")
+                trackers.samples(trainer.sample(folder / "samples"), step=record["step"])
             if last:
                 break
 
 
-def _timed_step(trainer: Trainer, stream: Iterator[Any]) -> dict[str, Any]:
+def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> dict[str, Any]:
     progress, began = trainer.progress, time.monotonic()
     batch = next(stream)
     waited = time.monotonic() - began
@@ -273,7 +279,7 @@ def _timed_step(trainer: Trainer, stream: Iterator[Any]) -> dict[str, Any]:
     progress.seconds += seconds
     return {
         **record,
-        "samples_per_second": round((progress.samples - samples) / seconds, 3),
+        **speed.describe(batch, record, progress.samples - samples, seconds),
         "data_wait": round(waited, 4),
         "seconds": round(seconds, 4),
     }

@@ -57,7 +57,9 @@ def counted(config: ContextAnyoneConfig, grid: tuple[int, int, int], tokens: int
 
 
 @pytest.mark.parametrize(
-    ("config", "grid", "tokens"), [(TINY, (3, 4, 6), 5), (replace(WAN, num_layers=2), (3, 8, 12), 257)], ids=["tiny", "full width"]
+    ("config", "grid", "tokens"),
+    [(TINY, (3, 4, 6), 5), (replace(WAN, num_layers=2), (21, 60, 104), 257)],
+    ids=["tiny", "full size, two of thirty equal blocks"],
 )
 def test_flops_equal_torchs_own_count_on_the_meta_device(config, grid, tokens):
     video, reference = grid[0] * grid[1] * grid[2] // 4, [grid[1] * grid[2] // 4]

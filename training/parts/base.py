@@ -13,7 +13,7 @@ the loss.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -121,6 +121,22 @@ class HashesData(Protocol):
 
     def data_hash(self) -> str:
         """Return a hash of the data and its order; a run that goes on with another one is refused."""
+        ...
+
+
+class Work(NamedTuple):
+    """What a step had to do: tokens of all clips and references, and the model's FLOPs; None where they are unknown."""
+
+    tokens: int
+    flops: int | None
+
+
+@runtime_checkable
+class CountsWork(Protocol):
+    """A part that can say how much work a batch was, for the log."""
+
+    def work(self, batch: Any, *, with_reference: bool) -> Work:
+        """Return the work of a batch whose references were used or dropped."""
         ...
 
 

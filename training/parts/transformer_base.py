@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from contextanyone_core.blocks import TransformerBlock
 from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.transformer import ContextAnyoneTransformer
+from training.flops import backward_flops, forward_flops
 from training.objective import ObjectiveSettings
-from training.parts.base import ParameterGroup, default_groups
+from training.parts.base import ParameterGroup, Work, default_groups
 from training.recompute import Recompute, recompute_blocks
 from training.trainable import TrainSettings, choose_trained
 
@@ -56,6 +58,22 @@ class TransformerTraining:
     def parameter_groups(self) -> list[ParameterGroup]:
         """What `part.train` chooses, by default all of it (Paper: all DiT blocks are fine-tuned)."""
         return default_groups(self.modules(), hidden=lambda name: ".blocks." in name and name.endswith("weight"))
+
+    def work(self, batch: Any, *, with_reference: bool) -> Work:
+        """Tokens and FLOPs of a batch with `latents`, `reference_latents` and maybe `image_embeds`.
+
+        FLOPs are None where part of the network is frozen, which saves some.
+        """
+        config, latents, reference = self.transformer.config, batch["latents"], batch["reference_latents"]
+        patch = math.prod(config.patch_size)
+        video = math.prod(latents.shape[2:]) // patch
+        references = [math.prod(reference.shape[2:]) // patch] if with_reference else []
+        clip_tokens = batch["image_embeds"].shape[1] if with_reference and "image_embeds" in batch else 0
+        flops = None
+        if all(parameter.requires_grad for parameter in self.transformer.parameters()):
+            passes = (forward_flops, backward_flops)
+            flops = len(latents) * sum(count(config, video, references, clip_tokens) for count in passes)
+        return Work(len(latents) * (video + sum(references)), flops)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write transformer.safetensors."""

@@ -1,0 +1,77 @@
+"""How fast a run is: samples, tokens and TFLOP/s, the share of what the device could do, data wait, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from training.parts.base import CountsWork, Part
+from training.planning.cards import GIB, card_of
+
+_SIDE, _REPEATS = 1024, 3  # of the matrix product that an unlisted device is measured by
+
+
+class Speedometer:
+    """What a step's line in log.jsonl says of its speed.
+
+    `tflops` are the model's own FLOPs, forward and backward, as FlopCounterMode counts them: what a checkpoint or a
+    fused kernel computes again does not count. `mfu` is their share of the card's peak, or of a matrix product's
+    measured rate where the card is not listed.
+
+    Args:
+        bf16: whether matrix products run in bf16.
+    """
+
+    def __init__(self, part: Part, device: torch.device, *, bf16: bool) -> None:
+        self._part, self._device, self._bf16 = part, device, bf16
+        self._peak_flops: float | None = None
+
+    def describe(self, batch: Any, record: dict[str, Any], samples: int, seconds: float) -> dict[str, float]:
+        """Numbers of one finished step.
+
+        Args:
+            record: the step's line so far; it has `reference` where the step had references.
+            samples: in the step. seconds: of the whole step.
+        """
+        found = {"samples_per_second": round(samples / seconds, 3)}
+        if isinstance(self._part, CountsWork):
+            work = self._part.work(batch, with_reference="reference" in record)
+            found["tokens_per_second"] = round(work.tokens / seconds, 1)
+            if work.flops is not None:
+                found["tflops"] = _digits(work.flops / seconds / 1e12)
+                found["mfu"] = _digits(work.flops / seconds / self._peak())
+        return found | {"peak_memory_gib": round(peak_memory(self._device) / GIB, 3)}
+
+    def _peak(self) -> float:
+        if self._peak_flops is None:
+            card = card_of(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None
+            listed = None if card is None else 1e12 * (card.bf16 if self._bf16 else card.fp32)
+            self._peak_flops = listed or matmul_rate(self._device, bf16=self._bf16)
+        return self._peak_flops
+
+
+def matmul_rate(device: torch.device, *, bf16: bool) -> float:
+    """FLOP/s of a square matrix product on the device, the best of a few."""
+    matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = float("inf")
+    for _ in range(1 + _REPEATS):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return float(2 * _SIDE**3 / best)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of tensors on a GPU, of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else 1024 * resident  # bytes there, KiB elsewhere
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
