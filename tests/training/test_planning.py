@@ -118,12 +118,11 @@ def real_peak(config: ContextAnyoneConfig, given: manifest.Settings, shape: Step
         part = TransformerTraining(given, ContextAnyoneTransformer(config, device="cpu"))
         optimizer = make_optimizer(part.parameter_groups(), OPTIM)
         clips, draws, texts = _inputs(config, shape)
-        for number in range(2):
+        for _ in range(2):
             with PeakOfStorages() as tracker:
-                if number:
-                    for state in optimizer.state.values():
-                        for tensor in state.values():
-                            tensor.view(-1)
+                for state in optimizer.state.values():
+                    for tensor in state.values():
+                        tensor.view(-1)  # lets the tracker meet it
                 with torch.autocast("cpu", torch.bfloat16):
                     loss = loss_terms(part.transformer, given, clips, draws, texts).total.mean()
                 loss.backward()
@@ -143,10 +142,9 @@ def test_memory_of_a_real_small_step(recompute):
     assert planned.peak - planned.ema == pytest.approx(real_peak(config, given, shape, fake=False), rel=0.1)
 
 
-@pytest.mark.parametrize("recompute", ["full", "selective"])
-def test_memory_at_full_width(recompute):
-    """Three of the thirty blocks; the plan's further blocks are held by the test below."""
-    config, given = replace(WAN, num_layers=3), settings(recompute=recompute)
+def test_memory_at_full_width():
+    """Two of the thirty blocks; the plan's further blocks are held by the test below."""
+    config, given = replace(WAN, num_layers=2), settings(recompute="selective")
     planned = run_step(config, given, FULL_SIZE, OPTIM, bf16=True)
     assert planned.peak - planned.ema == pytest.approx(real_peak(config, given, FULL_SIZE, fake=True), rel=0.1)
 
