@@ -142,9 +142,9 @@ def _pictures(path: Path) -> list[NDArray[np.uint8]]:
 
 def _film(path: Path) -> list[NDArray[np.uint8]]:
     capture = cv2.VideoCapture(str(path))
-    frames = []
+    frames: list[NDArray[np.uint8]] = []
     while (found := capture.read())[0]:
-        frames.append(np.ascontiguousarray(found[1][..., ::-1]))
+        frames.append(np.ascontiguousarray(found[1][..., ::-1], dtype=np.uint8))
     capture.release()
     return frames or [np.zeros((1, 1, 3), np.uint8)]
 
