@@ -212,7 +212,8 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
     if found.kind == WAN and not plain:
         raise CheckpointError(
             f"{source.path} is {found}, without Emphasize-Attention; a ContextAnyone transformer is needed. "
-            "contextanyone init --backbone makes one to be trained from it."
+            "contextanyone init --backbone makes one to be trained from it; generate --model wan or phantom runs it "
+            "unchanged."
         )
     return config
 

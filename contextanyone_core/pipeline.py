@@ -23,7 +23,7 @@ from .hosts.vae import VideoVAE, load_vae
 from .kinds import MODELS, ModelKind
 from .losses import reconstruction
 from .parts import need_part
-from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_text_length
+from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from .reading import Concatenation, Reading, TwoStreams
 from .sizes import check_frames, check_side, require_whole
 from .transformer import ContextAnyoneTransformer, ReferenceInputs
@@ -296,9 +296,7 @@ class ContextAnyonePipeline(LatentSampler):
         Raises:
             InputError: saying by how many tokens a prompt is too long.
         """
-        count = self.text_encoder.count_tokens
-        prompt.check_length(count, self.config.text_len)
-        check_text_length("The negative prompt", negative, count, self.config.text_len)
+        check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
     def conditions(
         self, references: Sequence[Reference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE

@@ -60,6 +60,16 @@ class TwoStagePrompt:
         check_text_length("The prompt (first and later together)", self.video_text, count_tokens, text_len)
 
 
+def check_prompts(prompt: TwoStagePrompt, negative: str, count_tokens: Callable[[str], int], text_len: int) -> None:
+    """Refuse a run's prompts where they do not fit.
+
+    Raises:
+        InputError: saying by how many tokens a prompt is too long.
+    """
+    prompt.check_length(count_tokens, text_len)
+    check_text_length("The negative prompt", negative, count_tokens, text_len)
+
+
 def check_text_length(what: str, text: str, count_tokens: Callable[[str], int], text_len: int) -> None:
     """Refuse a text of more than `text_len` tokens (end token included).
 

@@ -51,6 +51,7 @@ ORDER = [
     *("hosts/loading", "hosts/vae", "hosts/text", "hosts/image", "hosts/schedulers", "hosts/expected"),
     *(
         "pipeline",
+        "hosts/vace",
         "cli_options",
         "cli_files",
         "cli_clips",

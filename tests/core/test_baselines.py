@@ -6,11 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from PIL import Image
 from safetensors.torch import save_file
 
+from contextanyone_core import cli
 from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, ShapeError
@@ -23,6 +26,7 @@ from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSetting
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
 from contextanyone_core.reading import Concatenation
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.video import read_metadata
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
 SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=4, seed=3)
@@ -169,3 +173,54 @@ def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path
         need_part(tmp_path, "text_encoder")
     save_file({"a": torch.zeros(1)}, tmp_path / "transformer.safetensors")
     assert find_part(tmp_path, "transformer") == tmp_path / "transformer.safetensors"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one picture, in which the command runs."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save("good.png")
+    return tmp_path
+
+
+WORDS = ["--first", "A woman.", "--out", "out.webp", "--frames", "5", "--size", "32x32", "--steps", "1"]
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "guidance"),
+    [
+        ("phantom", ["--reference", "good.png"], {"name": "dual", "guidance_scale": 7.5, "reference_scale": 5.0}),
+        ("phantom", ["--reference", "good.png", "--guidance", "cfg"], {"name": "cfg", "guidance_scale": 5.0}),
+        ("wan", [], {"name": "cfg", "guidance_scale": 5.0}),
+    ],
+)
+def test_the_command(
+    desk: Path, wan_folder: Path, model: str, more: list[str], guidance: dict[str, object], capsys: object
+) -> None:
+    assert cli.main(["generate", "--model", model, "--weights", str(wan_folder), *WORDS, *more]) == 0
+    metadata = read_metadata(desk / "out.webp")
+    assert metadata["model"] == model
+    given = metadata["settings"]["guidance"]
+    assert {key: given[key] for key in guidance} == guidance
+    assert "emphasis" not in metadata["settings"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--model", "phanton"], "Did you mean phantom?"),
+        (["--model", "wan", "--reference", "good.png"], "reads no pictures"),
+        (["--model", "wan", "--guidance", "dual"], "has no dual guidance"),
+        (["--model", "vace", "--reference-scale", "3"], "belongs to --guidance dual"),
+        (["--model", "phantom", "--emphasis", "1"], "leave --emphasis out"),
+        (["--model", "phantom"], "needs the --weights of Phantom"),
+        (["--model", "vace"], "cannot be read as VACE"),
+    ],
+)
+def test_what_does_not_apply_is_refused(
+    desk: Path, tiny_folder: Path, words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", "--weights", str(tiny_folder), *WORDS, *words]) == 2
+    err = capsys.readouterr().err
+    assert hint in err
+    assert err.count("\n") == 1
