@@ -7,7 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ._comfy.familiarity import warn_of_strangers
-from ._comfy.references import ReferencePicture, apply_references, config_of, empty_latents
+from ._comfy.references import (
+    ReferencePicture,
+    apply_references,
+    config_of,
+    empty_latents,
+    without_references_of,
+)
 from .inputs import CATEGORY, GAP_TOOLTIP, Reference, emphasis_input, own_number, size_inputs, size_mistake
 
 
@@ -74,4 +80,5 @@ class ApplyContextAnyone(io.ComfyNode):
         )
         warn_of_strangers(getattr(cls.hidden, "unique_id", None), reference, size)
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
-        return io.NodeOutput(model, applied, negative, {"samples": latents})
+        unseen = without_references_of(model, applied, negative)
+        return io.NodeOutput(model, applied, unseen, {"samples": latents})

@@ -21,11 +21,13 @@ from ...contextanyone_core.checkpoint import (
 )
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.errors import CheckpointError
+from ...contextanyone_core.kinds import MODELS
 from ...contextanyone_core.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.weights.naming import LORA, WAN
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
 from ...contextanyone_core.weights.source import WeightSource, open_source
-from .model import Storage, native_model
+from .model import ContextAnyoneModel, Storage, native_model
+from .phantom import PhantomModel
 
 FOLDER = "diffusion_models"
 WEIGHT_DTYPES = {
@@ -76,7 +78,9 @@ def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dy
     require_finite(path, tensors)
     if quantization:
         storage = Storage(storage.dtype, storage.fp8_optimizations, quantization)
-    patcher = native_model(config, tensors, storage, disable_dynamic=disable_dynamic)
+    patcher = native_model(
+        config, tensors, storage, model_class=_model_class(source.recognised), disable_dynamic=disable_dynamic
+    )
     patcher.cached_patcher_init = (load_contextanyone, (path, storage))
     return patcher
 
@@ -114,7 +118,13 @@ def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
     return tensors, comfy.utils.detect_layer_quantization(tensors, "")
 
 
+def _model_class(found: Recognised) -> type[ContextAnyoneModel]:
+    return PhantomModel if found.family.startswith(MODELS["phantom"].family) else ContextAnyoneModel
+
+
 def _abilities(found: Recognised) -> str:
     if found.kind == TRANSFORMER:
         return f"{found}: follows reference pictures."
+    if _model_class(found) is PhantomModel:
+        return f"{found}: follows reference pictures, in Phantom's way. It has no emphasis, no gap and no CLIP branch."
     return f"{found}: plain text to video. It was not trained to follow reference pictures."

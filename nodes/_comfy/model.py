@@ -67,13 +67,26 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
 
 class ContextAnyoneModel(comfy.model_base.BaseModel):
-    """Wan 2.1's flow model with references as conditionings."""
+    """Wan 2.1's flow model with references as conditionings.
+
+    Attributes:
+        network: the class of `diffusion_model`.
+        blanks: whether a pass without the references reads blank ones in their place.
+    """
+
+    network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
+    blanks = False
 
     def __init__(self, model_config: ModelConfig, device: torch.device | None = None) -> None:
         kind = comfy.model_base.ModelType.FLOW
-        super().__init__(model_config, kind, device=device, unet_model=ContextAnyoneNetwork)
+        super().__init__(model_config, kind, device=device, unet_model=self.network)
         self.config: ContextAnyoneConfig = model_config.unet_config["contextanyone"]
         self.memory_usage_factor_conds = _PER_REFERENCE
+
+    @property
+    def follows_references(self) -> bool:
+        """Whether it was trained to."""
+        return self.config.emphasize
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The network's keyword arguments out of a conditioning."""
@@ -139,6 +152,7 @@ def native_model(
     tensors: dict[str, torch.Tensor],
     storage: Storage | None = None,
     *,
+    model_class: type[ContextAnyoneModel] = ContextAnyoneModel,
     disable_dynamic: bool = False,
 ) -> Any:
     """A native MODEL (ModelPatcher) with these weights.
@@ -147,6 +161,7 @@ def native_model(
         config: the model's.
         tensors: weights by Wan's names, without a prefix.
         storage: how the weights are kept.
+        model_class: how the model reads references.
         disable_dynamic: without weight streaming (ComfyUI asks for it when it reloads a model).
     """
     management = comfy.model_management
@@ -166,7 +181,7 @@ def native_model(
     if storage.fp8_optimizations:
         model_config.optimizations["fp8"] = True
     offload = management.unet_offload_device()
-    model = ContextAnyoneModel(model_config)
+    model = model_class(model_config)
     patcher_class = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:  # looked up at call time: ComfyUI puts another class there on a GPU
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)

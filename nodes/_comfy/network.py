@@ -61,7 +61,7 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         emphasis: float = 1.0,
         **given: Any,  # the references, `control`, and the conditionings of other models
     ) -> torch.Tensor:
-        attention = partial(_attention, options=transformer_options)
+        attention = partial(host_attention, options=transformer_options)
         cache: ReferenceCache | None = None
         if given.get("reference_latents"):
             inputs = _reference_inputs(given, context)
@@ -83,6 +83,6 @@ def _reference_inputs(given: dict[str, Any], context: torch.Tensor) -> Reference
     )
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, options: dict[str, Any]) -> Any:
+def host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, options: dict[str, Any]) -> Any:
     """ComfyUI's attention, looked up at every call: its settings may change."""
     return comfy.ldm.modules.attention.optimized_attention(q, k, v, heads, transformer_options=options)

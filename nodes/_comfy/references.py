@@ -135,7 +135,7 @@ def apply_references(
             fit_text_embeds(first, config)
             values[REFERENCES] = AppliedReferences(latents, tokens, first, gap)
         applied += node_helpers.conditioning_set_values([[text, extras]], values)
-    if latents and not config.emphasize:
+    if latents and not model.model.follows_references:
         _LOG.warning("This model is plain Wan 2.1: it was not trained to follow reference pictures.")
     return applied
 
@@ -151,6 +151,16 @@ def with_references_of(positive: Any, negative: Any) -> Any:
     seen = next((extras for _, extras in positive if extras.get(REFERENCES) is not None), {})
     values = {key: seen[key] for key in (REFERENCES, EMPHASIS) if key in seen}
     return node_helpers.conditioning_set_values(negative, values)
+
+
+def without_references_of(model: Any, positive: Any, negative: Any) -> Any:
+    """The negative CONDITIONING for the pass that sees no references: for Phantom, zeros stand in their place."""
+    applied = references_of(positive)
+    if applied is None or not model.model.blanks:
+        return negative
+    zeros = tuple(model.model.process_latent_out(torch.zeros_like(item)) for item in applied.latents)
+    blank = AppliedReferences(zeros, (), applied.text_embeds, applied.gap)
+    return node_helpers.conditioning_set_values(negative, {REFERENCES: blank})
 
 
 def config_of(model: Any) -> ContextAnyoneConfig:

@@ -13,7 +13,7 @@ import torch
 
 from ...contextanyone_core.flow import sigma_schedule
 from ...contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance
-from .references import config_of, references_of, with_references_of
+from .references import config_of, references_of, with_references_of, without_references_of
 from .run import current_run
 
 _NAMES = {
@@ -42,7 +42,7 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         self.guidance = guidance
         self.reconstructions: list[torch.Tensor] = []
         self._references = references_of(positive)
-        conditionings = {"positive": positive, "negative": negative}
+        conditionings = {"positive": positive, "negative": without_references_of(model, positive, negative)}
         if isinstance(guidance, DualGuidance):
             conditionings["negative_reference"] = with_references_of(positive, negative)
         else:

@@ -1,0 +1,53 @@
+"""Phantom-Wan as ComfyUI runs it: Wan's own layers and names, references as latent frames behind the video."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...contextanyone_core.memory import forward_bytes
+from ...contextanyone_core.reading import behind
+from ...contextanyone_core.transformer import ContextAnyoneTransformer
+from .model import ContextAnyoneModel
+from .network import ContextAnyoneNetwork, host_attention
+
+
+class PhantomNetwork(ContextAnyoneNetwork):
+    """`diffusion_model` of a Phantom MODEL: it reads references as `core.reading.Concatenation` does."""
+
+    def _velocity(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        transformer_options: dict[str, Any],
+        emphasis: float = 1.0,
+        **given: Any,
+    ) -> torch.Tensor:
+        joined = behind(x, given.get("reference_latents") or [])
+        attention = partial(host_attention, options=transformer_options)
+        output = ContextAnyoneTransformer.forward(self, joined, timestep, context, attention=attention)
+        return output.velocity[:, :, : x.shape[2]]
+
+
+class PhantomModel(ContextAnyoneModel):
+    """A Phantom MODEL; where it shall see no references, zeros stand in their place."""
+
+    network = PhantomNetwork
+    blanks = True
+
+    @property
+    def follows_references(self) -> bool:
+        """Whether it was trained to."""
+        return True
+
+    def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:
+        """Bytes that a call of the network needs beside the weights: of a video that is longer by the references."""
+        batch, channels, frames, height, width = input_shape
+        numbers = max((shape[-1] for shape in (cond_shapes or {}).get("reference_latents", [])), default=0)
+        longer = (batch, channels, frames + numbers // (channels * height * width), height, width)
+        size = comfy.model_management.dtype_size(self.get_dtype_inference())
+        return forward_bytes(self.config, longer, dtype_size=size)
