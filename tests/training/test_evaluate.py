@@ -88,6 +88,26 @@ def test_the_command_writes_every_promised_key(weights, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "metrics.json", "table.md"]
 
 
+def test_phantom_is_scored_with_the_same_keys(weights, tmp_path):
+    """A transformer without our parts, its references concatenated: no row for emphasis, no reference stream."""
+    config = replace(ContextAnyoneConfig.tiny(), text_len=256, image_dim=None, emphasize=False)
+    save_transformer(tmp_path / "transformer.safetensors", ContextAnyoneTransformer(config), dtype=torch.float16)
+    for part in ("text_encoder", "vae", "probe"):
+        (tmp_path / f"{part}.safetensors").symlink_to(weights / f"{part}.safetensors")
+    overrides = ["model=phantom", "guidance_scale=7.5", "reference_scale=5", f"weights={tmp_path}", "size=32"]
+    overrides += ["num_frames=5", "steps=1", "batch_size=4", "vae_clips=2", "probe_frames=20", "dtype=float32"]
+    out = tmp_path / "out"
+    words = ["--config", str(CONFIG), "--count", "2", "--out", str(out), "--set", *overrides, "vae_dtype=float32"]
+    assert main(words) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"reference", "text_only", "shuffled_reference", "contradicting_prompt"} <= set(
+        metrics["attribute_accuracy"]
+    )
+    assert "emphasis_0" not in metrics["attribute_accuracy"]
+    assert metrics["reconstruction_psnr"] is None
+    assert main([*words, f"weights={weights}"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

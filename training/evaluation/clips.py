@@ -42,13 +42,14 @@ class ClipMaker:
             yield self._frames(latents, variant)
 
     def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
-        """The reference stream's own pictures (3, H, W) in [-1, 1], reading the captions of training."""
+        """The reference stream's own pictures (3, H, W) in [-1, 1], reading the captions of training; empty without."""
         generation = self.settings.generation()
         pictures: list[torch.Tensor] = []
         for start in range(0, len(chosen), self.settings.batch_size):
             batch = chosen[start : start + self.settings.batch_size]
             items = [self.pipeline.conditions([self.encode(subject)], subject.captions) for subject in batch]
-            pictures += self.pipeline.reconstruct(stack_conditions(items), generation)[0].unbind(0)
+            for drawn in self.pipeline.reconstruct(stack_conditions(items), generation):
+                pictures += drawn.unbind(0)
         return pictures
 
     def encode(self, subject: Subject) -> Reference:

@@ -46,13 +46,16 @@ def load_models(settings: EvaluateSettings) -> Models:
         raise InputError(f"weights is {settings.weights}, which is not a folder.")
     files = {name: _find(name, settings.weights) for name in _PARTS}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    transformer = load_transformer(files["transformer"], dtype=torch_dtype(settings.dtype), device=device)
+    dtype, plain = torch_dtype(settings.dtype), not settings.kind.emphasis
+    transformer = load_transformer(files["transformer"], dtype=dtype, device=device, plain=plain)
+    if plain and transformer.config.emphasize:
+        raise CheckpointError(f"{files['transformer']} is a ContextAnyone transformer; model is {settings.model}.")
     vae = VideoVAE(load_vae(files["vae"], torch_dtype(settings.vae_dtype), device), transformer.config)
     image_encoder = None
     if transformer.config.image_dim is not None:
         image_encoder = load_image_encoder(files["image_encoder"], device=device)
     text_encoder = load_text_encoder(files["text_encoder"], device=device)
-    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder)
+    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.kind)
     return Models(pipeline, load_probe(files["probe"]), files)
 
 

@@ -66,9 +66,11 @@ def _rest(metrics: dict[str, Any]) -> list[str]:
         *((f"{name} as asked", f"{_percent(value)} %", "at least 85") for name, value in scene.items()),
         ("attributes lost from first to last frame", f"{change['points']:.1f} points", "at most 3"),
         ("motion against renderings", f"{metrics['motion_ratio']:.2f}", "0.5 to 2"),
-        ("reference stream against the clip's first frame", f"{pictures['ground_truth_frame']:.2f} dB", "the higher"),
-        ("reference stream against its own input", f"{pictures['own_input']:.2f} dB", "the lower"),
     ]
+    if pictures is not None:
+        drawn, own = (f"{pictures[name]:.2f} dB" for name in ("ground_truth_frame", "own_input"))
+        items.append(("reference stream against the clip's first frame", drawn, "the higher"))
+        items.append(("reference stream against its own input", own, "the lower"))
     if "contradiction" in metrics:
         part = metrics["contradiction"]
         items.append(("contradicted attributes as in the picture", f"{_percent(part['follows_picture'])} %", ""))

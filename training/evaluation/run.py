@@ -54,7 +54,7 @@ def evaluate(models: Models, settings: EvaluateSettings, seed: int, count: int) 
     with _timed(clock, "vae"):
         metrics["vae_psnr"], rows["vae_round_trip"] = _measure_vae(models, chosen[: settings.vae_clips])
     maker = ClipMaker(models.pipeline, settings)
-    counts = settings.variants.counts(count)
+    counts = settings.counts(count)
     with tqdm(total=sum(counts.values()), unit="clip", mininterval=1.0) as bar:
         for variant, number in counts.items():
             bar.set_description(variant)
@@ -69,7 +69,8 @@ def evaluate(models: Models, settings: EvaluateSettings, seed: int, count: int) 
     metrics["attribute_accuracy"] = rows
     with _timed(clock, "reconstruction"):
         part = chosen[: settings.vae_clips]
-        metrics["reconstruction_psnr"] = reconstruction_psnr(maker.reconstructions(part), part)
+        pictures = maker.reconstructions(part)
+        metrics["reconstruction_psnr"] = reconstruction_psnr(pictures, part) if pictures else None
     metrics["seconds"] = {"total": round(time.monotonic() - began, 1), **clock}
     return outcome
 

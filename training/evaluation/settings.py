@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.guidance import CfgGuidance
+from contextanyone_core.guidance import CfgGuidance, DualGuidance
+from contextanyone_core.kinds import MODELS, ModelKind
 from contextanyone_core.pipeline import GenerationSettings
 from training.config import describe_errors, read_settings
 
@@ -41,9 +42,11 @@ class EvaluateSettings(_Section):
     """The whole of an evaluation apart from seed and count.
 
     `weights` is a folder with transformer, vae, text_encoder, image_encoder and probe (.safetensors); a file that it
-    lacks is taken from the shipped miniature. None is the shipped miniature itself.
+    lacks is taken from the shipped miniature. None is the shipped miniature itself. `model` says how the transformer
+    reads references. With `reference_scale` the guidance is `dual`, else `cfg`.
     """
 
+    model: Literal["contextanyone", "phantom"] = "contextanyone"
     weights: Path | None = None
     size: int = Field(128, ge=16)
     num_frames: int = Field(17, ge=5)
@@ -51,6 +54,7 @@ class EvaluateSettings(_Section):
     sampler: str = "unipc"
     steps: int = Field(10, ge=1)
     guidance_scale: float = Field(3.0, ge=0)
+    reference_scale: float | None = Field(None, ge=0)
     shift: float | None = None
     dtype: Dtype = "float32"
     vae_dtype: Dtype = "float32"
@@ -59,12 +63,23 @@ class EvaluateSettings(_Section):
     probe_frames: int = Field(1000, ge=10)
     threads: int | None = Field(None, ge=1)
 
+    @property
+    def kind(self) -> ModelKind:
+        """What `model` can be asked for."""
+        return MODELS[self.model]
+
+    def counts(self, count: int) -> dict[str, int]:
+        """How many characters each row gets that the model can have, of `count`."""
+        counts = self.variants.counts(count)
+        return {name: number for name, number in counts.items() if self.kind.emphasis or name != "emphasis_0"}
+
     def generation(self, *, emphasis: float = 1.0) -> GenerationSettings:
         """The same as the pipeline's settings; its seed is not used, every clip has its own.
 
         Raises:
             InputError: sizes or a sampler that the pipeline does not know.
         """
+        scale, reference_scale = self.guidance_scale, self.reference_scale
         return GenerationSettings(
             num_frames=self.num_frames,
             width=self.size,
@@ -72,7 +87,7 @@ class EvaluateSettings(_Section):
             steps=self.steps,
             sampler=self.sampler,
             shift=self.shift,
-            guidance=CfgGuidance(self.guidance_scale),
+            guidance=CfgGuidance(scale) if reference_scale is None else DualGuidance(scale, reference_scale),
             emphasis=emphasis,
         )
 
