@@ -14,6 +14,7 @@ SCHEMA = json.loads((ROOT / "tests" / "nodes" / "schema.json").read_text(encodin
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PUBLIC = ("https://huggingface.co/Comfy-Org/", "https://huggingface.co/Kijai/")
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
+NARROWEST = 225  # what the new design of nodes draws at least
 TITLE = 30  # a node's title stands above its position
 NOTE, BYPASSED = "MarkdownNote", 4
 EXAMPLES = {path.name for path in (ROOT / "assets" / "examples").glob("*.png")}
@@ -125,6 +126,7 @@ def test_models_for_download_are_public_and_in_the_note(flow):
 
 
 def test_nothing_lies_on_anything_else(flow):
+    assert [node["type"] for node in flow["nodes"] if node["size"][0] < NARROWEST] == []
     boxes = {node["id"]: box(node) for node in flow["nodes"]}
     ids = sorted(boxes)
     assert [(a, b) for a in ids for b in ids if a < b and overlap(boxes[a], boxes[b])] == []
