@@ -19,7 +19,7 @@ from training.commands import Parser, run_command
 from training.data.cache import CacheBuilder, index_path, read_index
 from training.data.manifest import drop_table
 from training.data.settings import DataSettings, data_settings
-from training.loop import Stop
+from training.stopping import Stop
 
 
 def build_cache(settings: DataSettings) -> int | None:

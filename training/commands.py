@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from contextanyone_core.errors import ContextAnyoneError
-from training.loop import TrainingStopped
+from training.stopping import TrainingStopped
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,8 +10,8 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
 from training.config import load_config
-from training.loop import build_trainer
 from training.state import CheckpointStore
+from training.trainer import build_trainer
 
 
 def export_run(run: Path, out: Path) -> None:

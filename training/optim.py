@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from contextanyone_core.errors import CheckpointError
 from training.config import OptimSettings
+from training.distributed import like
 from training.muon import MuonAdamW
 from training.parts.base import ParameterGroup
 
@@ -68,4 +69,4 @@ def restore_optimizer(
         if name not in parameters:
             raise CheckpointError(f"The checkpoint's optimizer state names {name}, which is not a trained parameter.")
         parameter = parameters[name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+        optimizer.state[parameter][key] = like(tensor, parameter)

@@ -1,8 +1,11 @@
 """Batches prepared ahead of time by worker processes, in the order of the steps."""
 
+import atexit
+import mmap
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import cv2
@@ -11,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.parts.base import Part
 from training.randomness import seed_globals
+
+_JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Batches(Dataset[Any]):
@@ -29,8 +34,12 @@ def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bo
     """Return an iterator over `part.batch(step)` for the steps, in order, the same for any number of workers.
 
     Workers are forks with one thread each. OpenCV's own threads are switched off, here too: they do not survive a fork.
+    SIGTERM and SIGINT, which schedulers send to every process of a job, do not end a worker while this process goes on:
+    it may have a checkpoint to save, and decides itself when they end.
     """
     cv2.setNumThreads(0)
+    ending = mmap.mmap(-1, 1)  # shared with the forks; set when this process ends, before Python ends its workers
+    atexit.register(ending.write_byte, 1)
     loader = DataLoader(
         _Batches(part, seed),
         batch_size=None,
@@ -38,10 +47,16 @@ def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bo
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=partial(_start_worker, ending, os.getpid()) if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
-    return iter(loader)
+    if not workers:
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the forks inherit it, until they are ready
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -61,10 +76,13 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_: int) -> None:
-    # A session of its own: a signal to the group of the trainer reaches the trainer alone, which then stops its
-    # workers. What the trainer does on SIGTERM must not be inherited: Python ends forgotten workers with it.
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _start_worker(ending: mmap.mmap, trainer: int, _: int) -> None:
+    def outlive(*_: Any) -> None:
+        if ending[0] or os.getppid() != trainer:
+            os._exit(0)
+
+    for number in _JOB_SIGNALS:
+        signal.signal(number, outlive)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""Every random draw of a run as a function of (seed, step, purpose), so that a resumed run repeats it exactly."""
+"""Every random draw of a run as a function of (seed, step, rank, purpose), so that a resumed run repeats it exactly."""
 
 import hashlib
 import random
@@ -11,6 +11,11 @@ def seed_for(seed: int, step: int, purpose: str) -> int:
     """Return a 63-bit seed for one purpose at one step. Distinct arguments give independent seeds (BLAKE2b)."""
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """Return a run's seed for one of its processes, which all draw differently; the first one's is the run's own."""
+    return seed if rank == 0 else seed_for(seed, rank, "rank")
 
 
 def torch_generator(seed: int, step: int, purpose: str) -> torch.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,27 +24,30 @@ class Speedometer:
     measured rate where the card is not listed.
 
     Args:
-        bf16: whether matrix products run in bf16.
+        bf16: whether matrix products run in bf16. processes: how many train together, each as fast as this one.
     """
 
-    def __init__(self, part: Part, device: torch.device, *, bf16: bool) -> None:
-        self._part, self._device, self._bf16 = part, device, bf16
+    def __init__(self, part: Part, device: torch.device, *, bf16: bool, processes: int = 1) -> None:
+        self._part, self._device, self._bf16, self._processes = part, device, bf16, processes
         self._peak_flops: float | None = None
 
-    def describe(self, batch: Any, record: dict[str, Any], samples: int, seconds: float) -> dict[str, float]:
-        """Numbers of one finished step.
+    def describe(
+        self, batches: Sequence[Any], record: dict[str, Any], samples: int, seconds: float
+    ) -> dict[str, float]:
+        """Numbers of one finished step: `tflops` and `mfu` of this process, the others of all together.
 
         Args:
-            record: the step's line so far; it has `reference` where the step had references.
+            batches: this process's. record: the step's line so far; it has `reference` where the step had references.
             samples: in the step. seconds: of the whole step.
         """
         found = {"samples_per_second": round(samples / seconds, 3)}
         if isinstance(self._part, CountsWork):
-            work = self._part.work(batch, with_reference="reference" in record)
-            found["tokens_per_second"] = round(work.tokens / seconds, 1)
-            if work.flops is not None:
-                found["tflops"] = _digits(work.flops / seconds / 1e12)
-                found["mfu"] = _digits(work.flops / seconds / self._peak())
+            works = [self._part.work(batch, with_reference="reference" in record) for batch in batches]
+            found["tokens_per_second"] = round(self._processes * sum(work.tokens for work in works) / seconds, 1)
+            flops = [work.flops for work in works if work.flops is not None]
+            if flops:
+                found["tflops"] = _digits(sum(flops) / seconds / 1e12)
+                found["mfu"] = _digits(sum(flops) / seconds / self._peak())
         return found | {"peak_memory_gib": round(peak_memory(self._device) / GIB, 3)}
 
     def _peak(self) -> float:

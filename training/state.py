@@ -31,7 +31,11 @@ _VERSION = 1
 
 @dataclass
 class Progress:
-    """How far a run is. seconds is the training's wall-clock time over all starts; skipped counts non-finite steps."""
+    """How far a run is.
+
+    seconds is the training's wall-clock time over all starts; skipped counts non-finite steps; world is the number of
+    processes.
+    """
 
     step: int = 0
     samples: int = 0
@@ -39,6 +43,7 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     ema_updates: int = 0
+    world: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from contextanyone_core.errors import CheckpointError, ShapeError
 from training.config import OptimSettings, TrainConfig, config_hash, parse_config
 from training.ema import Ema
 from training.export import main as export_main
-from training.loop import TrainingStopped, build_trainer, train
+from training.loop import train
 from training.optim import learning_rate, make_optimizer, set_learning_rate
 from training.randomness import numpy_generator, seed_for, torch_generator
 from training.state import CheckpointStore
+from training.stopping import TrainingStopped
+from training.trainer import build_trainer
 
 
 def make_config(out: Path, part: dict[str, Any] | None = None, **top: Any) -> TrainConfig:
@@ -70,6 +72,7 @@ def test_log_has_one_line_per_step(tmp_path: Path) -> None:
         "lr",
         "grad_norm",
         "samples_per_second",
+        "peak_memory_gib",
         "data_wait",
         "seconds",
     }

@@ -12,11 +12,11 @@ from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import load_config
 from training.export import main as export_main
-from training.loop import build_trainer
 from training.parts.base import PartContext
 from training.parts.manifest import ManifestPart, Settings
 from training.train import main
 from training.trainable import TrainSettings, trained_names
+from training.trainer import build_trainer
 
 NAMES = ["patch_embedding.weight", "blocks.0.cross_attn.q.weight", "blocks.1.cross_attn.k_img.weight", "blocks.1.ffn.0"]
 

@@ -115,6 +115,17 @@ def test_kill_9_and_resume(tmp_path: Path, straight: Checkpoint) -> None:
     assert all(line.endswith("}") for line in lines)
 
 
+def _signal_all(pid: int, number: signal.Signals) -> None:
+    """To the group, as a terminal and torchrun do, and to every process that it started, as Slurm does."""
+    workers = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    assert workers
+    assert {os.getpgid(worker) for worker in workers} == {pid}
+    os.killpg(pid, number)
+    for worker in workers:
+        os.kill(worker, number)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes as Linux does")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_to_the_whole_group_saves(
     tmp_path: Path, straight: Checkpoint, number: signal.Signals, code: int
@@ -123,7 +134,7 @@ def test_signal_to_the_whole_group_saves(
     config = make_config(out, SLOW, workers=1, save_every=100)
     process = start(config, tmp_path)
     wait_for_step(process, out, 2)
-    os.killpg(process.pid, number)
+    _signal_all(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors

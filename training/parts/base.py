@@ -19,6 +19,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from training.randomness import rank_seed
+
 
 class PartSettings(BaseModel):
     """Base of every part's Settings: unknown keys and infinite numbers are refused, values are fixed after loading."""
@@ -44,6 +46,11 @@ class PartContext:
     init_from: Path | None = None
     rank: int = 0
     world: int = 1
+
+    @property
+    def own_seed(self) -> int:
+        """The seed of a part whose processes draw their batches each for itself: `batch` is then one process's."""
+        return rank_seed(self.seed, self.rank)
 
 
 class ParameterGroup(TypedDict):

@@ -62,7 +62,7 @@ class EncodersPart:
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self._settings = settings
-        self._seed = context.seed
+        self._seed, self._own_seed = context.seed, context.own_seed
         if context.init_from is None:
             self._fresh()
         else:
@@ -83,7 +83,7 @@ class EncodersPart:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return uint8 pictures (B, S, S, 3), tokens and their mask (B, L), labels (B, 11) of pictures and captions."""
         settings = self._settings
-        rng = numpy_generator(self._seed, step, "encoders")
+        rng = numpy_generator(self._own_seed, step, "encoders")
         variety = Variety(settings.white_background, settings.blur, settings.foreign_words)
         seeds = rng.integers(TEST_SEED_START, size=settings.pictures // 2)
         return self._collate([pair for seed in seeds for pair in self._pairs(int(seed), variety, rng)])

@@ -38,7 +38,7 @@ class ProbePart:
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings = settings
-        self.seed = context.seed
+        self.seed = context.own_seed
         if context.init_from is not None:
             self.probe = load_probe(context.init_from)
             self.probe.requires_grad_(True)

@@ -79,7 +79,7 @@ class TransformerPart(TransformerTraining):
 
     def batch(self, step: int) -> Any:
         """Encoded pairs, and captions drawn anew."""
-        pool, rng = self.pool, numpy_generator(self.context.seed, step, "pairs")
+        pool, rng = self.pool, numpy_generator(self.context.own_seed, step, "pairs")
         chosen = rng.integers(len(pool), size=self.settings.batch)
         first, later = [], []
         for index in chosen.tolist():

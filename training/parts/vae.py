@@ -71,10 +71,10 @@ class VaePart:
 
     def batch(self, step: int) -> Any:
         """Crops of images or clips, uint8 (B, T, h, w, 3)."""
-        settings, rng = self.settings, numpy_generator(self.context.seed, step, "vae crops")
+        settings, rng = self.settings, numpy_generator(self.context.own_seed, step, "vae crops")
         images = step < settings.image_steps or step % settings.image_every == 0
         count = settings.image_batch // 2 if images else settings.clip_batch
-        seeds = [seed_for(self.context.seed, step * 64 + i, "vae data") % TEST_SEED_START for i in range(count)]
+        seeds = [seed_for(self.context.own_seed, step * 64 + i, "vae data") % TEST_SEED_START for i in range(count)]
         if not images:
             clips = [sample(seed, settings.clip_frames, _RENDER_SIZE) for seed in seeds]
             return _stacked([_crop(clip.video, clip.masks, settings.crop, rng) for clip in clips])

@@ -1,0 +1,168 @@
+"""Several processes that train together, started by `accelerate launch` or `torchrun`: who this one is, what they agree
+on, and how their networks become one.
+
+Every process holds the whole network (DDP), or a share of it where accelerate's configuration has `use_fsdp` (FSDP2). A
+process that was started alone goes through none of this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from contextanyone_core.blocks import TransformerBlock
+from contextanyone_core.errors import InputError
+from training.parts.base import Metrics, Part
+
+_PATIENCE = timedelta(hours=2)  # that the others have while one saves, samples or exports
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together.
+
+    Attributes:
+        rank, size: which one it is, of how many. device: where its network runs.
+        sharded: whether each holds a share of the network only.
+        group: a gloo group for decisions, so that they neither wait for the GPU nor meet NCCL's ten minutes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    sharded: bool = False
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes the run's folder."""
+        return self.rank == 0
+
+    def total(self, *mine: float) -> list[float]:
+        """The sums over all processes."""
+        if self.size == 1:
+            return list(mine)
+        sums = torch.tensor(mine, dtype=torch.float64)
+        dist.all_reduce(sums, group=self.group)
+        found: list[float] = sums.tolist()
+        return found
+
+    def any(self, *mine: bool) -> list[bool]:
+        """Whether any process says so; the same answers everywhere."""
+        return [count > 0 for count in self.total(*mine)]
+
+    def gather(self, mine: _Found) -> list[_Found]:
+        """What every process has, in the order of the ranks, everywhere. Small objects only."""
+        if self.size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine, group=self.group)
+        return found
+
+    def wait(self) -> None:
+        """Wait for all to come here."""
+        self.total(0)
+
+    def alone(self) -> World:
+        """The same process, on the CPU, for work without the others."""
+        return World(0, 1, torch.device("cpu"))
+
+
+def one_process() -> World:
+    """A world of this process alone, on the GPU, or the CPU where there is none."""
+    return World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """Meet the other processes that the launcher started, if there are any.
+
+    Raises:
+        InputError: the launcher's configuration asks for DeepSpeed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise InputError("accelerate's configuration asks for DeepSpeed: use FSDP (use_fsdp), which is FSDP2 here.")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield one_process()
+        return
+    from accelerate import PartialState  # a second's import that one process does not need
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    yield World(state.process_index, state.num_processes, state.device, sharded, group)
+    dist.destroy_process_group()
+
+
+def shard(modules: dict[str, nn.Module], world: World) -> None:
+    """Leave each process its share of the parameters, which it gathers block by block as they are used (FSDP2)."""
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for module in modules.values():
+        for block in [inner for inner in module.modules() if isinstance(inner, TransformerBlock)]:
+            fully_shard(block, mesh=mesh)
+            register_fsdp_forward_method(block, "encode_reference")
+        fully_shard(module, mesh=mesh)
+
+
+LossFunction = Callable[[Any, int, torch.Generator], tuple[Tensor, Metrics]]
+
+
+class LossOfPart(nn.Module):
+    """A part's loss as the forward pass of a module that holds its networks, which is what DDP wraps."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(part.modules())
+        self._part = part
+
+    def forward(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """`part.loss`."""
+        return self._part.loss(batch, step, generator)
+
+
+def joint_loss(part: Part, world: World) -> LossFunction:
+    """The part's loss, whose gradients are averaged over the processes in the backward pass.
+
+    A process that drops its references leaves parameters without gradient that others have one for: those are counted
+    as zeros (`find_unused_parameters`).
+    """
+    if world.size == 1 or world.sharded:
+        return part.loss
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(LossOfPart(part), device_ids=devices, find_unused_parameters=True)
+
+
+def without_averaging(loss: LossFunction, modules: dict[str, nn.Module], *, last: bool) -> AbstractContextManager[None]:
+    """Around the forward and backward pass of a part of a step: only the last one averages over the processes."""
+    for module in modules.values():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+    if isinstance(loss, DistributedDataParallel) and not last:
+        return loss.no_sync()
+    return nullcontext()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor as one process alone would have it; all must call, in the same order."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor, on the device of a model, as the share that the model holds of its own."""
+    tensor = tensor.to(model.device)
+    if isinstance(model, DTensor) and tensor.shape == model.shape:
+        return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
+    return tensor

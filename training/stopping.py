@@ -1,0 +1,56 @@
+"""When a run ends or saves before its last step: signals, the time that is allowed, the file `save`, ten bad steps."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from contextanyone_core.errors import ContextAnyoneError
+from training.distributed import World
+
+
+class TrainingStopped(ContextAnyoneError):  # noqa: N818  # an outcome, not a fault of the program
+    """The loss or its gradients were not finite for ten steps in a row, or another process could not save."""
+
+
+class Stop:
+    """Signals asked for and the time that is allowed. A second Ctrl-C does not wait for the step to end."""
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.signal: int | None = None
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+
+    def asked(self) -> bool:
+        """Say whether the loop must end after the present step."""
+        return self.signal is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    def agreed(self, world: World) -> int | None:
+        """The signal that any process has had, the same everywhere; None where there was none."""
+        terminated, interrupted = world.any(self.signal == signal.SIGTERM, self.signal == signal.SIGINT)
+        return signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of dying of them."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def save_asked(folder: Path) -> bool:
+    """Say whether somebody made the file `save` in the run's folder (`touch DIR/save`), and remove it."""
+    file = folder / "save"
+    if not file.exists():
+        return False
+    file.unlink(missing_ok=True)
+    return True

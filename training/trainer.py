@@ -1,0 +1,253 @@
+"""A part with its optimizer, EMA and progress: what a checkpoint holds, and how one step changes it."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from contextanyone_core.errors import CheckpointError, InputError, ShapeError
+from training.config import TrainConfig, config_hash
+from training.distributed import World, full, joint_loss, like, one_process, shard, without_averaging
+from training.ema import Ema
+from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
+from training.parts import PARTS
+from training.parts.base import HashesData, Metrics, Part, PartContext
+from training.prefetch import to_device
+from training.randomness import rank_seed, seed_globals, torch_generator
+from training.state import Checkpoint, Progress
+
+_LOG = logging.getLogger(__name__)
+_Sums = dict[str, tuple[float, int]]  # of a term of the loss, and how many numbers are in the sum
+
+
+class _Result(NamedTuple):
+    sums: _Sums
+    samples: int  # of all processes
+    finite: bool
+
+
+class Trainer:
+    """A part with its optimizer, EMA and progress, in one process or in each of several."""
+
+    def __init__(self, config: TrainConfig, part: Part, world: World) -> None:
+        self.config = config
+        self.part = part
+        self.world = world
+        self.device = world.device
+        self.modules = part.modules()
+        for module in self.modules.values():
+            module.to(self.device)
+        self._choose_trained()
+        if world.sharded:
+            if config.optim.optimizer == "muon":
+                raise InputError("optim.optimizer is muon, which needs whole matrices: FSDP holds shares of them.")
+            shard(self.modules, world)
+        self.trained = {name: p for name, p in _named_parameters(self.modules).items() if p.requires_grad}
+        self.optimizer = make_optimizer(part.parameter_groups(), config.optim)
+        self.ema = Ema(self.trained, config.optim.ema_decay)
+        self.progress = Progress(world=world.size)
+        self._loss = joint_loss(part, world)
+        self._seed = rank_seed(config.run.seed, world.rank)
+
+    def _choose_trained(self) -> None:
+        chosen = {id(parameter) for group in self.part.parameter_groups() for parameter in group["params"]}
+        named = _named_parameters(self.modules)
+        for parameter in named.values():
+            parameter.requires_grad_(id(parameter) in chosen)
+        if len(chosen) != sum(parameter.requires_grad for parameter in named.values()):
+            name = self.config.part.name
+            raise ValueError(f"Part {name}: parameter_groups() holds parameters that modules() does not.")
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return everything a checkpoint holds, by file. All processes must call; the first one's is the answer."""
+        optimizer = optimizer_tensors(self.optimizer, self.trained)
+        files = {"model": _named_tensors(self.modules), "ema": self.ema.tensors, "optimizer": optimizer}
+        if not self.world.sharded:
+            return files
+        whole: dict[str, dict[str, Tensor]] = {file: {} for file in files}
+        for file, named in files.items():
+            for name, tensor in named.items():
+                gathered = full(tensor)
+                if self.world.first:
+                    whole[file][name] = gathered.cpu()
+        return whole
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint. Raises CheckpointError where its tensors are not this part's."""
+        _copy_into(_named_tensors(self.modules), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
+        _copy_into(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
+        restore_optimizer(self.optimizer, self.trained, checkpoint.tensors["optimizer"])
+        self.progress = checkpoint.progress
+        self.progress.world = self.world.size
+        self.ema.updates = checkpoint.progress.ema_updates
+
+    def step(self, *batches: Any) -> dict[str, Any]:
+        """Do one step on its batches (`optim.accumulate`) and return what log.jsonl says of it.
+
+        A step that is not finite, in any process, changes no weight in any.
+        """
+        config, step = self.config, self.progress.step
+        rate = learning_rate(config.optim, step, config.run.steps)
+        set_learning_rate(self.optimizer, rate)
+        results = []
+        for index, batch in enumerate(batches):
+            results.append(self._backward(batch, step * len(batches) + index, index, len(batches)))
+            if not results[-1].finite:
+                break
+        norm = self._norm() if results[-1].finite else math.nan
+        finite = math.isfinite(norm)
+        if finite:
+            self.optimizer.step()
+            self.ema.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        gathered = self.world.gather(([result.sums for result in results], [] if finite else _names(batches)))
+        terms = _means([sums for theirs, _ in gathered for sums in theirs])
+        names = [name for _, theirs in gathered for name in theirs]
+        self._count(sum(result.samples for result in results), finite, names)
+        record = {"step": step, **terms, "lr": rate, "grad_norm": norm}
+        return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
+
+    def sample(self, folder: Path) -> Path:
+        """Let the part show its present state, with the EMA weights, into a folder of this step, which is returned."""
+        target = folder / f"step-{self.progress.step:08d}"
+        target.mkdir(parents=True, exist_ok=True)
+        with self.shown():
+            self.part.sample(self.progress.step, target)
+        return target
+
+    def export(self, folder: Path) -> None:
+        """Write the shipped files and record.json into folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        record = run_record(self.config, self.progress, self.part)
+        with self.shown():
+            self.part.export(folder, record)
+        (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """EMA weights in place, modules in eval mode, no gradients."""
+        modes = {inner: inner.training for module in self.modules.values() for inner in module.modules()}
+        with torch.no_grad(), self.ema.in_place():
+            for module in self.modules.values():
+                module.eval()
+            yield
+        for inner, mode in modes.items():
+            inner.training = mode
+
+    def _backward(self, batch: Any, draw: int, index: int, parts: int) -> "_Result":
+        """Forward and backward pass of one batch; draw numbers it among all batches of the run."""
+        seed_globals(self._seed, draw, "loss")
+        generator = torch_generator(self._seed, draw, "loss")
+        with without_averaging(self._loss, self.modules, last=index == parts - 1):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                losses, metrics = self._loss(to_device(batch, self.device), draw, generator)
+            if losses.ndim != 1:
+                raise ShapeError(
+                    f"Part {self.config.part.name}: loss has shape {tuple(losses.shape)}; it must be (B,)."
+                )
+            loss, count = losses.float().mean(), losses.shape[0]
+            samples, bad = self.world.total(count, not math.isfinite(loss.item()))
+            if not bad:  # an equal weight for every sample, whatever process has it
+                (loss * (count * self.world.size / (samples * parts))).backward()  # type: ignore[no-untyped-call]
+        return _Result({"loss": (loss.item() * count, count), **_sums(metrics)}, int(samples), not bad)
+
+    def _norm(self) -> float:
+        """The norm of all gradients together, which are clipped to `optim.clip_norm`."""
+        with_gradient = [parameter for parameter in self.trained.values() if parameter.grad is not None]
+        norm = full(torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(with_gradient, self.config.optim.clip_norm, norm)
+        return norm.item()
+
+    def _count(self, samples: int, finite: bool, names: Sequence[str]) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.samples += samples
+        progress.ema_updates = self.ema.updates
+        progress.skipped += not finite
+        progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
+        if not finite and self.world.first:
+            named = f" Its samples: {', '.join(names)}." if names else ""
+            _LOG.warning("Step %d skipped: loss or gradients are not finite.%s", progress.step - 1, named)
+
+
+def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: World | None = None) -> Trainer:
+    """Build the part and take over the checkpoint if there is one; without a world, for this process alone."""
+    world = world or one_process()
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    seed_globals(config.run.seed, 0, "init")
+    init_from = config.init.from_  # on a resume too: a part may take a tokenizer or sizes from it
+    if init_from is not None and not init_from.is_file():
+        raise InputError(f"init.from is {init_from}, which is not a file.")
+    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size)
+    trainer = Trainer(config, PARTS[config.part.name].build(config.part, context), world)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    return trainer
+
+
+def run_record(config: TrainConfig, progress: Progress, part: Part) -> dict[str, Any]:
+    """Return what stands beside exported weights: JSON data."""
+    data = {"data_hash": part.data_hash()} if isinstance(part, HashesData) else {}
+    return data | {
+        "name": config.run.name,
+        "part": config.part.name,
+        "steps": progress.step,
+        "samples": progress.samples,
+        "seconds": round(progress.seconds, 1),
+        "seed": config.run.seed,
+        "config_hash": config_hash(config),
+    }
+
+
+def _sums(metrics: Metrics) -> _Sums:
+    return {
+        name: (value.float().sum().item(), value.numel()) if isinstance(value, Tensor) else (float(value), 1)
+        for name, value in metrics.items()
+    }
+
+
+def _means(found: Sequence[_Sums]) -> dict[str, float]:
+    """The means over all batches of all processes; a term counts where it is."""
+    names = dict.fromkeys(name for sums in found for name in sums)
+    having = {name: [sums[name] for sums in found if name in sums] for name in names}
+    return {name: sum(total for total, _ in have) / sum(count for _, count in have) for name, have in having.items()}
+
+
+def _names(batches: Sequence[Any]) -> list[str]:
+    """The samples of batches whose part names them."""
+    return [name for batch in batches if isinstance(batch, dict) for name in batch.get("ids", ())]
+
+
+def _named_parameters(modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the parameters by module and name; tied ones once, under their first name."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            found.setdefault(id(parameter), (f"{prefix}.{name}", parameter))
+    return dict(found.values())
+
+
+def _named_tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers, tied ones once."""
+    tensors: dict[str, Tensor] = {name: parameter.data for name, parameter in _named_parameters(modules).items()}
+    for prefix, module in modules.items():
+        persistent = module.state_dict().keys()
+        tensors |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers() if name in persistent}
+    return tensors
+
+
+def _copy_into(target: dict[str, Tensor], source: dict[str, Tensor], what: str) -> None:
+    wrong = sorted(target.keys() ^ source.keys())
+    wrong += sorted(n for n in target.keys() & source.keys() if target[n].shape != source[n].shape)
+    if wrong:
+        raise CheckpointError(f"{what}: {len(wrong)} tensors do not fit this part, such as {wrong[0]}.")
+    for name, tensor in target.items():
+        tensor.copy_(like(source[name], tensor))
