@@ -28,7 +28,7 @@ def normalised(difference: torch.Tensor) -> float:
 @functools.cache
 def model(name: str = "Phantom-Wan-tiny.safetensors"):
     """The tiny file under a name."""
-    folder = Path(folder_paths.get_folder_paths("diffusion_models")[0])
+    folder = next(path for path in map(Path, folder_paths.get_folder_paths("diffusion_models")) if path.is_dir())
     shutil.copy(graph.DATA / "Phantom-Wan-tiny.safetensors", folder / name)
     return call("ContextAnyoneLoader", model_name=name, weight_dtype="default")[0]
 
