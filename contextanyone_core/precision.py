@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import autocast
 
 
 def under_autocast(device: torch.device) -> bool:
@@ -14,4 +15,4 @@ def under_autocast(device: torch.device) -> bool:
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """A context without autocast on this kind of device."""
-    return torch.autocast(device.type, enabled=False) if under_autocast(device) else nullcontext()
+    return autocast(device.type, enabled=False) if under_autocast(device) else nullcontext()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from contextanyone_core.blocks import TransformerBlock
@@ -64,7 +64,7 @@ def _without_kept_casts(function: Callable[..., _Result], x: Tensor, *inputs: An
     device = x.device.type
     if not under_autocast(x.device):
         return function(x, *inputs)
-    with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
+    with autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
         return function(x, *inputs)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
 
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import TrainConfig, config_hash
@@ -146,7 +146,7 @@ class Trainer:
         seed_globals(self._seed, draw, "loss")
         generator = torch_generator(self._seed, draw, "loss")
         with without_averaging(self._loss, self.modules, last=index == parts - 1):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 losses, metrics = self._loss(to_device(batch, self.device), draw, generator)
             if losses.ndim != 1:
                 raise ShapeError(

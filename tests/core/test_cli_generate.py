@@ -108,7 +108,7 @@ def test_several_laters_are_several_clips(made, desk):
 def test_a_file_of_prompts(made, desk):
     lines = [
         {"first": "A man.", "later": "He sits.", "out": "sit.gif", "seed": 9},
-        {"later": "他在挥手 👋"},
+        {"later": "\u4ed6\u5728\u6325\u624b \U0001f44b"},
         {"first": "Only seen."},
     ]
     (desk / "p.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\n")
@@ -119,14 +119,22 @@ def test_a_file_of_prompts(made, desk):
     found = [read_metadata(desk / path) for path in out[::2]]
     assert [(m["first"], m["later"], m["seed"]) for m in found] == [
         ("A man.", "He sits.", 9),
-        ("A woman.", "他在挥手 👋", 4),
+        ("A woman.", "\u4ed6\u5728\u6325\u624b \U0001f44b", 4),
         ("Only seen.", "", 4),
     ]
     assert len(list(desk.iterdir())) == 3
     assert len(list((desk / "clips").iterdir())) == 6
 
 
-@pytest.mark.parametrize("prompt", ["一个女人在公园里", "🏃‍♀️💨🏖️", "Ünïcödé ﷺ", "-- not an option"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\u4e00\u4e2a\u5973\u4eba\u5728\u516c\u56ed\u91cc",
+        "\U0001f3c3\u200d\u2640\ufe0f\U0001f4a8\U0001f3d6\ufe0f",
+        "\u00dcn\u00efcödé \ufdfa",
+        "-- not an option",
+    ],
+)
 def test_prompts_of_every_script(made, desk, prompt):
     made("--reference", "good.png", f"--first={prompt}", "--out", "o.webp")
     assert read_metadata(desk / "o.webp")["first"] == prompt

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import autocast, nn
 
 from contextanyone_core.attention import torch_attention
 from contextanyone_core.config import ContextAnyoneConfig
@@ -217,7 +217,7 @@ def test_trains_under_bfloat16_autocast():
     model = make_model()
     inputs, references = make_inputs(), make_references()
     exact = model(*inputs, references=references)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast("cpu", dtype=torch.bfloat16):
         output = model(*inputs, references=references)
     assert output.velocity.dtype == output.reference_output[0].dtype == torch.float32
     assert torch.allclose(output.velocity, exact.velocity, atol=3e-2)

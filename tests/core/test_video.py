@@ -16,7 +16,7 @@ from contextanyone_core.contact import contact_sheet, frame_choice
 from contextanyone_core.errors import InputError
 
 METADATA = {
-    "first": 'one = 1; # "two" \\ three\nfour \x00 emoji 😀 中文',
+    "first": 'one = 1; # "two" \\ three\nfour \x00 emoji \U0001f600 \u4e2d\u6587',
     "seed": 2**63 - 1,
     "settings": {"guidance_scale": 4.5, "size": [64, 32]},
 }
@@ -103,7 +103,7 @@ def test_mp4_is_what_browsers_play(tmp_path, frames, sheet):
 
 
 def test_one_frame_and_odd_names(tmp_path, frames, sheet):
-    for name in ("one frame %03d 中文 😀.mp4", "-y.mp4", "a:b.mp4", "x" * 230 + ".mp4"):
+    for name in ("one frame %03d \u4e2d\u6587 \U0001f600.mp4", "-y.mp4", "a:b.mp4", "x" * 230 + ".mp4"):
         path = tmp_path / name
         video.check_output(path)
         video.save_clip(path, frames[:1], sheet, METADATA)

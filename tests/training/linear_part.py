@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import Linear
 
 from training.parts import PARTS, PartEntry
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
@@ -32,7 +33,7 @@ class LinearPart:
         self.settings = settings
         self.seed = context.seed
         width = settings.width
-        self.net = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.Dropout(0.1), nn.Linear(width, 1))
+        self.net = nn.Sequential(Linear(width, width), nn.BatchNorm1d(width), nn.Dropout(0.1), Linear(width, 1))
         if context.init_from is not None:
             self.net.load_state_dict(load_file(context.init_from))
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import Conv2d, Linear
 
 from training.muon import MuonAdamW, orthogonal
 
@@ -16,7 +17,7 @@ def test_singular_values_come_near_one():
 
 def test_kernels_and_vectors_train_together():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    net = nn.Sequential(Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), Linear(8 * 36, 4))
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim == 1]
     optimizer = MuonAdamW([{"params": matrices, "muon": True}, {"params": vectors, "muon": False}], lr=1e-2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import autocast
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.transformer import ContextAnyoneTransformer
@@ -24,7 +25,7 @@ def gradients(recompute: str, bf16: bool) -> dict[str, torch.Tensor]:
     clips = EncodedClips(latents, torch.ones(2, 1, 3, 4, 6), still, torch.randn(2, 5, 24), latents[:, :, :1], None)
     draws = Draws(torch.rand(2), torch.randn_like(latents), [True, True], ReferenceDraws(torch.rand(2), still))
     texts = (torch.randn(2, 12, 32), torch.randn(2, 12, 32))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = dual_guidance_step(part.transformer, settings, clips, draws, texts)
     loss.mean().backward()
     return {name: p.grad.clone() for name, p in transformer.named_parameters() if p.grad is not None}

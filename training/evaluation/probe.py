@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Conv1d, Conv2d, GroupNorm, Linear
 
 from contextanyone_core.checkpoint import load_tensors, read_header, save_safetensors
 from contextanyone_core.errors import CheckpointError, ShapeError
@@ -40,11 +41,11 @@ class _Block(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.norm1 = nn.GroupNorm(8, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.GroupNorm(8, channels)
-        self.shortcut = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.conv1 = Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = GroupNorm(8, channels)
+        self.conv2 = Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = GroupNorm(8, channels)
+        self.shortcut = Conv2d(channels_in, channels, 1, bias=False)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,10 +61,10 @@ class _ActionReader(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.frame = nn.Linear(2 * 2 * _POINTS, width)
-        self.time1 = nn.Conv1d(width, width, 3, padding=1)
-        self.time2 = nn.Conv1d(width, width, 3, padding=1)
-        self.classify = nn.Linear(2 * width, len(ACTIONS))
+        self.frame = Linear(2 * 2 * _POINTS, width)
+        self.time1 = Conv1d(width, width, 3, padding=1)
+        self.time2 = Conv1d(width, width, 3, padding=1)
+        self.classify = Linear(2 * width, len(ACTIONS))
 
     def forward(self, points: Tensor) -> Tensor:
         """Joint positions (B, T, 14, 2) in [-1, 1] to logits (B, 5)."""
@@ -98,12 +99,12 @@ class Probe(nn.Module):
         super().__init__()
         self.config = config or ProbeConfig()
         first, *_, last = self.config.channels
-        self.stem = nn.Conv2d(3, first, 5, 2, 2)
+        self.stem = Conv2d(3, first, 5, 2, 2)
         steps = zip(pairwise(self.config.channels), (2, 2, 1), strict=True)
         self.stages = nn.Sequential(*(_Block(a, b, stride) for (a, b), stride in steps), _Block(last, last, 1))
-        self.look = nn.Conv2d(last, _POINTS, 1)
+        self.look = Conv2d(last, _POINTS, 1)
         width = last * (_POINTS + 1) + 2 * _POINTS
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in FRAME_HEADS.items()})
+        self.heads = nn.ModuleDict({name: Linear(width, len(values)) for name, values in FRAME_HEADS.items()})
         self.action = _ActionReader(self.config.action_width)
 
     def see(self, frames: Tensor) -> Seen:

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import LayerNorm, Linear
 
 from training.parts.encoder_data import LABELS, UNKNOWN
 
@@ -19,13 +20,13 @@ class EncoderHeads(nn.Module):
 
     def __init__(self, text_dim: int, image_dim: int, width: int) -> None:
         super().__init__()
-        self.text_projection = nn.Linear(text_dim, width, bias=False)
-        self.image_projection = nn.Linear(image_dim, width, bias=False)
+        self.text_projection = Linear(text_dim, width, bias=False)
+        self.image_projection = Linear(image_dim, width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         # A caption may leave each label unnamed: one more class, the last.
-        self.text_labels = nn.Linear(text_dim, sum(_COUNTS) + len(_COUNTS))
-        self.image_norm = nn.LayerNorm(image_dim)
-        self.image_labels = nn.Linear(image_dim, sum(_COUNTS))
+        self.text_labels = Linear(text_dim, sum(_COUNTS) + len(_COUNTS))
+        self.image_norm = LayerNorm(image_dim)
+        self.image_labels = Linear(image_dim, sum(_COUNTS))
 
     def similarities(self, texts: Tensor, pictures: Tensor) -> Tensor:
         """Return scaled cosines (B text, B pictures), float32, of pooled texts and pictures (B, width each)."""

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -112,7 +112,7 @@ def run_step(
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(tracker.count_gradient)  # type: ignore[no-untyped-call]
         with tracker:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = loss_terms(part.transformer, settings, *inputs).total.mean()
             forward = tracker.flops
             loss.backward()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ import stack
 import torch
 from graph import Session, call, node, pack
 from stack import applied, ksampler, miniature
+from torch.nn import Linear
 
 
 def refusal(action) -> str:
@@ -133,7 +134,7 @@ def check_another_clip_vision_is_named_and_a_missing_one_too():
 
 def check_another_model_is_named():
     class Other:
-        model = torch.nn.Linear(1, 1)
+        model = Linear(1, 1)
 
     assert "This MODEL is a Linear" in refusal(lambda: apply(model=Other()))
 
