@@ -138,12 +138,13 @@ def _sample(trainer: Trainer, folder: Path, watch: Watch) -> None:
 
 
 def _export(trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
-    if trainer.world.first:
-        if trainer.world.sharded:
-            trainer = build_trainer(trainer.config, store.load_latest(), trainer.world.alone())
+    world = trainer.world
+    if world.first:
+        if world.sharded:
+            trainer = build_trainer(trainer.config, store.load_latest(), world.alone())
         trainer.export(folder)
         _LOG.info("Exported to %s.", folder)
-    trainer.world.wait()
+    world.wait()
 
 
 def _describe_world(world: World, checkpoint: Checkpoint | None) -> None:

@@ -68,14 +68,25 @@ class Draws:
     reference: ReferenceDraws | None
 
 
-def draw(settings: ObjectiveSettings, clips: EncodedClips, generator: torch.Generator) -> Draws:
-    """Draw on the CPU, move to where the clips are; the reference is dropped for a whole batch, text for samples."""
+def draw(
+    settings: ObjectiveSettings,
+    clips: EncodedClips,
+    generator: torch.Generator,
+    common: torch.Generator | None = None,
+) -> Draws:
+    """Draw on the CPU, move to where the clips are; the reference is dropped for a whole batch, text for samples.
+
+    Args:
+        common: a generator that all processes have alike. All drop their references in the same steps: they then take
+            equally long, and FSDP needs them to use the same layers.
+    """
     count, device = len(clips.latents), clips.latents.device
     noise = torch.randn(clips.latents.shape, generator=generator).to(device)
     sigma = sample_sigmas(count, shift=settings.shift, uniform=settings.uniform, generator=generator).to(device)
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
-    if draws[0] < settings.drop_reference:
+    dropping = draws[0] if common is None else torch.rand((), generator=common)
+    if dropping < settings.drop_reference:
         return Draws(sigma, noise, keep_text, None)
     halves = torch.rand(2, count, generator=generator)
     # Half of the references clean, half with sigma in (0, 0.1].

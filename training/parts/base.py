@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from training.randomness import rank_seed
+from training.randomness import rank_seed, torch_generator
 
 
 class PartSettings(BaseModel):
@@ -51,6 +51,10 @@ class PartContext:
     def own_seed(self) -> int:
         """The seed of a part whose processes draw their batches each for itself: `batch` is then one process's."""
         return rank_seed(self.seed, self.rank)
+
+    def common_generator(self, step: int, purpose: str) -> torch.Generator | None:
+        """A generator that all processes have alike at a step, for common decisions; None in a single process."""
+        return torch_generator(self.seed, step, purpose) if self.world > 1 else None
 
 
 class ParameterGroup(TypedDict):

@@ -115,7 +115,7 @@ class ManifestPart(TransformerTraining):
             target=batch[f"{aim}_latents"].float(),
             target_weights=self._weights(batch[f"{aim}_masks"]),
         )
-        draws = draw(settings, clips, generator)
+        draws = draw(settings, clips, generator, self.context.common_generator(step, "drop references"))
         video_text = batch["video_text"].float()
         keep = torch.tensor(draws.keep_text, device=video_text.device)[:, None, None]
         video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))

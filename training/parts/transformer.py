@@ -111,7 +111,7 @@ class TransformerPart(TransformerTraining):
             target=latents[:, :, :1] if ground_truth else references,
             target_weights=weights[:, :, :1] if ground_truth else None,
         )
-        draws = draw(settings, clips, generator)
+        draws = draw(settings, clips, generator, self.context.common_generator(step, "drop references"))
         prompts = [TwoStagePrompt(first, later) for first, later in zip(batch["first"], batch["later"], strict=True)]
         kept = zip(prompts, draws.keep_text, strict=True)
         video_text = self._encode([prompt.video_text if keep else "" for prompt, keep in kept])

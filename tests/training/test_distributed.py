@@ -1,0 +1,229 @@
+"""Several processes on gloo: they equal one, resume exactly, end together, and share a network out."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import linear_part
+import pytest
+import shared_part
+import tiny_part
+import torch
+
+import training.trainer
+from contextanyone_core.errors import InputError
+from training.config import TrainConfig, parse_config, save_config
+from training.distributed import open_world
+from training.loop import train
+from training.randomness import rank_seed
+from training.state import Checkpoint, CheckpointStore
+from training.train import main
+
+ROOT = Path(__file__).parents[2]
+WORLD = 2
+assert {linear_part.__name__, shared_part.__name__, tiny_part.__name__}  # they list their parts
+
+
+def make_config(out: Path, part: dict[str, Any], run: dict[str, Any] | None = None, **optim: Any) -> TrainConfig:
+    fixed = {"name": "t", "steps": 6, "sample_every": 100, "threads": 1, "workers": 0, "out": out, "trackers": []}
+    return parse_config({"run": fixed | (run or {}), "optim": {"warmup_steps": 0} | optim, "part": part})
+
+
+def start(config: TrainConfig, **environment: str) -> list[BaseProcess]:
+    """Two forks, each as a launcher would start it."""
+    assert config.run.out is not None
+    path = config.run.out.with_suffix(".yaml")
+    save_config(config, path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(WORLD), **environment}
+    fork = multiprocessing.get_context("fork")
+    ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(WORLD)]
+    processes: list[BaseProcess] = [fork.Process(target=_train, args=(path, place)) for place in ranks]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _train(path: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.exit(main(["--config", str(path)]))
+
+
+def finish(processes: Sequence[BaseProcess], code: int = 0) -> None:
+    try:
+        for process in processes:
+            process.join(60)
+        codes = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [code] * WORLD
+
+
+def wait_for_lines(processes: Sequence[BaseProcess], out: Path, lines: int) -> None:
+    log, deadline = out / "log.jsonl", time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < lines:
+        assert all(process.is_alive() for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def load(out: Path, step: int) -> Checkpoint:
+    store = CheckpointStore(out / "checkpoints")
+    checkpoint = store.load_latest()
+    assert checkpoint is not None
+    assert checkpoint.progress.step == step
+    return checkpoint
+
+
+def difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of a tensor."""
+    assert left.keys() == right.keys()
+    assert left
+    return max(((left[n] - right[n]).norm() / right[n].norm()).item() for n in right if right[n].norm() > 1e-6)
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def momentum_sgd(groups: Any, settings: Any) -> torch.optim.Optimizer:
+    """After one step its buffer is the gradient."""
+    return torch.optim.SGD([{**group, "lr_scale": 1.0} for group in groups], lr=settings.lr, momentum=0.5)
+
+
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.trainer, "make_optimizer", momentum_sgd)
+    part = {"name": "shared", "batch_size": 8}
+    for steps in (1, 5):
+        one, two = (
+            make_config(tmp_path / name, part, {"steps": steps}, lr=0.05, clip_norm=1e9, schedule="constant")
+            for name in ("one", "two")
+        )
+        train(one)
+        finish(start(two))
+        alone, joint = load(tmp_path / "one", steps), load(tmp_path / "two", steps)
+        if steps == 1:
+            assert difference(joint.tensors["optimizer"], alone.tensors["optimizer"]) < 1e-6
+        assert difference(joint.tensors["model"], alone.tensors["model"]) < 1e-6
+    assert joint.progress.samples == alone.progress.samples == 40
+    for left, right in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+        assert left["mse"] == pytest.approx(right["mse"], rel=1e-5)
+
+
+def test_accumulated_batches_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.trainer, "make_optimizer", momentum_sgd)
+    part, run = {"name": "shared", "batch_size": 4}, {"steps": 3, "max_minutes": 1e-9}
+    for _ in range(3):  # resumed at every step
+        train(make_config(tmp_path / "parts", part, run, accumulate=2, lr=0.05, clip_norm=1e9))
+    single = shared_part.SharedPart.batch
+    monkeypatch.setattr(
+        shared_part.SharedPart,
+        "batch",
+        lambda self, step: {"x": torch.cat([single(self, 2 * step + index)["x"] for index in range(2)])},
+    )
+    train(make_config(tmp_path / "whole", part, {"steps": 3}, lr=0.05, clip_norm=1e9))
+    parts, whole = load(tmp_path / "parts", 3), load(tmp_path / "whole", 3)
+    assert difference(parts.tensors["model"], whole.tensors["model"]) < 1e-6
+    assert parts.progress.samples == whole.progress.samples == 24
+
+
+def test_kill_9_of_both_and_resume(tmp_path: Path, caplog: Any) -> None:
+    part = {"name": "linear", "seconds_a_step": 0.0}
+    finish(start(make_config(tmp_path / "straight", part)))
+    slow = make_config(tmp_path / "cut", part | {"seconds_a_step": 0.2}, {"save_every": 3})
+    processes = start(slow)
+    wait_for_lines(processes, tmp_path / "cut", 4)
+    for process in processes:
+        process.kill()
+        process.join()
+    assert load(tmp_path / "cut", 3).progress.world == WORLD
+    finish(start(slow))
+    straight, resumed = load(tmp_path / "straight", 6), load(tmp_path / "cut", 6)
+    for file, tensors in straight.tensors.items():
+        assert all(torch.equal(tensor, resumed.tensors[file][name]) for name, tensor in tensors.items())
+    longer = make_config(tmp_path / "cut", part | {"seconds_a_step": 0.2}, {"steps": 7})
+    train(longer)
+    assert "saved by 2 processes and goes on with 1 at step 6" in caplog.text
+    assert "not bit for bit" in caplog.text
+    assert [line["step"] for line in read_log(tmp_path / "cut")][-2:] == [5, 6]
+
+
+def test_one_that_is_not_finite_and_one_that_is_told_to_end(tmp_path: Path) -> None:
+    part = {"name": "shared", "seconds_a_step": 0.1, "nan_steps": [1]}
+    config = make_config(tmp_path / "run", part, {"steps": 1000, "save_every": 1000, "workers": 1})
+    processes = start(config)
+    wait_for_lines(processes, tmp_path / "run", 3)
+    (tmp_path / "run" / "save").touch()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not (checkpoints / "latest").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not (tmp_path / "run" / "save").exists()
+    assert all(process.is_alive() for process in processes)
+    assert processes[1].pid is not None
+    os.kill(processes[1].pid, signal.SIGTERM)
+    finish(processes, code=128 + signal.SIGTERM)
+    log = read_log(tmp_path / "run")
+    assert load(tmp_path / "run", len(log)).progress.skipped == 1
+    assert [line["step"] for line in log if line.get("skipped")] == [1]
+    assert sorted(log[1]["ids"]) == [f"row {number}" for number in range(4)]
+    assert not (tmp_path / "run" / "export").exists()
+
+
+def test_shares_of_a_network_equal_whole_ones(tmp_path: Path) -> None:
+    """DDP and FSDP2 on the real blocks, with and without references; the second's run is resumed."""
+    part, optim = {"name": "tiny"}, {"lr": 1e-3, "schedule": "constant"}
+    finish(start(make_config(tmp_path / "whole", part, {"steps": 4}, **optim)))
+    for steps in (2, 4):
+        shares = make_config(tmp_path / "shares", part, {"steps": steps}, **optim)
+        finish(start(shares, ACCELERATE_USE_FSDP="true"))
+    whole, shares_found = load(tmp_path / "whole", 4), load(tmp_path / "shares", 4)
+    for file in ("model", "ema", "optimizer"):
+        assert difference(shares_found.tensors[file], whole.tensors[file]) < 1e-4, file
+    assert (tmp_path / "shares/export/transformer.safetensors").is_file()
+
+
+def test_references_in_one_process_only(tmp_path: Path) -> None:
+    """Their parameters have no gradient in the other."""
+    finish(start(make_config(tmp_path / "run", {"name": "tiny", "first_only": True}, {"steps": 2})))
+    optimizer = load(tmp_path / "run", 2).tensors["optimizer"]
+    assert optimizer["transformer.blocks.0.emphasize_attn.q.weight/exp_avg"].abs().max() > 0
+
+
+def test_accelerate_launches_it(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", {"name": "shared"}, {"steps": 2})
+    save_config(config, tmp_path / "run.yaml")
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+    command += ["--config_file", str(ROOT / "training/launch/ddp.yaml"), "--num_processes", "2"]
+    script = [str(ROOT / "tests/training/shared_part.py"), "--config", str(tmp_path / "run.yaml")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *script], env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "run", 2).progress.world == 2
+
+
+def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="DeepSpeed: use FSDP"), open_world():
+        pass
+
+
+def test_seeds_of_processes() -> None:
+    assert rank_seed(7, 0) == 7
+    assert len({rank_seed(seed, rank) for seed in range(4) for rank in range(4)}) == 16
