@@ -28,6 +28,7 @@ FREE_ON_RESUME = frozenset(
         "save_every",
         "keep_last",
         "sample_every",
+        "validate_every",
         "log_every",
         "max_minutes",
         "threads",
@@ -51,6 +52,7 @@ class RunSettings(_Section):
     save_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
     sample_every: int = Field(500, ge=1)
+    validate_every: int | None = Field(None, ge=1)  # None: never
     log_every: int = Field(50, ge=1)  # progress lines where the output is no terminal; log.jsonl has every step
     max_minutes: float | None = Field(None, gt=0)  # of this start, not of all starts together
     threads: int | None = Field(None, ge=1)  # of the training process; None leaves torch's choice

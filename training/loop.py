@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
-from training.parts.base import HashesData, Part
+from training.parts.base import HashesData, Part, Validates
 from training.prefetch import batches
 from training.randomness import rank_seed
 from training.speed import Speedometer
@@ -75,6 +75,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
+    if run.validate_every is not None and not isinstance(trainer.part, Validates):
+        raise InputError(f"run.validate_every: the part {trainer.config.part.name} has no held-out data; leave it out.")
     parts = trainer.config.optim.accumulate
     draws = range(progress.step * parts, run.steps * parts)
     pin_memory = world.device.type == "cuda"
@@ -89,6 +91,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
                     f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
                     "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
                 )
+            if run.validate_every is not None and progress.step % run.validate_every == 0:
+                watch.validation(trainer.validate(), progress.step)
             out_of_time, save = world.any(stop.asked(), world.first and save_asked(folder))
             ended_by = stop.agreed(world)
             last = out_of_time or ended_by is not None or progress.step == run.steps

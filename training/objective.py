@@ -99,6 +99,14 @@ def draw(
     )
 
 
+def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:
+    """Draws of a validation: one noise level for all, clean references, nothing dropped; only the noise is random."""
+    count, device = len(clips.latents), clips.latents.device
+    noise = torch.randn(clips.latents.shape, generator=generator).to(device)
+    clean = ReferenceDraws(torch.zeros(count, device=device), torch.zeros_like(clips.reference_latents))
+    return Draws(torch.full((count,), sigma, device=device), noise, [True] * count, clean)
+
+
 def dual_guidance_step(
     transformer: ContextAnyoneTransformer,
     settings: ObjectiveSettings,

@@ -17,12 +17,13 @@ from training.distributed import World, full, joint_loss, like, one_process, sha
 from training.ema import Ema
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
-from training.parts.base import HashesData, Metrics, Part, PartContext
+from training.parts.base import HashesData, Metrics, Part, PartContext, Validates
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
 
 _LOG = logging.getLogger(__name__)
+VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _Sums = dict[str, tuple[float, int]]  # of a term of the loss, and how many numbers are in the sum
 
 
@@ -122,6 +123,26 @@ class Trainer:
             self.part.sample(self.progress.step, target)
         return target
 
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out data at fixed noise levels, with the present weights: `video`, and each by its level.
+
+        The noise is the same at every call, and no draw of the training is touched. In several processes each takes
+        its share of the batches.
+        """
+        found: list[_Sums] = []
+        if not isinstance(self.part, Validates):
+            raise TypeError(f"The part {self.config.part.name} has no held-out data.")
+        with torch.no_grad(), _evaluating(self.modules):
+            for index, batch in enumerate(self.part.validation_batches()):
+                if index % self.world.size != self.world.rank and not self.world.sharded:
+                    continue
+                for sigma in VALIDATION_SIGMAS:
+                    generator = torch_generator(self.config.run.seed, index, f"validation {sigma}")
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                        terms = _sums(self.part.validation_loss(to_device(batch, self.device), sigma, generator))
+                    found.append(terms | {f"video_at_{sigma}": terms["video"]})
+        return _means([sums for theirs in self.world.gather(found) for sums in theirs])
+
     def export(self, folder: Path) -> None:
         """Write the shipped files and record.json into folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,13 +154,8 @@ class Trainer:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """EMA weights in place, modules in eval mode, no gradients."""
-        modes = {inner: inner.training for module in self.modules.values() for inner in module.modules()}
-        with torch.no_grad(), self.ema.in_place():
-            for module in self.modules.values():
-                module.eval()
+        with torch.no_grad(), self.ema.in_place(), _evaluating(self.modules):
             yield
-        for inner, mode in modes.items():
-            inner.training = mode
 
     def _backward(self, batch: Any, draw: int, index: int, parts: int) -> "_Result":
         """Forward and backward pass of one batch; draw numbers it among all batches of the run."""
@@ -175,6 +191,16 @@ class Trainer:
         if not finite and self.world.first:
             named = f" Its samples: {', '.join(names)}." if names else ""
             _LOG.warning("Step %d skipped: loss or gradients are not finite.%s", progress.step - 1, named)
+
+
+@contextmanager
+def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
+    modes = {inner: inner.training for module in modules.values() for inner in module.modules()}
+    for module in modules.values():
+        module.eval()
+    yield
+    for inner, mode in modes.items():
+        inner.training = mode
 
 
 def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: World | None = None) -> Trainer:

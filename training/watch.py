@@ -19,6 +19,7 @@ class Watch:
 
     def __init__(self, config: TrainConfig, folder: Path, start: int, *, active: bool) -> None:
         self._active = active
+        self._folder = folder
         if active:
             run = config.run
             self._log = StepLog(folder / "log.jsonl")
@@ -31,6 +32,13 @@ class Watch:
             self._log.write(record)
             self._trackers.step(record)
             self._display.advance(record["step"] + 1, record)
+
+    def validation(self, found: dict[str, float], step: int) -> None:
+        """Keep what a validation after so many steps has found, as a line of validation.jsonl."""
+        if self._active:
+            with StepLog(self._folder / "validation.jsonl") as log:
+                log.write({"step": step, **found})
+            self._trackers.step({"step": step, **{f"validation/{name}": value for name, value in found.items()}})
 
     def samples(self, folder: Path, step: int) -> None:
         """Keep the pictures of a folder of samples."""

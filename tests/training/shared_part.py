@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import linear_part
@@ -38,6 +39,16 @@ class SharedPart(linear_part.LinearPart):
         if step in self.settings.nan_steps and self.context.rank == self.context.world - 1:
             error = error * torch.nan
         return error, {"mse": error.detach()}
+
+    def validation_batches(self) -> Iterator[Any]:
+        for step in range(1000, 1003):
+            yield self.batch(step)
+
+    def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
+        assert not self.net.training
+        torch.randn(3)
+        noise = sigma * torch.randn(batch["x"].shape, generator=generator)
+        return {"video": self.loss({"x": batch["x"] + noise}, -1, generator)[0]}
 
 
 PARTS["shared"] = PartEntry(__name__, "SharedPart")

@@ -7,10 +7,11 @@ from typing import Any
 
 import linear_part
 import pytest
+import shared_part
 import torch
 from safetensors.torch import load_file
 
-from contextanyone_core.errors import CheckpointError, ShapeError
+from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import OptimSettings, TrainConfig, config_hash, parse_config
 from training.ema import Ema
 from training.export import main as export_main
@@ -19,7 +20,9 @@ from training.optim import learning_rate, make_optimizer, set_learning_rate
 from training.randomness import numpy_generator, seed_for, torch_generator
 from training.state import CheckpointStore
 from training.stopping import TrainingStopped
-from training.trainer import build_trainer
+from training.trainer import VALIDATION_SIGMAS, build_trainer
+
+assert shared_part.__name__  # lists its part
 
 
 def make_config(out: Path, part: dict[str, Any] | None = None, **top: Any) -> TrainConfig:
@@ -165,6 +168,40 @@ def test_modes_and_weights_return_after_sampling(tmp_path: Path) -> None:
         assert not trainer.modules["net"].training
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.trained.items())
     assert [module.training for module in trainer.modules["net"].children()] == [True, False, True, True]
+
+
+def test_a_validation_repeats_and_changes_nothing(tmp_path: Path) -> None:
+    part = {"name": "shared"}
+    train(make_config(tmp_path / "plain", part))
+    train(make_config(tmp_path / "validated", part, run={"validate_every": 2}))
+    plain, validated = (
+        CheckpointStore(tmp_path / name / "checkpoints").load_latest() for name in ("plain", "validated")
+    )
+    assert plain is not None
+    assert validated is not None
+    for file, tensors in plain.tensors.items():
+        assert all(torch.equal(tensor, validated.tensors[file][name]) for name, tensor in tensors.items())
+    lines = [json.loads(line) for line in (tmp_path / "validated/validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert lines[0].keys() == {"step", "video"} | {f"video_at_{sigma}" for sigma in VALIDATION_SIGMAS}
+    assert lines[0]["video"] == pytest.approx(sum(lines[0][f"video_at_{s}"] for s in VALIDATION_SIGMAS) / 5)
+    trainer = build_trainer(make_config(tmp_path, part), validated)
+    assert {"step": 6, **trainer.validate()} == lines[2] == {"step": 6, **trainer.validate()}
+    with pytest.raises(InputError, match="the part linear has no held-out data"):
+        train(make_config(tmp_path / "no", run={"validate_every": 2}))
+
+
+def test_bf16_keeps_tiny_updates(tmp_path: Path) -> None:
+    """Weights near 1 and updates of 1e-5, far below bf16's spacing there of 2**-8: float32 weights keep every one."""
+    optim = {"lr": 1e-5, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0}
+    trainer = build_trainer(make_config(tmp_path, precision="bf16", optim=optim), None)
+    weight = trainer.trained["net.0.weight"]
+    weight.data.fill_(1.0)
+    for step in range(20):
+        trainer.step(trainer.part.batch(step))
+    moved = (weight.detach() - 1.0).abs()
+    assert moved.max() > 1e-4
+    assert torch.equal(weight.detach().bfloat16(), torch.ones_like(weight, dtype=torch.bfloat16))
 
 
 def test_ema_formula() -> None:

@@ -69,6 +69,18 @@ def test_batches_repeat_with_captions_drawn_anew(part):
     assert all(caption.startswith(("A ", "An ")) for caption in clip["first"])
 
 
+def test_validation_on_another_pool(part, monkeypatch):
+    monkeypatch.setattr(part, "settings", part.settings.model_copy(update={"validation_pairs": 3}))
+    first, last = list(part.validation_batches())
+    assert (len(first["latents"]), len(last["latents"])) == (2, 1)
+    assert not torch.equal(first["latents"], part.pool.latents[:2])
+    assert [batch["first"] for batch in part.validation_batches()] == [first["first"], last["first"]]
+    terms = [part.validation_loss(_short(first), 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(terms[0]["video"], terms[1]["video"])
+    assert not torch.equal(terms[0]["video"], terms[2]["video"])
+    assert terms[0]["reference"].shape == (2,)
+
+
 def test_the_loss_is_per_sample_and_reaches_every_part(part, monkeypatch):
     settings = part.settings.model_copy(update={"drop_reference": 0.0, "drop_text": 0.0})
     monkeypatch.setattr(part, "settings", settings)

@@ -10,7 +10,7 @@ The loop owns the optimizer, the EMA, the checkpoints, the log and the clock; th
 the loss.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -132,6 +132,26 @@ class HashesData(Protocol):
 
     def data_hash(self) -> str:
         """Return a hash of the data and its order; a run that goes on with another one is refused."""
+        ...
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A part with data that it does not train on (`run.validate_every`)."""
+
+    def validation_batches(self) -> Iterable[Any]:
+        """Return the same batches, on the CPU, at every call.
+
+        Raises:
+            InputError: there are none.
+        """
+        ...
+
+    def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
+        """Return the terms of the loss at one noise level; the noise comes from the generator, nothing is dropped.
+
+        Called without gradients, modules in eval mode, with the present weights.
+        """
         ...
 
 

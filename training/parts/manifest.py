@@ -6,6 +6,7 @@ It needs no encoder while it trains; `sample` loads the VAE to show frames.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,7 +29,7 @@ from training.data.buckets import Bucket, bucket_flops, plan_buckets
 from training.data.cache import data_hash
 from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
-from training.objective import EncodedClips, draw, dual_guidance_step
+from training.objective import Draws, EncodedClips
 from training.parts.base import Metrics, PartContext
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, start_from
 
@@ -49,10 +50,13 @@ class Settings(TransformerSettings):
     background_weight: float = Field(default=1.0, ge=0, le=1)  # loss weight outside the person's mask; inside it is 1
     sample_clips: int = Field(default=2, ge=1)
     sample_steps: int = Field(default=20, ge=1)
+    validation_clips: int = Field(default=16, ge=1)  # of the split `val`, which cache.py must have encoded
 
 
 class ManifestPart(TransformerTraining):
     """Trains `ContextAnyoneTransformer` on cached rows, bucket by bucket, with the dual-guidance loss."""
+
+    settings: Settings
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
@@ -102,12 +106,19 @@ class ManifestPart(TransformerTraining):
         """The entries of this process's rows of a step."""
         return self.data.batch(self.sampler.rows(step), self.config.text_len)
 
-    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The dual-guidance loss of a batch; weights are `background_weight` outside the person's mask."""
+    def validation_batches(self) -> Iterator[Any]:
+        """The first rows of the manifest's split `val`, one by one."""
+        settings = self.settings.data.model_copy(update={"split": "val"})
+        held_out = CachedData(settings)
+        for number in range(min(self.settings.validation_clips, len(held_out.rows))):
+            yield held_out.batch([number], self.config.text_len)
+
+    def encoded(self, batch: Any) -> EncodedClips:
+        """A batch with weights that are `background_weight` outside the person's mask."""
         settings = self.settings
         aim = "target" if settings.reconstruct == "target" else "reference"
         tokens = batch.get("image_embeds")
-        clips = EncodedClips(
+        return EncodedClips(
             batch["latents"].float(),
             self._weights(batch["masks"]),
             batch["reference_latents"].float(),
@@ -115,12 +126,17 @@ class ManifestPart(TransformerTraining):
             target=batch[f"{aim}_latents"].float(),
             target_weights=self._weights(batch[f"{aim}_masks"]),
         )
-        draws = draw(settings, clips, generator, self.context.common_generator(step, "drop references"))
+
+    def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """The cached embeddings; where the text is dropped, the empty prompt's."""
         video_text = batch["video_text"].float()
         keep = torch.tensor(draws.keep_text, device=video_text.device)[:, None, None]
         video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))
-        first_text = batch["first_text"].float() if draws.reference else None
-        loss, metrics = dual_guidance_step(self.transformer, settings, clips, draws, (video_text, first_text))
+        return video_text, batch["first_text"].float() if draws.reference else None
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The dual-guidance loss of a batch, and how many of its rows could not be read."""
+        loss, metrics = super().loss(batch, step, generator)
         return loss, metrics | ({"unreadable": float(len(batch["unreadable"]))} if batch["unreadable"] else {})
 
     def _weights(self, mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,9 @@ from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.transformer import ContextAnyoneTransformer
-from training.data.pool import PoolKey, files_hash, open_pool
-from training.objective import EncodedClips, draw, dual_guidance_step
-from training.parts.base import Metrics, PartContext
+from training.data.pool import Pool, PoolKey, files_hash, open_pool
+from training.objective import Draws, EncodedClips
+from training.parts.base import PartContext
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, start_from
 from training.randomness import numpy_generator
 from training.world import TEST_SEED_START, neutral_prompts, sample
@@ -44,10 +45,13 @@ class Settings(TransformerSettings):
     weights: Path = Path("contextanyone_core/miniature")
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
     sample_steps: int = Field(12, ge=1)
+    validation_pairs: int = Field(64, ge=1)  # of the pool after this one, which nothing trains on
 
 
 class TransformerPart(TransformerTraining):
     """Trains `ContextAnyoneTransformer` with the dual-guidance loss; VAE, text and image encoders stay frozen."""
+
+    settings: Settings
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
@@ -59,8 +63,9 @@ class TransformerPart(TransformerTraining):
         transformer = start_from(start) if start else ContextAnyoneTransformer(self._config(paths["vae"]))
         super().__init__(settings, transformer)
         encoders = files_hash(paths["vae"], paths["image_encoder"])
-        key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
-        self.pool = open_pool(settings.pools, key, self.vae, self.image_encoder)
+        self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
+        self.pool = open_pool(settings.pools, self._key, self.vae, self.image_encoder)
+        self._held_out: Pool | None = None
 
     def _config(self, vae_path: Path) -> ContextAnyoneConfig:
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
@@ -79,31 +84,26 @@ class TransformerPart(TransformerTraining):
 
     def batch(self, step: int) -> Any:
         """Encoded pairs, and captions drawn anew."""
-        pool, rng = self.pool, numpy_generator(self.context.own_seed, step, "pairs")
-        chosen = rng.integers(len(pool), size=self.settings.batch)
-        first, later = [], []
-        for index in chosen.tolist():
-            character, scene = pool.character(index), pool.scene(index)
-            first.append(first_caption(character, scene, draw_named(rng, silent_share=0.6), rng))
-            later.append(later_caption(character, scene, draw_named(rng, silent_share=0.8), rng))
-        rows = torch.from_numpy(chosen)
-        return {
-            "latents": pool.latents[rows],
-            "masks": pool.masks[rows],
-            "reference_latents": pool.reference_latents[rows],
-            "image_embeds": pool.image_embeds[rows],
-            "first": first,
-            "later": later,
-        }
+        rng = numpy_generator(self.context.own_seed, step, "pairs")
+        return _captioned(self.pool, rng.integers(len(self.pool), size=self.settings.batch), rng)
 
-    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The dual-guidance loss of a batch; prompts are encoded here, because they are drawn anew."""
-        settings = self.settings
+    def validation_batches(self) -> Iterator[Any]:
+        """Pairs of another pool, which are encoded at the first validation."""
+        if self._held_out is None:
+            key = replace(self._key, seed=self._key.seed + 1, pairs=self.settings.validation_pairs)
+            self._held_out = open_pool(self.settings.pools, key, self.vae, self.image_encoder)
+        rows = np.arange(len(self._held_out))
+        for start in range(0, len(rows), self.settings.batch):
+            rng = numpy_generator(self._key.seed, start, "validation captions")
+            yield _captioned(self._held_out, rows[start : start + self.settings.batch], rng)
+
+    def encoded(self, batch: Any) -> EncodedClips:
+        """A batch with weights that are larger where the person is."""
         latents, references = batch["latents"].float(), batch["reference_latents"].float()
-        weights = 1.0 + settings.person_weight * batch["masks"].float()
+        weights = 1.0 + self.settings.person_weight * batch["masks"].float()
         # Paper: the target is "ground-truth appearance": here the unedited frame, the clip's first.
-        ground_truth = settings.reconstruct == "target"
-        clips = EncodedClips(
+        ground_truth = self.settings.reconstruct == "target"
+        return EncodedClips(
             latents,
             weights,
             references,
@@ -111,12 +111,13 @@ class TransformerPart(TransformerTraining):
             target=latents[:, :, :1] if ground_truth else references,
             target_weights=weights[:, :, :1] if ground_truth else None,
         )
-        draws = draw(settings, clips, generator, self.context.common_generator(step, "drop references"))
+
+    def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of the captions, which are drawn anew for every batch."""
         prompts = [TwoStagePrompt(first, later) for first, later in zip(batch["first"], batch["later"], strict=True)]
         kept = zip(prompts, draws.keep_text, strict=True)
         video_text = self._encode([prompt.video_text if keep else "" for prompt, keep in kept])
-        first_text = self._encode([prompt.reference_text for prompt in prompts]) if draws.reference else None
-        return dual_guidance_step(self.transformer, settings, clips, draws, (video_text, first_text))
+        return video_text, self._encode([prompt.reference_text for prompt in prompts]) if draws.reference else None
 
     def _encode(self, texts: list[str]) -> Tensor:
         with torch.no_grad():
@@ -146,6 +147,23 @@ class TransformerPart(TransformerTraining):
             for pair, shown in zip(pairs, frames, strict=True)
         ]
         cv2.imwrite(str(folder / f"{step:06d}.png"), np.concatenate(rows)[..., ::-1])
+
+
+def _captioned(pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Any]:
+    first, later = [], []
+    for index in chosen.tolist():
+        character, scene = pool.character(index), pool.scene(index)
+        first.append(first_caption(character, scene, draw_named(rng, silent_share=0.6), rng))
+        later.append(later_caption(character, scene, draw_named(rng, silent_share=0.8), rng))
+    rows = torch.from_numpy(chosen)
+    return {
+        "latents": pool.latents[rows],
+        "masks": pool.masks[rows],
+        "reference_latents": pool.reference_latents[rows],
+        "image_embeds": pool.image_embeds[rows],
+        "first": first,
+        "later": later,
+    }
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:

@@ -16,8 +16,16 @@ from contextanyone_core.blocks import TransformerBlock
 from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.flops import backward_flops, forward_flops
-from training.objective import ObjectiveSettings
-from training.parts.base import ParameterGroup, Work, default_groups
+from training.objective import (
+    Draws,
+    EncodedClips,
+    ObjectiveSettings,
+    draw,
+    dual_guidance_step,
+    fixed_draws,
+    loss_terms,
+)
+from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
 from training.recompute import Recompute, recompute_blocks
 from training.trainable import TrainSettings, choose_trained
 
@@ -42,8 +50,11 @@ class TransformerSettings(ObjectiveSettings):
 class TransformerTraining:
     """The common part of the parts that train a `ContextAnyoneTransformer`."""
 
+    settings: TransformerSettings
+    context: PartContext
+
     def __init__(self, settings: TransformerSettings, transformer: ContextAnyoneTransformer) -> None:
-        self.transformer = transformer
+        self.transformer, self.settings = transformer, settings
         choose_trained(transformer, settings.train)
         if settings.explicit_attention:
             transformer.attention = explicit_attention
@@ -58,6 +69,27 @@ class TransformerTraining:
     def parameter_groups(self) -> list[ParameterGroup]:
         """What `part.train` chooses, by default all of it (Paper: all DiT blocks are fine-tuned)."""
         return default_groups(self.modules(), hidden=lambda name: ".blocks." in name and name.endswith("weight"))
+
+    def encoded(self, batch: Any) -> EncodedClips:
+        """A batch as the objective takes it."""
+        raise NotImplementedError
+
+    def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Text embeddings of the video stream, and of the reference stream where it is used."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The dual-guidance loss of a batch."""
+        clips = self.encoded(batch)
+        draws = draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        return dual_guidance_step(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
+
+    def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
+        """The terms of the loss at one noise level."""
+        clips = self.encoded(batch)
+        draws = fixed_draws(clips, sigma, generator)
+        terms = loss_terms(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
+        return {"video": terms.video, "reference": terms.reference}
 
     def work(self, batch: Any, *, with_reference: bool) -> Work:
         """Tokens and FLOPs of a batch with `latents`, `reference_latents` and maybe `image_embeds`.
