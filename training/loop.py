@@ -137,7 +137,7 @@ def _save(trainer: Trainer, store: CheckpointStore) -> None:
 
 def _sample(trainer: Trainer, folder: Path, watch: Watch) -> None:
     if trainer.world.first and not trainer.world.sharded:  # a share of a network shows nothing; export.py gives all
-        watch.samples(trainer.sample(folder), trainer.progress.step)
+        watch.samples(trainer.sample(folder), trainer.progress.step - 1)
     trainer.world.wait()
 
 

@@ -51,7 +51,7 @@ def test_work_is_that_of_the_batch():
 
 def test_speed_of_a_step():
     speed = Speedometer(part(), torch.device("cpu"), bf16=False)
-    found = speed.describe(BATCH, {"reference": 0.5}, 2, 4.0)
+    found = speed.describe([BATCH], {"reference": 0.5}, 2, 4.0)
     assert found["samples_per_second"] == 0.5
     assert found["tokens_per_second"] == 12.0
     work = part().work(BATCH, with_reference=True)
@@ -59,7 +59,7 @@ def test_speed_of_a_step():
     assert 0 < found["mfu"] < 1
     assert found["peak_memory_gib"] > 0.05
     frozen = Speedometer(part(train={"only": ["*emphasize*"]}), torch.device("cpu"), bf16=False)
-    assert "tflops" not in frozen.describe(BATCH, {}, 2, 4.0)
+    assert "tflops" not in frozen.describe([BATCH], {}, 2, 4.0)
     assert matmul_rate(torch.device("cpu"), bf16=False) > 1e8
 
 
