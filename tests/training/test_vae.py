@@ -89,6 +89,21 @@ def test_a_frozen_encoder_is_left_out_of_the_groups():
     trained = {id(p) for group in part.parameter_groups() for p in group["params"]}
     assert not trained & {id(p) for p in part.vae.encoder.parameters()}
     assert trained >= {id(p) for p in part.vae.decoder.parameters()}
+    assert not any(p.requires_grad for p in part.vae.encoder.parameters())
+
+
+def test_a_frozen_encoder_keeps_the_facts_of_its_latents(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.parts.vae._STATISTICS_CLIPS", 1)
+    monkeypatch.setattr("training.parts.vae._FAMILIAR_PICTURES", 2)
+    _part().export(tmp_path, {"steps": 0})
+    before, config = read_header(tmp_path / "vae.safetensors"), load_vae(tmp_path / "vae.safetensors").config
+    monkeypatch.setattr("training.parts.vae._STATISTICS_CLIPS", 2)  # another measurement would say something else
+    settings = Settings(train_encoder=False)
+    context = PartContext(seed=3, device=torch.device("cpu"), init_from=tmp_path / "vae.safetensors")
+    VaePart(settings, context).export(tmp_path, {"steps": 1})
+    after = read_header(tmp_path / "vae.safetensors")
+    assert after.metadata["latent_rgb_factors"] == before.metadata["latent_rgb_factors"]
+    assert load_vae(tmp_path / "vae.safetensors").config.latents_std == config.latents_std
 
 
 def test_export_carries_statistics_and_the_preview_projection(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from contextanyone_core.checkpoint import read_header
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.vae_forward import decode_whole, encode_whole
@@ -53,7 +54,9 @@ class VaePart:
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         self.vae = load_vae(context.init_from) if context.init_from else still_start(build_vae(mini_vae_config()))
-        self.vae.requires_grad_(True)
+        self.vae.requires_grad_(settings.train_encoder)
+        self.vae.decoder.requires_grad_(True)
+        self.vae.post_quant_conv.requires_grad_(True)
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -114,21 +117,27 @@ class VaePart:
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Measure the latents' statistics and preview projection, and write vae.safetensors."""
+        extra = self._latent_facts() | {"record": json.dumps(dict(record))}
+        half = build_vae(dict(self.vae.config)).half()
+        half.load_state_dict(self.vae.state_dict())
+        threshold = self._familiar_psnr(half)
+        save_vae(half, folder / "vae.safetensors", {**extra, "familiar_psnr": f"{threshold:.2f}"})
+
+    def _latent_facts(self) -> dict[str, str]:
+        """Set the latents' mean and std, return the preview projection: measured, or the file's where no latent changes."""
+        if not self.settings.train_encoder and self.context.init_from is not None:
+            known = read_header(self.context.init_from).metadata
+            return {name: known[name] for name in ("latent_rgb_factors", "latent_rgb_bias")}
         latents, colors = self._latents_and_colors()
         flat = latents.flatten(0, 1)
         set_latent_statistics(self.vae, flat.mean(0).tolist(), flat.std(0).tolist())
         normalised = (flat - flat.mean(0)) / flat.std(0)
         design = torch.cat([normalised, torch.ones(len(flat), 1)], dim=1)
         solution = torch.linalg.lstsq(design, colors.flatten(0, 1)).solution
-        extra = {
+        return {
             "latent_rgb_factors": json.dumps(solution[:-1].tolist()),
             "latent_rgb_bias": json.dumps(solution[-1].tolist()),
-            "record": json.dumps(dict(record)),
         }
-        half = build_vae(dict(self.vae.config)).half()
-        half.load_state_dict(self.vae.state_dict())
-        threshold = self._familiar_psnr(half)
-        save_vae(half, folder / "vae.safetensors", {**extra, "familiar_psnr": f"{threshold:.2f}"})
 
     def _latents_and_colors(self) -> tuple[Tensor, Tensor]:
         """Latents (N, L, 16), and the mean colour in [-1, 1] of the pixels each stands for (N, L, 3)."""
