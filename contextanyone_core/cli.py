@@ -7,6 +7,7 @@ memory); 130 interrupted. Results go to stdout, everything else to stderr. Nothi
 from __future__ import annotations
 
 import io
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
-    with _interrupts() as seen:
+    with _interrupts() as seen, _warnings():
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
         except KeyboardInterrupt:
@@ -105,6 +106,24 @@ def _interrupts() -> Iterator[list[int]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """What the core warns of stands on stderr, a line for each."""
+    logger, handler = logging.getLogger(__package__), _Line(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Line(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message; names out of files may hold anything."""
+        text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(record.getMessage().split()))
+        sys.stderr.write(f"contextanyone: {text}\n")
 
 
 def _failure(error: Exception) -> str | None:

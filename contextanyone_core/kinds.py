@@ -22,6 +22,7 @@ class ModelKind:
         references: whether it reads pictures.
         emphasis: whether it has Emphasize-Attention.
         negative: its own negative prompt, at full size.
+        hosted: whether it runs in diffusers, and not on our transformer.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelKind:
     references: bool
     emphasis: bool
     negative: str
+    hosted: bool = False
 
     def own_negative(self, text_len: int) -> str:
         """The negative prompt where none is given: a text encoder below Wan's size has never seen the long one."""
@@ -56,7 +58,7 @@ MODELS = {
         ModelKind("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE),
         ModelKind("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE),
         ModelKind("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
-        ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE),
+        ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )
 }
 """By name; the first is the default."""

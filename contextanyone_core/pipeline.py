@@ -14,6 +14,7 @@ from .checkpoint import load_transformer
 from .conditioning import DualEncoder, Reference
 from .config import ContextAnyoneConfig
 from .errors import CheckpointError, InputError, ShapeError
+from .execution import PLAIN, Execution
 from .flow import sigma_schedule
 from .guidance import Branch, Guidance, make_guidance
 from .hosts.image import ImageEncoder, load_image_encoder
@@ -21,6 +22,7 @@ from .hosts.schedulers import check_sampler_name, make_sampler
 from .hosts.text import TextEncoder, load_text_encoder
 from .hosts.vae import VideoVAE, load_vae
 from .kinds import MODELS, ModelKind
+from .lora import load_lora, merge_loras
 from .losses import reconstruction
 from .parts import need_part
 from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
@@ -228,11 +230,12 @@ class ContextAnyonePipeline(LatentSampler):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         kind: ModelKind = MODELS["contextanyone"],
+        execution: Execution = PLAIN,
     ) -> Self:
         """Load transformer, VAE, text encoder and image encoder of a folder (`parts.find_part`), strictly.
 
         Raises:
-            CheckpointError: a file is missing, damaged, of another model or does not fit the others.
+            CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
             InputError: the device is not there.
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed.
         """
@@ -244,6 +247,7 @@ class ContextAnyonePipeline(LatentSampler):
             raise CheckpointError(
                 f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
             )
+        merge_loras(transformer, [(load_lora(lora.path, transformer), lora.strength) for lora in execution.loras])
         image_encoder = None
         if config.image_dim is not None:
             image_encoder = load_image_encoder(need_part(folder, "image_encoder"), dtype, device)

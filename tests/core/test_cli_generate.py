@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from contextanyone_core import cli, cli_generate
+from contextanyone_core import cli, cli_generate_options
 from contextanyone_core.checkpoint import read_header
 from contextanyone_core.familiarity import HEADER_KEY, familiar_threshold, round_trip_psnr
 from contextanyone_core.hosts import schedulers
@@ -194,7 +194,7 @@ def test_every_option_changes_the_video(made, desk):
 
 
 def test_samplers_are_the_ones_that_exist():
-    assert cli_generate.SAMPLERS == schedulers.SAMPLERS
+    assert cli_generate_options.SAMPLERS == schedulers.SAMPLERS
 
 
 class Redraws:

@@ -1,0 +1,96 @@
+"""What the options of `generate` amount to: the settings of a clip, and the record that every clip carries."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_options import PARTS, package_version
+from .execution import Execution
+from .kinds import ModelKind
+
+if TYPE_CHECKING:
+    from .hosts.vace import VacePipeline
+    from .pipeline import ContextAnyonePipeline, GenerationSettings
+
+    Pipeline = ContextAnyonePipeline | VacePipeline
+
+
+def negative_prompt(pipeline: Pipeline, options: argparse.Namespace) -> str:
+    """The negative prompt of the run: the model's own where none is given."""
+    return pipeline.own_negative if options.negative is None else str(options.negative)
+
+
+def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> GenerationSettings:
+    """The options as settings of one clip.
+
+    Raises: InputError for a number that cannot be met.
+    """
+    from .guidance import make_guidance
+    from .pipeline import GenerationSettings
+
+    height, width = options.size
+    scales = {"guidance_scale": options.guidance_scale, "reference_scale": options.reference_scale}
+    guidance = make_guidance(options.guidance or pipeline.kind.guidances[0], pipeline.config, **scales)
+    return GenerationSettings(
+        num_frames=options.frames,
+        width=width,
+        height=height,
+        steps=options.steps,
+        seed=seed,
+        sampler=options.sampler,
+        shift=options.shift,
+        guidance=guidance,
+        emphasis=1.0 if options.emphasis is None else options.emphasis,
+    )
+
+
+def record_of(pipeline: Pipeline, options: argparse.Namespace, execution: Execution) -> dict[str, Any]:
+    """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
+    import torch
+
+    settings = asdict(settings_of(pipeline, options, options.seed))
+    del settings["seed"]
+    settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
+    settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}
+    if not pipeline.kind.emphasis:  # neither is heard
+        del settings["emphasis"], settings["gap"]
+    return {
+        "generator": "contextanyone",
+        "model": pipeline.kind.name,
+        "negative": negative_prompt(pipeline, options),
+        "settings": settings | {"device": options.device, "dtype": options.dtype},
+        "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
+        "weights": {path.name: _sha256(path) for path in _parts(options.weights, pipeline.kind)},
+        "loras": [
+            {"name": lora.path.name, "sha256": _sha256(lora.path), "strength": lora.strength}
+            for lora in execution.loras
+        ],
+        "versions": {
+            "contextanyone": package_version(),
+            "torch": str(torch.__version__),
+            "diffusers": package_version("diffusers"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _parts(folder: Path, kind: ModelKind) -> list[Path]:
+    """The files of the parts; a part in a folder of its own counts by each weight file there."""
+    from .parts import find_part
+
+    found = [find_part(folder, part, kind.family if part == "transformer" else "") for part in PARTS]
+    return [file for part in found if part is not None for file in _files_of(part)]
+
+
+def _files_of(part: Path) -> list[Path]:
+    return sorted(part.glob("*.safetensors")) if part.is_dir() else [part]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
