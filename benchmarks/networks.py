@@ -1,0 +1,105 @@
+"""Networks with random weights, made on the device in the dtype in which they run; no file is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.transformer import ContextAnyoneTransformer
+
+VACE_CONDITION = 96
+"""Channels of VACE's context: 16 inactive, 16 reactive, 64 of the mask."""
+_SPREAD = 0.02
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def plain(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
+    """The same sizes as Wan 2.1 T2V has them: no CLIP branch, no Emphasize-Attention."""
+    return replace(config, emphasize=False, image_dim=None)
+
+
+def random_transformer(
+    config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype
+) -> ContextAnyoneTransformer:
+    """Our transformer; what initialisation leaves zero is filled too, because zeros can run faster than data."""
+    return _filled(ContextAnyoneTransformer(config, device=device, dtype=dtype))
+
+
+def diffusers_wan(config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """diffusers' `WanTransformer3DModel` of the same sizes, without references."""
+    from diffusers import WanTransformer3DModel
+
+    return _host(WanTransformer3DModel, _sizes(config), device, dtype)
+
+
+def diffusers_vace(config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """diffusers' `WanVACETransformer3DModel` of the same sizes, a context block for every second block as in 1.3B."""
+    from diffusers import WanVACETransformer3DModel
+
+    layers = {"vace_layers": list(range(0, config.num_layers, 2)), "vace_in_channels": VACE_CONDITION}
+    return _host(WanVACETransformer3DModel, _sizes(config) | layers, device, dtype)
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of all weights."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+@contextmanager
+def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """What is built inside has its weights there and in that dtype from the start."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _sizes(config: ContextAnyoneConfig) -> dict[str, Any]:
+    return {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.head_dim,
+        "in_channels": config.in_dim,
+        "out_channels": config.out_dim,
+        "text_dim": config.text_dim,
+        "freq_dim": config.freq_dim,
+        "ffn_dim": config.ffn_dim,
+        "num_layers": config.num_layers,
+        "patch_size": config.patch_size,
+        "eps": config.eps,
+    }
+
+
+def _host(host: Any, sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """A host's network as its own loading leaves it: what it keeps in float32 is in float32."""
+    with made_on(device, dtype):
+        model = host(**sizes)
+    with torch.device(device):  # tables, which the default dtype must not touch
+        model.rope = type(model.rope)(sizes["attention_head_dim"], sizes["patch_size"], model.config.rope_max_seq_len)
+    full = set(host._keep_in_fp32_modules or ())
+    for name, parameter in model.named_parameters():
+        if full & set(name.split(".")):
+            parameter.data = parameter.data.float()
+    return _filled(model)
+
+
+def _filled(module: _Module) -> _Module:
+    for parameter in module.requires_grad_(False).eval().parameters():
+        if not parameter.is_meta and not bool(parameter.any()):
+            parameter.normal_(std=_SPREAD)
+    return module
+
+
+def compile_blocks(module: nn.Module, backend: str) -> None:
+    """Compile the repeated block of ours or of a host, each shape on its own."""
+    blocks = [*cast("nn.ModuleList", module.blocks), *getattr(module, "vace_blocks", ())]
+    for block in blocks:
+        block.compile(backend=backend, dynamic=False)

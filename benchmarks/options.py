@@ -1,0 +1,63 @@
+"""What the measurements share on their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import replace
+
+import torch
+
+from benchmarks.steps import Case
+from contextanyone_core.cli_options import Parser, device_name, frame_count, frame_size, one_of, whole
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import InputError
+from contextanyone_core.pipeline import check_device
+
+DTYPES = ("float32", "bfloat16", "float16")
+MODES = ("eager", "compiled")
+_MOST_REFERENCES = 8
+
+
+def add_shared(parser: Parser, repeats: int, out: str) -> None:
+    """Options that every measurement has."""
+    add = parser.add_argument
+    add("--device", type=device_name, default="cuda", help="cuda (default), cuda:1, cpu")
+    add("--dtype", type=one_of("dtype", *DTYPES), default="bfloat16", help=f"{', '.join(DTYPES)} (bfloat16)")
+    add("--small", action="store_true", help="tiny networks and sizes: shows that everything runs, measures nothing")
+    add("--size", type=frame_size, metavar="WIDTHxHEIGHT", help="multiples of 16 (832x480; 32x32 with --small)")
+    add("--repeats", type=whole(1, 1000), default=repeats, help=f"measured rounds ({repeats})")
+    add("--out", default=out, metavar="FOLDER", help=f"for the JSON, the table and the plot ({out})")
+
+
+def case_sizes(text: str) -> tuple[int, int]:
+    """FRAMESxREFERENCES, such as 81x1."""
+    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,2})", text)
+    if match is None or not 1 <= int(match[2]) <= _MOST_REFERENCES:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is given; FRAMESxREFERENCES is needed with 1 to {_MOST_REFERENCES} references, such as 81x1"
+        )
+    return frame_count(match[1]), int(match[2])
+
+
+def network_config(*, small: bool) -> ContextAnyoneConfig:
+    """Sizes of the networks: Wan 2.1 1.3B with our new parts, or the smallest that has every part."""
+    return replace(ContextAnyoneConfig.tiny(), text_len=64) if small else ContextAnyoneConfig.wan_1_3b()
+
+
+def make_case(options: argparse.Namespace, frames: int, references: int) -> Case:
+    """A case at the size that is asked for."""
+    height, width = options.size or ((32, 32) if options.small else (480, 832))
+    return Case(frames, width, height, references)
+
+
+def open_device(options: argparse.Namespace) -> torch.device:
+    """The device.
+
+    Raises:
+        InputError: it is not there.
+    """
+    try:
+        return check_device(options.device)
+    except InputError as error:
+        raise InputError(f"{error} Full size is too much for a CPU: add --small there.") from error

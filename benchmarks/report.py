@@ -1,0 +1,92 @@
+"""The results as one JSON, one table and one plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.machine import GIB
+
+_WIDTH, _LEFT, _RIGHT, _ROW, _HEAD = 900, 240, 170, 22, 40
+_INK, _BAR, _OTHER = (40, 40, 40), (31, 99, 181), (160, 160, 160)
+
+
+def write_report(folder: Path, name: str, result: dict[str, Any], table: str, bars: Sequence[Bar]) -> list[Path]:
+    """Write `<name>.json`, `<name>.md` and `<name>.png` into `folder`, which is made; returns the three paths.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
+    paths[0].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(table, encoding="utf-8")
+    draw_bars(paths[2], bars)
+    return paths
+
+
+class Bar:
+    """A bar of the plot; a value of None is a heading."""
+
+    def __init__(self, label: str, value: float | None = None, note: str = "", *, ours: bool = False) -> None:
+        self.label, self.value, self.note, self.ours = label, value, note, ours
+
+
+def draw_bars(path: Path, bars: Sequence[Bar]) -> None:
+    """Horizontal bars of seconds, all on one scale, as a PNG."""
+    image = Image.new("RGB", (_WIDTH, _HEAD + _ROW * len(bars)), "white")
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    canvas.text((_LEFT, 12), "seconds, the median of all rounds", fill=_INK, font=font)
+    longest = max((bar.value for bar in bars if bar.value), default=1.0)
+    for index, bar in enumerate(bars):
+        top = _HEAD + _ROW * index
+        if bar.value is None:
+            canvas.text((12, top + 3), bar.label, fill=_INK, font=font)
+            continue
+        end = _LEFT + round((_WIDTH - _LEFT - _RIGHT) * bar.value / longest)
+        canvas.text((_LEFT - 8, top + 3), bar.label, fill=_INK, font=font, anchor="ra")
+        canvas.rectangle((_LEFT, top + 2, end, top + _ROW - 4), fill=_BAR if bar.ours else _OTHER)
+        canvas.text((end + 6, top + 3), f"{bar.value:.4g}  {bar.note}", fill=_INK, font=font)
+    image.save(path, format="PNG")
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table, its columns aligned for a terminal too."""
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in (heads, ["-" * width for width in widths], *rows)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def ratio_table(ratios: Sequence[dict[str, Any]]) -> str:
+    """The ratios, their bounds, and whether they are kept."""
+    rows = []
+    for ratio in ratios:
+        bound = next(
+            (
+                f"{word} {ratio[key]:g}"
+                for key, word in (("at_most", "at most"), ("at_least", "at least"))
+                if ratio[key] is not None
+            ),
+            "",
+        )
+        met = {True: "yes", False: "no", None: ""}[ratio["met"]]
+        label = f"{ratio['name']} {ratio.get('mode', '')}".strip()
+        rows.append((label, f"{ratio['value']:.4g}", number(ratio.get("by_flops")), bound, met))
+    return markdown_table(("ratio", "measured", "by FLOPs", "wanted", "met"), rows)
+
+
+def number(value: float | None, unit: float = 1.0) -> str:
+    """Four digits, or nothing."""
+    return "" if value is None else f"{value / unit:.4g}"
+
+
+def gib(size: int | None) -> str:
+    """Bytes in GiB."""
+    return "not measured" if size is None else f"{size / GIB:.2f}"

@@ -1,0 +1,149 @@
+"""One size of the step benchmark: every variant timed in turn, its FLOPs counted, its memory watched."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Action, Timing, interleave, matmul
+from benchmarks.networks import compile_blocks, parameter_bytes
+from benchmarks.ratios import CACHE_SHARE, MATMUL_SHARE, STEP_RATIOS, compare, judged
+from benchmarks.steps import CACHED, Case, Inputs, Networks, Step, make_step, random_inputs
+from contextanyone_core.memory import cache_bytes
+from contextanyone_core.reading import TwoStreams
+
+_MATMUL, _SMALL_MATMUL = (8192, 20), (256, 4)  # side, products in one measurement
+
+
+def measure_case(
+    options: argparse.Namespace, networks: Networks, case: Case, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """All variants in all modes at one size, as they stand in the JSON.
+
+    Args:
+        options: `variants`, `modes`, `repeats`, `steps`, `small`.
+        note: called with what is about to run for the first time.
+    """
+    device, dtype = networks.device, networks.dtype
+    inputs = random_inputs(networks.config, case, device, dtype)
+    steps = {variant: make_step(variant, networks, inputs) for variant in options.variants}
+    if "compiled" in options.modes:
+        torch._dynamo.reset()  # shapes of another case
+        for network in networks.all:
+            compile_blocks(network, "eager" if options.small else "inductor")
+    names = {f"{variant} {mode}": (variant, mode) for variant in options.variants for mode in options.modes}
+    actions: dict[str, Action] = {name: partial(_run, steps[variant], mode) for name, (variant, mode) in names.items()}
+    actions["matmul"], matmul_flops = matmul(device, dtype, *(_SMALL_MATMUL if options.small else _MATMUL))
+    if set(CACHED) & set(options.variants):
+        actions["cache"] = partial(_make_cache, networks, inputs)
+    timings = interleave(actions, options.repeats, device, note)
+    flops = count_flops(options, networks, case)
+    rates = [matmul_flops / seconds for seconds in timings["matmul"].seconds]
+    rate = statistics.median(rates)
+    variants = [
+        _describe(variant, mode, timings[name], flops[variant], steps[variant], rate, networks)
+        for name, (variant, mode) in names.items()
+    ]
+    cache = _describe_cache(options, timings)
+    work = {name: flops[variant] for name, (variant, _) in names.items()}
+    compared = compare(STEP_RATIOS, timings, work, modes=options.modes, judge=not options.small)
+    return {
+        "frames": case.frames,
+        "width": case.width,
+        "height": case.height,
+        "references": case.references,
+        "tokens": case.tokens(networks.config),
+        "matmul": {"tflops_per_second": rate / 1e12, "each": [value / 1e12 for value in rates]},
+        "variants": variants,
+        "cache": cache,
+        "ratios": compared + _shares(options, variants, cache),
+    }
+
+
+def count_flops(options: argparse.Namespace, networks: Networks, case: Case) -> dict[str, int]:
+    """FLOPs of each variant's step, counted by torch on tensors without data."""
+    bare = Networks(networks.config, torch.device("meta"), torch.float32)
+    inputs = random_inputs(bare.config, case, torch.device("meta"), torch.float32)
+    counted = {}
+    for variant in options.variants:
+        step = make_step(variant, bare, inputs)
+        with FlopCounterMode(display=False) as counter:
+            step.run()
+        counted[variant] = counter.get_total_flops()
+    return counted
+
+
+def _run(step: Step, mode: str) -> None:
+    stance: AbstractContextManager[object] = nullcontext()
+    if mode == "eager":  # the network may be compiled for the other mode
+        stance = torch.compiler.set_stance("force_eager")
+    with stance:
+        step.run()
+
+
+@torch.no_grad()
+def _make_cache(networks: Networks, inputs: Inputs) -> None:
+    TwoStreams(networks.of("ours"), inputs.references)
+
+
+def _describe(
+    variant: str, mode: str, timing: Timing, flops: int, step: Step, rate: float, networks: Networks
+) -> dict[str, Any]:
+    median = timing.median
+    weights = parameter_bytes(step.network)
+    kept = _cache_size(networks, step.inputs) if variant in CACHED else 0
+    peak = None if timing.working_bytes is None else weights + kept + timing.working_bytes
+    return {
+        "variant": variant,
+        "mode": mode,
+        "passes": step.passes,
+        "tflop": flops / 1e12,
+        "seconds": timing.seconds,
+        "median_seconds": median,
+        "tflops_per_second": None if median is None else flops / median / 1e12,
+        "share_of_matmul": None if median is None else flops / median / rate,
+        "memory": {"weights": weights, "cache": kept, "working": timing.working_bytes, "peak": peak},
+        "error": timing.error,
+    }
+
+
+def _cache_size(networks: Networks, inputs: Inputs) -> int:
+    """Bytes of the reference cache."""
+    patch, references = networks.config.patch_size, inputs.references
+    tokens = sum(item[0, 0].numel() for item in references.latents) // (patch[0] * patch[1] * patch[2])
+    clip = sum(item.shape[1] for item in references.image_embeds)
+    return cache_bytes(networks.config, tokens, clip, inputs.latents.element_size())
+
+
+def _describe_cache(options: argparse.Namespace, timings: Mapping[str, Timing]) -> dict[str, Any] | None:
+    """Time of making the reference cache once, and its share of the denoising of a video."""
+    made = timings.get("cache")
+    if made is None or made.median is None:
+        return None
+    steps = {mode: timings.get(f"ours {mode}", Timing()).median for mode in options.modes}
+    shares = {
+        mode: made.median / (made.median + options.steps * step) for mode, step in steps.items() if step is not None
+    }
+    return {"seconds": made.seconds, "median_seconds": made.median, "steps": options.steps, "share_of_steps": shares}
+
+
+def _shares(
+    options: argparse.Namespace, variants: Sequence[dict[str, Any]], cache: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Shares that have a bound: of the matrix rate by plain Wan and ours, of the video's time by the cache."""
+    found = []
+    for item in variants:
+        if item["variant"] in ("wan", "ours") and item["share_of_matmul"] is not None:
+            entry = {"name": f"share of the matmul rate, {item['variant']}", "mode": item["mode"]}
+            found.append(entry | judged(item["share_of_matmul"], None, MATMUL_SHARE, judge=not options.small))
+    for mode, share in (cache or {"share_of_steps": {}})["share_of_steps"].items():
+        entry = {"name": f"share of the cache in {options.steps} steps", "mode": mode}
+        found.append(entry | judged(share, CACHE_SHARE, None, judge=not options.small))
+    return found

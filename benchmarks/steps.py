@@ -1,0 +1,199 @@
+"""What one denoising step does in each model: every pass of its guidance, and their combination."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.networks import VACE_CONDITION, diffusers_vace, diffusers_wan, plain, random_transformer
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.guidance import CfgGuidance, DualGuidance, Guidance
+from contextanyone_core.reading import Concatenation, TwoStreams
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+
+VARIANTS = ("wan", "wan-diffusers", "ours", "ours-uncached", "ours-dual", "phantom", "vace")
+"""Plain Wan in our transformer and in diffusers; ours with the cache (cfg), without it, with dual guidance; others."""
+CACHED = ("ours", "ours-dual")
+_SIGMA = 0.5
+_CLIP_PICTURE, _CLIP_PATCH = 224, 14
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is generated: `frames` 4k + 1 of `width` x `height` pixels, with so many references."""
+
+    frames: int
+    width: int
+    height: int
+    references: int
+
+    def latent_shape(self, config: ContextAnyoneConfig) -> tuple[int, int, int]:
+        """(t, h, w) of the video's latents."""
+        stride = config.vae_stride
+        return 1 + (self.frames - 1) // stride[0], self.height // stride[1], self.width // stride[2]
+
+    def tokens(self, config: ContextAnyoneConfig) -> int:
+        """Tokens of the video."""
+        return math.prod(self.latent_shape(config)) // math.prod(config.patch_size)
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}, {self.references} reference" + "s" * (self.references > 1)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random conditions and noise of one video, batch 1."""
+
+    latents: Tensor
+    timesteps: Tensor
+    text_embeds: Tensor
+    negative_embeds: Tensor
+    references: ReferenceInputs
+
+
+class Reads(Protocol):
+    """What `contextanyone_core.reading` calls a reading: a velocity in every pass."""
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
+        """Velocity of noisy latents (1, C, T, h, w); `seen` with the references."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step of one model."""
+
+    network: nn.Module
+    reading: Reads
+    guidance: Guidance
+    inputs: Inputs
+
+    @torch.no_grad()
+    def run(self) -> Tensor:
+        """All passes and their combination: (1, C, T, h, w), float32."""
+        inputs, velocities = self.inputs, {}
+        for branch in self.guidance.branches(_SIGMA):
+            text = inputs.negative_embeds if branch.negative else inputs.text_embeds
+            velocity = self.reading.velocity(inputs.latents, inputs.timesteps, text, seen=branch.reference)
+            velocities[branch] = velocity.float()
+        return self.guidance.combine(velocities)
+
+    @property
+    def passes(self) -> int:
+        """How often the network runs."""
+        return len(self.guidance.branches(_SIGMA))
+
+
+class Uncached(TwoStreams):
+    """Ours, with the reference stream run anew in every pass that reads it."""
+
+    def __init__(self, transformer: ContextAnyoneTransformer, references: ReferenceInputs) -> None:
+        super().__init__(transformer, None)
+        self._fed = references
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
+        """As `TwoStreams.velocity`."""
+        references = self._fed if seen else None
+        return torch.as_tensor(self._transformer(latents, timesteps, text_embeds, references=references).velocity)
+
+
+class DiffusersWan:
+    """diffusers' own network, text to video."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
+        """As `Reads.velocity`; there is no reference to be seen."""
+        return torch.as_tensor(self._network(latents, timesteps, text_embeds, return_dict=False)[0])
+
+
+class DiffusersVace:
+    """diffusers' VACE: references stand before the video in time, and both passes of a step see them."""
+
+    def __init__(self, network: Any, references: list[Tensor], latents: Tensor) -> None:
+        self._network, self._count = network, len(references)
+        frames, sides = latents.shape[2] + self._count, latents.shape[3:]
+        self._context = latents.new_empty(1, VACE_CONDITION, frames, *sides).normal_()
+        self._scale = latents.new_ones(len(network.config.vace_layers))
+        self._before = torch.cat(references, dim=2)
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
+        """As `Reads.velocity`."""
+        out = self._network(
+            torch.cat([self._before, latents], dim=2),
+            timesteps,
+            text_embeds,
+            control_hidden_states=self._context,
+            control_hidden_states_scale=self._scale,
+            return_dict=False,
+        )[0]
+        return torch.as_tensor(out[:, :, self._count :])
+
+
+class Networks:
+    """The networks that some variants need, each made once: ours, the same without its new parts, diffusers' two."""
+
+    def __init__(self, config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.device, self.dtype = config, device, dtype
+        self._made: dict[str, Any] = {}
+
+    def of(self, variant: str) -> Any:
+        """The network of one of VARIANTS."""
+        kind = variant.partition("-")[0] if variant != "wan-diffusers" else variant
+        makers = {
+            "ours": partial(random_transformer, self.config),
+            "wan": partial(random_transformer, plain(self.config)),
+            "phantom": partial(random_transformer, plain(self.config)),
+            "wan-diffusers": partial(diffusers_wan, self.config),
+            "vace": partial(diffusers_vace, self.config),
+        }
+        kind = "wan" if kind == "phantom" else kind  # the same network, fed otherwise
+        if kind not in self._made:
+            self._made[kind] = makers[kind](self.device, self.dtype)
+        return self._made[kind]
+
+    @property
+    def all(self) -> list[nn.Module]:
+        """Those made so far."""
+        return list(self._made.values())
+
+
+def random_inputs(config: ContextAnyoneConfig, case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
+    """Conditions of the sizes that a run of `case` has."""
+    frames, height, width = case.latent_shape(config)
+
+    def random(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device, dtype=dtype).normal_()
+
+    text = (1, config.text_len, config.text_dim)
+    still, clip = (1, config.in_dim, 1, height, width), []
+    if config.image_dim is not None:
+        clip = [random(1, 1 + (_CLIP_PICTURE // _CLIP_PATCH) ** 2, config.image_dim) for _ in range(case.references)]
+    references = ReferenceInputs([random(*still) for _ in range(case.references)], random(*text), clip)
+    timesteps = torch.full((1,), 1000 * _SIGMA, device=device)
+    latents = random(1, config.in_dim, frames, height, width)
+    return Inputs(latents, timesteps, random(*text), random(*text), references)
+
+
+@torch.no_grad()
+def make_step(variant: str, networks: Networks, inputs: Inputs) -> Step:
+    """The step of one of VARIANTS, with whatever it computes once (the reference cache) computed."""
+    network, references = networks.of(variant), inputs.references
+    config = networks.config
+    cfg, dual = CfgGuidance(config.cfg_scale), DualGuidance(*config.dual_scales)
+    if variant == "wan":
+        return Step(network, TwoStreams(network, None), cfg, inputs)
+    if variant == "wan-diffusers":
+        return Step(network, DiffusersWan(network), cfg, inputs)
+    if variant == "ours-uncached":
+        return Step(network, Uncached(network, references), cfg, inputs)
+    if variant == "phantom":
+        return Step(network, Concatenation(network, references), dual, inputs)
+    if variant == "vace":
+        return Step(network, DiffusersVace(network, references.latents, inputs.latents), cfg, inputs)
+    return Step(network, TwoStreams(network, references), dual if variant == "ours-dual" else cfg, inputs)
