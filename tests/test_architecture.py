@@ -1,4 +1,4 @@
-"""The house's order, held by reading the sources: nodes -> contextanyone_core <- training, low files below high."""
+"""The house's order, held by reading the sources: nodes -> contextanyone_core <- training <- benchmarks."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE, TRAINING, NODES = "contextanyone_core", "training", "nodes"
+CORE, TRAINING, NODES, BENCHMARKS = "contextanyone_core", "training", "nodes", "benchmarks"
 MAX_LINES = 420
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
@@ -119,7 +119,7 @@ def imports(path: Path) -> list[Import]:
 
 def module_file(module: str) -> Path | None:
     """The file of one of our own modules."""
-    if top(module) not in (CORE, TRAINING, NODES):
+    if top(module) not in (CORE, TRAINING, NODES, BENCHMARKS):
         return None
     path = ROOT.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -141,7 +141,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-OUR_FILES = sources(CORE, TRAINING, NODES)
+OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS)
 
 
 def test_every_core_file_has_its_place():
@@ -172,9 +172,15 @@ def test_core_imports_no_library_that_is_not_allowed_there():
     assert wrong == []
 
 
-def test_training_never_imports_nodes_or_comfyui():
-    wrong = [(at(path), x.module) for path in sources(TRAINING) for x in imports(path) if top(x.module) in COMFYUI]
+def test_training_and_benchmarks_never_import_nodes_or_comfyui():
+    paths = sources(TRAINING, BENCHMARKS)
+    wrong = [(at(path), x.module) for path in paths for x in imports(path) if top(x.module) in COMFYUI]
     assert wrong == []
+
+
+def test_nothing_imports_the_benchmarks():
+    paths = sources(CORE, TRAINING, NODES)
+    assert [(at(path), x.module) for path in paths for x in imports(path) if top(x.module) == BENCHMARKS] == []
 
 
 def test_nodes_are_thin():
