@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from .cli_clips import Clip, clips_from_file, clips_from_options, refuse_collisions
 from .cli_generate_options import generate_parser
 from .cli_options import PARTS
-from .cli_record import negative_prompt, record_of, settings_of
+from .cli_processes import Process, this_process
+from .cli_record import is_made, metadata_of, negative_prompt, record_of, settings_of
 from .errors import CheckpointError, InputError
 from .execution import Execution
 from .kinds import MODELS, ModelKind
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a command asks for, checked as far as possible without torch."""
+    """What a command asks for, checked as far as possible without torch; `clips` are those of this process."""
 
     kind: ModelKind
     options: argparse.Namespace
     execution: Execution
+    process: Process
     clips: list[Clip]
     pictures: list[NDArray[np.uint8]]
 
@@ -48,6 +50,9 @@ def generate(argv: Sequence[str]) -> int:
     Raises: InputError, CheckpointError for what cannot be met; OSError if the disk is full.
     """
     request = read_request(argv)
+    if not request.clips:
+        _note(f"process {request.process.rank} of {request.process.count} has no clip to make")
+        return 0
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -57,7 +62,7 @@ def generate(argv: Sequence[str]) -> int:
         _note("no --reference is given: plain text to video")
     _warn_of_strangers(pipeline, request)
     record = record_of(pipeline, request.options, request.execution)
-    for clip in request.clips:
+    for clip in _unfinished(request, record):
         sheet = _make(pipeline, request, clip, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
         sys.stdout.flush()
@@ -84,10 +89,13 @@ def read_request(argv: Sequence[str]) -> Request:
         check_name(options.out)
         clips = clips_from_options(options.first, options.later, options.seed, options.out)
     read = [*options.reference, *([options.prompts] if options.prompts else []), *(lora.path for lora in options.lora)]
-    for clip in clips:
-        check_output(clip.out)
+    process = this_process(os.environ)
+    share = process.share(clips)
+    for clip in share:
+        if not (options.resume and clip.out.exists()):
+            check_output(clip.out)
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
-    return Request(kind, options, execution, clips, [read_picture(path) for path in options.reference])
+    return Request(kind, options, execution, process, share, [read_picture(path) for path in options.reference])
 
 
 def _load(request: Request) -> Pipeline:
@@ -99,11 +107,12 @@ def _load(request: Request) -> Pipeline:
     from .hosts.vace import VacePipeline
     from .pipeline import ContextAnyonePipeline, check_device
 
-    check_device(options.device)
+    device = request.process.device(options.device)
+    check_device(device)
     dtype = getattr(torch, options.dtype)
     if kind.name == VacePipeline.kind.name:
-        return VacePipeline.from_folder(options.weights, options.device, dtype)
-    return ContextAnyonePipeline.from_folder(options.weights, options.device, dtype, kind, request.execution)
+        return VacePipeline.from_folder(options.weights, device, dtype)
+    return ContextAnyonePipeline.from_folder(options.weights, device, dtype, kind, request.execution)
 
 
 def _check_prompts(pipeline: Pipeline, request: Request) -> None:
@@ -133,6 +142,23 @@ def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
             )
 
 
+def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:
+    """The clips to make: all, or with --resume those that this very command has not made before.
+
+    Raises: InputError where an unfinished clip cannot be written.
+    """
+    if not request.options.resume:
+        return request.clips
+    left = []
+    for clip in request.clips:
+        if is_made(clip, record):
+            _note(f"{clip.out} is finished")
+        else:
+            check_output(clip.out)
+            left.append(clip)
+    return left
+
+
 def _make(pipeline: Pipeline, request: Request, clip: Clip, record: dict[str, Any]) -> Path:
     """Make and write one clip; returns the path of its contact sheet."""
     from tqdm import tqdm
@@ -152,8 +178,7 @@ def _make(pipeline: Pipeline, request: Request, clip: Clip, record: dict[str, An
         )
         bar.set_postfix_str("done")
     frames = images_to_frames(result.images)
-    metadata = record | {"first": clip.first, "later": clip.later, "seed": clip.seed}
-    return save_clip(clip.out, frames, contact_sheet(request.pictures, frames), metadata)
+    return save_clip(clip.out, frames, contact_sheet(request.pictures, frames), metadata_of(clip, record))
 
 
 def _advance(bar: Any, done: int) -> None:

@@ -63,6 +63,7 @@ def generate_parser() -> Parser:
         required=True,
         help=".mp4, .gif or .webp; without an ending a folder of PNG; what exists is replaced",
     )
+    add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
     add("--frames", type=frame_count, default=17, help="4k + 1 (17)")
     add("--size", type=frame_size, default=(128, 128), metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")

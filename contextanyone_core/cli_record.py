@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_clips import Clip
 from .cli_options import PARTS, package_version
+from .errors import InputError
 from .execution import Execution
 from .kinds import ModelKind
+from .video import contact_path, read_metadata
 
 if TYPE_CHECKING:
     from .hosts.vace import VacePipeline
@@ -77,6 +81,25 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace, execution: Execut
             "python": platform.python_version(),
         },
     }
+
+
+def metadata_of(clip: Clip, record: dict[str, Any]) -> dict[str, Any]:
+    """What a clip carries."""
+    return record | {"first": clip.first, "later": clip.later, "seed": clip.seed}
+
+
+def is_made(clip: Clip, record: dict[str, Any]) -> bool:
+    """Whether the clip and its sheet are there and were made from exactly this: weights, pictures, settings, versions.
+
+    Clips are moved to their names whole, so one that can be read is complete.
+    """
+    if not contact_path(clip.out).is_file():
+        return False
+    try:
+        found = read_metadata(clip.out)
+    except InputError:
+        return False
+    return found == json.loads(json.dumps(metadata_of(clip, record)))
 
 
 def _parts(folder: Path, kind: ModelKind) -> list[Path]:

@@ -60,6 +60,7 @@ ORDER = [
         "cli_init",
         "cli_convert",
         "cli_generate_options",
+        "cli_processes",
         "cli_record",
         "cli_generate",
         "cli",

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -246,8 +246,10 @@ def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) 
 def _known_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for name in path:
         fields = {field.alias or key: field for key, field in model.model_fields.items()}
-        inner = fields[name].annotation if name in fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = fields[name].annotation if name in fields else None
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]  # X, or X | None
+        inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if inner is None:
             return []
         model = inner
     return [field.alias or key for key, field in model.model_fields.items()]

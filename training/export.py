@@ -1,5 +1,6 @@
 """Export a run's newest checkpoint, also while it trains: `python training/export.py RUN --out FOLDER`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,25 +8,32 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
 from training.config import load_config
 from training.state import CheckpointStore
 from training.trainer import build_trainer
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-def export_run(run: Path, out: Path) -> None:
-    """Write the shipped files of a run's newest checkpoint (EMA weights) into out. The run is only read.
+
+def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
+    """Write the shipped files of a run's newest checkpoint into out. The run is only read.
+
+    Args:
+        dtype: None for the part's own, fp16. ema: the average of the weights; else the weights themselves.
 
     Raises:
-        InputError: run is not the folder of a run, or has no checkpoint yet.
+        InputError: run is not the folder of a run, or has no checkpoint yet, or its part has no other dtype.
     """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not the folder of a run: it has no config.yaml.")
     checkpoint = CheckpointStore(run / "checkpoints").load_latest()
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint yet.")
-    build_trainer(load_config(run / "config.yaml"), checkpoint).export(out)
+    build_trainer(load_config(run / "config.yaml"), checkpoint).export(out, dtype, ema=ema)
     sys.stdout.write(f"{out}: step {checkpoint.progress.step}\n")
 
 
@@ -34,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="export.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/miniature-vae")
     parser.add_argument("--out", type=Path, required=True, help="folder for the exported files")
-    arguments = parser.parse_args(argv)
-    return run_command("export.py", lambda: export_run(arguments.run, arguments.out))
+    parser.add_argument("--dtype", choices=DTYPES, help="of the transformer's files (fp16)")
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=True, help="the averaged weights (the default), or not"
+    )
+    options = parser.parse_args(argv)
+    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    return run_command("export.py", lambda: export_run(options.run, options.out, dtype, ema=options.ema))
 
 
 if __name__ == "__main__":

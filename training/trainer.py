@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from training.distributed import World, full, joint_loss, like, one_process, sha
 from training.ema import Ema
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
-from training.parts.base import HashesData, Metrics, Part, PartContext, Validates
+from training.parts.base import ExportsIn, HashesData, Metrics, Part, PartContext, Thaws, Validates
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
@@ -102,6 +102,9 @@ class Trainer:
             results.append(self._backward(batch, step * len(batches) + index, index, len(batches)))
             if not results[-1].finite:
                 break
+        if isinstance(self.part, Thaws):
+            for parameter in self.part.frozen(step):
+                parameter.grad = None
         norm = self._norm() if results[-1].finite else math.nan
         finite = math.isfinite(norm)
         if finite:
@@ -143,18 +146,27 @@ class Trainer:
                     found.append(terms | {f"video_at_{sigma}": terms["video"]})
         return _means([sums for theirs in self.world.gather(found) for sums in theirs])
 
-    def export(self, folder: Path) -> None:
-        """Write the shipped files and record.json into folder."""
+    def export(self, folder: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
+        """Write the shipped files and record.json into folder: the EMA weights in fp16, if nothing else is asked for.
+
+        Raises:
+            InputError: the part is written in fp16 only, and another dtype is asked for.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        record = run_record(self.config, self.progress, self.part)
-        with self.shown():
-            self.part.export(folder, record)
+        record = run_record(self.config, self.progress, self.part) | ({} if ema else {"ema": False})
+        with self.shown(ema=ema):
+            if dtype is None:
+                self.part.export(folder, record)
+            elif isinstance(self.part, ExportsIn):
+                self.part.export_in(folder, record, dtype)
+            else:
+                raise InputError(f"--dtype: the part {self.config.part.name} is written in fp16 only; leave it out.")
         (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self, *, ema: bool = True) -> Iterator[None]:
         """EMA weights in place, modules in eval mode, no gradients."""
-        with torch.no_grad(), self.ema.in_place(), _evaluating(self.modules):
+        with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), _evaluating(self.modules):
             yield
 
     def _backward(self, batch: Any, draw: int, index: int, parts: int) -> "_Result":

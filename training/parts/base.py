@@ -155,6 +155,24 @@ class Validates(Protocol):
         ...
 
 
+@runtime_checkable
+class Thaws(Protocol):
+    """A part that trains some of its parameters from a later step on."""
+
+    def frozen(self, step: int) -> list[nn.Parameter]:
+        """Return the parameters that a step leaves as they are: no update, no weight decay, no optimizer state."""
+        ...
+
+
+@runtime_checkable
+class ExportsIn(Protocol):
+    """A part whose files can be written in other dtypes than fp16 (`export.py --dtype`)."""
+
+    def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Write as `Part.export` does, in a dtype."""
+        ...
+
+
 class Work(NamedTuple):
     """What a step had to do: tokens of all clips and references, and the model's FLOPs; None where they are unknown."""
 

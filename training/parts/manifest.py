@@ -22,7 +22,7 @@ from contextanyone_core.errors import CheckpointError
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from contextanyone_core.pictures import images_to_frames
 from contextanyone_core.pipeline import Conditions, GenerationSettings, LatentSampler
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.transformer import ReferenceInputs
 from contextanyone_core.video import write_clip
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, bucket_flops, plan_buckets
@@ -31,7 +31,7 @@ from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
 from training.objective import Draws, EncodedClips
 from training.parts.base import Metrics, PartContext
-from training.parts.transformer_base import TransformerSettings, TransformerTraining, start_from
+from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 
 _LOG = logging.getLogger(__name__)
 MODELS = {
@@ -61,8 +61,7 @@ class ManifestPart(TransformerTraining):
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         self.data = CachedData(settings.data)
-        start = context.init_from
-        super().__init__(settings, start_from(start) if start else ContextAnyoneTransformer(self._fresh_config()))
+        super().__init__(settings, starting_network(settings, context, self._fresh_config))
         self.config = self.transformer.config
         self._check_fit()
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]

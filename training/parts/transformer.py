@@ -22,11 +22,10 @@ from contextanyone_core.hosts.text import load_text_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.data.pool import Pool, PoolKey, files_hash, open_pool
 from training.objective import Draws, EncodedClips
 from training.parts.base import PartContext
-from training.parts.transformer_base import TransformerSettings, TransformerTraining, start_from
+from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import numpy_generator
 from training.world import TEST_SEED_START, neutral_prompts, sample
 from training.world.captions import draw_named, first_caption, later_caption
@@ -59,9 +58,7 @@ class TransformerPart(TransformerTraining):
         self.vae = VideoVAE(load_vae(paths["vae"], torch.bfloat16, context.device))
         self.text_encoder = load_text_encoder(paths["text_encoder"]).to(context.device)
         self.image_encoder = load_image_encoder(paths["image_encoder"]).to(context.device)
-        start = context.init_from
-        transformer = start_from(start) if start else ContextAnyoneTransformer(self._config(paths["vae"]))
-        super().__init__(settings, transformer)
+        super().__init__(settings, starting_network(settings, context, lambda: self._config(paths["vae"])))
         encoders = files_hash(paths["vae"], paths["image_encoder"])
         self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
         self.pool = open_pool(settings.pools, self._key, self.vae, self.image_encoder)

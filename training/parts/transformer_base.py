@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,8 +14,12 @@ from torch import Tensor, nn
 
 from contextanyone_core.blocks import TransformerBlock
 from contextanyone_core.checkpoint import load_transformer, save_transformer
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import InputError
+from contextanyone_core.lora import merge_loras, save_lora
 from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.flops import backward_flops, forward_flops
+from training.lora import trained_lora
 from training.objective import (
     Draws,
     EncodedClips,
@@ -27,7 +31,7 @@ from training.objective import (
 )
 from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
 from training.recompute import Recompute, recompute_blocks
-from training.trainable import TrainSettings, choose_trained
+from training.trainable import TrainSettings, choose_trained, frozen_names
 
 
 class TransformerSettings(ObjectiveSettings):
@@ -68,7 +72,12 @@ class TransformerTraining:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """What `part.train` chooses, by default all of it (Paper: all DiT blocks are fine-tuned)."""
-        return default_groups(self.modules(), hidden=lambda name: ".blocks." in name and name.endswith("weight"))
+        return default_groups(self.modules(), hidden=_hidden)
+
+    def frozen(self, step: int) -> list[nn.Parameter]:
+        """What `part.train.thaw` leaves as it is at a step."""
+        named = dict(self.transformer.named_parameters())
+        return [named[name] for name in frozen_names(named, self.settings.train, step)]
 
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch as the objective takes it."""
@@ -108,14 +117,39 @@ class TransformerTraining:
         return Work(len(latents) * (video + sum(references)), flops)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write transformer.safetensors."""
-        path = folder / "transformer.safetensors"
-        save_transformer(path, self.transformer, dtype=torch.float16, extra={"record": json.dumps(dict(record))})
+        """Write transformer.safetensors; of a LoRA, lora.safetensors and the network that it gives with its start."""
+        self.export_in(folder, record, torch.float16)
+
+    def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Write as `export` does, in a dtype."""
+        extra, network = {"record": json.dumps(dict(record))}, self.transformer
+        if self.settings.train.lora is not None:
+            assert self.context.init_from is not None  # as `starting_network` has it
+            network = load_transformer(self.context.init_from, dtype=torch.float32)
+            lora = trained_lora(self.transformer, self.settings.train.lora, network)
+            save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra)
+            merge_loras(network, [(lora, 1.0)])
+        save_transformer(folder / "transformer.safetensors", network, dtype=dtype, extra=extra)
 
 
-def start_from(path: Path) -> ContextAnyoneTransformer:
-    """The transformer of a file, float32 as training needs its weights."""
-    return load_transformer(path, dtype=torch.float32)
+def starting_network(
+    settings: TransformerSettings, context: PartContext, fresh: Callable[[], ContextAnyoneConfig]
+) -> ContextAnyoneTransformer:
+    """The network of `init.from`, float32 as training needs its weights, else one that starts from nothing.
+
+    Raises:
+        InputError: a LoRA of nothing.
+    """
+    if context.init_from is not None:
+        return load_transformer(context.init_from, dtype=torch.float32)
+    if settings.train.lora is not None:
+        raise InputError("part.train.lora needs init.from: the file with the network that it is a LoRA of.")
+    return ContextAnyoneTransformer(fresh())
+
+
+def _hidden(name: str) -> bool:
+    """Whether a tensor is a hidden layer's weight, for Muon; the two of a low-rank update are not."""
+    return ".blocks." in name and name.endswith("weight") and ".lora_" not in name
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -124,7 +124,7 @@ class VaePart:
         save_vae(half, folder / "vae.safetensors", {**extra, "familiar_psnr": f"{threshold:.2f}"})
 
     def _latent_facts(self) -> dict[str, str]:
-        """Set the latents' mean and std, return the preview projection: measured, or the file's where no latent changes."""
+        """Set the latents' mean and std, return the preview projection; the file's where the encoder is frozen."""
         if not self.settings.train_encoder and self.context.init_from is not None:
             known = read_header(self.context.init_from).metadata
             return {name: known[name] for name in ("latent_rgb_factors", "latent_rgb_bias")}

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, autocast
+from torch import Tensor, autocast, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +23,7 @@ from training.data.buckets import Bucket
 from training.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
 from training.optim import make_optimizer
 from training.parts.transformer_base import TransformerSettings, TransformerTraining
+from training.trainable import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def trace_step(
         return run_step(replace(config, num_layers=blocks), settings, shape, optim, bf16=bf16)
 
     few, more = _DEPTHS
-    if config.num_layers <= more or any(_numbered(pattern) for pattern in settings.train.only + settings.train.freeze):
+    if config.num_layers <= more or any(_numbered(pattern) for pattern in _patterns(settings.train)):
         return traced(config.num_layers)
     start, following = astuple(traced(few)), astuple(traced(more))
     beyond = config.num_layers - few
@@ -102,9 +103,12 @@ def run_step(
 
     A compiled network is reckoned as it is without compilation.
     """
+    plain = settings.model_copy(update={"compile": False})
+    part = TransformerTraining(
+        plain, ContextAnyoneTransformer(config, device="meta")
+    )  # peft cannot add to fake tensors
     with FakeTensorMode(), _no_tables_kept():
-        plain = settings.model_copy(update={"compile": False})
-        part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="cpu"))
+        _materialise(part.transformer)
         inputs = _inputs(config, shape)
         optimizer = make_optimizer(part.parameter_groups(), optim)
         trained = [parameter for parameter in part.transformer.parameters() if parameter.requires_grad]
@@ -187,6 +191,21 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._alive -= size
+
+
+def _patterns(train: TrainSettings) -> tuple[str, ...]:
+    """All patterns that say what is trained."""
+    lora = () if train.lora is None else train.lora.targets + train.lora.full
+    return train.only + train.freeze + lora
+
+
+def _materialise(network: nn.Module) -> None:
+    """Put CPU tensors in the place of those on the meta device, under FakeTensorMode fake ones."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                tensor = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
 
 
 def _numbered(pattern: str) -> bool:
