@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -183,18 +184,18 @@ class Server:
             time.sleep(0.05)
         self.interrupt(prompt_id)
 
-    def wait_for_log(self, text: str, start: int, timeout: float = RUN_SECONDS) -> None:
-        """Wait until the log holds `text` behind byte `start`.
+    def wait_for_log(self, pattern: str, start: int, timeout: float = RUN_SECONDS) -> None:
+        """Wait until the log holds a match of `pattern` behind byte `start`.
 
         Raises:
             TimeoutError: it does not.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if text.encode() in self.log.read_bytes()[start:]:
+            if re.search(pattern.encode(), self.log.read_bytes()[start:]):
                 return
             time.sleep(0.05)
-        raise TimeoutError(f"{text!r} did not appear in the log:\n{self.said()}")
+        raise TimeoutError(f"{pattern!r} did not appear in the log:\n{self.said()}")
 
     def forget(self) -> None:
         """Empty the cache of node outputs and unload the models, so that the next run does everything."""

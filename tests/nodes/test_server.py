@@ -78,7 +78,7 @@ def test_interrupt_stops_at_once_and_the_next_run_is_good(server):
     before = server.run(prompt)
     start = server.log.stat().st_size
     prompt_id = server.queue(workflow_files.small_prompt(steps=500))
-    server.wait_for_log("| 2/500", start)
+    server.wait_for_log(r"\| [1-9]\d*/500", start)  # on a fast machine the bar skips steps
     pressed = time.monotonic()
     server.interrupt(prompt_id)
     stopped = server.wait(prompt_id, timeout=60)
