@@ -11,13 +11,19 @@ from torch import Tensor
 
 from contextanyone_core.flow import add_noise, sample_sigmas, velocity_target
 from contextanyone_core.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
+from contextanyone_core.reading import Concatenation
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.parts.base import Metrics, PartSettings
 
 
 class ObjectiveSettings(PartSettings):
-    """The numbers of the objective, the same for every source of data."""
+    """The numbers of the objective, the same for every source of data.
 
+    `reading` says how references are read: ContextAnyone's own stream, or Phantom's frames behind the video. The latter
+    are clean, have no reconstruction (`reference_weight` and `reconstruct` are not heard), and are zeros where dropped.
+    """
+
+    reading: Literal["contextanyone", "phantom"] = "contextanyone"
     reference_weight: float = Field(default=0.2, ge=0)  # the paper's lambda
     reconstruct: Literal["target", "reference"] = "target"
     drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
@@ -121,7 +127,7 @@ def dual_guidance_step(
             draws.reference is given.
     """
     terms = loss_terms(transformer, settings, clips, draws, texts)
-    used = draws.reference is not None and texts[1] is not None
+    used = draws.reference is not None and texts[1] is not None and settings.reading == "contextanyone"
     return terms.total, _metrics(terms.video, terms.reference if used else None, draws.sigma)
 
 
@@ -133,19 +139,14 @@ def loss_terms(
     texts: tuple[Tensor, Tensor | None],
 ) -> DualGuidanceLoss:
     """The forward pass and its loss, as in `dual_guidance_step`; nothing here depends on the tensors' values."""
-    video_text, first_text = texts
-    references = None
-    if draws.reference is not None and first_text is not None:
-        noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
-        tokens = [] if clips.image_embeds is None else [clips.image_embeds]
-        references = ReferenceInputs([noised], first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
     noisy = add_noise(clips.latents, draws.noise, draws.sigma)
-    output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references)
-    said = []
-    if references is not None:
-        said = [reconstruction(references.latents[0], output.reference_output[0].float())]
+    said: list[Tensor] = []
+    if settings.reading == "phantom":
+        velocity = _phantom_velocity(transformer, clips, draws, noisy, texts[0])
+    else:
+        velocity, said = _velocity_and_reconstruction(transformer, clips, draws, noisy, texts)
     return dual_guidance_loss(
-        output.velocity.float(),
+        velocity.float(),
         velocity_target(clips.latents, draws.noise),
         said,
         [clips.target] if said else (),
@@ -153,6 +154,32 @@ def loss_terms(
         video_mask=clips.weights,
         reference_masks=[clips.target_weights] if said and clips.target_weights is not None else None,
     )
+
+
+def _velocity_and_reconstruction(
+    transformer: ContextAnyoneTransformer,
+    clips: EncodedClips,
+    draws: Draws,
+    noisy: Tensor,
+    texts: tuple[Tensor, Tensor | None],
+) -> tuple[Tensor, list[Tensor]]:
+    """Both streams: what the video's says (B, 16, t, h, w), and what the reference's, where there is one."""
+    video_text, first_text = texts
+    if draws.reference is None or first_text is None:
+        return transformer(noisy, 1000.0 * draws.sigma, video_text).velocity, []
+    noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
+    tokens = [] if clips.image_embeds is None else [clips.image_embeds]
+    references = ReferenceInputs([noised], first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
+    output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references)
+    return output.velocity, [reconstruction(noised, output.reference_output[0].float())]
+
+
+def _phantom_velocity(
+    transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, noisy: Tensor, text: Tensor
+) -> Tensor:
+    """Phantom's one stream, references as frames behind the video: (B, 16, t, h, w)."""
+    reading = Concatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
+    return reading.velocity(noisy, 1000.0 * draws.sigma, text, seen=draws.reference is not None)
 
 
 def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:

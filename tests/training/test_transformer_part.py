@@ -11,6 +11,7 @@ from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, open_pool
+from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart
 from training.parts.transformer_base import explicit_attention
@@ -118,3 +119,37 @@ def test_samples_and_export(part, tmp_path):
     loaded = load_transformer(tmp_path / "transformer.safetensors", dtype=torch.float32)
     trained = part.transformer.state_dict()
     assert all(np.allclose(value, trained[name], atol=1e-3, rtol=1e-3) for name, value in loaded.state_dict().items())
+
+
+@pytest.fixture
+def phantom_part(tiny_folder, tmp_path):
+    small = {"num_frames": 5, "size": 32, "batch": 2, "pairs": 4, "sample_steps": 1, "drop_text": 0.0}
+    settings = Settings(weights=tiny_folder, pools=tmp_path / "pools", reading="phantom", drop_reference=0.0, **small)
+    init = tiny_folder / "transformer.safetensors"
+    return TransformerPart(settings, PartContext(seed=5, device=torch.device("cpu"), init_from=init))
+
+
+def test_phantom_starts_from_the_backbone_of_ours_and_reads_references_as_frames(phantom_part, part):
+    theirs, ours = phantom_part.transformer.state_dict(), part.transformer.state_dict()
+    assert not [name for name in theirs if "emphasize" in name or "img" in name]
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+    clips = phantom_part.encoded(phantom_part.batch(2))
+    draws = fixed_draws(clips, 0.7, torch.Generator().manual_seed(1))
+    text = torch.randn(2, phantom_part.transformer.config.text_len, phantom_part.transformer.config.text_dim)
+    loss, metrics = dual_guidance_step(phantom_part.transformer, phantom_part.settings, clips, draws, (text, None))
+    noisy = 0.3 * clips.latents + 0.7 * draws.noise
+    frames = torch.cat([noisy, clips.reference_latents], dim=2)
+    velocity = phantom_part.transformer(frames, torch.full((2,), 700.0), text).velocity[:, :, :2]
+    error = (velocity - (draws.noise - clips.latents)) ** 2 * clips.weights
+    expected = error.sum((1, 2, 3, 4)) / (clips.weights.sum((1, 2, 3, 4)) * 16)
+    torch.testing.assert_close(loss, expected)
+    assert "reference" not in metrics
+
+
+def test_phantom_samples_and_exports_what_its_model_reads(phantom_part, tmp_path):
+    with torch.no_grad():
+        phantom_part.sample(2, tmp_path)
+        phantom_part.export(tmp_path, {"steps": 2})
+    loaded = load_transformer(tmp_path / "transformer.safetensors", dtype=torch.float32, plain=True)
+    assert not loaded.config.emphasize

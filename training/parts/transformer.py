@@ -20,6 +20,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.text import load_text_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from contextanyone_core.kinds import MODELS
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.pool import Pool, PoolKey, files_hash, open_pool
@@ -68,11 +69,13 @@ class TransformerPart(TransformerTraining):
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
         header = read_header(vae_path)
         factors, bias = (json.loads(header.metadata[f"latent_rgb_{name}"]) for name in ("factors", "bias"))
+        own = self.settings.reading == "contextanyone"
         return replace(
             ContextAnyoneConfig.miniature(),
+            emphasize=own,
             text_dim=self.text_encoder.text_dim,
             text_len=self.text_encoder.text_len,
-            image_dim=self.image_encoder.image_dim,
+            image_dim=self.image_encoder.image_dim if own else None,
             latents_mean=tuple(self.vae.vae.config.latents_mean),
             latents_std=tuple(self.vae.vae.config.latents_std),
             latent_rgb_factors=tuple((row[0], row[1], row[2]) for row in factors),
@@ -122,7 +125,9 @@ class TransformerPart(TransformerTraining):
 
     def pipeline(self) -> ContextAnyonePipeline:
         """The pipeline over the present weights."""
-        return ContextAnyonePipeline(self.transformer, self.vae, self.text_encoder, self.image_encoder)
+        image_encoder = None if self.transformer.config.image_dim is None else self.image_encoder
+        kind = MODELS[self.settings.reading]
+        return ContextAnyonePipeline(self.transformer, self.vae, self.text_encoder, image_encoder, kind)
 
     def sample(self, step: int, folder: Path) -> None:
         """Six test characters, prompts that name no attribute: reference, then every fourth frame."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -141,10 +142,20 @@ def starting_network(
         InputError: a LoRA of nothing.
     """
     if context.init_from is not None:
-        return load_transformer(context.init_from, dtype=torch.float32)
+        phantom = settings.reading == "phantom"
+        network = load_transformer(context.init_from, dtype=torch.float32, plain=phantom)
+        return _backbone(network) if phantom else network
     if settings.train.lora is not None:
         raise InputError("part.train.lora needs init.from: the file with the network that it is a LoRA of.")
     return ContextAnyoneTransformer(fresh())
+
+
+def _backbone(network: ContextAnyoneTransformer) -> ContextAnyoneTransformer:
+    """Wan's part of a network, which is all that Phantom has."""
+    backbone = ContextAnyoneTransformer(replace(network.config, emphasize=False, image_dim=None))
+    state = network.state_dict()
+    backbone.load_state_dict({name: state[name] for name in backbone.state_dict()})
+    return backbone
 
 
 def _hidden(name: str) -> bool:
