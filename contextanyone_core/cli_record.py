@@ -99,7 +99,7 @@ def is_made(clip: Clip, record: dict[str, Any]) -> bool:
         found = read_metadata(clip.out)
     except InputError:
         return False
-    return found == json.loads(json.dumps(metadata_of(clip, record)))
+    return bool(found == json.loads(json.dumps(metadata_of(clip, record))))
 
 
 def _parts(folder: Path, kind: ModelKind) -> list[Path]:
