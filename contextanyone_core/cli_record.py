@@ -106,7 +106,7 @@ def _parts(folder: Path, kind: ModelKind) -> list[Path]:
     """The files of the parts; a part in a folder of its own counts by each weight file there."""
     from .parts import find_part
 
-    found = [find_part(folder, part, kind.family if part == "transformer" else "") for part in PARTS]
+    found = [find_part(folder, part, kind) for part in PARTS]
     return [file for part in found if part is not None for file in _files_of(part)]
 
 

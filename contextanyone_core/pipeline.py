@@ -240,10 +240,10 @@ class ContextAnyonePipeline(LatentSampler):
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed.
         """
         device, folder = check_device(device), Path(folder)
-        path = need_part(folder, "transformer", kind.family)
+        path = need_part(folder, "transformer", kind)
         transformer = load_transformer(path, dtype=dtype, device=device, plain=not kind.emphasis)
         config = transformer.config
-        if config.emphasize and not kind.emphasis:
+        if config.emphasize and kind.references and not kind.emphasis:  # without a reference ours is plain Wan
             raise CheckpointError(
                 f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
             )

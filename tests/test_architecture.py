@@ -36,7 +36,6 @@ ORDER = [
     *("weights/naming", "weights/recognition", "weights/inferred", "weights/source", "weights/writer"),
     *(
         "checkpoint",
-        "parts",
         "lora",
         "starting",
         "conversion",
@@ -44,6 +43,7 @@ ORDER = [
         "conditioning",
         "prompts",
         "kinds",
+        "parts",
         "execution",
         "video",
         "contact",

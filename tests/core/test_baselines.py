@@ -165,14 +165,17 @@ def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path
     assert find_part(tmp_path, "vae") == tmp_path / "Wan2.1_VAE.safetensors"
     assert find_part(tmp_path, "image_encoder") is None
     shutil.copy(wan_file, tmp_path / "Phantom-Wan-1.3B.safetensors")
-    assert need_part(tmp_path, "transformer", "Phantom-Wan") == tmp_path / "Phantom-Wan-1.3B.safetensors"
-    assert need_part(tmp_path, "transformer", "Wan 2.1 T2V") == tmp_path / "diffusion_pytorch_model.safetensors"
+    assert need_part(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "Phantom-Wan-1.3B.safetensors"
+    assert need_part(tmp_path, "transformer", MODELS["wan"]) == tmp_path / "diffusion_pytorch_model.safetensors"
     with pytest.raises(CheckpointError, match="several files for the transformer"):
         find_part(tmp_path, "transformer")
     with pytest.raises(CheckpointError, match=r"text_encoder\.safetensors is missing"):
         need_part(tmp_path, "text_encoder")
     save_file({"a": torch.zeros(1)}, tmp_path / "transformer.safetensors")
     assert find_part(tmp_path, "transformer") == tmp_path / "transformer.safetensors"
+    (tmp_path / "phantom.safetensors").touch()
+    assert find_part(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "phantom.safetensors"
+    assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == tmp_path / "transformer.safetensors"
 
 
 @pytest.fixture

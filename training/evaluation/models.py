@@ -44,7 +44,7 @@ def load_models(settings: EvaluateSettings) -> Models:
     """
     if settings.weights is not None and not settings.weights.is_dir():
         raise InputError(f"weights is {settings.weights}, which is not a folder.")
-    files = {name: _find(name, settings.weights) for name in _PARTS}
+    files = {name: _find(name, settings) for name in _PARTS}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype, plain = torch_dtype(settings.dtype), not settings.kind.emphasis
     transformer = load_transformer(files["transformer"], dtype=dtype, device=device, plain=plain)
@@ -59,13 +59,16 @@ def load_models(settings: EvaluateSettings) -> Models:
     return Models(pipeline, load_probe(files["probe"]), files)
 
 
-def _find(name: str, folder: Path | None) -> Path:
-    file = f"{name}.safetensors"
+def _find(name: str, settings: EvaluateSettings) -> Path:
+    folder, file = settings.weights, f"{name}.safetensors"
+    names = [f"{settings.model}.safetensors", file] if name == "transformer" else [file]
     if folder is not None:
-        if (folder / file).is_file():
-            return folder / file
+        for candidate in names:
+            if (folder / candidate).is_file():
+                return folder / candidate
         _LOG.info("%s has no %s: taken from the shipped miniature.", folder, file)
-    if not (MINIATURE / file).is_file():
-        places = MINIATURE if folder is None else f"{folder} nor in {MINIATURE}"
-        raise CheckpointError(f"{file} is not in {places}; train it or name another folder with --set weights=FOLDER.")
-    return MINIATURE / file
+    for candidate in names:
+        if (MINIATURE / candidate).is_file():
+            return MINIATURE / candidate
+    places = MINIATURE if folder is None else f"{folder} nor in {MINIATURE}"
+    raise CheckpointError(f"{file} is not in {places}; train it or name another folder with --set weights=FOLDER.")
