@@ -33,18 +33,22 @@ class Timing:
 
 
 def interleave(
-    actions: Mapping[str, Action], rounds: int, device: torch.device, note: Callable[[str], None] | None = None
+    actions: Mapping[str, Action],
+    rounds: int,
+    device: torch.device,
+    note: Callable[[str], None],
+    first: Mapping[str, Action] | None = None,
 ) -> dict[str, Timing]:
     """Run each action once unmeasured, then `rounds` times, all in turn, another one first in every round.
 
     Args:
         actions: by name.
         note: called with the name of an action before its first run, which may compile.
+        first: what to run unmeasured in place of the actions themselves.
     """
     timings = {name: Timing() for name in actions}
-    for name, action in actions.items():
-        if note is not None:
-            note(name)
+    for name, action in (first or actions).items():
+        note(name)
         try:
             action()
             synchronise(device)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from benchmarks.machine import describe_device, describe_versions
 from benchmarks.steps import Case
 from contextanyone_core.cli_options import Parser, device_name, frame_count, frame_size, one_of, whole
 from contextanyone_core.config import ContextAnyoneConfig
@@ -49,6 +53,25 @@ def make_case(options: argparse.Namespace, frames: int, references: int) -> Case
     """A case at the size that is asked for."""
     height, width = options.size or ((32, 32) if options.small else (480, 832))
     return Case(frames, width, height, references)
+
+
+def frame_of_result(options: argparse.Namespace, device: torch.device, title: str, *asked: str) -> dict[str, Any]:
+    """What every JSON begins with; `asked` names the options that it repeats."""
+    shared = ("dtype", "small", "repeats")
+    return {
+        "schema": 1,
+        "title": title,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": describe_versions(),
+        "machine": describe_device(device),
+        "options": {name: getattr(options, name) for name in (*shared, *asked)},
+        "weights": "random",
+    }
+
+
+def tell(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(f"{text}\n")
 
 
 def open_device(options: argparse.Namespace) -> torch.device:

@@ -87,6 +87,23 @@ def number(value: float | None, unit: float = 1.0) -> str:
     return "" if value is None else f"{value / unit:.4g}"
 
 
+def heading(result: dict[str, Any]) -> str:
+    """What was measured on what, above the tables."""
+    machine, versions, options = result["machine"], result["versions"], result["options"]
+    text = (
+        f"# {result['title']}\n\n{machine['name']}, {options['dtype']}, torch {versions['torch']}, diffusers "
+        f"{versions['diffusers']}; random weights; medians of {options['repeats']} rounds in which all take turns.\n"
+    )
+    small = "\nTiny sizes: this shows that everything runs; the numbers mean nothing.\n"
+    return text + (small if options["small"] else "")
+
+
+def case_title(case: dict[str, Any]) -> str:
+    """A case of the JSON in words."""
+    count = case["references"]
+    return f"{case['width']}x{case['height']}, {case['frames']} frames, {count} reference{'s' * (count > 1)}"
+
+
 def gib(size: int | None) -> str:
     """Bytes in GiB."""
     return "not measured" if size is None else f"{size / GIB:.2f}"

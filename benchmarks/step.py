@@ -9,7 +9,6 @@ A step is all passes of the guidance: two for cfg, three for dual and for Phanto
 from __future__ import annotations
 
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,24 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe_device, describe_versions
-from benchmarks.options import MODES, add_shared, case_sizes, make_case, network_config, open_device
-from benchmarks.report import Bar, gib, markdown_table, number, ratio_table, write_report
+from benchmarks.options import (
+    MODES,
+    add_shared,
+    case_sizes,
+    frame_of_result,
+    make_case,
+    network_config,
+    open_device,
+    tell,
+)
+from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, ratio_table, write_report
 from benchmarks.step_case import measure_case
 from benchmarks.steps import VARIANTS, Case, Networks
 from contextanyone_core.cli_options import Parser, one_of, whole
 from training.commands import run_command
 
 _FULL_CASES, _SMALL_CASES = [(81, 1), (33, 1), (81, 4)], [(5, 1), (9, 2)]
+_TITLE = "Time of a denoising step"
 _HEADS = ("variant", "mode", "passes", "TFLOP", "seconds", "TFLOP/s", "of matmul", "GiB")
 
 
@@ -39,35 +47,18 @@ def measure(options: Namespace) -> dict[str, Any]:
     sizes = options.cases or (_SMALL_CASES if options.small else _FULL_CASES)
     networks = Networks(network_config(small=options.small), device, dtype)
     cases = [_measure(options, networks, make_case(options, *size)) for size in sizes]
-    asked = {name: getattr(options, name) for name in ("dtype", "small", "repeats", "modes", "variants", "steps")}
-    return {
-        "schema": 1,
-        "benchmark": "step",
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": describe_versions(),
-        "machine": describe_device(device),
-        "options": asked,
-        "weights": "random",
-        "cases": cases,
-    }
+    return frame_of_result(options, device, _TITLE, "modes", "variants", "steps") | {"cases": cases}
 
 
 def _measure(options: Namespace, networks: Networks, case: Case) -> dict[str, Any]:
-    return measure_case(options, networks, case, lambda name: _note(f"{case}: {name}"))
+    return measure_case(options, networks, case, lambda name: tell(f"{case}: {name}"))
 
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown, one part for each case."""
-    machine, versions = result["machine"], result["versions"]
-    parts = [
-        f"# Time of a denoising step\n\n{machine['name']}, {result['options']['dtype']}, "
-        f"torch {versions['torch']}, diffusers {versions['diffusers']}; random weights; medians of "
-        f"{result['options']['repeats']} rounds in which all variants take turns.\n"
-    ]
-    if result["options"]["small"]:
-        parts.append("Tiny sizes: this shows that everything runs; the numbers mean nothing.\n")
+    parts = [heading(result)]
     for case in result["cases"]:
-        parts.append(f"## {_title(case)}, {case['tokens']} tokens\n")
+        parts.append(f"## {case_title(case)}, {case['tokens']} tokens\n")
         rate = case["matmul"]["tflops_per_second"]
         parts.append(f"Matrix products in {result['options']['dtype']} reach {rate:.4g} TFLOP/s here.\n")
         parts.append(markdown_table(_HEADS, [_row(item) for item in case["variants"]]))
@@ -81,7 +72,7 @@ def bars(result: dict[str, Any]) -> list[Bar]:
     """The result as a plot."""
     found = []
     for case in result["cases"]:
-        found.append(Bar(_title(case)))
+        found.append(Bar(case_title(case)))
         for item in case["variants"]:
             ours = item["variant"].startswith("ours")
             label = f"{item['variant']}, {item['mode']}"
@@ -90,20 +81,11 @@ def bars(result: dict[str, Any]) -> list[Bar]:
     return found
 
 
-def _title(case: dict[str, Any]) -> str:
-    count = case["references"]
-    return f"{case['width']}x{case['height']}, {case['frames']} frames, {count} reference{'s' * (count > 1)}"
-
-
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     shown = (item["tflop"], item["median_seconds"], item["tflops_per_second"], item["share_of_matmul"])
     cells = [number(value) for value in shown]
     cells[1] = item["error"] or cells[1]
     return (item["variant"], item["mode"], str(item["passes"]), *cells, gib(item["memory"]["peak"]))
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from benchmarks.measure import Action, Timing, interleave, matmul
 from benchmarks.networks import compile_blocks, parameter_bytes
 from benchmarks.ratios import CACHE_SHARE, MATMUL_SHARE, STEP_RATIOS, compare, judged
 from benchmarks.steps import CACHED, Case, Inputs, Networks, Step, make_step, random_inputs
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.memory import cache_bytes
 from contextanyone_core.reading import TwoStreams
 
@@ -44,7 +45,7 @@ def measure_case(
     if set(CACHED) & set(options.variants):
         actions["cache"] = partial(_make_cache, networks, inputs)
     timings = interleave(actions, options.repeats, device, note)
-    flops = count_flops(options, networks, case)
+    flops = count_flops(options.variants, networks.config, case)
     rates = [matmul_flops / seconds for seconds in timings["matmul"].seconds]
     rate = statistics.median(rates)
     variants = [
@@ -67,12 +68,12 @@ def measure_case(
     }
 
 
-def count_flops(options: argparse.Namespace, networks: Networks, case: Case) -> dict[str, int]:
+def count_flops(variants: Sequence[str], config: ContextAnyoneConfig, case: Case) -> dict[str, int]:
     """FLOPs of each variant's step, counted by torch on tensors without data."""
-    bare = Networks(networks.config, torch.device("meta"), torch.float32)
-    inputs = random_inputs(bare.config, case, torch.device("meta"), torch.float32)
+    bare = Networks(config, torch.device("meta"), torch.float32)
+    inputs = random_inputs(config, case, bare.device, bare.dtype)
     counted = {}
-    for variant in options.variants:
+    for variant in variants:
         step = make_step(variant, bare, inputs)
         with FlopCounterMode(display=False) as counter:
             step.run()

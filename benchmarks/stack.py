@@ -1,0 +1,116 @@
+"""Whole pipelines with random weights: the networks of `networks`, and VAE, umT5 and CLIP around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.networks import diffusers_vace, made_on, parameter_bytes, plain, random_transformer
+from benchmarks.options import network_config
+from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
+from contextanyone_core.hosts.image import ImageEncoder, build_image_model, mini_image_config
+from contextanyone_core.hosts.text import TextEncoder, build_text_model, load_text_encoder, mini_text_config
+from contextanyone_core.hosts.vace import VacePipeline
+from contextanyone_core.hosts.vae import VideoVAE, build_vae, mini_vae_config
+from contextanyone_core.kinds import MODELS
+from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline
+
+UMT5_LAYERS = 24
+"""Of umT5-XXL as it is published."""
+
+
+@dataclass(frozen=True)
+class StackSizes:
+    """Configs of all parts, in the words of the hosts' builders."""
+
+    transformer: ContextAnyoneConfig
+    vae: dict[str, Any]
+    text: dict[str, int]
+    image: dict[str, Any]
+
+
+def full_sizes(text_layers: int = UMT5_LAYERS) -> StackSizes:
+    """Wan 2.1 1.3B with our new parts, Wan's VAE, umT5-XXL with so many of its layers, CLIP ViT-H/14."""
+    statistics = {"latents_mean": list(WAN_LATENTS_MEAN), "latents_std": list(WAN_LATENTS_STD)}
+    text = {"vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64}
+    image = {"image_size": 224, "patch_size": 14, "hidden_size": 1280, "intermediate_size": 5120}
+    return StackSizes(
+        network_config(small=False),
+        mini_vae_config() | {"base_dim": 96} | statistics,
+        text | {"num_layers": text_layers, "text_len": 512},
+        image | {"num_hidden_layers": 32, "num_attention_heads": 16, "hidden_act": "gelu"},
+    )
+
+
+def small_sizes() -> StackSizes:
+    """The smallest stack with every part."""
+    config = network_config(small=True)
+    text = mini_text_config(vocab_size=2048) | {"d_ff": 48, "d_kv": 8, "num_heads": 2, "num_layers": 2}
+    return StackSizes(
+        config,
+        mini_vae_config() | {"base_dim": 4},
+        text | {"d_model": config.text_dim, "text_len": config.text_len},
+        mini_image_config() | {"image_size": 16, "hidden_size": config.image_dim, "num_attention_heads": 2},
+    )
+
+
+class Stacks:
+    """Pipelines of the models of `kinds.MODELS` on one device; what two of them share is made once."""
+
+    def __init__(self, sizes: StackSizes, device: torch.device, dtype: torch.dtype) -> None:
+        self.sizes, self.device, self.dtype = sizes, device, dtype
+        self._parts: dict[str, Any] = {}
+
+    def pipeline(self, model: str) -> ContextAnyonePipeline | VacePipeline:
+        """The model's own pipeline, as `contextanyone generate` runs it."""
+        text = self._part("text", self._text)
+        if model == "vace":
+            network = self._part("vace", lambda: diffusers_vace(self.sizes.transformer, self.device, self.dtype))
+            return VacePipeline(network, VideoVAE(self._part("vae", self._vae)), text)
+        ours, config = model == "contextanyone", self.sizes.transformer
+        config = config if ours else plain(config)
+        network = self._part("ours" if ours else "wan", lambda: random_transformer(config, self.device, self.dtype))
+        image = self._part("image", self._image) if ours else None
+        vae = VideoVAE(self._part("vae", self._vae), config)
+        return ContextAnyonePipeline(network, vae, text, image, MODELS[model])
+
+    def weights(self, model: str) -> dict[str, int]:
+        """Bytes of each part that the model's pipeline holds."""
+        network = {"contextanyone": "ours", "vace": "vace"}.get(model, "wan")
+        names = {"transformer": network, "vae": "vae", "text_encoder": "text"}
+        names |= {"image_encoder": "image"} if model == "contextanyone" else {}
+        modules: dict[str, nn.Module] = {
+            part: getattr(self._parts[name], "model", self._parts[name]) for part, name in names.items()
+        }
+        return {part: parameter_bytes(module) for part, module in modules.items()}
+
+    def network(self, model: str) -> nn.Module:
+        """The model's transformer."""
+        found: nn.Module = self._parts[{"contextanyone": "ours", "vace": "vace"}.get(model, "wan")]
+        return found
+
+    def _part(self, name: str, make: Any) -> Any:
+        if name not in self._parts:
+            self._parts[name] = make()
+        return self._parts[name]
+
+    def _vae(self) -> Any:
+        with made_on(self.device, self.dtype):
+            return build_vae(self.sizes.vae).requires_grad_(False).eval()
+
+    def _text(self) -> TextEncoder:
+        with made_on(self.device, self.dtype):
+            model = build_text_model(self.sizes.text).requires_grad_(False).eval()
+        return TextEncoder(model, borrowed_tokenizer(), self.sizes.text["text_len"])
+
+    def _image(self) -> ImageEncoder:
+        with made_on(self.device, self.dtype):
+            return ImageEncoder(build_image_model(self.sizes.image).requires_grad_(False).eval())
+
+
+def borrowed_tokenizer() -> bytes:
+    """The miniature's SentencePiece model: umT5's own belongs to its weights, and which tokens stand is no matter."""
+    return load_text_encoder(MINIATURE / "text_encoder.safetensors").spiece_model
