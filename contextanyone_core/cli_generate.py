@@ -61,7 +61,7 @@ def generate(argv: Sequence[str]) -> int:
     if not request.pictures and request.kind.references:
         _note("no --reference is given: plain text to video")
     _warn_of_strangers(pipeline, request)
-    record = record_of(pipeline, request.options, request.execution)
+    record = record_of(pipeline, request.options)
     for clip in _unfinished(request, record):
         sheet = _make(pipeline, request, clip, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
@@ -79,7 +79,7 @@ def read_request(argv: Sequence[str]) -> Request:
     kind.check(guidance=options.guidance, references=len(options.reference), emphasis=options.emphasis)
     if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
         raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
-    execution = Execution(loras=tuple(options.lora))
+    execution = Execution(loras=tuple(options.lora), attention=options.attention, compile=options.compile)
     execution.check(kind)
     if options.prompts is not None:
         if options.later:

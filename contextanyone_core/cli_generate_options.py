@@ -17,7 +17,7 @@ from .cli_options import (
     real,
     whole,
 )
-from .execution import LoraFile
+from .execution import ATTENTIONS, LoraFile
 from .kinds import MODELS
 
 MINIATURE = Path(__file__).parent / "miniature"
@@ -82,6 +82,13 @@ def generate_parser() -> Parser:
     add("--negative", type=any_text, metavar="TEXT", help="what shall not be seen (the model's own)")
     add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
     add("--weights", type=Path, default=MINIATURE, metavar="FOLDER", help="the model's files (the shipped miniature)")
+    _add_execution(parser)
+    return parser
+
+
+def _add_execution(parser: Parser) -> None:
+    """How the model is run."""
+    add = parser.add_argument
     add(
         "--lora",
         type=lora_file,
@@ -90,6 +97,12 @@ def generate_parser() -> Parser:
         metavar="FILE[:STRENGTH]",
         help="added to the weights, 1 as trained (default); may be repeated",
     )
+    add(
+        "--attention",
+        type=one_of("attention", *ATTENTIONS),
+        default="sdpa",
+        help="sdpa (default), torch's own; flash or sage, where installed; auto: flash where it can work",
+    )
+    add("--compile", action="store_true", help="compile the blocks first; worth it for long or many clips")
     add("--device", type=device_name, default="cpu", help="cpu (default), cuda, cuda:1, mps, xpu")
     add("--dtype", type=one_of("dtype", *DTYPES), default="float32", help=f"{', '.join(DTYPES)} (float32)")
-    return parser

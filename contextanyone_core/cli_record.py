@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from .cli_clips import Clip
 from .cli_options import PARTS, package_version
 from .errors import InputError
-from .execution import Execution
 from .kinds import ModelKind
 from .video import contact_path, read_metadata
 
@@ -53,10 +52,11 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> G
     )
 
 
-def record_of(pipeline: Pipeline, options: argparse.Namespace, execution: Execution) -> dict[str, Any]:
+def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
     import torch
 
+    execution = pipeline.execution
     settings = asdict(settings_of(pipeline, options, options.seed))
     del settings["seed"]
     settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
@@ -70,6 +70,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace, execution: Execut
         "settings": settings | {"device": options.device, "dtype": options.dtype},
         "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
         "weights": {path.name: _sha256(path) for path in _parts(options.weights, pipeline.kind)},
+        "execution": {"attention": execution.attention, "compile": execution.compile},
         "loras": [
             {"name": lora.path.name, "sha256": _sha256(lora.path), "strength": lora.strength}
             for lora in execution.loras

@@ -10,21 +10,19 @@ from typing import Self
 
 import torch
 
-from .checkpoint import load_transformer
+from .assembly import load_parts
 from .conditioning import DualEncoder, Reference
 from .config import ContextAnyoneConfig
 from .errors import CheckpointError, InputError, ShapeError
 from .execution import PLAIN, Execution
 from .flow import sigma_schedule
 from .guidance import Branch, Guidance, make_guidance
-from .hosts.image import ImageEncoder, load_image_encoder
+from .hosts.image import ImageEncoder
 from .hosts.schedulers import check_sampler_name, make_sampler
-from .hosts.text import TextEncoder, load_text_encoder
-from .hosts.vae import VideoVAE, load_vae
+from .hosts.text import TextEncoder
+from .hosts.vae import VideoVAE
 from .kinds import MODELS, ModelKind
-from .lora import load_lora, merge_loras
 from .losses import reconstruction
-from .parts import need_part
 from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from .reading import Concatenation, Reading, TwoStreams
 from .sizes import check_frames, check_side, require_whole
@@ -204,6 +202,9 @@ class ContextAnyonePipeline(LatentSampler):
         vae, text_encoder, image_encoder: the hosts; no image encoder for a transformer without the CLIP branch.
         kind: which of the models of `READINGS` the transformer is.
 
+    Attributes:
+        execution: how the model is run, as `from_folder` settled it.
+
     Raises:
         CheckpointError: the parts do not belong together.
     """
@@ -221,6 +222,7 @@ class ContextAnyonePipeline(LatentSampler):
         _check_parts(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
+        self.execution = PLAIN
         self.dual_encoder = DualEncoder(vae, image_encoder)
 
     @classmethod
@@ -232,28 +234,23 @@ class ContextAnyonePipeline(LatentSampler):
         kind: ModelKind = MODELS["contextanyone"],
         execution: Execution = PLAIN,
     ) -> Self:
-        """Load transformer, VAE, text encoder and image encoder of a folder (`parts.find_part`), strictly.
+        """Load transformer, VAE, text encoder and image encoder of a folder (`assembly.load_parts`), strictly.
+
+        Args:
+            folder: with the weight files.
+            device, dtype: where and in which dtype the model runs.
+            kind: which of the models of `READINGS` it is.
+            execution: what is added to it, its attention kernel, and so on.
 
         Raises:
             CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
-            InputError: the device is not there.
-            MissingDependencyError: diffusers, transformers or sentencepiece is not installed.
+            InputError: the device is not there, or cannot do what `execution` asks for.
+            MissingDependencyError: diffusers, transformers or sentencepiece is not installed, or a kernel's package.
         """
-        device, folder = check_device(device), Path(folder)
-        path = need_part(folder, "transformer", kind)
-        transformer = load_transformer(path, dtype=dtype, device=device, plain=not kind.emphasis)
-        config = transformer.config
-        if config.emphasize and kind.references and not kind.emphasis:  # without a reference ours is plain Wan
-            raise CheckpointError(
-                f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
-            )
-        merge_loras(transformer, [(load_lora(lora.path, transformer), lora.strength) for lora in execution.loras])
-        image_encoder = None
-        if config.image_dim is not None:
-            image_encoder = load_image_encoder(need_part(folder, "image_encoder"), dtype, device)
-        vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), config)
-        text_encoder = load_text_encoder(need_part(folder, "text_encoder"), dtype, device)
-        return cls(transformer, vae, text_encoder, image_encoder, kind)
+        parts, settled = load_parts(Path(folder), check_device(device), dtype, kind, execution)
+        pipeline = cls(parts.transformer, parts.vae, parts.text_encoder, parts.image_encoder, kind)
+        pipeline.execution = settled
+        return pipeline
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:

@@ -49,8 +49,10 @@ ORDER = [
         "contact",
         "familiarity",
     ),
-    *("hosts/loading", "hosts/vae", "hosts/text", "hosts/image", "hosts/schedulers", "hosts/expected"),
+    *("hosts/loading", "hosts/vae", "hosts/text", "hosts/image", "hosts/schedulers", "hosts/expected", "hosts/kernels"),
     *(
+        "compiled",
+        "assembly",
         "pipeline",
         "hosts/vace",
         "cli_options",

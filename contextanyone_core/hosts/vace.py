@@ -13,6 +13,7 @@ from ..checkpoint import load_tensors, require_finite
 from ..conditioning import pad_picture
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, InputError
+from ..execution import PLAIN
 from ..flow import sigma_schedule
 from ..guidance import CfgGuidance, make_guidance
 from ..kinds import MODELS
@@ -42,6 +43,7 @@ class VacePipeline:
     """
 
     kind = MODELS["vace"]
+    execution = PLAIN
 
     def __init__(self, transformer: Any, vae: VideoVAE, text_encoder: TextEncoder) -> None:
         self.config = _config(transformer.config, vae, text_encoder)

@@ -1,0 +1,41 @@
+"""The repeated block compiled once, as one graph that every block of a transformer runs."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import MethodType
+from typing import Any
+
+import torch
+
+from .blocks import TransformerBlock
+from .errors import MissingDependencyError
+from .transformer import ContextAnyoneTransformer
+
+
+def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> None:
+    """Let the blocks run compiled, from the first call on.
+
+    Both ways through a block are compiled whole: the video's, with and without a cache, and the reference stream's. A
+    run in which all of them occur compiles three graphs, however many blocks, steps and passes there are; another size
+    of video compiles its own. Put hooks of a host on the blocks after this, never before.
+
+    Args:
+        transformer: stays as it is but for its blocks' methods.
+        options: for `torch.compile`, such as `backend`.
+
+    Raises:
+        MissingDependencyError: on a card, triton is not installed.
+    """
+    if transformer.head.modulation.is_cuda and importlib.util.find_spec("triton") is None:
+        raise MissingDependencyError(
+            "Compiling for a card needs the package triton, which is not installed. Run: pip install triton "
+            "(on Windows: pip install triton-windows)"
+        )
+    ways = {
+        name: torch.compile(getattr(TransformerBlock, name), fullgraph=True, dynamic=False, **options)
+        for name in ("forward", "encode_reference")
+    }
+    for block in transformer.blocks:
+        for name, way in ways.items():
+            setattr(block, name, MethodType(way, block))
