@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -10,12 +10,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from contextanyone_core.compiled import compile_blocks
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.hosts.kernels import make_attention
 from contextanyone_core.transformer import ContextAnyoneTransformer
 
 VACE_CONDITION = 96
 """Channels of VACE's context: 16 inactive, 16 reactive, 64 of the mask."""
 _SPREAD = 0.02
+_HOST_NAMES = {"sdpa": "native", "flash": "flash", "sage": "sage"}
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -98,8 +101,27 @@ def _filled(module: _Module) -> _Module:
     return module
 
 
-def compile_blocks(module: nn.Module, backend: str) -> None:
-    """Compile the repeated block of ours or of a host, each shape on its own."""
-    blocks = [*cast("nn.ModuleList", module.blocks), *getattr(module, "vace_blocks", ())]
-    for block in blocks:
-        block.compile(backend=backend, dynamic=False)
+def prepare(networks: Iterable[nn.Module], attention: str, backend: str | None) -> None:
+    """Give networks, ours and diffusers', the same attention kernel, and compile their repeated blocks alike.
+
+    Args:
+        attention: a name of `contextanyone_core.execution.ATTENTIONS`.
+        backend: of torch.compile; None compiles nothing.
+
+    Raises:
+        MissingDependencyError: the kernel's package is not installed.
+        InputError: the kernel cannot work on this device or in this dtype.
+    """
+    for network in networks:
+        weight = network.get_parameter("patch_embedding.weight")
+        name, kernel = make_attention(attention, weight.device, weight.dtype)
+        if isinstance(network, ContextAnyoneTransformer):
+            network.attention = kernel
+        else:
+            cast("Any", network).set_attention_backend(_HOST_NAMES[name])
+        if backend is None:
+            continue
+        if isinstance(network, ContextAnyoneTransformer):
+            compile_blocks(network, backend=backend)
+        else:
+            cast("Any", network).compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)

@@ -6,19 +6,27 @@ import argparse
 import re
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import describe_device, describe_versions
 from benchmarks.steps import Case
 from contextanyone_core.cli_options import Parser, device_name, frame_count, frame_size, one_of, whole
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
+from contextanyone_core.execution import ATTENTIONS
 from contextanyone_core.pipeline import check_device
 
 DTYPES = ("float32", "bfloat16", "float16")
+SDPA = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 MODES = ("eager", "compiled")
 _MOST_REFERENCES = 8
 
@@ -31,6 +39,8 @@ def add_shared(parser: Parser, repeats: int, out: str) -> None:
     add("--small", action="store_true", help="tiny networks and sizes: shows that everything runs, measures nothing")
     add("--size", type=frame_size, metavar="WIDTHxHEIGHT", help="multiples of 16 (832x480; 32x32 with --small)")
     add("--repeats", type=whole(1, 1000), default=repeats, help=f"measured rounds ({repeats})")
+    add("--attention", type=one_of("attention", *ATTENTIONS), default="sdpa", help="of all networks (sdpa)")
+    add("--sdpa", type=one_of("kernel", *SDPA), help=f"which kernel sdpa uses: {', '.join(SDPA)} (torch's own choice)")
     add("--out", default=out, metavar="FOLDER", help=f"for the JSON, the table and the plot ({out})")
 
 
@@ -57,7 +67,7 @@ def make_case(options: argparse.Namespace, frames: int, references: int) -> Case
 
 def frame_of_result(options: argparse.Namespace, device: torch.device, title: str, *asked: str) -> dict[str, Any]:
     """What every JSON begins with; `asked` names the options that it repeats."""
-    shared = ("dtype", "small", "repeats")
+    shared = ("dtype", "small", "repeats", "attention", "sdpa")
     return {
         "schema": 1,
         "title": title,
@@ -67,6 +77,15 @@ def frame_of_result(options: argparse.Namespace, device: torch.device, title: st
         "options": {name: getattr(options, name) for name in (*shared, *asked)},
         "weights": "random",
     }
+
+
+def chosen_kernel(options: argparse.Namespace) -> AbstractContextManager[object]:
+    """A context in which torch's attention prefers the kernel of `--sdpa`; others serve where it cannot (the VAE)."""
+    if options.sdpa is None:
+        return nullcontext()
+    order = [SDPA[options.sdpa], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    found: AbstractContextManager[object] = sdpa_kernel(order, set_priority=True)
+    return found
 
 
 def tell(text: str) -> None:

@@ -92,6 +92,11 @@ class Stacks:
         found: nn.Module = self._parts[{"contextanyone": "ours", "vace": "vace"}.get(model, "wan")]
         return found
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Every transformer made so far."""
+        return [self._parts[name] for name in ("ours", "wan", "vace") if name in self._parts]
+
     def _part(self, name: str, make: Any) -> Any:
         if name not in self._parts:
             self._parts[name] = make()

@@ -20,6 +20,7 @@ from benchmarks.options import (
     MODES,
     add_shared,
     case_sizes,
+    chosen_kernel,
     frame_of_result,
     make_case,
     network_config,
@@ -102,7 +103,8 @@ def _main(argv: Sequence[str]) -> None:
     add("--modes", type=one_of("mode", *MODES), nargs="+", default=list(MODES), help="eager compiled")
     add("--steps", type=whole(1, 1000), default=50, help="of a video, for the share of the reference cache (50)")
     options = parser.parse(argv)
-    result = measure(options)
+    with chosen_kernel(options):
+        result = measure(options)
     text = table(result)
     paths = write_report(Path(options.out), "step", result, text, bars(result))
     sys.stdout.write(text + "\n" + "".join(f"{path}\n" for path in paths))

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Action, Timing, interleave, matmul
-from benchmarks.networks import compile_blocks, parameter_bytes
+from benchmarks.networks import parameter_bytes, prepare
 from benchmarks.ratios import CACHE_SHARE, MATMUL_SHARE, STEP_RATIOS, compare, judged
 from benchmarks.steps import CACHED, Case, Inputs, Networks, Step, make_step, random_inputs
 from contextanyone_core.config import ContextAnyoneConfig
@@ -35,10 +35,9 @@ def measure_case(
     device, dtype = networks.device, networks.dtype
     inputs = random_inputs(networks.config, case, device, dtype)
     steps = {variant: make_step(variant, networks, inputs) for variant in options.variants}
-    if "compiled" in options.modes:
-        torch._dynamo.reset()  # shapes of another case
-        for network in networks.all:
-            compile_blocks(network, "eager" if options.small else "inductor")
+    torch._dynamo.reset()  # shapes of another case
+    backend = "eager" if options.small else "inductor"
+    prepare(networks.all, options.attention, backend if "compiled" in options.modes else None)
     names = {f"{variant} {mode}": (variant, mode) for variant in options.variants for mode in options.modes}
     actions: dict[str, Action] = {name: partial(_run, steps[variant], mode) for name, (variant, mode) in names.items()}
     actions["matmul"], matmul_flops = matmul(device, dtype, *(_SMALL_MATMUL if options.small else _MATMUL))

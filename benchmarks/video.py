@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Timing, interleave, synchronise
-from benchmarks.networks import compile_blocks
-from benchmarks.options import add_shared, case_sizes, frame_of_result, make_case, open_device, tell
+from benchmarks.networks import prepare
+from benchmarks.options import add_shared, case_sizes, chosen_kernel, frame_of_result, make_case, open_device, tell
 from benchmarks.ratios import CACHE_SHARE, VIDEO_RATIOS, compare, judged
 from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, ratio_table, write_report
 from benchmarks.stack import UMT5_LAYERS, Stacks, full_sizes, small_sizes
@@ -61,10 +61,9 @@ def measure(options: Namespace) -> dict[str, Any]:
 def _measure_case(options: Namespace, stacks: Stacks, case: Case) -> dict[str, Any]:
     pictures = [torch.rand(1, 3, case.height, case.width) * 2 - 1 for _ in range(case.references)]
     videos = {model: _Video(stacks, model, case, pictures, options.steps) for model in options.models}
-    if options.compile:
-        torch._dynamo.reset()  # shapes of another case
-        for network in {id(stacks.network(model)): stacks.network(model) for model in options.models}.values():
-            compile_blocks(network, "eager" if options.small else "inductor")
+    torch._dynamo.reset()  # shapes of another case
+    backend = "eager" if options.small else "inductor"
+    prepare(stacks.networks, options.attention, backend if options.compile else None)
     actions: dict[str, Callable[[], object]] = {model: video.run for model, video in videos.items()}
     first: dict[str, Callable[[], object]] = {model: partial(video.run, 2) for model, video in videos.items()}
     if "contextanyone" in videos:
@@ -209,7 +208,8 @@ def _main(argv: Sequence[str]) -> None:
     add("--compile", action="store_true", help="compile the repeated block of every network")
     add("--text-layers", type=whole(1, UMT5_LAYERS), default=UMT5_LAYERS, help=f"of umT5-XXL ({UMT5_LAYERS})")
     options = parser.parse(argv)
-    result = measure(options)
+    with chosen_kernel(options):
+        result = measure(options)
     text = table(result)
     paths = write_report(Path(options.out), "video", result, text, bars(result))
     sys.stdout.write(text + "\n" + "".join(f"{path}\n" for path in paths))

@@ -24,7 +24,21 @@ SMALL = ["--device", "cpu", "--small"]
 
 def test_the_command_measures_every_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        step.main([*SMALL, "--cases", "5x2", "--repeats", "2", "--modes", "eager", "--out", str(tmp_path / "made")])
+        step.main(
+            [
+                *SMALL,
+                "--cases",
+                "5x2",
+                "--repeats",
+                "2",
+                "--modes",
+                "eager",
+                "--sdpa",
+                "flash",
+                "--out",
+                str(tmp_path / "made"),
+            ]
+        )
         == 0
     )
     shown = capsys.readouterr().out
@@ -72,6 +86,8 @@ def test_both_modes_of_one_network_take_turns(tmp_path: Path) -> None:
         (["--size", "100x100"], "multiple of 16"),
         (["--repeat", "2"], "Did you mean --repeats?"),
         (["--device", "cuda:77"], "cannot be used here"),
+        (["--device", "cpu", "--attention", "flash"], "works on cuda"),
+        (["--sdpa", "cudn"], "Did you mean cudnn?"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

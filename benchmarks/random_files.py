@@ -1,0 +1,88 @@
+"""Weight files with random values: the names, shapes and headers of real ones, written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.stack import StackSizes, borrowed_tokenizer
+from contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, expected_tensors
+from contextanyone_core.hosts.expected import host_tensors
+from contextanyone_core.hosts.text import SPIECE
+from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.tensors import TensorInfo, empty
+from contextanyone_core.weights.writer import NAMES, write_streamed
+
+_SMALL = 0.02
+
+
+@dataclass(frozen=True)
+class Part:
+    """One weight file: its kind and config, and the shape of every tensor."""
+
+    kind: str
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it holds."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+
+def plan_parts(sizes: StackSizes) -> dict[str, Part]:
+    """Transformer, VAE, text and image encoder, by the names of their files."""
+    config = sizes.transformer
+    hosts = {"vae": (VAE, sizes.vae), "text_encoder": (TEXT_ENCODER, sizes.text)}
+    hosts |= {"image_encoder": (IMAGE_ENCODER, sizes.image)}
+    model = ContextAnyoneTransformer(config, device="meta")
+    parts = {"transformer": Part(TRANSFORMER, config.to_dict(), expected_tensors(model))}
+    for name, (kind, values) in hosts.items():
+        shapes = host_tensors(kind, values) or {}
+        parts[name] = Part(kind, values, {key: shape for key, shape in shapes.items() if key != SPIECE})
+    return parts
+
+
+def write_random_files(
+    parts: Mapping[str, Part], folder: Path, dtype: torch.dtype, progress: Callable[[str], None]
+) -> None:
+    """Write the files as `ContextAnyonePipeline.from_folder` reads them.
+
+    Args:
+        folder: exists; a safetensors file of each part appears in it.
+        progress: called with each part's name before it is written.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    for name, part in parts.items():
+        progress(name)
+        plan = {key: TensorInfo(NAMES[dtype], shape) for key, shape in part.shapes.items()}
+        held: dict[str, Tensor] = {}
+        if part.kind == TEXT_ENCODER:
+            held[SPIECE] = torch.frombuffer(bytearray(borrowed_tokenizer()), dtype=torch.uint8)
+            plan[SPIECE] = TensorInfo(NAMES[torch.uint8], tuple(held[SPIECE].shape))
+        read = partial(_read, plan, dtype, held)
+        header = {"kind": part.kind, "config": json.dumps(dict(part.config), sort_keys=True)}
+        write_streamed(folder / f"{name}.safetensors", plan, read, header)
+
+
+def _read(plan: Mapping[str, TensorInfo], dtype: torch.dtype, held: Mapping[str, Tensor], name: str) -> Tensor:
+    return held[name] if name in held else random_tensor(name, plan[name].shape, dtype)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Values that keep activations of the order of 1; the same for the same name."""
+    value, inner = empty(shape, dtype), torch.Size(shape[1:]).numel()
+    if name.endswith("gamma") or (len(shape) == 1 and name.endswith("weight")):
+        return value.fill_(1.0)  # the scale of a norm
+    spread = _SMALL if len(shape) == 1 else inner**-0.5
+    return value.normal_(0.0, spread, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
