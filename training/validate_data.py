@@ -16,7 +16,7 @@ from dataclasses import asdict
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
-from training.data.buckets import BucketSettings, bucket_flops, plan_buckets
+from training.data.buckets import BucketSettings, plan_buckets
 from training.data.check import check_files, usage
 from training.data.manifest import drop_table, read_manifest, write_lines
 from training.data.settings import data_settings
@@ -36,10 +36,8 @@ def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> 
         raise InputError(f"No row of {manifest} can be used.")
     model = ContextAnyoneConfig.wan_1_3b()
     buckets = [clip.bucket for clip in checked.clips]
-    flops = {bucket: bucket_flops(model, bucket, clip_tokens=257) for bucket in set(buckets)}
-    sys.stdout.write(
-        "\nBuckets, by the FLOPs of the 1.3B model:\n" + plan_buckets(buckets, flops, settings.budget).table() + "\n"
-    )
+    plan = plan_buckets(buckets, model, settings, clip_tokens=257)
+    sys.stdout.write(f"\nBuckets, by the FLOPs of the 1.3B model:\n{plan.table()}\n")
     sys.stdout.writelines(f"{line}\n" for line in usage(checked.clips))
 
 

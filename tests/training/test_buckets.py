@@ -12,11 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
-from training.data.buckets import Bucket, BucketSettings, best_placement, bucket_flops, longest, plan_buckets
+from training.data.buckets import (
+    Bucket,
+    BucketSettings,
+    best_placement,
+    bucket_flops,
+    bucket_tokens,
+    longest,
+    plan_buckets,
+)
 from training.data.sampler import BucketSampler
 from training.flops import forward_flops, token_count
 
 TINY = ContextAnyoneConfig.tiny()
+WAN = ContextAnyoneConfig.wan_1_3b()
 LONG, SHORT, STILL = Bucket(17, 32, 32), Bucket(5, 32, 48), Bucket(1, 32, 32)
 
 
@@ -69,8 +78,8 @@ def test_impossible_buckets_are_refused(given, message):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_batches_cost_what_the_budget_allows_and_divide_by_the_processes(world):
-    flops = {bucket: bucket_flops(ContextAnyoneConfig.wan_1_3b(), bucket, 257) for bucket in (LONG, SHORT, STILL)}
-    plan = plan_buckets([LONG, SHORT, STILL, STILL], flops, 6.0, world)
+    flops = {bucket: bucket_flops(WAN, bucket, 257) for bucket in (LONG, SHORT, STILL)}
+    plan = plan_buckets([LONG, SHORT, STILL, STILL], WAN, BucketSettings(budget=6.0), 257, world)
     assert plan.rows == {STILL: 2, SHORT: 1, LONG: 1}
     assert plan.batch[LONG] == 6
     for bucket, count in plan.batch.items():
@@ -78,6 +87,15 @@ def test_batches_cost_what_the_budget_allows_and_divide_by_the_processes(world):
         assert count * flops[bucket] <= 6.0 * flops[LONG] * (1 + 1e-9)
         assert (count + world) * flops[bucket] > 6.0 * flops[LONG]
     assert "32x32x17" in plan.table()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_process_has_no_more_tokens_than_are_allowed(world):
+    """And one clip at least."""
+    limit = 3 * bucket_tokens(WAN, STILL)
+    plan = plan_buckets([LONG, STILL], WAN, BucketSettings(budget=60.0, max_tokens=limit), 257, world)
+    assert plan.batch == {STILL: 3 * world, LONG: world}
+    assert bucket_tokens(WAN, LONG) > limit
 
 
 ROWS = st.lists(st.sampled_from([LONG, SHORT, STILL]), min_size=1, max_size=40)

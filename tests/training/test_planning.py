@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.flow import sample_sigmas
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
-from training.config import OptimSettings, load_config, presets
-from training.data.buckets import Bucket
+from training.config import OptimSettings, load_config, parse_config, presets
+from training.data.buckets import Bucket, BucketSettings
 from training.data.settings import DataSettings
 from training.flops import backward_flops, forward_flops
 from training.objective import loss_terms
@@ -164,6 +164,22 @@ def test_patterns_that_name_blocks_are_run_in_full():
     config, shape = replace(TINY, num_layers=6), StepShape(Bucket(1, 32, 32), 1, 5)
     given = settings(train={"only": ["blocks.5.*"]})
     assert trace_step(config, given, shape, OPTIM, bf16=False) == run_step(config, given, shape, OPTIM, bf16=False)
+
+
+def test_memory_is_that_of_the_widest_step():
+    """Stills of the same FLOPs as a clip have more tokens, so they need more memory unless they are limited."""
+    sizes = {"sizes": ["64x64"], "frames": [1, 33]}
+    plans = []
+    for limit in (None, 60):
+        data = DataSettings(manifest=Path("none.jsonl"), buckets=BucketSettings(**sizes, budget=2.0, max_tokens=limit))
+        part = manifest.Settings(data=data, model="miniature")
+        plans.append(plan_run(parse_config({"run": {"name": "t", "steps": 1}, "part": part.model_dump(mode="json")})))
+    free, limited = plans
+    assert free.shape.bucket == limited.shape.bucket == Bucket(33, 64, 64)
+    assert free.widest.bucket == Bucket(1, 64, 64)
+    assert free.cost.activations > 1.2 * limited.cost.activations
+    assert limited.buckets.batch[Bucket(1, 64, 64)] < free.buckets.batch[Bucket(1, 64, 64)]
+    assert limited.buckets.batch[Bucket(33, 64, 64)] == 1
 
 
 def test_what_is_frozen_costs_less():

@@ -4,6 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import autocast
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.transformer import ContextAnyoneTransformer
@@ -55,3 +58,51 @@ def test_under_autocast_a_shared_weights_gradients_are_added_in_float32():
 def test_selective_needs_the_fused_kernel():
     with pytest.raises(ValidationError, match="selective needs fused attention"):
         Settings(recompute="selective", explicit_attention=True)
+
+
+class Executed(TorchDispatchMode):
+    """Counts the fused attentions that are really computed, and knows which storages are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attentions = self.backwards = 0
+        self._met: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        self.attentions += name == "_scaled_dot_product_flash_attention_for_cpu"
+        self.backwards += name == "_scaled_dot_product_flash_attention_for_cpu_backward"
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self._met[reference.cdata] = (reference, tensor.untyped_storage().nbytes())
+        return result
+
+    def alive(self) -> int:
+        return sum(size for reference, size in self._met.values() if not reference.expired())
+
+
+def small_step(recompute: str) -> tuple[int, int, int]:
+    """Bytes kept between the passes, attentions of the forward pass, and attentions computed again in the backward."""
+    torch.manual_seed(0)
+    settings = Settings(recompute=recompute)
+    part = TransformerTraining(settings, ContextAnyoneTransformer(TINY))
+    latents, still = torch.randn(1, 16, 3, 8, 8), torch.randn(1, 16, 1, 8, 8)
+    clips = EncodedClips(latents, torch.ones(1, 1, 3, 8, 8), still, torch.randn(1, 5, 24), latents[:, :, :1], None)
+    draws = Draws(torch.rand(1), torch.randn_like(latents), [True], ReferenceDraws(torch.rand(1), still))
+    texts = (torch.randn(1, 12, 32), torch.randn(1, 12, 32))
+    with Executed() as executed:
+        loss = dual_guidance_step(part.transformer, settings, clips, draws, texts)[0].mean()
+        kept, forward = executed.alive(), executed.attentions
+        loss.backward()
+    assert executed.backwards == forward
+    return kept, forward, executed.attentions - forward
+
+
+def test_selective_keeps_more_than_full_and_does_no_attention_twice():
+    none, selective, full = (small_step(kind) for kind in ("none", "selective", "full"))
+    assert full[0] < selective[0] < none[0]
+    of_a_block = 6  # itself, text, CLIP and Emphasize-Attention of the video; itself and text of the reference
+    assert none[1] == selective[1] == full[1] == of_a_block * TINY.num_layers
+    assert (none[2], selective[2], full[2]) == (0, 0, of_a_block * TINY.num_layers)

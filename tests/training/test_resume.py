@@ -206,6 +206,30 @@ def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     assert checkpoint.progress.step == 1
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process as Linux does")
+def test_a_disk_that_fills_up_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    """From the first checkpoint on no file may grow beyond 10 kB, so the second one cannot be written."""
+    out, part = tmp_path / "run", SLOW | {"width": 64}
+    config = make_config(out, part, trackers=[])
+    process = start(config, tmp_path)
+    while not (out / "checkpoints" / "latest").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert "model.safetensors cannot be written" in last
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["latest", "step-00000003"]
+    assert latest(out).progress.step == 3
+    assert not (out / "export").exists()
+    train(config)
+    train(make_config(tmp_path / "straight", part, trackers=[]))
+    assert_same(latest(out), latest(tmp_path / "straight"))
+
+
 def test_warm_start_and_its_resume(tmp_path: Path) -> None:
     torch.manual_seed(3)
     weights = tmp_path / "w.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ class BucketSettings(BaseModel):
         frames: lengths at 16 a second. A clip goes to the longest that it fills; what is beyond is not used.
         budget: work of one step, all processes together, in clips of the costliest bucket. A cheaper bucket takes as
             many more as the same FLOPs allow.
+        max_tokens: the most tokens, of clips and references, that one process has in a step; one clip is
+            always allowed. Equal FLOPs are not equal memory: short clips have many tokens for theirs. None: no limit.
         max_upscale: how much a picture may be enlarged to fill a size.
     """
 
@@ -42,6 +44,7 @@ class BucketSettings(BaseModel):
     sizes: tuple[str, ...] = ("832x480", "480x832", "720x544", "544x720", "624x624")
     frames: tuple[int, ...] = (1, 33, 49, 81)
     budget: float = Field(default=1.0, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     max_upscale: float = Field(default=1.25, ge=1)
 
     @field_validator("sizes")
@@ -87,6 +90,11 @@ def best_placement(settings: BucketSettings, box: Box) -> Placement | None:
     return max(allowed, key=lambda p: (round(p.kept, 2), p.size[0] * p.size[1]), default=None)
 
 
+def bucket_tokens(config: ContextAnyoneConfig, bucket: Bucket) -> int:
+    """Tokens of one clip of a bucket and of one reference of its size."""
+    return token_count(config, *bucket) + token_count(config, 1, bucket.height, bucket.width)
+
+
 def bucket_flops(config: ContextAnyoneConfig, bucket: Bucket, clip_tokens: int) -> int:
     """FLOPs of one forward pass of one clip of a bucket with one reference of its size."""
     video = token_count(config, *bucket)
@@ -114,16 +122,20 @@ class BucketPlan:
         return "\n".join(lines) + "\n"
 
 
-def plan_buckets(buckets: Iterable[Bucket], flops: Mapping[Bucket, int], budget: float, world: int = 1) -> BucketPlan:
+def plan_buckets(
+    buckets: Iterable[Bucket], config: ContextAnyoneConfig, settings: BucketSettings, clip_tokens: int, world: int = 1
+) -> BucketPlan:
     """Count the rows of each bucket and give it a batch of equal cost.
 
     Args:
         buckets: the bucket of every row.
-        flops: of one clip, by bucket.
-        budget: work of a step in clips of the costliest bucket that is in use.
+        config: the network whose FLOPs and tokens count. clip_tokens: of a reference.
         world: number of processes. Batches are multiples of it, so that every process has the same work.
     """
-    rows = Counter(buckets)
-    costliest = max((flops[bucket] for bucket in rows), default=0)
-    batch = {b: max(1, int(budget * costliest / flops[b] / world + 1e-9)) * world for b in rows}
-    return BucketPlan(dict(sorted(rows.items())), batch, {bucket: flops[bucket] for bucket in rows})
+    rows = dict(sorted(Counter(buckets).items()))
+    flops = {bucket: bucket_flops(config, bucket, clip_tokens) for bucket in rows}
+    costliest = max(flops.values(), default=0)
+    each = {bucket: int(settings.budget * costliest / cost / world + 1e-9) for bucket, cost in flops.items()}
+    if settings.max_tokens is not None:
+        each = {b: min(count, settings.max_tokens // bucket_tokens(config, b)) for b, count in each.items()}
+    return BucketPlan(rows, {bucket: max(1, count) * world for bucket, count in each.items()}, flops)

@@ -25,7 +25,7 @@ from contextanyone_core.pipeline import Conditions, GenerationSettings, LatentSa
 from contextanyone_core.transformer import ReferenceInputs
 from contextanyone_core.video import write_clip
 from training.data.batches import CachedData, padded_text
-from training.data.buckets import Bucket, bucket_flops, plan_buckets
+from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
 from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
@@ -67,8 +67,7 @@ class ManifestPart(TransformerTraining):
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         buckets = [row.bucket for row in self.data.rows]
         shape = self.data.image_embeds_shape()
-        flops = {bucket: bucket_flops(self.config, bucket, shape[0] if shape else 0) for bucket in set(buckets)}
-        plan = plan_buckets(buckets, flops, settings.data.buckets.budget, context.world)
+        plan = plan_buckets(buckets, self.config, settings.data.buckets, shape[0] if shape else 0, context.world)
         self.sampler = BucketSampler(buckets, plan.batch, context.seed, context.rank, context.world)
         _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
 

@@ -11,7 +11,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.image import mini_image_config
 from contextanyone_core.weights.naming import TRANSFORMER
 from training.config import TrainConfig
-from training.data.buckets import Bucket, BucketPlan, bucket_flops, plan_buckets
+from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
 from training.parts import manifest, transformer
 from training.planning.trace import StepCost, StepShape, trace_step
@@ -28,8 +28,10 @@ class RunPlan:
         config: the run. model: its network. world: processes.
         buckets: what a step takes of each; rows are 0 where the data are not there yet.
         from_data: whether the buckets are those of cached rows; else those that the configuration allows.
-        shape: one process's part of the costliest step.
-        costs: of that step, by kind of activation checkpointing; kinds that the configuration excludes are left out.
+        shape: one process's part of the costliest step, by FLOPs. widest: of the step with the most tokens, text and
+            CLIP tokens among them.
+        costs: FLOPs of the first and memory of the one that needs more, by kind of activation checkpointing; kinds
+            that the configuration excludes are left out.
     """
 
     config: TrainConfig
@@ -38,6 +40,7 @@ class RunPlan:
     buckets: BucketPlan
     from_data: bool
     shape: StepShape
+    widest: StepShape
     costs: Mapping[Recompute, StepCost]
 
     @property
@@ -60,7 +63,7 @@ class RunPlan:
         return (self.cost.forward_flops + self.cost.backward_flops) / rate
 
     def gpu_hours(self, rate: float) -> float:
-        """Of the whole run, every step reckoned as the costliest: cheaper buckets are filled up to the same work."""
+        """Of the whole run, every step reckoned as the costliest: cheaper buckets are filled up to no more."""
         return self.step_seconds(rate) * self.config.run.steps * self.world / 3600
 
 
@@ -77,16 +80,27 @@ def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
     if model.image_dim is None:
         tokens = 0
     buckets, from_data = _buckets(settings, model, tokens, world)
-    costliest = max(buckets.flops, key=lambda bucket: (buckets.flops[bucket] * buckets.batch[bucket], bucket))
-    shape = StepShape(costliest, buckets.batch[costliest] // world, tokens)
-    kinds = [kind for kind in RECOMPUTE if kind == settings.recompute or _possible(settings, kind)]
-    costs = {
-        kind: trace_step(
-            model, settings.model_copy(update={"recompute": kind}), shape, config.optim, bf16=config.precision == "bf16"
-        )
-        for kind in kinds
-    }
-    return RunPlan(config, model, world, buckets, from_data, shape, costs)
+    work = {bucket: (flops * buckets.batch[bucket], bucket) for bucket, flops in buckets.flops.items()}
+    shape = _shape(max(work, key=work.__getitem__), buckets, tokens, world)
+    beside = 2 * model.text_len + tokens  # of either stream's text, and of CLIP
+    room = {b: ((bucket_tokens(model, b) + beside) * buckets.batch[b], *work[b]) for b in work}
+    widest = _shape(max(room, key=room.__getitem__), buckets, tokens, world)
+    costs = {}
+    for kind in RECOMPUTE:
+        if kind == settings.recompute or _possible(settings, kind):
+            kept = settings.model_copy(update={"recompute": kind})
+            bf16 = config.precision == "bf16"
+            steps = [
+                trace_step(model, kept, which, config.optim, bf16=bf16) for which in dict.fromkeys((shape, widest))
+            ]
+            most = max(steps, key=lambda cost: cost.peak)
+            flops = {"forward_flops": steps[0].forward_flops, "backward_flops": steps[0].backward_flops}
+            costs[kind] = replace(most, **flops)
+    return RunPlan(config, model, world, buckets, from_data, shape, widest, costs)
+
+
+def _shape(bucket: Bucket, buckets: BucketPlan, clip_tokens: int, world: int) -> StepShape:
+    return StepShape(bucket, buckets.batch[bucket] // world, clip_tokens)
 
 
 def model_config(config: TrainConfig) -> ContextAnyoneConfig:
@@ -135,6 +149,5 @@ def _buckets(
     shapes = data.buckets.shapes()
     possible = [Bucket(count, *shape) for count in data.buckets.frames for shape in shapes]
     found = [row.bucket for row in read_index(data).rows] if from_data else possible
-    flops = {bucket: bucket_flops(model, bucket, tokens) for bucket in set(found)}
-    plan = plan_buckets(found, flops, data.buckets.budget, world)
+    plan = plan_buckets(found, model, data.buckets, tokens, world)
     return (plan, True) if from_data else (replace(plan, rows=dict.fromkeys(plan.rows, 0)), False)

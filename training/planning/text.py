@@ -8,6 +8,7 @@ from training.data.buckets import BucketPlan
 from training.planning.cards import EXPECTED_RATE, GIB, Card
 from training.planning.density import quarters
 from training.planning.plan import RunPlan
+from training.planning.trace import StepShape
 from training.planning.worlds import ways_to_share
 
 
@@ -43,12 +44,12 @@ def _possible_buckets(buckets: BucketPlan) -> str:
 
 
 def _step_table(plan: RunPlan) -> str:
-    """FLOPs and memory of the costliest step, for every kind of activation checkpointing."""
-    shape, clips = plan.shape, "clip" if plan.shape.clips == 1 else "clips"
+    """FLOPs of the costliest step and memory of the widest, for every kind of activation checkpointing."""
     heads = ("recompute", "forward", "backward", "weights", "gradients", "optimizer", "EMA", "activations", "all")
     lines = [
-        f"The costliest step, {shape.clips} {clips} of {shape.bucket} with a reference on each process "
-        "(TFLOP; GiB at the widest moment):",
+        f"The costliest step is {_described(plan.shape)} with a reference on each process, the one with the most "
+        f"tokens {_described(plan.widest)}",
+        "(TFLOP of the former; GiB at the widest moment of either):",
         f"{heads[0]:>11}" + "".join(f"{head:>12}" for head in heads[1:]),
     ]
     for kind, cost in plan.costs.items():
@@ -58,6 +59,10 @@ def _step_table(plan: RunPlan) -> str:
         mark = "* " if kind == plan.settings.recompute else "  "
         lines.append(f"{mark}{kind:>9}" + "".join(cells))
     return "\n".join([*lines, "* as configured", ""])
+
+
+def _described(shape: StepShape) -> str:
+    return f"{shape.clips} {'clip' if shape.clips == 1 else 'clips'} of {shape.bucket}"
 
 
 def _world_table(plan: RunPlan) -> str:

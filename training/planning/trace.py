@@ -104,9 +104,8 @@ def run_step(
     A compiled network is reckoned as it is without compilation.
     """
     plain = settings.model_copy(update={"compile": False})
-    part = TransformerTraining(
-        plain, ContextAnyoneTransformer(config, device="meta")
-    )  # peft cannot add to fake tensors
+    # On the meta device, and filled in afterwards, because peft can add nothing to fake tensors.
+    part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="meta"))
     with FakeTensorMode(), _no_tables_kept():
         _materialise(part.transformer)
         inputs = _inputs(config, shape)

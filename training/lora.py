@@ -1,0 +1,79 @@
+"""A LoRA of the backbone (peft) with the new parts trained in full: what is adapted, and what a file of it holds."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from contextanyone_core.errors import InputError, MissingDependencyError
+from contextanyone_core.lora import Lora, LowRank
+from contextanyone_core.transformer import ContextAnyoneTransformer
+from training.patterns import matches, require_matches
+
+# Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.
+NEW_PARTS = ("*.emphasize_attn.*", "*.norm_emphasize.*", "img_emb.*", "*_img.*")
+_DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+class LoraSettings(BaseModel):
+    """Low-rank updates of linear layers, and what is trained in full beside them.
+
+    Attributes:
+        rank, alpha: the update of a weight is alpha / rank * up @ down.
+        targets: patterns over the names of linear layers, such as `blocks.*.self_attn.*`.
+        full: patterns over parameters that are trained themselves; their layers have no update.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    targets: tuple[str, ...] = Field(("blocks.*.self_attn.*", "blocks.*.cross_attn.*", "blocks.*.ffn.*"), min_length=1)
+    full: tuple[str, ...] = NEW_PARTS
+
+
+def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> None:
+    """Give the targets updates that are zero at first. They and what is trained in full have gradients, nothing else.
+
+    Raises:
+        InputError: a pattern matches nothing.
+        MissingDependencyError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model  # two seconds that other trainings do not need
+    except ImportError:
+        raise MissingDependencyError("part.train.lora needs peft, which is not installed: pip install peft.") from None
+    parameters = [name for name, _ in transformer.named_parameters()]
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    own = [pattern for pattern in settings.full if pattern not in NEW_PARTS]  # of those, a network may lack some
+    require_matches("part.train.lora.full", own, parameters, "no parameter")
+    require_matches("part.train.lora.targets", settings.targets, linear, "no linear layer")
+    full = {name for name in parameters if matches(name, settings.full)}
+    chosen = [name for name in linear if matches(name, settings.targets) and f"{name}.weight" not in full]
+    if not chosen:
+        raise InputError("part.train.lora.targets names only layers that part.train.lora.full trains in full.")
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=chosen)
+    inject_adapter_in_model(config, transformer)
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(".lora_" in name or name in full)
+
+
+def trained_lora(
+    transformer: ContextAnyoneTransformer, settings: LoraSettings, start: ContextAnyoneTransformer
+) -> Lora:
+    """What a training with `add_lora` has found, as a file's content: float32, on the CPU.
+
+    Args:
+        start: the network that the training started from; what was trained in full is kept as the difference from it.
+    """
+    found = {name: tensor.detach().cpu().float() for name, tensor in transformer.state_dict().items()}
+    scale = settings.alpha / settings.rank
+    low_rank = {
+        name.removesuffix(_DOWN): LowRank(tensor, found[name.removesuffix(_DOWN) + _UP], scale)
+        for name, tensor in found.items()
+        if name.endswith(_DOWN)
+    }
+    before = dict(start.named_parameters())
+    full = [name for name in found if name in before and matches(name, settings.full)]
+    differences = {name: found[name] - before[name].detach().cpu().float() for name in full}
+    return Lora("", low_rank, {name: tensor for name, tensor in differences.items() if tensor.any()})
