@@ -126,7 +126,7 @@ class TransformerTraining:
         extra, network = {"record": json.dumps(dict(record))}, self.transformer
         if self.settings.train.lora is not None:
             assert self.context.init_from is not None  # as `starting_network` has it
-            network = load_transformer(self.context.init_from, dtype=torch.float32)
+            network = _read(self.settings, self.context.init_from)
             lora = trained_lora(self.transformer, self.settings.train.lora, network)
             save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra)
             merge_loras(network, [(lora, 1.0)])
@@ -142,12 +142,16 @@ def starting_network(
         InputError: a LoRA of nothing.
     """
     if context.init_from is not None:
-        phantom = settings.reading == "phantom"
-        network = load_transformer(context.init_from, dtype=torch.float32, plain=phantom)
-        return _backbone(network) if phantom else network
+        return _read(settings, context.init_from)
     if settings.train.lora is not None:
         raise InputError("part.train.lora needs init.from: the file with the network that it is a LoRA of.")
     return ContextAnyoneTransformer(fresh())
+
+
+def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
+    phantom = settings.reading == "phantom"
+    network = load_transformer(path, dtype=torch.float32, plain=phantom)
+    return _backbone(network) if phantom else network
 
 
 def _backbone(network: ContextAnyoneTransformer) -> ContextAnyoneTransformer:
