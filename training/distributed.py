@@ -1,8 +1,8 @@
 """Several processes that train together, started by `accelerate launch` or `torchrun`: who this one is, what they agree
 on, and how their networks become one.
 
-Every process holds the whole network (DDP), or a share of it where accelerate's configuration has `use_fsdp` (FSDP2). A
-process that was started alone goes through none of this.
+Every process holds the whole network (DDP), or a share of it where accelerate's configuration has `use_fsdp` (FSDP2;
+HSDP where its parallelism_config has a dp_replicate_size). A process that was started alone goes through none of this.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from contextanyone_core.errors import InputError
 from training.parts.base import Metrics, Part
 
 _PATIENCE = timedelta(hours=2)  # that the others have while one saves, samples or exports
+_PARALLEL = ("DP_REPLICATE", "DP_SHARD", "TP", "CP", "SP")  # of accelerate's parallelism_config
 _Found = TypeVar("_Found")
 
 
@@ -37,6 +38,7 @@ class World:
     Attributes:
         rank, size: which one it is, of how many. device: where its network runs.
         sharded: whether each holds a share of the network only.
+        copies: of a network that is shared out; its gradients are averaged over them (HSDP).
         group: a gloo group for decisions, so that they neither wait for the GPU nor meet NCCL's ten minutes.
     """
 
@@ -44,6 +46,7 @@ class World:
     size: int
     device: torch.device
     sharded: bool = False
+    copies: int = 1
     group: dist.ProcessGroup | None = None
 
     @property
@@ -91,9 +94,9 @@ def open_world() -> Iterator[World]:
     """Meet the other processes that the launcher started, if there are any.
 
     Raises:
-        InputError: the launcher's configuration asks for DeepSpeed.
+        InputError: the launcher's configuration asks for DeepSpeed, or for other copies and shares than processes.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if _asked("DEEPSPEED"):
         raise InputError("accelerate's configuration asks for DeepSpeed: use FSDP (use_fsdp), which is FSDP2 here.")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield one_process()
@@ -101,15 +104,37 @@ def open_world() -> Iterator[World]:
     from accelerate import PartialState  # a second's import that one process does not need
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    sharded = _asked("FSDP")
+    copies = _copies(state.num_processes) if sharded and _asked("PARALLELISM_CONFIG") else 1
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    yield World(state.process_index, state.num_processes, state.device, sharded, group)
+    yield World(state.process_index, state.num_processes, state.device, sharded, copies, group)
     dist.destroy_process_group()
 
 
+def _asked(what: str) -> bool:
+    """Whether accelerate's launcher was configured to use something."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() == "true"
+
+
+def _copies(processes: int) -> int:
+    """How many copies of a network that is shared out accelerate's parallelism_config asks for."""
+    sizes = {name: int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE", "1")) for name in _PARALLEL}
+    copies, shares = sizes["DP_REPLICATE"], sizes["DP_SHARD"]
+    if copies * shares != processes or any(sizes[name] != 1 for name in ("TP", "CP", "SP")):
+        raise InputError(
+            f"parallelism_config has dp_replicate_size {copies} and dp_shard_size {shares} for {processes} processes: "
+            "their product must be the number of processes, and the other sizes 1."
+        )
+    return copies
+
+
 def shard(modules: dict[str, nn.Module], world: World) -> None:
-    """Leave each process its share of the parameters, which it gathers block by block as they are used (FSDP2)."""
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    """Leave each process its share of the parameters, which it gathers block by block as they are used (FSDP2).
+
+    Processes that follow one another share a copy, so those of a node do, where `dp_shard_size` is its size.
+    """
+    shape = (world.size,) if world.copies == 1 else (world.copies, world.size // world.copies)
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shares")[-len(shape) :])
     for module in modules.values():
         for block in [inner for inner in module.modules() if isinstance(inner, TransformerBlock)]:
             fully_shard(block, mesh=mesh)

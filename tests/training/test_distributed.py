@@ -20,7 +20,10 @@ import tiny_part
 import torch
 
 import training.trainer
+from contextanyone_core.checkpoint import save_transformer
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
+from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.config import TrainConfig, parse_config, save_config
 from training.distributed import open_world
 from training.loop import train
@@ -38,17 +41,17 @@ def make_config(out: Path, part: dict[str, Any], run: dict[str, Any] | None = No
     return parse_config({"run": fixed | (run or {}), "optim": {"warmup_steps": 0} | optim, "part": part})
 
 
-def start(config: TrainConfig, **environment: str) -> list[BaseProcess]:
-    """Two forks, each as a launcher would start it."""
+def start(config: TrainConfig, world: int = WORLD, **environment: str) -> list[BaseProcess]:
+    """Forks, two if nothing else is said, each as a launcher would start it."""
     assert config.run.out is not None
     path = config.run.out.with_suffix(".yaml")
     save_config(config, path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(WORLD), **environment}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), **environment}
     fork = multiprocessing.get_context("fork")
-    ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(WORLD)]
+    ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
     processes: list[BaseProcess] = [fork.Process(target=_train, args=(path, place)) for place in ranks]
     for process in processes:
         process.start()
@@ -68,7 +71,7 @@ def finish(processes: Sequence[BaseProcess], code: int = 0) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert codes == [code] * WORLD
+    assert codes == [code] * len(processes)
 
 
 def wait_for_lines(processes: Sequence[BaseProcess], out: Path, lines: int) -> None:
@@ -195,6 +198,45 @@ def test_shares_of_a_network_equal_whole_ones(tmp_path: Path) -> None:
     for file in ("model", "ema", "optimizer"):
         assert difference(shares_found.tensors[file], whole.tensors[file]) < 1e-4, file
     assert (tmp_path / "shares/export/transformer.safetensors").is_file()
+
+
+def test_shares_within_copies_equal_whole_networks(tmp_path: Path) -> None:
+    """HSDP, two copies of two shares, and DDP on four; the former is resumed by two shares."""
+    part, optim = {"name": "tiny"}, {"lr": 1e-3, "schedule": "constant"}
+    finish(start(make_config(tmp_path / "whole", part, {"steps": 2}, **optim), 4))
+    hybrid = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
+    hybrid |= {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
+    shares = make_config(tmp_path / "shares", part, {"steps": 2}, **optim)
+    finish(start(shares, 4, **hybrid))
+    whole, found = load(tmp_path / "whole", 2), load(tmp_path / "shares", 2)
+    for file in ("model", "ema", "optimizer"):
+        assert difference(found.tensors[file], whole.tensors[file]) < 1e-4, file
+    assert (tmp_path / "shares/export/transformer.safetensors").is_file()
+    finish(start(shares, 2, **hybrid), code=2)  # two copies of two shares are not two processes
+    finish(start(make_config(tmp_path / "shares", part, {"steps": 3}, **optim), 2, ACCELERATE_USE_FSDP="true"))
+    assert load(tmp_path / "shares", 3).progress.world == 2
+
+
+def test_a_lora_that_thaws_in_shares_equals_whole_ones(tmp_path: Path) -> None:
+    """DDP and FSDP2, the latter resumed where the LoRA thaws."""
+    network = ContextAnyoneTransformer(ContextAnyoneConfig.tiny())
+    save_transformer(tmp_path / "start.safetensors", network, dtype=torch.float32)
+    part = {"name": "tiny", "train": {"lora": {"rank": 2}, "thaw": {"*.lora_*": 2}}}
+    optim = {"lr": 1e-3, "schedule": "constant"}
+    found = []
+    for name, starts, environment in (("whole", [3], {}), ("shares", [2, 3], {"ACCELERATE_USE_FSDP": "true"})):
+        for steps in starts:
+            config = make_config(tmp_path / name, part, {"steps": steps}, **optim)
+            init = config.init.model_copy(update={"from_": tmp_path / "start.safetensors"})
+            finish(start(config.model_copy(update={"init": init}), **environment))
+        found.append(load(tmp_path / name, 3))
+        assert (tmp_path / name / "export/lora.safetensors").is_file()
+    whole, shares = found
+    for file in ("model", "ema", "optimizer"):
+        assert difference(shares.tensors[file], whole.tensors[file]) < 1e-4, file
+    counts = {name: tensor for name, tensor in whole.tensors["optimizer"].items() if name.endswith("/step")}
+    assert {int(count) for name, count in counts.items() if ".lora_" in name} == {1}
+    assert max(counts.values()) > 1
 
 
 def test_references_in_one_process_only(tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
 from training.parts import PARTS, PartEntry
 from training.parts.base import Metrics, PartContext
-from training.parts.transformer_base import TransformerSettings, TransformerTraining
+from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import torch_generator
 
 
@@ -24,8 +23,8 @@ class TinyPart(TransformerTraining):
     """Trains on noise."""
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
-        transformer = ContextAnyoneTransformer(ContextAnyoneConfig.tiny())
-        for parameter in transformer.parameters():
+        transformer = starting_network(settings, context, ContextAnyoneConfig.tiny)
+        for parameter in transformer.parameters() if context.init_from is None else ():
             nn.init.normal_(parameter, std=0.05)
         super().__init__(settings, transformer)
         self.settings, self.context = settings, context
