@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from .budget import settle_memory
 from .checkpoint import load_transformer
-from .compiled import compile_blocks
+from .compiled import check_compiler, compile_blocks
+from .config import ContextAnyoneConfig
 from .errors import CheckpointError
 from .execution import Execution
-from .hosts.image import ImageEncoder, load_image_encoder
+from .hosts.image import load_image_encoder
 from .hosts.kernels import make_attention
-from .hosts.text import TextEncoder, load_text_encoder
+from .hosts.lent import AnyImageEncoder, AnyTextEncoder, LentImageEncoder, LentTextEncoder
+from .hosts.offload import store_in_fp8, stream_transformer
+from .hosts.text import load_text_encoder
 from .hosts.vae import VideoVAE, load_vae
 from .kinds import ModelKind
 from .lora import load_lora, merge_loras
@@ -27,8 +31,8 @@ class Parts:
 
     transformer: ContextAnyoneTransformer
     vae: VideoVAE
-    text_encoder: TextEncoder
-    image_encoder: ImageEncoder | None
+    text_encoder: AnyTextEncoder
+    image_encoder: AnyImageEncoder | None
 
 
 def load_parts(
@@ -45,17 +49,32 @@ def load_parts(
         InputError: what `execution` asks for cannot be done on this device or in this dtype.
     """
     name, attention = make_attention(execution.attention, device, dtype)
-    transformer = _load_transformer(folder, device, dtype, kind)
+    execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, kind, execution))
+    execution.check(kind)
+    away = execution.memory != "high"
+    transformer = _load_transformer(folder, torch.device("cpu") if away else device, dtype, kind)
     merge_loras(transformer, [(load_lora(lora.path, transformer), lora.strength) for lora in execution.loras])
     transformer.attention = attention
     if execution.compile:
+        check_compiler(device)
         compile_blocks(transformer)
-    image_encoder = None
-    if transformer.config.image_dim is not None:
-        image_encoder = load_image_encoder(need_part(folder, "image_encoder"), dtype, device)
-    vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), transformer.config)
-    text_encoder = load_text_encoder(need_part(folder, "text_encoder"), dtype, device)
-    return Parts(transformer, vae, text_encoder, image_encoder), execution.settled(attention=name)
+    if execution.memory == "low":
+        store_in_fp8(transformer, dtype)
+        stream_transformer(transformer, device)
+    vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), transformer.config, tiled=away)
+    text_encoder, image_encoder = _load_encoders(folder, device, dtype, transformer.config, away=away)
+    return Parts(transformer, vae, text_encoder, image_encoder), execution
+
+
+def _load_encoders(
+    folder: Path, device: torch.device, dtype: torch.dtype, config: ContextAnyoneConfig, *, away: bool
+) -> tuple[AnyTextEncoder, AnyImageEncoder | None]:
+    image: AnyImageEncoder | None = None
+    if config.image_dim is not None:
+        load_image = LentImageEncoder if away else load_image_encoder
+        image = load_image(need_part(folder, "image_encoder"), dtype, device)
+    load_text = LentTextEncoder if away else load_text_encoder
+    return load_text(need_part(folder, "text_encoder"), dtype, device), image
 
 
 def _load_transformer(
@@ -68,3 +87,18 @@ def _load_transformer(
             f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
         )
     return transformer
+
+
+def check_parts(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyImageEncoder | None) -> None:
+    """See that encoders are the transformer's.
+
+    Raises:
+        CheckpointError: naming the size that differs.
+    """
+    given = {"text_dim": text.text_dim, "text_len": text.text_len, "image_dim": image and image.image_dim}
+    for name, value in given.items():
+        needed = getattr(config, name)
+        if value != needed:
+            raise CheckpointError(
+                f"{name} of the encoder is {value}, the transformer needs {needed}: the files do not belong together."
+            )

@@ -23,9 +23,10 @@ from .cli_options import PARTS
 from .cli_processes import Process, this_process
 from .cli_record import is_made, metadata_of, negative_prompt, record_of, settings_of
 from .errors import CheckpointError, InputError
-from .execution import Execution
+from .execution import Execution, Video
 from .kinds import MODELS, ModelKind
 from .pictures import read_picture
+from .prompts import TwoStagePrompt
 from .video import check_name, check_output, save_clip
 
 if TYPE_CHECKING:
@@ -62,7 +63,11 @@ def generate(argv: Sequence[str]) -> int:
         _note("no --reference is given: plain text to video")
     _warn_of_strangers(pipeline, request)
     record = record_of(pipeline, request.options)
-    for clip in _unfinished(request, record):
+    clips = _unfinished(request, record)
+    pipeline.read_ahead(
+        [TwoStagePrompt(clip.first, clip.later) for clip in clips], negative_prompt(pipeline, request.options)
+    )
+    for clip in clips:
         sheet = _make(pipeline, request, clip, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
         sys.stdout.flush()
@@ -79,7 +84,7 @@ def read_request(argv: Sequence[str]) -> Request:
     kind.check(guidance=options.guidance, references=len(options.reference), emphasis=options.emphasis)
     if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
         raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
-    execution = Execution(loras=tuple(options.lora), attention=options.attention, compile=options.compile)
+    execution = _execution(options)
     execution.check(kind)
     if options.prompts is not None:
         if options.later:
@@ -96,6 +101,17 @@ def read_request(argv: Sequence[str]) -> Request:
             check_output(clip.out)
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     return Request(kind, options, execution, process, share, [read_picture(path) for path in options.reference])
+
+
+def _execution(options: argparse.Namespace) -> Execution:
+    height, width = options.size
+    return Execution(
+        loras=tuple(options.lora),
+        attention=options.attention,
+        compile=options.compile,
+        memory=options.memory,
+        video=Video(options.frames, height, width, len(options.reference)),
+    )
 
 
 def _load(request: Request) -> Pipeline:
@@ -116,8 +132,6 @@ def _load(request: Request) -> Pipeline:
 
 
 def _check_prompts(pipeline: Pipeline, request: Request) -> None:
-    from .prompts import TwoStagePrompt
-
     for clip in request.clips:
         pipeline.check_prompt(TwoStagePrompt(clip.first, clip.later), negative_prompt(pipeline, request.options))
 
@@ -165,7 +179,6 @@ def _make(pipeline: Pipeline, request: Request, clip: Clip, record: dict[str, An
 
     from .contact import contact_sheet
     from .pictures import images_to_frames, picture_to_images
-    from .prompts import TwoStagePrompt
 
     settings = settings_of(pipeline, request.options, clip.seed)
     with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:

@@ -17,7 +17,7 @@ from .cli_options import (
     real,
     whole,
 )
-from .execution import ATTENTIONS, LoraFile
+from .execution import ATTENTIONS, MEMORIES, LoraFile
 from .kinds import MODELS
 
 MINIATURE = Path(__file__).parent / "miniature"
@@ -104,5 +104,12 @@ def _add_execution(parser: Parser) -> None:
         help="sdpa (default), torch's own; flash or sage, where installed; auto: flash where it can work",
     )
     add("--compile", action="store_true", help="compile the blocks first; worth it for long or many clips")
+    add(
+        "--memory",
+        type=one_of("memory", *MEMORIES),
+        default="auto",
+        help="high: everything on the card; balanced: each part while it works; low: block by block, in fp8; "
+        "auto (default): the first that fits",
+    )
     add("--device", type=device_name, default="cpu", help="cpu (default), cuda, cuda:1, mps, xpu")
     add("--dtype", type=one_of("dtype", *DTYPES), default="float32", help=f"{', '.join(DTYPES)} (float32)")

@@ -23,15 +23,7 @@ def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> Non
     Args:
         transformer: stays as it is but for its blocks' methods.
         options: for `torch.compile`, such as `backend`.
-
-    Raises:
-        MissingDependencyError: on a card, triton is not installed.
     """
-    if transformer.head.modulation.is_cuda and importlib.util.find_spec("triton") is None:
-        raise MissingDependencyError(
-            "Compiling for a card needs the package triton, which is not installed. Run: pip install triton "
-            "(on Windows: pip install triton-windows)"
-        )
     ways = {
         name: torch.compile(getattr(TransformerBlock, name), fullgraph=True, dynamic=False, **options)
         for name in ("forward", "encode_reference")
@@ -39,3 +31,16 @@ def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> Non
     for block in transformer.blocks:
         for name, way in ways.items():
             setattr(block, name, MethodType(way, block))
+
+
+def check_compiler(device: torch.device) -> None:
+    """See that what inductor needs is there.
+
+    Raises:
+        MissingDependencyError: on a card, triton is not installed.
+    """
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise MissingDependencyError(
+            "Compiling for a card needs the package triton, which is not installed. Run: pip install triton "
+            "(on Windows: pip install triton-windows)"
+        )

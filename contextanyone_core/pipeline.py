@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
 
-from .assembly import load_parts
+from .assembly import check_parts, load_parts
 from .conditioning import DualEncoder, Reference
 from .config import ContextAnyoneConfig
-from .errors import CheckpointError, InputError, ShapeError
+from .devices import free_cached
+from .errors import InputError, ShapeError
 from .execution import PLAIN, Execution
 from .flow import sigma_schedule
 from .guidance import Branch, Guidance, make_guidance
-from .hosts.image import ImageEncoder
+from .hosts.lent import AnyImageEncoder, AnyTextEncoder, LentTextEncoder
 from .hosts.schedulers import check_sampler_name, make_sampler
-from .hosts.text import TextEncoder
 from .hosts.vae import VideoVAE
 from .kinds import MODELS, ModelKind
 from .losses import reconstruction
@@ -127,14 +128,25 @@ class LatentSampler:
     Args:
         transformer: in the dtype in which it shall run.
         reading: how it reads references.
+        device: where it computes; None is where its weights are.
+        execution: how it is run (`assembly.load_parts` makes it so); here: whether its weights are on the device only
+            while it works.
     """
 
-    def __init__(self, transformer: ContextAnyoneTransformer, reading: Reading = TwoStreams) -> None:
+    def __init__(
+        self,
+        transformer: ContextAnyoneTransformer,
+        reading: Reading = TwoStreams,
+        *,
+        device: torch.device | None = None,
+        execution: Execution = PLAIN,
+    ) -> None:
         self.config: ContextAnyoneConfig = transformer.config
         self.reading = reading
         self.transformer = transformer.eval()
         weight = transformer.patch_embedding.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = weight.device if device is None else device, weight.dtype
+        self.execution = execution
 
     def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
         """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
@@ -160,18 +172,32 @@ class LatentSampler:
         """
         if len(noise) != len(conditions.text_embeds):
             raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
-        references = _with_gap(conditions.references, settings.gap)
-        reading = self.reading(self.transformer, references, settings.emphasis)
+        references = conditions.references and conditions.references.at_gap(settings.gap)
         guidance = settings.guidance or make_guidance(self.reading.guidance, self.config)
         shift = self.config.shift if settings.shift is None else settings.shift
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         latents = noise.to(self.device, torch.float32)
-        for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-            velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
-            latents = sampler.step(velocity, index, latents)
-            if progress is not None:
-                progress(index + 1, settings.steps)
+        with self._at_work():
+            reading = self.reading(self.transformer, references, settings.emphasis)
+            for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
+                velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
+                latents = sampler.step(velocity, index, latents)
+                if progress is not None:
+                    progress(index + 1, settings.steps)
         return latents
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The weights are on the device; in balanced memory they leave it afterwards, for the other parts."""
+        parked = self.execution.memory == "balanced"
+        if parked:
+            self.transformer.to(self.device)
+        try:
+            yield
+        finally:
+            if parked:
+                self.transformer.to("cpu")
+                free_cached(self.device)
 
     def _guided_velocity(
         self,
@@ -201,9 +227,7 @@ class ContextAnyonePipeline(LatentSampler):
         transformer: in the dtype in which it shall run.
         vae, text_encoder, image_encoder: the hosts; no image encoder for a transformer without the CLIP branch.
         kind: which of the models of `READINGS` the transformer is.
-
-    Attributes:
-        execution: how the model is run, as `from_folder` settled it.
+        execution, device: as for `LatentSampler`.
 
     Raises:
         CheckpointError: the parts do not belong together.
@@ -213,16 +237,18 @@ class ContextAnyonePipeline(LatentSampler):
         self,
         transformer: ContextAnyoneTransformer,
         vae: VideoVAE,
-        text_encoder: TextEncoder,
-        image_encoder: ImageEncoder | None,
+        text_encoder: AnyTextEncoder,
+        image_encoder: AnyImageEncoder | None,
         kind: ModelKind = MODELS["contextanyone"],
+        *,
+        execution: Execution = PLAIN,
+        device: torch.device | None = None,
     ) -> None:
-        super().__init__(transformer, READINGS[kind.name])
+        super().__init__(transformer, READINGS[kind.name], device=device, execution=execution)
         self.kind = kind
-        _check_parts(self.config, text_encoder, image_encoder)
+        check_parts(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
-        self.execution = PLAIN
         self.dual_encoder = DualEncoder(vae, image_encoder)
 
     @classmethod
@@ -247,10 +273,10 @@ class ContextAnyonePipeline(LatentSampler):
             InputError: the device is not there, or cannot do what `execution` asks for.
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed, or a kernel's package.
         """
-        parts, settled = load_parts(Path(folder), check_device(device), dtype, kind, execution)
-        pipeline = cls(parts.transformer, parts.vae, parts.text_encoder, parts.image_encoder, kind)
-        pipeline.execution = settled
-        return pipeline
+        device = check_device(device)
+        parts, settled = load_parts(Path(folder), device, dtype, kind, execution)
+        encoders = (parts.vae, parts.text_encoder, parts.image_encoder)
+        return cls(parts.transformer, *encoders, kind, execution=settled, device=device)
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -285,6 +311,11 @@ class ContextAnyonePipeline(LatentSampler):
         conditions = self.conditions(encoded, prompt, negative=negative)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu(), self.reconstruct(conditions, settings))
+
+    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
+        """Encode the prompts of several videos in one go, where the text encoder is not there all the time."""
+        if isinstance(self.text_encoder, LentTextEncoder):
+            self.text_encoder.keep([negative, *(t for p in prompts for t in (p.video_text, p.reference_text))])
 
     @property
     def own_negative(self) -> str:
@@ -323,10 +354,11 @@ class ContextAnyonePipeline(LatentSampler):
     @torch.no_grad()
     def reconstruct(self, conditions: Conditions, settings: GenerationSettings) -> list[torch.Tensor]:
         """What the reference stream makes of each reference: pictures (B, 3, H, W); empty without such a stream."""
-        references = _with_gap(conditions.references, settings.gap)
+        references = conditions.references and conditions.references.at_gap(settings.gap)
         if references is None:
             return []
-        output = self.reading(self.transformer, references).outputs
+        with self._at_work():
+            output = self.reading(self.transformer, references).outputs
         fed = references.latents if output else []
         return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
 
@@ -367,24 +399,6 @@ def check_device(device: torch.device | str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"The device {str(device)!r} cannot be used here ({reason}). Use cpu.") from error
     return found
-
-
-def _with_gap(references: ReferenceInputs | None, gap: float | None) -> ReferenceInputs | None:
-    if references is None or gap is None:
-        return references
-    return ReferenceInputs(
-        references.latents, references.text_embeds, references.image_embeds, references.timesteps, gap
-    )
-
-
-def _check_parts(config: ContextAnyoneConfig, text: TextEncoder, image: ImageEncoder | None) -> None:
-    given = {"text_dim": text.text_dim, "text_len": text.text_len, "image_dim": image and image.image_dim}
-    for name, value in given.items():
-        needed = getattr(config, name)
-        if value != needed:
-            raise CheckpointError(
-                f"{name} of the encoder is {value}, the transformer needs {needed}: the files do not belong together."
-            )
 
 
 def _require_number(name: str, value: object, *, zero: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +41,10 @@ class ReferenceInputs:
     image_embeds: list[Tensor]
     timesteps: Tensor | None = None
     gap: float | None = None
+
+    def at_gap(self, gap: float | None) -> ReferenceInputs:
+        """The same at another gap; None leaves it."""
+        return self if gap is None else replace(self, gap=gap)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import TEXT_ENCODER, save_safetensors
+from ..checkpoint import TEXT_ENCODER, open_source, require_kind, save_safetensors
 from ..errors import CheckpointError, InputError
 from .loading import fill, host_class, on_meta, open_weights
 
@@ -52,31 +52,18 @@ def build_text_model(config: Mapping[str, int]) -> Any:
     return model
 
 
-class TextEncoder:
-    """umT5 with its tokenizer: prompts become text embeddings of fixed length (DESIGN 1, "Two-stage prompt").
+class Tokenizer:
+    """A SentencePiece model: prompts become token ids.
 
     Args:
-        model: transformers' `UMT5EncoderModel`.
         spiece_model: the serialised SentencePiece model.
-        text_len: rows of every embedding; the most tokens a prompt may have, end token included.
+        text_len: the most tokens a prompt may have, end token included.
     """
 
-    def __init__(self, model: Any, spiece_model: bytes, text_len: int) -> None:
-        self.model = model
+    def __init__(self, spiece_model: bytes, text_len: int) -> None:
         self.spiece_model = spiece_model
         self.text_len = text_len
-        self.text_dim = int(model.config.d_model)
         self._tokenizer = host_class("sentencepiece", "SentencePieceProcessor")(model_proto=spiece_model)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return torch.device(self.model.shared.weight.device)
-
-    def to(self, device: torch.device | str) -> TextEncoder:
-        """Move the weights; returns itself."""
-        self.model.to(device)
-        return self
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, the end token (1) last; nothing is cut."""
@@ -86,6 +73,33 @@ class TextEncoder:
     def count_tokens(self, prompt: str) -> int:
         """How many of the `text_len` rows a prompt takes, end token included."""
         return len(self.tokenize([prompt])[0])
+
+
+class TextEncoder(Tokenizer):
+    """umT5 with its tokenizer: prompts become text embeddings of fixed length (DESIGN 1, "Two-stage prompt").
+
+    Args:
+        model: transformers' `UMT5EncoderModel`.
+        spiece_model: the serialised SentencePiece model.
+        text_len: rows of every embedding; the most tokens a prompt may have, end token included.
+        device: where the model computes, if its weights rest elsewhere; None is where they are.
+    """
+
+    def __init__(self, model: Any, spiece_model: bytes, text_len: int, *, device: torch.device | None = None) -> None:
+        super().__init__(spiece_model, text_len)
+        self.model = model
+        self.text_dim = int(model.config.d_model)
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return torch.device(self.model.shared.weight.device if self._device is None else self._device)
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Move the weights; returns itself."""
+        self.model.to(device)
+        return self
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Text embeddings (B, text_len, text_dim) in float32; the rows beyond a prompt's tokens are zero.
@@ -134,15 +148,34 @@ def load_text_encoder(
         MissingDependencyError: transformers or sentencepiece is not installed.
     """
     config, tensors = open_weights(path, TEXT_ENCODER, _KEYS, dtype)
-    held = tensors.pop(SPIECE, None)
-    if held is not None and held.dtype != torch.uint8:
-        raise CheckpointError(f"{path} holds a damaged tokenizer: the tensor {SPIECE} is {held.dtype}, not uint8.")
-    spiece = _tokenizer_beside(path) if held is None else held.numpy().tobytes()
+    spiece = _spiece_model(path, tensors.pop(SPIECE, None))
     tensors = {name: value.to(device=device, dtype=dtype) for name, value in tensors.items()}
     if "shared.weight" in tensors:
         tensors[_TIED] = tensors["shared.weight"]
     model = fill(on_meta(lambda: build_text_model(config)), tensors, path)
     return TextEncoder(model, spiece, int(config["text_len"]))
+
+
+def read_tokenizer(path: Path) -> tuple[Tokenizer, int]:
+    """The tokenizer of a text encoder's file, and the width of its embeddings, without reading the weights.
+
+    Raises:
+        CheckpointError: as `load_text_encoder`, as far as the header tells.
+        MissingDependencyError: sentencepiece is not installed.
+    """
+    source = open_source(path)
+    require_kind(path, source, TEXT_ENCODER)
+    config = source.config()
+    spiece = _spiece_model(path, source.read(SPIECE) if SPIECE in source.tensors else None)
+    return Tokenizer(spiece, int(config["text_len"])), int(config["d_model"])
+
+
+def _spiece_model(path: Path, held: torch.Tensor | None) -> bytes:
+    if held is None:
+        return _tokenizer_beside(path)
+    if held.dtype != torch.uint8:
+        raise CheckpointError(f"{path} holds a damaged tokenizer: the tensor {SPIECE} is {held.dtype}, not uint8.")
+    return held.numpy().tobytes()
 
 
 def _tokenizer_beside(path: Path) -> bytes:

@@ -81,6 +81,9 @@ class VacePipeline:
         """
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
+    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
+        """Nothing: the text encoder is there all the time."""
+
     @torch.no_grad()
     def generate(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,14 @@ class VideoVAE:
     Args:
         vae: diffusers' `AutoencoderKLWan`.
         config: the transformer's config, whose statistics must be the VAE's; None takes the VAE's own.
+        tiled: decode large videos in overlapping tiles of 256 pixels, blended: less memory, hardly another picture.
 
     Raises:
         CheckpointError: the VAE's statistics are not the transformer's.
     """
 
-    def __init__(self, vae: Any, config: ContextAnyoneConfig | None = None) -> None:
-        self.vae = vae
+    def __init__(self, vae: Any, config: ContextAnyoneConfig | None = None, *, tiled: bool = False) -> None:
+        self.vae, self.tiled = vae, tiled
         mean, std = tuple(vae.config.latents_mean), tuple(vae.config.latents_std)
         if config is not None:
             _check_same("latents_mean", mean, config.latents_mean)
@@ -119,9 +121,20 @@ class VideoVAE:
             raise ShapeError(f"latents have shape {tuple(latents.shape)}; the VAE needs (B, {channels}, t, h, w).")
         latents = latents.to(self.device, torch.float32)
         raw = latents * self._std.to(latents.device) + self._mean.to(latents.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._tiles():
             images = torch.as_tensor(self.vae.decode(raw.to(self.dtype)).sample)
-        return images.float().clamp(-1, 1)
+        return images.float().clamp_(-1, 1)
+
+    @contextmanager
+    def _tiles(self) -> Iterator[None]:
+        """Tiles for what is decoded here; references are always encoded whole."""
+        if self.tiled:
+            self.vae.enable_tiling()
+        try:
+            yield
+        finally:
+            if self.tiled:
+                self.vae.disable_tiling()
 
 
 def save_vae(vae: Any, path: Path, extra: dict[str, str] | None = None, *, dtype: torch.dtype = torch.float16) -> None:

@@ -1,0 +1,73 @@
+"""Which memory mode a model's files ask for on a device (`execution.MEMORIES`), told from their headers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+
+from .checkpoint import open_source
+from .config import ContextAnyoneConfig
+from .devices import free_bytes
+from .execution import Execution
+from .kinds import ModelKind
+from .memory import MODES, ModelSizes, fitting_mode, stage_bytes
+from .parts import need_part
+from .weights.source import WeightSource
+
+_LOG = logging.getLogger(__name__)
+_GIB = 1 << 30
+
+
+def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution) -> str:
+    """The memory mode to run in: what is asked for, or what `auto` comes to; other than `high` is said in the log.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if execution.memory != "auto":
+        return execution.memory
+    free = free_bytes(device)
+    if free is None:
+        return "high"
+    config, sizes = model_sizes(folder, kind)
+    stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
+    mode = fitting_mode(free, stages)
+    if mode != "high":
+        needed = max(stages[mode].values())
+        _LOG.warning("memory: %s, about %.1f GiB of the %.1f that are free", mode, needed / _GIB, free / _GIB)
+    return mode
+
+
+def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, ModelSizes]:
+    """The config of the transformer in a folder, and the numbers of parameters of all its parts, from the headers.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    transformer = open_source(need_part(folder, "transformer", kind))
+    config = ContextAnyoneConfig.from_dict(transformer.config())
+    text, vae = open_source(need_part(folder, "text_encoder")), open_source(need_part(folder, "vae"))
+    image = 0
+    if config.image_dim is not None:
+        image = _count(open_source(need_part(folder, "image_encoder")))
+    return config, ModelSizes(
+        transformer=_count(transformer),
+        block=_count(transformer, "blocks.0."),
+        text=_count(text, besides=("spiece_model",)),
+        text_table=_count(text, "shared."),
+        text_block=_count(text, "encoder.block.0."),
+        image=image,
+        vae=_count(vae),
+        vae_width=int(vae.config()["base_dim"]),
+    )
+
+
+def _count(source: WeightSource, prefix: str = "", besides: tuple[str, ...] = ()) -> int:
+    return sum(
+        math.prod(info.shape)
+        for name, info in source.tensors.items()
+        if name.startswith(prefix) and name not in besides
+    )

@@ -1,0 +1,129 @@
+"""The bytes of each stage of a generation: coders and encoders against every allocation, at full size without data."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from contextanyone_core.budget import model_sizes
+from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
+from contextanyone_core.execution import Video
+from contextanyone_core.hosts.text import build_text_model
+from contextanyone_core.hosts.vae import VideoVAE, build_vae, mini_vae_config
+from contextanyone_core.kinds import MODELS
+from contextanyone_core.memory import _ENCODING, _TEXT_WORK, MODES, ModelSizes, decode_bytes, fitting_mode, stage_bytes
+from contextanyone_core.pipeline import ContextAnyonePipeline
+
+_spec = importlib.util.spec_from_file_location("tracker", Path(__file__).with_name("test_memory.py"))
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+PeakOfStorages = _module.PeakOfStorages
+
+GIB = 1 << 30
+VAE = mini_vae_config() | {
+    "base_dim": 96,
+    "latents_mean": list(WAN_LATENTS_MEAN),
+    "latents_std": list(WAN_LATENTS_STD),
+}
+UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24}
+# Of the 1.3B and the 14B model with everything of ours, umT5-XXL, CLIP ViT-H/14 and Wan's VAE.
+REST = {"text": 5_680_910_336, "text_table": 1_050_148_864, "text_block": 192_948_224, "image": 630_766_080}
+SIZES = {
+    "1.3B": ModelSizes(transformer=1_847_789_888, block=60_613_376, vae=126_892_531, **REST),
+    "14B": ModelSizes(transformer=20_590_411_584, block=508_737_024, vae=126_892_531, **REST),
+}
+CONFIGS = {"1.3B": ContextAnyoneConfig.wan_1_3b(), "14B": ContextAnyoneConfig.wan_14b()}
+
+
+def measured(module: Any, work: Any) -> int:
+    """Peak of all storages but the weights."""
+    tracker = PeakOfStorages({StorageWeakRef(p.untyped_storage()).cdata for p in module.parameters()})
+    with tracker, torch.no_grad():
+        work()
+    return tracker.peak
+
+
+@pytest.fixture
+def half():
+    """New modules and tensors are bf16."""
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("video", "tiled"), [(Video(13, 480, 832), False), (Video(9, 256, 256), False), (Video(5, 272, 320), True)]
+)
+def test_decoding_is_within_20_percent_of_every_allocation(half, video, tiled):
+    with FakeTensorMode():
+        vae = build_vae(VAE).eval()
+        latents = torch.randn(1, 16, 1 + (video.frames - 1) // 4, video.height // 8, video.width // 8)
+        peak = measured(vae, lambda: VideoVAE(vae, tiled=tiled).decode(latents))
+    assert decode_bytes(video, 2, tiled=tiled) == pytest.approx(peak, rel=0.2)
+
+
+def test_encoding_a_reference(half):
+    with FakeTensorMode():
+        vae = build_vae(VAE).eval()
+        assert sum(p.numel() for p in vae.parameters()) == SIZES["14B"].vae
+        images = torch.randn(1, 3, 1, 480, 832)
+        peak = measured(vae, lambda: VideoVAE(vae).encode(images))
+    assert pytest.approx(peak, rel=0.2) == _ENCODING * 480 * 832 * 2
+
+
+def test_the_text_encoder(half):
+    with FakeTensorMode():
+        model = build_text_model(UMT5_XXL).eval()
+        ids = torch.zeros(3, 512, dtype=torch.long)
+        peak = measured(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids)))
+        assert sum(p.numel() for p in model.parameters()) == REST["text"]
+        assert sum(p.numel() for p in model.encoder.block[0].parameters()) == REST["text_block"]
+        assert model.shared.weight.numel() == REST["text_table"]
+    assert pytest.approx(peak, rel=0.2) == _TEXT_WORK
+
+
+def test_the_modes_at_832_x_480_and_81_frames():
+    """What docs/SPEED.md states, in GiB."""
+    table = {}
+    for name, sizes in SIZES.items():
+        for mode in MODES:
+            stages = stage_bytes(mode, sizes, CONFIGS[name], Video())
+            table[name, mode] = round(max(stages.values()) / GIB, 1)
+    text = (Path(__file__).parents[2] / "docs" / "SPEED.md").read_text(encoding="utf-8")
+    for (name, mode), gib in table.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} | {mode} |"))
+        assert f"| **{gib}** |" in row
+
+
+def test_the_fastest_that_fits():
+    stages = {mode: stage_bytes(mode, SIZES["1.3B"], CONFIGS["1.3B"], Video()) for mode in MODES}
+    chosen = [fitting_mode(gib * GIB, stages) for gib in (80, 24, 16, 12, 8, 6, 4, 1)]
+    assert chosen == sorted(chosen, key=MODES.index)
+    assert (chosen[0], chosen[4], chosen[-1]) == ("high", "balanced", "low")
+
+
+def test_sizes_of_a_folder_are_those_of_its_parts(tiny_folder):
+    config, sizes = model_sizes(tiny_folder, MODELS["contextanyone"])
+    pipeline = ContextAnyonePipeline.from_folder(tiny_folder)
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    text = pipeline.text_encoder.model
+    assert config == pipeline.config
+    assert sizes == ModelSizes(
+        transformer=count(pipeline.transformer),
+        block=count(pipeline.transformer.blocks[0]),
+        text=count(text),
+        text_table=text.shared.weight.numel(),
+        text_block=count(text.encoder.block[0]),
+        image=count(pipeline.dual_encoder.semantic_encoder.model),
+        vae=count(pipeline.vae.vae),
+        vae_width=4,
+    )
