@@ -23,24 +23,8 @@ SMALL = ["--device", "cpu", "--small"]
 
 
 def test_the_command_measures_every_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        step.main(
-            [
-                *SMALL,
-                "--cases",
-                "5x2",
-                "--repeats",
-                "2",
-                "--modes",
-                "eager",
-                "--sdpa",
-                "flash",
-                "--out",
-                str(tmp_path / "made"),
-            ]
-        )
-        == 0
-    )
+    words = [*SMALL, "--cases", "5x2", "--repeats", "2", "--modes", "eager", "--sdpa", "flash"]
+    assert step.main([*words, "--out", str(tmp_path / "made")]) == 0
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "made" / "step.json").read_text())
     assert {"schema", "title", "created", "versions", "machine", "options", "weights", "cases"} == set(result)
@@ -65,10 +49,8 @@ def test_the_command_measures_every_variant(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_both_modes_of_one_network_take_turns(tmp_path: Path) -> None:
-    assert (
-        step.main([*SMALL, "--cases", "5x1", "--repeats", "1", "--variants", "wan", "ours", "--out", str(tmp_path)])
-        == 0
-    )
+    words = [*SMALL, "--cases", "5x1", "--repeats", "1", "--variants", "wan", "ours"]
+    assert step.main([*words, "--out", str(tmp_path)]) == 0
     (case,) = json.loads((tmp_path / "step.json").read_text())["cases"]
     found = [(item["variant"], item["mode"]) for item in case["variants"]]
     assert found == [("wan", "eager"), ("wan", "compiled"), ("ours", "eager"), ("ours", "compiled")]
