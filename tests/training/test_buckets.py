@@ -92,9 +92,9 @@ def test_batches_cost_what_the_budget_allows_and_divide_by_the_processes(world):
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_process_has_no_more_tokens_than_are_allowed(world):
     """And one clip at least."""
-    limit = 3 * bucket_tokens(WAN, STILL)
+    limit = 2 * bucket_tokens(WAN, STILL)
     plan = plan_buckets([LONG, STILL], WAN, BucketSettings(budget=60.0, max_tokens=limit), 257, world)
-    assert plan.batch == {STILL: 3 * world, LONG: world}
+    assert plan.batch == {STILL: 2 * world, LONG: world}
     assert bucket_tokens(WAN, LONG) > limit
 
 
