@@ -87,12 +87,13 @@ def number(value: float | None, unit: float = 1.0) -> str:
     return "" if value is None else f"{value / unit:.4g}"
 
 
-def heading(result: dict[str, Any]) -> str:
+def heading(result: dict[str, Any], how: str = "") -> str:
     """What was measured on what, above the tables."""
     machine, versions, options = result["machine"], result["versions"], result["options"]
+    how = how or f"medians of {options['repeats']} rounds in which all take turns"
     text = (
         f"# {result['title']}\n\n{machine['name']}, {options['dtype']}, torch {versions['torch']}, diffusers "
-        f"{versions['diffusers']}; random weights; medians of {options['repeats']} rounds in which all take turns.\n"
+        f"{versions['diffusers']}; random weights; {how}.\n"
     )
     small = "\nTiny sizes: this shows that everything runs; the numbers mean nothing.\n"
     return text + (small if options["small"] else "")

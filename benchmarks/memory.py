@@ -1,0 +1,163 @@
+"""Peak memory and time of a whole generation in every memory mode, from weight files of the full sizes.
+
+    python -m benchmarks.memory                                # on a GPU, 832x480x81; 17 GB of disk for the time
+    python -m benchmarks.memory --device cpu --small           # the same code at tiny sizes; peaks only on a GPU
+
+The files hold random weights and are read by the pipeline of `contextanyone generate`; loading is not timed, but what
+it takes on the device counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import GIB
+from benchmarks.measure import synchronise
+from benchmarks.options import add_shared, case_sizes, chosen_kernel, frame_of_result, make_case, open_device, tell
+from benchmarks.random_files import plan_parts, write_random_files
+from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, write_report
+from benchmarks.stack import UMT5_LAYERS, full_sizes, small_sizes
+from benchmarks.steps import Case
+from benchmarks.video import stages
+from contextanyone_core.budget import model_sizes
+from contextanyone_core.cli_options import Parser, one_of, whole
+from contextanyone_core.execution import Execution, Video
+from contextanyone_core.kinds import MODELS
+from contextanyone_core.memory import MODES, stage_bytes
+from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.prompts import TwoStagePrompt
+from training.commands import run_command
+from training.speed import peak_memory
+
+LOW_BOUND = 8e9
+"""Bytes that `low` may take for 832x480x81 with one reference."""
+_TITLE = "Peak memory of a generation"
+_PROMPT = TwoStagePrompt("A woman with red hair in a park.", "The same woman is waving at the beach at sunset.")
+_HEADS = ("memory", "peak GiB", "reserved", "by arithmetic", "encode s", "a step s", "decode s", "at most 8 GB")
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """Every mode, as it stands in the JSON.
+
+    Raises:
+        InputError: the device is not there.
+        OSError: there is no room for the files.
+    """
+    device, dtype = open_device(options), getattr(torch, options.dtype)
+    case = make_case(options, *(options.case or ((5, 1) if options.small else (81, 1))))
+    with tempfile.TemporaryDirectory(prefix="contextanyone-memory-", dir=options.scratch) as name:
+        folder = Path(name)
+        tell("write the weights")
+        sizes = small_sizes() if options.small else full_sizes(options.text_layers)
+        write_random_files(plan_parts(sizes), folder, dtype, lambda part: tell(f"  {part}"))
+        modes = [_run(options, folder, case, mode, device) for mode in options.modes]
+    shown = {"frames": case.frames, "width": case.width, "height": case.height, "references": case.references}
+    found = frame_of_result(options, device, _TITLE, "steps", "text_layers")
+    return found | {"case": shown, "modes": modes, "resident_bytes": peak_memory(torch.device("cpu"))}
+
+
+def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.device) -> dict[str, Any]:
+    """One mode: loaded, two rounds or more of a video, and everything freed again."""
+    tell(f"{case}: {mode}")
+    _start_counting(device)
+    dtype = getattr(torch, options.dtype)
+    execution = Execution(memory=mode, attention=options.attention)
+    config, sizes = model_sizes(folder, MODELS["contextanyone"])
+    video = Video(case.frames, case.height, case.width, case.references)
+    by_stage = stage_bytes(mode, sizes, config, video, dtype.itemsize)
+    found: dict[str, Any] = {"memory": mode, "by_arithmetic": by_stage, "peak": None, "reserved": None, "error": None}
+    rounds: list[dict[str, float]] = []
+    try:
+        pipeline = ContextAnyonePipeline.from_folder(folder, device, dtype, execution=execution)
+        rounds += [_generate(pipeline, case, options.steps) for _ in range(options.repeats)]
+    except torch.OutOfMemoryError:
+        found["error"] = "out of memory"
+    if device.type == "cuda":
+        found["peak"] = torch.cuda.max_memory_allocated(device)
+        found["reserved"] = torch.cuda.max_memory_reserved(device)
+    bound = None if found["peak"] is None or not _is_bound(options, case, mode) else found["peak"] <= LOW_BOUND
+    return found | {"stages": rounds, "within_bound": bound}
+
+
+def _is_bound(options: Namespace, case: Case, mode: str) -> bool:
+    """Whether the bound is meant for this run."""
+    return mode == "low" and not options.small and case == Case(81, 832, 480, 1)
+
+
+def _generate(pipeline: ContextAnyonePipeline, case: Case, steps: int) -> dict[str, float]:
+    settings = GenerationSettings(num_frames=case.frames, width=case.width, height=case.height, steps=steps)
+    pictures = [torch.rand(1, 3, case.height, case.width) * 2 - 1 for _ in range(case.references)]
+    marks = [time.perf_counter()]
+
+    def mark(*_: int) -> None:
+        synchronise(pipeline.device)
+        marks.append(time.perf_counter())
+
+    pipeline.generate(pictures, _PROMPT, settings, progress=mark)
+    mark()
+    return stages(marks)
+
+
+def _start_counting(device: torch.device) -> None:
+    gc.collect()  # the mode before
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    rows = []
+    for item in result["modes"]:
+        last = item["stages"][-1] if item["stages"] else {}
+        met = {True: "yes", False: "no", None: ""}[item["within_bound"]]
+        times = [number(last.get(name)) for name in ("encode", "step", "decode")]
+        peak = item["error"] or gib(item["peak"])
+        reckoned = f"{max(item['by_arithmetic'].values()) / GIB:.2f}"
+        rows.append((item["memory"], peak, gib(item["reserved"]), reckoned, *times, met))
+    title = f"## {case_title(result['case'])}, {result['options']['steps']} steps, the last round\n"
+    return "\n".join([heading(result, "each mode alone"), title, markdown_table(_HEADS, rows)])
+
+
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Seconds of a step, with the peak beside them."""
+    timed = [item for item in result["modes"] if item["stages"]]
+    found = [Bar(case_title(result["case"]))]
+    return found + [
+        Bar(f"{item['memory']}, a step", item["stages"][-1]["step"], f"{gib(item['peak'])} GiB") for item in timed
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed, 2 a wrong option."""
+    return run_command("benchmarks.memory", lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    parser = Parser("benchmarks.memory", __doc__ or "")
+    add_shared(parser, repeats=2, out="outputs/benchmarks")
+    add = parser.add_argument
+    add("--case", type=case_sizes, metavar="FRAMESxREFERENCES", help="81x1, or 5x1 with --small")
+    add("--modes", type=one_of("memory", *MODES), nargs="+", default=list(reversed(MODES)), help="low balanced high")
+    add("--steps", type=whole(2, 1000), default=4, help="denoising steps (4)")
+    add("--text-layers", type=whole(1, UMT5_LAYERS), default=UMT5_LAYERS, help=f"of umT5-XXL ({UMT5_LAYERS})")
+    add("--scratch", metavar="FOLDER", help="where the weights lie for the time of the run (the system's own)")
+    options = parser.parse(argv)
+    with chosen_kernel(options):
+        result = measure(options)
+    text = table(result)
+    paths = write_report(Path(options.out), "memory", result, text, bars(result))
+    sys.stdout.write(text + "\n" + "".join(f"{path}\n" for path in paths))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
