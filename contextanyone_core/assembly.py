@@ -17,6 +17,7 @@ from .hosts.image import load_image_encoder
 from .hosts.kernels import make_attention
 from .hosts.lent import AnyImageEncoder, AnyTextEncoder, LentImageEncoder, LentTextEncoder
 from .hosts.offload import store_in_fp8, stream_transformer
+from .hosts.step_cache import cache_steps
 from .hosts.text import load_text_encoder
 from .hosts.vae import VideoVAE, load_vae
 from .kinds import ModelKind
@@ -58,6 +59,8 @@ def load_parts(
     if execution.compile:
         check_compiler(device)
         compile_blocks(transformer)
+    if execution.step_cache is not None:
+        cache_steps(transformer, execution.step_cache)
     if execution.memory == "low":
         store_in_fp8(transformer, dtype)
         stream_transformer(transformer, device)

@@ -13,7 +13,7 @@ from .config import ContextAnyoneConfig
 from .devices import free_bytes
 from .execution import Execution
 from .kinds import ModelKind
-from .memory import MODES, ModelSizes, fitting_mode, stage_bytes
+from .memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_cache_bytes
 from .parts import need_part
 from .weights.source import WeightSource
 
@@ -34,6 +34,9 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
         return "high"
     config, sizes = model_sizes(folder, kind)
     stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
+    if execution.step_cache is not None:
+        kept = step_cache_bytes(config, execution.video, dtype.itemsize)
+        stages = {mode: peaks | {"denoise": peaks["denoise"] + kept} for mode, peaks in stages.items()}
     mode = fitting_mode(free, stages)
     if mode != "high":
         needed = max(stages[mode].values())

@@ -110,6 +110,7 @@ def _execution(options: argparse.Namespace) -> Execution:
         attention=options.attention,
         compile=options.compile,
         memory=options.memory,
+        step_cache=options.step_cache,
         video=Video(options.frames, height, width, len(options.reference)),
     )
 

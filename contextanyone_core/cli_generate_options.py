@@ -111,5 +111,11 @@ def _add_execution(parser: Parser) -> None:
         help="high: everything on the card; balanced: each part while it works; low: block by block, in fp8; "
         "auto (default): the first that fits",
     )
+    add(
+        "--step-cache",
+        type=real(0, 1, above=True),
+        metavar="T",
+        help="skip the blocks of a pass whose first block changed by less than T, such as 0.1 (off)",
+    )
     add("--device", type=device_name, default="cpu", help="cpu (default), cuda, cuda:1, mps, xpu")
     add("--dtype", type=one_of("dtype", *DTYPES), default="float32", help=f"{', '.join(DTYPES)} (float32)")

@@ -70,7 +70,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
         "settings": settings | {"device": options.device, "dtype": options.dtype},
         "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
         "weights": {path.name: _sha256(path) for path in _parts(options.weights, pipeline.kind)},
-        "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory")},
+        "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory", "step_cache")},
         "loras": [
             {"name": lora.path.name, "sha256": _sha256(lora.path), "strength": lora.strength}
             for lora in execution.loras

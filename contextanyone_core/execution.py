@@ -50,6 +50,7 @@ class Execution:
             works, the encoders read for each use, the video decoded in tiles. `low`: the transformer's blocks come to
             the device one by one, too, their matrices kept in fp8. `auto`: the first of these that fits.
         video: what `auto` reckons with.
+        step_cache: relative change of the first block up to which the other blocks of a pass are skipped; None is off.
     """
 
     loras: tuple[LoraFile, ...] = ()
@@ -57,6 +58,7 @@ class Execution:
     compile: bool = False
     memory: str = "high"
     video: Video = FULL_SIZE
+    step_cache: float | None = None
 
     def check(self, kind: ModelKind) -> None:
         """Refuse what this model cannot do, or what does not go together.
@@ -68,6 +70,7 @@ class Execution:
             "--lora": bool(self.loras),
             "--attention": self.attention not in ("sdpa", "auto"),
             "--compile": self.compile,
+            "--step-cache": self.step_cache is not None,
             f"--memory {self.memory}": self.memory in ("low", "balanced"),
         }
         for option, given in asked.items():
@@ -79,6 +82,11 @@ class Execution:
             raise InputError(
                 "--compile and --memory low exclude each other: low casts every matrix from fp8 as it comes; leave "
                 "--compile out, or use --memory balanced."
+            )
+        if self.step_cache is not None and self.memory == "low":
+            raise InputError(
+                "--step-cache and --memory low exclude each other: blocks are fetched ahead, even those that are then "
+                "skipped; leave --step-cache out, or use --memory balanced."
             )
 
 

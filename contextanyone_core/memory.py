@@ -122,6 +122,14 @@ def decode_bytes(video: Video, dtype_size: int, width: int = 96, *, tiled: bool)
     return max(handed_over, int(_DECODING * width // 96 * area * dtype_size + kept))
 
 
+def step_cache_bytes(config: ContextAnyoneConfig, video: Video, dtype_size: int) -> int:
+    """What a step cache keeps of three passes: of each, the first block's output and update and the others' update."""
+    stride, patch = config.vae_stride, config.patch_size
+    frames = 1 + (video.frames - 1) // stride[0]
+    tokens = frames * (video.height // stride[1] // patch[1]) * (video.width // stride[2] // patch[2])
+    return 3 * 3 * tokens * config.dim * dtype_size
+
+
 def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str:
     """The fastest mode whose largest stage fits into nine tenths of the free bytes; `low` where none does."""
     for mode in MODES:

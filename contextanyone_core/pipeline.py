@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,7 @@ from .flow import sigma_schedule
 from .guidance import Branch, Guidance, make_guidance
 from .hosts.lent import AnyImageEncoder, AnyTextEncoder, LentTextEncoder
 from .hosts.schedulers import check_sampler_name, make_sampler
+from .hosts.step_cache import forget_steps, named_pass
 from .hosts.vae import VideoVAE
 from .kinds import MODELS, ModelKind
 from .losses import reconstruction
@@ -130,7 +131,7 @@ class LatentSampler:
         reading: how it reads references.
         device: where it computes; None is where its weights are.
         execution: how it is run (`assembly.load_parts` makes it so); here: whether its weights are on the device only
-            while it works.
+            while it works, and whether its passes are named for a step cache.
     """
 
     def __init__(
@@ -188,13 +189,15 @@ class LatentSampler:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The weights are on the device; in balanced memory they leave it afterwards, for the other parts."""
+        """The weights are on the device; in balanced memory they leave it afterwards. A step cache forgets."""
         parked = self.execution.memory == "balanced"
         if parked:
             self.transformer.to(self.device)
         try:
             yield
         finally:
+            if self.execution.step_cache is not None:
+                forget_steps(self.transformer)
             if parked:
                 self.transformer.to("cpu")
                 free_cached(self.device)
@@ -215,7 +218,9 @@ class LatentSampler:
             key = (branch.negative, seen)  # without any reference two branches can be one pass
             if key not in passes:
                 text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
-                passes[key] = reading.velocity(latents.to(self.dtype), timesteps, text_embeds, seen=seen).float()
+                with nullcontext() if self.execution.step_cache is None else named_pass(self.transformer, str(key)):
+                    velocity = reading.velocity(latents.to(self.dtype), timesteps, text_embeds, seen=seen)
+                passes[key] = velocity.float()
             velocities[branch] = passes[key]
         return guidance.combine(velocities)
 

@@ -61,6 +61,7 @@ ORDER = [
         "hosts/kernels",
         "hosts/offload",
         "hosts/lent",
+        "hosts/step_cache",
     ),
     *(
         "compiled",
