@@ -70,7 +70,7 @@ def test_random_weights_are_the_same_for_a_name_and_neither_zero_nor_large() -> 
 
 @pytest.mark.nightly
 def test_full_size_runs_within_twenty_gigabytes(tmp_path: Path) -> None:
-    """Twelve minutes, 10 GB of memory and as much disk: `.venv/bin/pytest -m nightly tests/benchmarks`."""
+    """A quarter of an hour, 10 GB of memory and as much disk: `.venv/bin/pytest -m nightly tests/benchmarks`."""
     assert proof.main(["--scratch", str(tmp_path), "--out", str(tmp_path / "made")]) == 0
     found = json.loads((tmp_path / "made" / "proof.json").read_text())
     assert found["video"] == [1, 3, 17, 256, 256]
