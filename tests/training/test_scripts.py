@@ -1,0 +1,75 @@
+"""Every script of the trainer: thin, with --help, and one clear line and exit code 2 for bad input."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "training").glob("*.py")
+    if "run_command(" in path.read_text() and "__main__" in path.read_text()
+)
+
+
+def main_of(name: str) -> Callable[[list[str]], int]:
+    return cast(Callable[[list[str]], int], importlib.import_module(f"training.{name}").main)
+
+
+def test_all_of_them_are_here() -> None:
+    expected = {"cache", "evaluate", "export", "plan", "report", "train", "validate_data", "write_world"}
+    assert expected <= set(SCRIPTS)
+    for name in SCRIPTS:
+        assert len((ROOT / "training" / f"{name}.py").read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main_of(name)(["--help"])
+    assert caught.value.code == 0
+    assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+BAD = {
+    "cache": (["--config", "none.yaml"], "The configuration none.yaml does not exist"),
+    "evaluate": (["--config", "none.yaml", "--out", "out"], "The configuration none.yaml does not exist"),
+    "export": (["none", "--out", "out"], "none is not the folder of a run"),
+    "plan": (["--config", "binary"], "The configuration binary cannot be read"),
+    "report": (["none"], "cannot be read"),
+    "train": (["--config", "."], "The configuration . cannot be read"),
+    "validate_data": (["none.jsonl"], "none.jsonl"),
+    "write_world": (["--out", "world", "--size", "10x10"], "size"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_bad_input_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    arguments, message = BAD[name]
+    assert main_of(name)(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"{name}.py: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_unknown_option_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main_of(name)(["--nothing"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["cache", "plan", "train"])
+def test_an_unknown_setting_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "training/configs/miniature/manifest.yaml")
+    assert main_of(name)(["--config", config, "--set", "part.data.buckets.max_token=3"]) == 2
+    assert "did you mean part.data.buckets.max_tokens?" in capsys.readouterr().err
