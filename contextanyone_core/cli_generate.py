@@ -124,8 +124,9 @@ def _load(request: Request) -> Pipeline:
     from .hosts.vace import VacePipeline
     from .pipeline import ContextAnyonePipeline, check_device
 
-    device = request.process.device(options.device)
-    check_device(device)
+    device = check_device(request.process.device(options.device))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams, and kernels of other packages, go by it
     dtype = getattr(torch, options.dtype)
     if kind.name == VacePipeline.kind.name:
         return VacePipeline.from_folder(options.weights, device, dtype)

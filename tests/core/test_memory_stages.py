@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -127,3 +129,14 @@ def test_sizes_of_a_folder_are_those_of_its_parts(tiny_folder):
         vae=count(pipeline.vae.vae),
         vae_width=4,
     )
+
+
+def test_sizes_of_public_files_are_read_off_their_headers(tiny_folder, wan_file, tmp_path):
+    for part in ("vae", "text_encoder"):
+        shutil.copy(tiny_folder / f"{part}.safetensors", tmp_path)
+    shutil.copy(wan_file, tmp_path)
+    config, sizes = model_sizes(tmp_path, MODELS["wan"])
+    assert (config.num_layers, config.image_dim, sizes.image) == (2, None, 0)
+    stored = load_file(wan_file)
+    assert sizes.transformer == sum(tensor.numel() for tensor in stored.values())
+    assert sizes.block == sum(tensor.numel() for name, tensor in stored.items() if name.startswith("blocks.0."))
