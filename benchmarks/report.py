@@ -38,7 +38,7 @@ class Bar:
 
 def draw_bars(path: Path, bars: Sequence[Bar]) -> None:
     """Horizontal bars of seconds, all on one scale, as a PNG."""
-    image = Image.new("RGB", (_WIDTH, _HEAD + _ROW * len(bars)), "white")
+    image = Image.new("RGB", (_WIDTH, _HEAD + _ROW * len(bars) + 12), "white")
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     canvas.text((_LEFT, 12), "seconds, the median of all rounds", fill=_INK, font=font)
     longest = max((bar.value for bar in bars if bar.value), default=1.0)
