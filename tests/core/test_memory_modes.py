@@ -20,7 +20,7 @@ from contextanyone_core.hosts import lent
 from contextanyone_core.hosts.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
 from contextanyone_core.hosts.text import TextEncoder
 from contextanyone_core.kinds import MODELS
-from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.video import read_metadata
@@ -58,6 +58,16 @@ def test_every_mode_makes_the_same_video(pipelines):
         made = pipeline.generate([], PROMPT, settings(pipeline))
         assert (made.latents - plain.latents).abs().max() < tolerance
     assert pipelines("auto").execution.memory == "high"  # a CPU
+
+
+def test_the_miniature_in_every_mode():
+    made = {}
+    for memory in ("high", "balanced", "low"):
+        pipeline = ContextAnyonePipeline.from_folder(MINIATURE, execution=Execution(memory=memory))
+        made[memory] = pipeline.generate(PICTURES[:1], PROMPT, settings(pipeline, "cfg", side=64)).images
+    assert (made["balanced"] - made["high"]).abs().max() < 1e-4
+    error = ((made["low"] - made["high"]) / 2).square().mean()
+    assert 0 < error < 10 ** (-20 / 10)  # 20 dB; benchmarks.shortcuts measures it
 
 
 def test_balanced_goes_with_compiled_blocks(pipelines):
