@@ -6,11 +6,15 @@ sigma 1 is noise, 0 is clean; noisy = (1 - sigma) * clean + sigma * noise; veloc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .errors import InputError, ShapeError
+
+SigmaKind = Literal["logit_normal", "uniform", "cosmap"]
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
@@ -78,9 +82,14 @@ def sigma_schedule(steps: int, shift: float) -> Tensor:
 
 
 def sample_sigmas(
-    batch: int, *, shift: float, uniform: float = 0.1, generator: torch.Generator | None = None
+    batch: int,
+    *,
+    shift: float,
+    uniform: float = 0.1,
+    kind: SigmaKind = "logit_normal",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Random noise levels for training: shifted logit-normal (0, 1), with a share of uniform ones.
+    """Random noise levels for training: of a named distribution, shifted, with a share of uniform ones.
 
     The uniform share is not shifted: without it the cleanest levels are hardly ever trained at a high shift.
 
@@ -88,23 +97,41 @@ def sample_sigmas(
         batch: how many.
         shift: as in `shift_sigmas`.
         uniform: share of uniform samples, 0 to 1.
+        kind: what is shifted: `logit_normal` (0, 1), `uniform`, or `cosmap`, of density 2 / (pi (1 - 2 x + 2 x^2)).
         generator: source of randomness, on the CPU.
 
     Returns:
         float32 (batch,) on the CPU, in (0, 1).
 
     Raises:
-        InputError: a number outside its range.
+        InputError: a number outside its range, or a name that is none of these.
     """
-    # Paper: how noise levels are sampled in training is not stated; logit-normal is SD3's choice.
+    # Paper: how noise levels are sampled in training is not stated; logit-normal is SD3's choice, cosmap another there.
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1.")
     if not 0 <= uniform <= 1:
         raise InputError(f"uniform is {uniform}; it must lie between 0 and 1.")
-    bell = shift_sigmas(torch.randn(batch, dtype=torch.float64, generator=generator).sigmoid(), shift)
+    if kind not in _QUANTILES:
+        raise InputError(f"kind is {kind}; it must be one of {', '.join(_QUANTILES)}.")
+    draw = torch.randn if kind == "logit_normal" else torch.rand
+    named = _QUANTILES[kind](draw(batch, dtype=torch.float64, generator=generator))
+    shifted = shift_sigmas(named, shift)
     flat = torch.rand(batch, dtype=torch.float64, generator=generator)
     chosen = torch.rand(batch, dtype=torch.float64, generator=generator) < uniform
-    return torch.where(chosen, flat, bell).clamp(1e-4, 1 - 1e-4).float()
+    return torch.where(chosen, flat, shifted).clamp(1e-4, 1 - 1e-4).float()
+
+
+def _cosmap(x: Tensor) -> Tensor:
+    """Of a uniform x, the level whose share below it is x: t / (1 + t) with t = tan(pi x / 2)."""
+    tangent = (0.5 * math.pi * x).tan()
+    return tangent / (1 + tangent)
+
+
+_QUANTILES: dict[str, Callable[[Tensor], Tensor]] = {
+    "logit_normal": torch.sigmoid,  # of a normal draw, the others of a uniform one
+    "uniform": lambda x: x,
+    "cosmap": _cosmap,
+}
 
 
 def _require_same(name: str, given: Tensor, like: Tensor) -> None:

@@ -32,7 +32,7 @@ def plan(config: TrainConfig, card: str | None, gpus: int, plot: Path | None) ->
     planned = plan_run(config, gpus)
     sys.stdout.write(plan_text(planned, CARDS if card is None else {card: CARDS[card]}))
     if plot is not None:
-        draw_density(plot, planned.settings.shift, planned.settings.uniform)
+        draw_density(plot, planned.levels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

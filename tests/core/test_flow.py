@@ -69,6 +69,21 @@ def test_training_sigmas():
     assert draw(uniform=1.0, shift=5.0).mean() == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize(("kind", "below"), [("logit_normal", 0.1359), ("uniform", 0.25), ("cosmap", 0.2048)])
+def test_training_sigmas_by_name(kind, below):
+    """Shares below a quarter, by each one's own formula."""
+    drawn = sample_sigmas(40_000, shift=1.0, uniform=0.0, kind=kind, generator=torch.Generator().manual_seed(3))
+    assert (drawn < 0.25).float().mean() == pytest.approx(below, abs=0.01)
+    assert drawn.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_usual_draws_are_what_they_were():
+    drawn = sample_sigmas(3, shift=2.0, uniform=0.2, generator=torch.Generator().manual_seed(0))
+    bell = torch.randn(3, dtype=torch.float64, generator=(same := torch.Generator().manual_seed(0))).sigmoid()
+    flat, chance = (torch.rand(3, dtype=torch.float64, generator=same) for _ in range(2))
+    assert torch.equal(drawn, torch.where(chance < 0.2, flat, 2 * bell / (1 + bell)).float())
+
+
 @pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_shifts_are_refused(shift):
     with pytest.raises(InputError, match="shift is"):
@@ -86,6 +101,8 @@ def test_bad_sampling_numbers_are_refused():
         sample_sigmas(0, shift=1.0)
     with pytest.raises(InputError, match="uniform"):
         sample_sigmas(2, shift=1.0, uniform=1.5)
+    with pytest.raises(InputError, match="kind is bell; it must be one of logit_normal"):
+        sample_sigmas(2, shift=1.0, kind="bell")
 
 
 def test_shapes_must_match():

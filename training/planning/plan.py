@@ -14,6 +14,7 @@ from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
 from training.parts import manifest, transformer
+from training.planning.density import Levels
 from training.planning.trace import StepCost, StepShape, trace_step
 from training.recompute import Recompute
 
@@ -47,6 +48,11 @@ class RunPlan:
     def settings(self) -> manifest.Settings | transformer.Settings:
         """The part's settings."""
         return _settings(self.config)
+
+    @property
+    def levels(self) -> Levels:
+        """How noise levels are drawn."""
+        return Levels(self.settings.shift, self.settings.uniform, self.settings.sigmas)
 
     @property
     def cost(self) -> StepCost:

@@ -88,6 +88,5 @@ def _card_table(plan: RunPlan, cards: Mapping[str, Card]) -> str:
 
 
 def _levels(plan: RunPlan) -> str:
-    settings = plan.settings
-    shares = ", ".join(f"{share:.1%}" for share in quarters(settings.shift, settings.uniform))
+    shares = ", ".join(f"{share:.1%}" for share in quarters(plan.levels))
     return f"Noise levels by quarter of sigma, the cleanest first: {shares}\n"
