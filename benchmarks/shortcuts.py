@@ -80,9 +80,8 @@ def _make(pipeline: ContextAnyonePipeline, options: Namespace, picture: Path, se
     reference = pipeline.dual_encoder.encode(images, settings.size)
     conditions = pipeline.conditions([reference], _PROMPTS[seed % len(_PROMPTS)])
     counts = [0, 0]
-    blocks = pipeline.transformer.blocks
-    counted = [blocks[0].norm3.register_forward_hook(_counter(counts, 0))]
-    counted += [blocks[1].norm3.register_forward_hook(_counter(counts, 1))]
+    norms = [pipeline.transformer.get_submodule(f"blocks.{index}.norm3") for index in (0, 1)]
+    counted = [norm.register_forward_hook(_counter(counts, index)) for index, norm in enumerate(norms)]
     before = time.process_time()
     latents = pipeline.sample_latents(conditions, settings, pipeline.noise([seed], settings))
     seconds = time.process_time() - before
