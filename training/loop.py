@@ -92,14 +92,16 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
                     "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
                 )
             if run.validate_every is not None and progress.step % run.validate_every == 0:
-                watch.validation(trainer.validate(), progress.step)
+                found = trainer.validate(stop.asked)
+                if found is not None:
+                    watch.validation(found, progress.step)
             out_of_time, save = world.any(stop.asked(), world.first and save_asked(folder))
             ended_by = stop.agreed(world)
             last = out_of_time or ended_by is not None or progress.step == run.steps
             if last or save or progress.step % run.save_every == 0:
                 _save(trainer, store)
             if ended_by is None and (last or progress.step % run.sample_every == 0):
-                _sample(trainer, folder / "samples", watch)
+                _sample(trainer, folder / "samples", watch, stop)
             if last:
                 return ended_by
 
@@ -135,9 +137,10 @@ def _save(trainer: Trainer, store: CheckpointStore) -> None:
         raise TrainingStopped("The first process could not write a checkpoint; the one before is whole.")
 
 
-def _sample(trainer: Trainer, folder: Path, watch: Watch) -> None:
+def _sample(trainer: Trainer, folder: Path, watch: Watch, stop: Stop) -> None:
     if trainer.world.first and not trainer.world.sharded:  # a share of a network shows nothing; export.py gives all
-        watch.samples(trainer.sample(folder), trainer.progress.step - 1)
+        with stop.may_cut():
+            watch.samples(trainer.sample(folder), trainer.progress.step - 1)
     trainer.world.wait()
 
 

@@ -15,11 +15,16 @@ class TrainingStopped(ContextAnyoneError):  # noqa: N818  # an outcome, not a fa
     """The loss or its gradients were not finite for ten steps in a row, or another process could not save."""
 
 
+class _Interrupted(BaseException):
+    """A signal came in a time that may be cut."""
+
+
 class Stop:
     """Signals asked for and the time that is allowed. A second Ctrl-C does not wait for the step to end."""
 
     def __init__(self, max_minutes: float | None) -> None:
         self.signal: int | None = None
+        self._may_cut = False
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
 
     def asked(self) -> bool:
@@ -41,10 +46,24 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def may_cut(self) -> Iterator[None]:
+        """What stands inside ends at once when a signal comes: work that changes no state, such as sampling."""
+        try:
+            self._may_cut = self.signal is None
+            yield
+        except _Interrupted:
+            pass
+        finally:
+            self._may_cut = False
+
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.signal = number
+        if self._may_cut:
+            self._may_cut = False
+            raise _Interrupted
 
 
 def save_asked(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,17 +126,22 @@ class Trainer:
             self.part.sample(self.progress.step, target)
         return target
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The loss on held-out data at fixed noise levels, with the present weights: `video`, and each by its level.
 
         The noise is the same at every call, and no draw of the training is touched. In several processes each takes
         its share of the batches.
+
+        Args:
+            asked: whether to give up, asked before every batch; all give up where one does, and None is returned.
         """
         found: list[_Sums] = []
         if not isinstance(self.part, Validates):
             raise TypeError(f"The part {self.config.part.name} has no held-out data.")
         with torch.no_grad(), _evaluating(self.modules):
             for index, batch in enumerate(self.part.validation_batches()):
+                if self.world.any(asked())[0]:
+                    return None
                 if index % self.world.size != self.world.rank and not self.world.sharded:
                     continue
                 for sigma in VALIDATION_SIGMAS:
@@ -210,9 +215,11 @@ def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
     modes = {inner: inner.training for module in modules.values() for inner in module.modules()}
     for module in modules.values():
         module.eval()
-    yield
-    for inner, mode in modes.items():
-        inner.training = mode
+    try:
+        yield
+    finally:
+        for inner, mode in modes.items():
+            inner.training = mode
 
 
 def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: World | None = None) -> Trainer:
