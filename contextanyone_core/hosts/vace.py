@@ -69,6 +69,12 @@ class VacePipeline:
         return cls(transformer, vae, load_text_encoder(need_part(folder, "text_encoder"), dtype, device))
 
     @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        found: torch.device = self._host.transformer.device
+        return found
+
+    @property
     def own_negative(self) -> str:
         """The negative prompt of a run that names none."""
         return self.kind.own_negative(self.config.text_len)
@@ -102,7 +108,7 @@ class VacePipeline:
         """
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
-        embeds = self.text_encoder.encode([prompt.video_text, negative]).to(self._host.transformer.device)
+        embeds = self.text_encoder.encode([prompt.video_text, negative]).to(self.device)
         shift = self.config.shift if settings.shift is None else settings.shift
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         self._host.scheduler = _OurSigmas(sampler, progress)
@@ -130,7 +136,7 @@ class VacePipeline:
         parts = [
             torch.randn((1, self.config.in_dim, length, *shape), generator=generator) for length in (frames, references)
         ]
-        return torch.cat(parts[::-1], dim=2).to(self._host.transformer.device)
+        return torch.cat(parts[::-1], dim=2).to(self.device)
 
 
 class _OurSigmas:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from diffusers import WanVACETransformer3DModel
 
 from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
@@ -94,18 +95,51 @@ def test_phantom_is_scored_with_the_same_keys(weights, tmp_path):
     save_transformer(tmp_path / "transformer.safetensors", ContextAnyoneTransformer(config), dtype=torch.float16)
     for part in ("text_encoder", "vae", "probe"):
         (tmp_path / f"{part}.safetensors").symlink_to(weights / f"{part}.safetensors")
-    overrides = ["model=phantom", "guidance_scale=7.5", "reference_scale=5", f"weights={tmp_path}", "size=32"]
-    overrides += ["num_frames=5", "steps=1", "batch_size=4", "vae_clips=2", "probe_frames=20", "dtype=float32"]
-    out = tmp_path / "out"
-    words = ["--config", str(CONFIG), "--count", "2", "--out", str(out), "--set", *overrides, "vae_dtype=float32"]
-    assert main(words) == 0
-    metrics = json.loads((out / "metrics.json").read_text())
+    words = _small("phantom", tmp_path, "guidance_scale=7.5", "reference_scale=5")
+    metrics = _measured(words, tmp_path / "out")
     assert {"reference", "text_only", "shuffled_reference", "contradicting_prompt"} <= set(
         metrics["attribute_accuracy"]
     )
     assert "emphasis_0" not in metrics["attribute_accuracy"]
     assert metrics["reconstruction_psnr"] is None
-    assert main([*words, f"weights={weights}"]) == 2
+    assert main([*words, "--out", str(tmp_path / "out"), "--set", f"weights={weights}"]) == 2
+
+
+def test_wan_is_scored_on_what_it_reads_the_prompt(weights, tmp_path):
+    metrics = _measured(_small("wan", weights), tmp_path / "out")
+    assert set(metrics["attribute_accuracy"]) == {"text_only", "vae_round_trip"}
+    assert metrics["attribute_accuracy"]["text_only"]["n"] == 2
+    assert set(metrics["scene_accuracy"]) == {"action", "place", "light"}
+
+
+def test_vace_is_scored_with_the_same_keys(weights, tmp_path, capsys):
+    """Through diffusers' pipeline, from a folder in diffusers' form; the seeds are the others'."""
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 32, "freq_dim": 32, "ffn_dim": 48}
+    WanVACETransformer3DModel(**sizes, num_layers=2, vace_layers=[0]).save_pretrained(tmp_path / "transformer")
+    for part in ("text_encoder", "vae", "probe"):
+        (tmp_path / f"{part}.safetensors").symlink_to(weights / f"{part}.safetensors")
+    words = _small("vace", tmp_path)
+    metrics = _measured(words, tmp_path / "out")
+    assert {"reference", "text_only", "shuffled_reference", "contradicting_prompt"} <= set(
+        metrics["attribute_accuracy"]
+    )
+    assert set(metrics["weights"]) == {"transformer", "vae", "text_encoder", "probe"}
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "out"), "--set", "weights=null"]) == 2
+    assert "model is vace, and weights is not given" in capsys.readouterr().err
+
+
+def _small(model, folder, *more):
+    """The words of a tiny evaluation of two characters."""
+    small = ["num_frames=5", "steps=1", "batch_size=4", "vae_clips=2", "probe_frames=20", "size=32"]
+    small += ["dtype=float32", "vae_dtype=float32"]
+    return ["--config", str(CONFIG), "--count", "2", "--set", f"model={model}", f"weights={folder}", *small, *more]
+
+
+def _measured(words, out):
+    assert main([*words, "--out", str(out)]) == 0
+    return json.loads((out / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize(

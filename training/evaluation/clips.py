@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,13 +12,36 @@ from numpy.typing import NDArray
 
 from contextanyone_core.conditioning import Reference
 from contextanyone_core.errors import InputError
+from contextanyone_core.hosts.vace import VacePipeline
 from contextanyone_core.pictures import images_to_frames, picture_to_images
 from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
+from contextanyone_core.prompts import TwoStagePrompt
 from training.evaluation.characters import Subject, neighbour
 from training.evaluation.settings import EvaluateSettings
 
 Clips = NDArray[np.uint8]
 """(B, T, H, W, 3)"""
+
+
+class Maker(Protocol):
+    """What makes the clips of an evaluation."""
+
+    def make(self, variant: str, chosen: Sequence[Subject]) -> Iterator[Clips]:
+        """Yield clips of up to `batch_size` subjects at a time, in order; all variants start from the same noise.
+
+        Raises:
+            InputError: the model made pixels that are not numbers.
+        """
+
+    def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
+        """The reference stream's own pictures (3, H, W) in [-1, 1], reading the captions of training; empty without."""
+
+
+def make_maker(pipeline: ContextAnyonePipeline | VacePipeline, settings: EvaluateSettings) -> Maker:
+    """What a pipeline makes its clips with."""
+    if isinstance(pipeline, VacePipeline):
+        return HostedMaker(pipeline, settings)
+    return ClipMaker(pipeline, settings)
 
 
 class ClipMaker:
@@ -28,11 +53,7 @@ class ClipMaker:
         self._encoded: dict[int, Reference] = {}
 
     def make(self, variant: str, chosen: Sequence[Subject]) -> Iterator[Clips]:
-        """Yield clips of up to `batch_size` subjects at a time, in order; all variants start from the same noise.
-
-        Raises:
-            InputError: the model made pixels that are not numbers.
-        """
+        """As `Maker`."""
         generation = self.settings.generation(emphasis=0.0 if variant == "emphasis_0" else 1.0)
         for start in range(0, len(chosen), self.settings.batch_size):
             indices = range(start, min(start + self.settings.batch_size, len(chosen)))
@@ -42,7 +63,7 @@ class ClipMaker:
             yield self._frames(latents, variant)
 
     def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
-        """The reference stream's own pictures (3, H, W) in [-1, 1], reading the captions of training; empty without."""
+        """As `Maker`."""
         generation = self.settings.generation()
         pictures: list[torch.Tensor] = []
         for start in range(0, len(chosen), self.settings.batch_size):
@@ -61,14 +82,44 @@ class ClipMaker:
         return self._encoded[subject.seed]
 
     def _conditions(self, variant: str, index: int, chosen: Sequence[Subject]) -> Conditions:
-        subject = chosen[index]
-        prompt = subject.contradiction.prompt if variant == "contradicting_prompt" else subject.neutral
-        if variant == "text_only":
-            return self.pipeline.conditions([], prompt)
-        shown = neighbour(index, chosen) if variant == "shuffled_reference" else subject
-        return self.pipeline.conditions([self.encode(shown)], prompt)
+        prompt, shown = _asked(variant, index, chosen)
+        return self.pipeline.conditions([] if shown is None else [self.encode(shown)], prompt)
 
     def _frames(self, latents: torch.Tensor, variant: str) -> Clips:
-        if not bool(torch.isfinite(latents).all()):
-            raise InputError(f"{variant}: the latents are not finite numbers; try --set dtype=float32.")
+        _require_numbers(latents, variant)
         return np.stack([images_to_frames(images) for images in self.pipeline.decode(latents)])
+
+
+class HostedMaker:
+    """Makes the clips of a variant through a host's pipeline, which makes one at a time."""
+
+    def __init__(self, pipeline: VacePipeline, settings: EvaluateSettings) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+
+    def make(self, variant: str, chosen: Sequence[Subject]) -> Iterator[Clips]:
+        """As `Maker`."""
+        for index, subject in enumerate(chosen):
+            prompt, shown = _asked(variant, index, chosen)
+            pictures = [] if shown is None else [picture_to_images(shown.drawn.reference)]
+            result = self.pipeline.generate(pictures, prompt, replace(self.settings.generation(), seed=subject.seed))
+            _require_numbers(result.latents, variant)
+            yield images_to_frames(result.images)[None]
+
+    def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
+        """None: there is no reference stream."""
+        return []
+
+
+def _asked(variant: str, index: int, chosen: Sequence[Subject]) -> tuple[TwoStagePrompt, Subject | None]:
+    """The prompt of a variant, and whose picture is shown."""
+    subject = chosen[index]
+    prompt = subject.contradiction.prompt if variant == "contradicting_prompt" else subject.neutral
+    if variant == "text_only":
+        return prompt, None
+    return prompt, neighbour(index, chosen) if variant == "shuffled_reference" else subject
+
+
+def _require_numbers(latents: torch.Tensor, variant: str) -> None:
+    if not bool(torch.isfinite(latents).all()):
+        raise InputError(f"{variant}: the latents are not finite numbers; try --set dtype=float32.")

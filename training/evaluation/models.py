@@ -13,7 +13,9 @@ from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.text import load_text_encoder
+from contextanyone_core.hosts.vace import VacePipeline
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from contextanyone_core.parts import need_part
 from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline
 from training.evaluation.probe import Probe, load_probe
 from training.evaluation.settings import EvaluateSettings, torch_dtype
@@ -26,13 +28,13 @@ _PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "probe")
 class Models:
     """The pipeline that is measured, the probe that measures, and the file of each part."""
 
-    pipeline: ContextAnyonePipeline
+    pipeline: ContextAnyonePipeline | VacePipeline
     probe: Probe
     files: dict[str, Path]
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file."""
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
+        return {name: _hash(path) for name, path in self.files.items()}
 
 
 def load_models(settings: EvaluateSettings) -> Models:
@@ -44,11 +46,13 @@ def load_models(settings: EvaluateSettings) -> Models:
     """
     if settings.weights is not None and not settings.weights.is_dir():
         raise InputError(f"weights is {settings.weights}, which is not a folder.")
+    if settings.model == VacePipeline.kind.name:
+        return _load_vace(settings)
     files = {name: _find(name, settings) for name in _PARTS}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype, plain = torch_dtype(settings.dtype), not settings.kind.emphasis
     transformer = load_transformer(files["transformer"], dtype=dtype, device=device, plain=plain)
-    if plain and transformer.config.emphasize:
+    if plain and settings.kind.references and transformer.config.emphasize:
         raise CheckpointError(f"{files['transformer']} is a ContextAnyone transformer; model is {settings.model}.")
     vae = VideoVAE(load_vae(files["vae"], torch_dtype(settings.vae_dtype), device), transformer.config)
     image_encoder = None
@@ -57,6 +61,25 @@ def load_models(settings: EvaluateSettings) -> Models:
     text_encoder = load_text_encoder(files["text_encoder"], device=device)
     pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.kind)
     return Models(pipeline, load_probe(files["probe"]), files)
+
+
+def _load_vace(settings: EvaluateSettings) -> Models:
+    """VACE's folder, whose parts do not stand in for each other; all of it in one dtype."""
+    if settings.weights is None:
+        raise InputError("model is vace, and weights is not given; there are no shipped ones: set weights=FOLDER.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = VacePipeline.from_folder(settings.weights, device, torch_dtype(settings.dtype))
+    files = {part: need_part(settings.weights, part) for part in ("vae", "text_encoder")}
+    files |= {"transformer": settings.weights / "transformer", "probe": _find("probe", settings)}
+    return Models(pipeline, load_probe(files["probe"]), files)
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's weight files one after the other."""
+    found = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _find(name: str, settings: EvaluateSettings) -> Path:

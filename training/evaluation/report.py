@@ -87,9 +87,9 @@ def _percent(share: float) -> str:
 
 
 def contact_sheet(outcome: Outcome) -> Image:
-    """One row per character: its picture, the truth, five frames made with it, and a middle frame of the other rows."""
-    clips = outcome.shown["reference"]
-    others = [name for name in outcome.shown if name != "reference"]
+    """A row per character: picture, truth, five frames of the first variant, a middle frame of each other variant."""
+    main, *others = outcome.shown
+    clips = outcome.shown[main]
     middle = clips.shape[1] // 2
     picks = np.linspace(0, clips.shape[1] - 1, _COLUMNS).round().astype(int)
     header = ["reference", "rendered", *(f"frame {pick}" for pick in picks), *others]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.evaluation.accuracy import attributes_right, chance, confidence, drift, scene_accuracy, summary
 from training.evaluation.characters import Subject, first_seed, neighbour, subjects
-from training.evaluation.clips import ClipMaker, Clips
+from training.evaluation.clips import Clips, Maker, make_maker
 from training.evaluation.fidelity import psnr, reconstruction_psnr, vae_round_trip
 from training.evaluation.models import Models
 from training.evaluation.motion import mean_flow, motion_ratio
@@ -53,7 +53,7 @@ def evaluate(models: Models, settings: EvaluateSettings, seed: int, count: int) 
     rows: dict[str, Any] = {}
     with _timed(clock, "vae"):
         metrics["vae_psnr"], rows["vae_round_trip"] = _measure_vae(models, chosen[: settings.vae_clips])
-    maker = ClipMaker(models.pipeline, settings)
+    maker = make_maker(models.pipeline, settings)
     counts = settings.counts(count)
     with tqdm(total=sum(counts.values()), unit="clip", mininterval=1.0) as bar:
         for variant, number in counts.items():
@@ -62,8 +62,8 @@ def evaluate(models: Models, settings: EvaluateSettings, seed: int, count: int) 
                 reading, clips = _make_and_read(maker, models.probe, variant, chosen[:number], bar)
                 outcome.shown[variant] = clips[:SHOWN]
                 rows |= _rows(variant, reading, chosen[:number])
-                if variant == "reference":
-                    metrics |= _reference_only(reading, clips, chosen[:number], models.probe)
+                if variant == next(iter(counts)):
+                    metrics |= _scene_and_motion(reading, clips, chosen[:number], models.probe)
                 if variant == "contradicting_prompt":
                     metrics["contradiction"] = _contradiction(reading, chosen[:number])
     metrics["attribute_accuracy"] = rows
@@ -106,7 +106,7 @@ def _measure_vae(models: Models, chosen: Sequence[Subject]) -> tuple[float, dict
 
 
 def _make_and_read(
-    maker: ClipMaker, probe: Probe, variant: str, chosen: Sequence[Subject], bar: tqdm[Any]
+    maker: Maker, probe: Probe, variant: str, chosen: Sequence[Subject], bar: tqdm[Any]
 ) -> tuple[Reading, Clips]:
     readings, made = [], []
     for clips in maker.make(variant, chosen):
@@ -124,8 +124,8 @@ def _rows(variant: str, reading: Reading, chosen: Sequence[Subject]) -> dict[str
     return rows
 
 
-def _reference_only(reading: Reading, clips: Clips, chosen: Sequence[Subject], probe: Probe) -> dict[str, Any]:
-    """Scene, drift and motion, measured where the reference is given."""
+def _scene_and_motion(reading: Reading, clips: Clips, chosen: Sequence[Subject], probe: Probe) -> dict[str, Any]:
+    """Scene, drift and motion, measured where the reference is given, if the model reads any."""
     rendered = [_read(probe, subject.drawn.video[None]).points[0].numpy() for subject in chosen]
     flow = [mean_flow(clip, points.numpy()) for clip, points in zip(clips, reading.points, strict=True)]
     truth = [mean_flow(subject.drawn.video, points) for subject, points in zip(chosen, rendered, strict=True)]

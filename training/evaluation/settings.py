@@ -42,11 +42,12 @@ class EvaluateSettings(_Section):
     """The whole of an evaluation apart from seed and count.
 
     `weights` is a folder with transformer, vae, text_encoder, image_encoder and probe (.safetensors); a file that it
-    lacks is taken from the shipped miniature. None is the shipped miniature itself. `model` says how the transformer
-    reads references. With `reference_scale` the guidance is `dual`, else `cfg`.
+    lacks is taken from the shipped miniature. None is the shipped miniature itself. `model` is as in `contextanyone
+    generate`; its transformer may have the model's name (`phantom.safetensors`), and VACE's folder is in diffusers'
+    form. With `reference_scale` the guidance is `dual`, else `cfg`.
     """
 
-    model: Literal["contextanyone", "phantom"] = "contextanyone"
+    model: Literal["contextanyone", "wan", "phantom", "vace"] = "contextanyone"
     weights: Path | None = None
     size: int = Field(128, ge=16)
     num_frames: int = Field(17, ge=5)
@@ -69,7 +70,9 @@ class EvaluateSettings(_Section):
         return MODELS[self.model]
 
     def counts(self, count: int) -> dict[str, int]:
-        """How many characters each row gets that the model can have, of `count`."""
+        """How many of `count` characters each row gets that the model has; scene and motion are the first row's."""
+        if not self.kind.references:
+            return {"text_only": count}
         counts = self.variants.counts(count)
         return {name: number for name, number in counts.items() if self.kind.emphasis or name != "emphasis_0"}
 
