@@ -190,16 +190,16 @@ class LatentSampler:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """The weights are on the device; in balanced memory they leave it afterwards. A step cache forgets."""
-        parked = self.execution.memory == "balanced"
-        if parked:
+        rest = self.transformer.state_dict() if self.execution.memory == "balanced" else None
+        if rest is not None:
             self.transformer.to(self.device)
         try:
             yield
         finally:
             if self.execution.step_cache is not None:
                 forget_steps(self.transformer)
-            if parked:
-                self.transformer.to("cpu")
+            if rest is not None:  # what is on the device is dropped, not copied back
+                self.transformer.load_state_dict(rest, assign=True)
                 free_cached(self.device)
 
     def _guided_velocity(

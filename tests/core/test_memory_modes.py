@@ -20,7 +20,7 @@ from contextanyone_core.hosts import lent
 from contextanyone_core.hosts.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
 from contextanyone_core.hosts.text import TextEncoder
 from contextanyone_core.kinds import MODELS
-from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.video import read_metadata
@@ -139,6 +139,17 @@ def test_a_streamed_transformer_reads_no_weight_that_rests(model, watched):
             assert torch.equal(ours, theirs)
     assert watched == [1]
     assert torch.isnan(model.blocks[2].ffn[0].weight).all()
+
+
+def test_a_balanced_transformer_is_on_the_card_while_it_works(model):
+    sampler = LatentSampler(model, device=torch.device("meta"), execution=Execution(memory="balanced"))
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+    for _ in range(2):
+        with sampler._at_work():
+            assert all(parameter.is_meta for parameter in model.parameters())
+        for name, value in model.state_dict().items():
+            assert value.data_ptr() == before[name][0]  # never copied
+            assert torch.equal(value, before[name][1])
 
 
 def test_what_references_leave_rests_on_the_cpu(model):
