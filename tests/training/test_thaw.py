@@ -16,6 +16,8 @@ from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.config import TrainConfig, parse_config
 from training.loop import train
 from training.patterns import matches
+from training.planning.plan import plan_run
+from training.planning.text import plan_text
 from training.state import Checkpoint, CheckpointStore
 from training.trainable import TrainSettings, choose_trained
 from training.trainer import build_trainer
@@ -88,6 +90,21 @@ def test_another_schedule_is_another_run(tmp_path: Path) -> None:
     train(make_config(tmp_path, THAW, steps=1))
     with pytest.raises(InputError, match=r"other settings \(part\.train\.thaw"):
         train(make_config(tmp_path, THAW | {"blocks.*.ffn.*": 3}))
+
+
+def test_a_plan_says_what_is_trained_when() -> None:
+    network = ContextAnyoneTransformer(ContextAnyoneConfig.miniature(), device="meta")
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    train_settings = {"only": ["blocks.*"], "thaw": THAW}
+    part = {"name": "transformer", "num_frames": 1, "size": 32, "explicit_attention": True, "train": train_settings}
+    plan = plan_run(parse_config({"run": {"name": "t", "steps": 6}, "part": part}))
+    blocks, late, later = (
+        sum(size for name, size in sizes.items() if matches(name, patterns))
+        for patterns in (["blocks.*"], ["blocks.*.ffn.*"], ["blocks.0.self_attn.*"])
+    )
+    assert plan.trained() == {0: blocks - late - later, 2: blocks - later, 4: blocks}
+    assert plan.cost.ema == 4 * blocks  # memory is that of the widest step, the last ones
+    assert "B from step 2" in plan_text(plan, {})
 
 
 @pytest.mark.parametrize(

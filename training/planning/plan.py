@@ -9,6 +9,7 @@ from contextanyone_core.checkpoint import read_header
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.image import mini_image_config
+from contextanyone_core.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.naming import TRANSFORMER
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
@@ -17,6 +18,7 @@ from training.parts import manifest, transformer
 from training.planning.density import Levels
 from training.planning.trace import StepCost, StepShape, trace_step
 from training.recompute import Recompute
+from training.trainable import choose_trained, frozen_names
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
@@ -53,6 +55,14 @@ class RunPlan:
     def levels(self) -> Levels:
         """How noise levels are drawn."""
         return Levels(self.settings.shift, self.settings.uniform, self.settings.sigmas)
+
+    def trained(self) -> dict[int, int]:
+        """How many parameters are trained from which step on, as `part.train.thaw` has it."""
+        network, train = ContextAnyoneTransformer(self.model, device="meta"), self.settings.train
+        choose_trained(network, train)
+        sizes = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
+        steps = [0, *sorted(set(train.thaw.values()))]
+        return {step: sum(sizes.values()) - sum(sizes[n] for n in frozen_names(sizes, train, step)) for step in steps}
 
     @property
     def cost(self) -> StepCost:

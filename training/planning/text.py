@@ -24,8 +24,16 @@ def _network(plan: RunPlan) -> str:
     return (
         f"{config.run.name}: width {model.dim}, {model.num_layers} blocks, {everything:.3f} B parameters, "
         f"{trained:.3f} B of them trained; {config.precision}, {config.optim.optimizer}; "
-        f"{config.run.steps} steps on {plan.world} process{'es' if plan.world > 1 else ''}\n"
+        f"{config.run.steps} steps on {plan.world} process{'es' if plan.world > 1 else ''}\n{_thawing(plan)}"
     )
+
+
+def _thawing(plan: RunPlan) -> str:
+    """How many parameters are trained when; memory and FLOPs below are those of all, from the first step on."""
+    if not plan.settings.train.thaw:
+        return ""
+    stages = [f"{count / 1e9:.3f} B from step {step}" for step, count in plan.trained().items()]
+    return f"Trained: {', '.join(stages)}; each step is reckoned as the last ones are\n"
 
 
 def _bucket_table(plan: RunPlan) -> str:
