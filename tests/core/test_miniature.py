@@ -9,6 +9,7 @@ import torch
 
 from contextanyone_core.checkpoint import describe
 from contextanyone_core.conditioning import pad_picture
+from contextanyone_core.kinds import MODELS
 from contextanyone_core.pictures import picture_to_images, read_picture
 from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.prompts import TwoStagePrompt
@@ -49,8 +50,26 @@ def test_the_preview_projection_shows_the_picture(pipeline):
 
 
 def test_it_makes_a_clip_and_hears_the_reference(pipeline):
-    settings = GenerationSettings(num_frames=5, width=64, height=64, steps=2)
-    prompt = TwoStagePrompt("A person.", "The same person is waving at the beach at sunset.")
-    clips = [pipeline.generate([torch.full((1, 3, 64, 64), value)], prompt, settings).images for value in (-0.5, 0.5)]
+    clips = [_small_clip(pipeline, [torch.full((1, 3, 64, 64), value)]) for value in (-0.5, 0.5)]
     assert clips[0].shape == (1, 3, 5, 64, 64)
     assert (clips[0] - clips[1]).abs().mean() > 0.01
+
+
+def test_phantoms_miniature_lies_beside_ours_in_fp8_and_hears_the_reference():
+    path = MINIATURE / "phantom.safetensors"
+    assert path.stat().st_size <= 12_000_000
+    assert describe(path).recognised.dtypes.keys() == {"F8_E4M3", "BF16"}
+    phantom = ContextAnyonePipeline.from_folder(MINIATURE, kind=MODELS["phantom"])
+    clips = [_small_clip(phantom, [torch.full((1, 3, 64, 64), value)]) for value in (-0.5, 0.5)]
+    assert (clips[0] - clips[1]).abs().mean() > 0.01
+
+
+def test_plain_wan_is_ours_without_a_reference(pipeline):
+    wan = ContextAnyonePipeline.from_folder(MINIATURE, kind=MODELS["wan"])
+    assert torch.equal(_small_clip(wan, []), _small_clip(pipeline, []))
+
+
+def _small_clip(pipeline, references):
+    settings = GenerationSettings(num_frames=5, width=64, height=64, steps=2)
+    prompt = TwoStagePrompt("A person.", "The same person is waving at the beach at sunset.")
+    return pipeline.generate(references, prompt, settings, negative="").images
