@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,7 +66,7 @@ class WandB:
         self._library = _library("wandb", "wandb")
         identity = folder / "wandb.id"
         if not identity.is_file():
-            identity.write_text(self._library.util.generate_id() + "\n", encoding="utf-8")
+            identity.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
         self._run = self._library.init(
             project="contextanyone",
             name=name,

@@ -80,6 +80,17 @@ def test_no_tracker_where_none_is_asked_for(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for steps in (2, 4):
+        run(tmp_path, steps, trackers=["wandb"])
+    identity = (tmp_path / "wandb.id").read_text().strip()
+    kept = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(kept) == 2
+    assert all(name.endswith(f"-{identity}") for name in kept)
+
+
 def test_a_tracker_that_is_not_installed_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingDependencyError, match="pip install wandb, or leave it out"):
