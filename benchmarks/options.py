@@ -17,9 +17,9 @@ from benchmarks.machine import describe_device, describe_versions
 from benchmarks.steps import Case
 from contextanyone_core.cli_options import Parser, device_name, frame_count, frame_size, one_of, whole
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.devices import check_device
 from contextanyone_core.errors import InputError
 from contextanyone_core.execution import ATTENTIONS
-from contextanyone_core.pipeline import check_device
 
 DTYPES = ("float32", "bfloat16", "float16")
 SDPA = {

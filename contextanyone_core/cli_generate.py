@@ -121,8 +121,9 @@ def _load(request: Request) -> Pipeline:
         raise CheckpointError(f"--weights {options.weights} is no folder; it must hold the files {', '.join(PARTS)}.")
     import torch
 
+    from .devices import check_device
     from .hosts.vace import VacePipeline
-    from .pipeline import ContextAnyonePipeline, check_device
+    from .pipeline import ContextAnyonePipeline
 
     device = check_device(request.process.device(options.device))
     if device.type == "cuda" and device.index is not None:

@@ -1,8 +1,25 @@
-"""What a device has free."""
+"""Whether a device is there, and what it has free."""
 
 from __future__ import annotations
 
 import torch
+
+from .errors import InputError
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if it can be used.
+
+    Raises:
+        InputError: this torch or this machine does not have it.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {str(device)!r} cannot be used here ({reason}). Use cpu.") from error
+    return found
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from .assembly import check_parts, load_parts
 from .conditioning import DualEncoder, Reference
 from .config import ContextAnyoneConfig
-from .devices import free_cached
+from .devices import check_device, free_cached
 from .errors import InputError, ShapeError
 from .execution import PLAIN, Execution
 from .flow import sigma_schedule
@@ -389,21 +389,6 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
     embeds = [torch.cat(views) for views in zip(*(item.image_embeds for item in references), strict=True)]
     first = torch.cat([item.text_embeds for item in references])
     return Conditions(text, negative, ReferenceInputs(latents, first, embeds))
-
-
-def check_device(device: torch.device | str) -> torch.device:
-    """The device, if it can be used.
-
-    Raises:
-        InputError: this torch or this machine does not have it.
-    """
-    try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The device {str(device)!r} cannot be used here ({reason}). Use cpu.") from error
-    return found
 
 
 def _require_number(name: str, value: object, *, zero: bool) -> None:

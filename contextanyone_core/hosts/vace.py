@@ -12,6 +12,7 @@ import torch
 from ..checkpoint import load_tensors, require_finite
 from ..conditioning import pad_picture
 from ..config import ContextAnyoneConfig
+from ..devices import check_device
 from ..errors import CheckpointError, InputError
 from ..execution import PLAIN
 from ..flow import sigma_schedule
@@ -19,7 +20,7 @@ from ..guidance import CfgGuidance, make_guidance
 from ..kinds import MODELS
 from ..parts import need_part
 from ..pictures import images_to_frames
-from ..pipeline import GenerationResult, GenerationSettings, Progress, check_device
+from ..pipeline import GenerationResult, GenerationSettings, Progress
 from ..prompts import TwoStagePrompt, check_prompts
 from .loading import fill, host_class, on_meta
 from .schedulers import Sampler, make_sampler

@@ -13,6 +13,7 @@ import torch
 
 from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.devices import check_device
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from contextanyone_core.flow import sigma_schedule
 from contextanyone_core.guidance import CfgGuidance, DualGuidance
@@ -21,7 +22,6 @@ from contextanyone_core.pipeline import (
     Conditions,
     ContextAnyonePipeline,
     GenerationSettings,
-    check_device,
     stack_conditions,
 )
 from contextanyone_core.prompts import TwoStagePrompt
