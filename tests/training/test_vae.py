@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from contextanyone_core.checkpoint import read_header
+from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config
 from training.parts.base import PartContext
-from training.parts.vae import Settings, VaePart, still_start
+from training.parts.vae import Settings, VaePart, _change, still_start
 from training.parts.vae_forward import decode_whole, encode_whole
 
 
@@ -104,6 +105,73 @@ def test_a_frozen_encoder_keeps_the_facts_of_its_latents(tmp_path, monkeypatch):
     after = read_header(tmp_path / "vae.safetensors")
     assert after.metadata["latent_rgb_factors"] == before.metadata["latent_rgb_factors"]
     assert load_vae(tmp_path / "vae.safetensors").config.latents_std == config.latents_std
+
+
+def _moving_clip():
+    """A black clip (1, 5, 32, 32, 3) through which a white square goes, eight pixels a frame."""
+    clip = torch.zeros(1, 5, 32, 32, 3, dtype=torch.uint8)
+    for frame in range(4):
+        clip[:, frame, 8:16, 8 * frame : 8 * frame + 8] = 255
+    return clip
+
+
+def test_motion_counts_more_where_pixels_change():
+    clip, generator = _moving_clip(), torch.Generator()
+    plain, measured = _part(l1_weight=0, kl_weight=0).loss(clip, 0, generator.manual_seed(0))
+    heavy, same = _part(l1_weight=0, kl_weight=0, motion_weight=3).loss(clip, 0, generator.manual_seed(0))
+    assert torch.equal(measured["psnr_clip"], same["psnr_clip"])  # what is reported stays comparable
+    assert plain.item() < heavy.item() < 4 * plain.item()
+    still = clip[:, :1].expand(-1, 5, -1, -1, -1)
+    plain, _ = _part(l1_weight=0, kl_weight=0).loss(still, 0, generator.manual_seed(0))
+    heavy, _ = _part(l1_weight=0, kl_weight=0, motion_weight=3).loss(still, 0, generator.manual_seed(0))
+    torch.testing.assert_close(plain, heavy)
+
+
+def test_the_change_of_a_pixel_is_the_larger_of_its_two():
+    change = _change(_moving_clip().permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
+    assert change.shape == (1, 1, 5, 32, 32)
+    assert change[0, 0, 1, 8:16, :24].min() == 1  # it came from the left square, and leaves to the right one
+    assert change[0, 0, 1, 8:16, 24:].max() == 0
+    assert change[0, 0, :, :8].max() == 0
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.parts.vae._STATISTICS_CLIPS", 1)
+        patch.setattr("training.parts.vae._FAMILIAR_PICTURES", 2)
+        _part().export(folder, {"steps": 0})
+    return folder / "vae.safetensors"
+
+
+def test_kept_stills_pull_first_frames_back(exported):
+    context = PartContext(seed=3, device=torch.device("cpu"), init_from=exported)
+    part = VaePart(Settings(image_steps=0, clip_batch=1, clip_frames=5, crop=32, keep_stills=0.5), context)
+    generator, clip = torch.Generator().manual_seed(0), _moving_clip()
+    assert part.loss(clip, 0, generator)[1]["moved"].item() < 1e-9
+    with torch.no_grad():
+        part.vae.quant_conv.bias.add_(1.0)
+    loss, metrics = part.loss(clip, 0, generator.manual_seed(0))
+    assert metrics["moved"].item() > 0.01
+    loss.mean().backward()
+    assert part.vae.quant_conv.bias.grad[:16].mean() > 0
+    assert not any(parameter.requires_grad for parameter in part.before.parameters())
+    assert "before" not in part.modules()
+
+
+def test_kept_stills_keep_the_facts_of_the_latents(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.parts.vae._FAMILIAR_PICTURES", 2)
+    context = PartContext(seed=3, device=torch.device("cpu"), init_from=exported)
+    VaePart(Settings(keep_stills=0.5), context).export(tmp_path, {"steps": 1})
+    written = tmp_path / "vae.safetensors"
+    assert load_vae(written).config.latents_std == load_vae(exported).config.latents_std
+    assert read_header(written).metadata["latent_rgb_bias"] == read_header(exported).metadata["latent_rgb_bias"]
+
+
+def test_kept_stills_need_a_file_to_keep_them_from():
+    with pytest.raises(InputError, match=r"part.keep_stills needs init.from"):
+        _part(keep_stills=0.5)
 
 
 def test_export_carries_statistics_and_the_preview_projection(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from contextanyone_core.checkpoint import read_header
+from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.vae_forward import decode_whole, encode_whole
@@ -45,7 +46,13 @@ class Settings(PartSettings):
     full_every: int = Field(5, ge=2)  # every n-th image step sees whole pictures instead of crops
     l1_weight: float = Field(0.3, ge=0)
     kl_weight: float = Field(3e-5, ge=0)
+    motion_weight: float = Field(
+        0.0, ge=0
+    )  # in clips: a pixel that jumps from black to white counts 1 + this, a still one 1
     train_encoder: bool = True  # False: the latents stay as they are, only the decoder learns
+    keep_stills: float = Field(
+        0.0, ge=0
+    )  # weight of how far latents of pictures and first frames move from `init.from`
 
 
 class VaePart:
@@ -54,12 +61,19 @@ class VaePart:
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         self.vae = load_vae(context.init_from) if context.init_from else still_start(build_vae(mini_vae_config()))
+        self.before = self._kept() if settings.keep_stills else None
         self.vae.requires_grad_(settings.train_encoder)
         self.vae.decoder.requires_grad_(True)
         self.vae.post_quant_conv.requires_grad_(True)
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def _kept(self) -> Any:
+        """The VAE of `init.from` as it was, which says where latents of stills belong."""
+        if self.context.init_from is None:
+            raise InputError("part.keep_stills needs init.from: there are no latents yet that could be kept.")
+        return load_vae(self.context.init_from).requires_grad_(False).to(self.context.device)
 
     def modules(self) -> dict[str, nn.Module]:
         """The VAE."""
@@ -96,13 +110,25 @@ class VaePart:
         mean, logvar = mean.float(), logvar.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         error = decode_whole(self.vae, mean + noise * torch.exp(0.5 * logvar)).float() - images
-        squared = error.square().flatten(1).mean(1)
-        absolute = error.abs().flatten(1).mean(1)
+        weights = 1.0 + self.settings.motion_weight * _change(images)
+        squared = (weights * error.square()).flatten(1).mean(1)
+        absolute = (weights * error.abs()).flatten(1).mean(1)
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).mean(1)
         loss = squared + self.settings.l1_weight * absolute + self.settings.kl_weight * kl
-        psnr = -10.0 * torch.log10(squared.detach() / 4.0)
+        psnr = -10.0 * torch.log10(error.detach().square().flatten(1).mean(1) / 4.0)
         kind = "image" if images.shape[2] == 1 else "clip"
-        return loss, {f"psnr_{kind}": psnr, "kl": kl.detach()}
+        metrics = {f"psnr_{kind}": psnr, "kl": kl.detach()}
+        if self.before is not None:
+            moved = self._moved(images, mean)
+            loss, metrics["moved"] = loss + self.settings.keep_stills * moved, moved.detach()
+        return loss, metrics
+
+    def _moved(self, images: Tensor, mean: Tensor) -> Tensor:
+        """Squared distance (B,) of first frames' latents from those of `init.from`, in its standard deviations."""
+        with torch.no_grad():
+            before = encode_whole(self.before, images[:, :, :1])[0].float()
+        std = torch.tensor(self.before.config.latents_std, device=before.device).view(-1, 1, 1, 1)
+        return ((mean[:, :, :1] - before) / std).square().flatten(1).mean(1)
 
     def sample(self, step: int, folder: Path) -> None:
         """Three test clips above their reconstructions, every fourth frame; logs their mean PSNR."""
@@ -124,8 +150,9 @@ class VaePart:
         save_vae(half, folder / "vae.safetensors", {**extra, "familiar_psnr": f"{threshold:.2f}"})
 
     def _latent_facts(self) -> dict[str, str]:
-        """Set the latents' mean and std, return the preview projection; the file's where the encoder is frozen."""
-        if not self.settings.train_encoder and self.context.init_from is not None:
+        """Set the latents' mean and std, return the preview projection; the file's where latents are kept."""
+        kept = not self.settings.train_encoder or self.settings.keep_stills > 0
+        if kept and self.context.init_from is not None:
             known = read_header(self.context.init_from).metadata
             return {name: known[name] for name in ("latent_rgb_factors", "latent_rgb_bias")}
         latents, colors = self._latents_and_colors()
@@ -193,6 +220,15 @@ def _to_images(pixels: Any, device: torch.device) -> Tensor:
     tensor = torch.as_tensor(pixels).to(device)
     images = tensor.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
     return images.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _change(images: Tensor) -> Tensor:
+    """How much each pixel differs from the frame before or after, the larger, in [0, 1]: (B, 1, T, H, W)."""
+    step = (images[:, :, 1:] - images[:, :, :-1]).abs().amax(1, keepdim=True) / 2
+    change = images.new_zeros(images[:, :1].shape)
+    change[:, :, 1:] = step
+    change[:, :, :-1] = torch.maximum(change[:, :, :-1], step)
+    return change
 
 
 def _crop(video: NDArray[np.uint8], masks: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
