@@ -61,7 +61,7 @@ class VaePart:
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         self.vae = load_vae(context.init_from) if context.init_from else still_start(build_vae(mini_vae_config()))
-        self.before = self._kept() if settings.keep_stills else None
+        self.before: Any = self._kept() if settings.keep_stills else None
         self.vae.requires_grad_(settings.train_encoder)
         self.vae.decoder.requires_grad_(True)
         self.vae.post_quant_conv.requires_grad_(True)
