@@ -117,7 +117,7 @@ class VaePart:
         loss = squared + self.settings.l1_weight * absolute + self.settings.kl_weight * kl
         psnr = -10.0 * torch.log10(error.detach().square().flatten(1).mean(1) / 4.0)
         kind = "image" if images.shape[2] == 1 else "clip"
-        metrics = {f"psnr_{kind}": psnr, "kl": kl.detach()}
+        metrics: Metrics = {f"psnr_{kind}": psnr, "kl": kl.detach()}
         if self.before is not None:
             moved = self._moved(images, mean)
             loss, metrics["moved"] = loss + self.settings.keep_stills * moved, moved.detach()
