@@ -1,4 +1,5 @@
-"""Where a run's numbers and samples go beside log.jsonl: tensorboard, Weights & Biases (`run.trackers`)."""
+"""Where a run's numbers and samples go beside log.jsonl: tensorboard, Weights & Biases (`run.trackers`), by
+accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -8,105 +9,50 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from contextanyone_core.errors import MissingDependencyError
+from contextanyone_core.errors import InputError, MissingDependencyError
 
 TrackerName = Literal["tensorboard", "wandb"]
 _PICTURES = (".png", ".gif", ".webp")
 _FRAMES = 5  # of a clip, side by side
 
 
-class Tracker(Protocol):
-    """One place that keeps scalars and pictures by step."""
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Keep a step's numbers."""
-        ...
-
-    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        """Keep a picture, uint8 (H, W, 3)."""
-        ...
-
-    def close(self) -> None:
-        """Write what is left."""
-        ...
-
-
-class TensorBoard:
-    """Event files in DIR/tensorboard. Steps that a resumed run does again replace the old ones."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        writer = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._writer = writer(str(folder / "tensorboard"), purge_step=start or None)
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Keep a step's numbers."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        """Keep a picture, uint8 (H, W, 3)."""
-        self._writer.add_image(name, picture, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._writer.close()
-
-
-class WandB:
-    """A run of Weights & Biases, named as ours, in DIR/wandb; a resumed run goes on with it."""
-
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        self._library = _library("wandb", "wandb")
-        identity = folder / "wandb.id"
-        if not identity.is_file():
-            identity.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
-        self._run = self._library.init(
-            project="contextanyone",
-            name=name,
-            id=identity.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            dir=str(folder),
-            config=dict(config),
-        )
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Keep a step's numbers."""
-        self._run.log(dict(values), step=step)
-
-    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        """Keep a picture, uint8 (H, W, 3)."""
-        self._run.log({name: self._library.Image(picture)}, step=step)
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._run.finish()
-
-
 class Trackers:
-    """All trackers of a run; a context that closes them.
+    """All trackers of a run; a context that closes them. A resumed run goes on with them.
+
+    Args:
+        folder: of the run. config: of the run. start: steps done before; in tensorboard, what is done again replaces
+            the old.
 
     Raises:
         MissingDependencyError: a tracker's library is not installed.
+        InputError: Weights & Biases does not start.
     """
 
     def __init__(self, names: tuple[TrackerName, ...], folder: Path, config: Mapping[str, Any], start: int) -> None:
-        self._all: list[Tracker] = []
+        self._all: dict[TrackerName, GeneralTracker] = {}
         for name in names:
-            made = TensorBoard(folder, start) if name == "tensorboard" else WandB(folder, config["run"]["name"], config)
-            self._all.append(made)
+            if name == "tensorboard":
+                tracker = TensorBoardTracker("tensorboard", folder, purge_step=start or None)
+            else:
+                named = {"name": config["run"]["name"], "id": _identity(folder), "resume": "allow"}
+                tracker = WandBTracker("contextanyone", **named, dir=str(folder), config=dict(config))
+            _begin(name, tracker)
+            self._all[name] = tracker
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Keep the numbers of a line of log.jsonl."""
         values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-        for tracker in self._all:
-            tracker.scalars({name: value for name, value in values.items() if name != "step"}, record["step"])
+        step = values.pop("step")
+        for tracker in self._all.values():
+            tracker.log(values, step=int(step))
 
     def samples(self, folder: Path, step: int) -> None:
         """Keep the pictures of a folder of samples; of a clip, five frames side by side."""
@@ -114,9 +60,9 @@ class Trackers:
             return
         shown = sorted(path for path in folder.iterdir() if path.suffix in (*_PICTURES, ".mp4"))
         for number, path in enumerate(shown):
-            picture = read(path)
-            for tracker in self._all:
-                tracker.picture(f"samples/{number}", picture, step)
+            pictures = {f"samples/{number}": read(path)[None]}
+            for name, tracker in self._all.items():
+                tracker.log_images(pictures, step, **({"dataformats": "NHWC"} if name == "tensorboard" else {}))
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +71,8 @@ class Trackers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as stack:
-            for tracker in self._all:
-                stack.callback(tracker.close)
+            for tracker in self._all.values():
+                stack.callback(tracker.finish)
 
 
 def read(path: Path) -> NDArray[np.uint8]:
@@ -150,10 +96,25 @@ def _film(path: Path) -> list[NDArray[np.uint8]]:
     return frames or [np.zeros((1, 1, 3), np.uint8)]
 
 
-def _library(module: str, package: str) -> Any:
+def _begin(name: TrackerName, tracker: GeneralTracker) -> None:
+    refused: tuple[type[Exception], ...] = ()
     try:
-        return importlib.import_module(module)
+        if name == "wandb":
+            refused = (importlib.import_module("wandb").Error,)
+        tracker.start()
     except ImportError:
         raise MissingDependencyError(
-            f"run.trackers names {package}, which is not installed: pip install {package}, or leave it out."
+            f"run.trackers names {name}, which is not installed: pip install {name}, or leave it out."
         ) from None
+    except refused as error:
+        raise InputError(
+            f"run.trackers: wandb does not start: {error} Or set WANDB_MODE=offline, or leave wandb out."
+        ) from None
+
+
+def _identity(folder: Path) -> str:
+    """Of the run at Weights & Biases; kept beside it."""
+    kept = folder / "wandb.id"
+    if not kept.is_file():
+        kept.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+    return kept.read_text(encoding="utf-8").strip()

@@ -38,7 +38,7 @@ class Watch:
         if self._active:
             with StepLog(self._folder / "validation.jsonl") as log:
                 log.write({"step": step, **found})
-            self._trackers.step({"step": step, **{f"validation/{name}": value for name, value in found.items()}})
+            self._trackers.step({"step": step - 1, **{f"validation/{name}": value for name, value in found.items()}})
 
     def samples(self, folder: Path, step: int) -> None:
         """Keep the pictures of a folder of samples."""

@@ -7,12 +7,13 @@ from pathlib import Path
 import linear_part  # noqa: F401  # registers the part
 import numpy as np
 import pytest
+import shared_part  # noqa: F401  # registers the part
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.errors import MissingDependencyError
+from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.transformer import ContextAnyoneTransformer
 from contextanyone_core.video import write_clip
 from training.config import parse_config
@@ -35,9 +36,9 @@ def part(**settings: object) -> TransformerTraining:
     return TransformerTraining(Settings(**settings), ContextAnyoneTransformer(TINY))
 
 
-def run(out: Path, steps: int, **settings: object) -> None:
+def run(out: Path, steps: int, part: str = "linear", **settings: object) -> None:
     given = {"name": "t", "steps": steps, "threads": 1, "workers": 0, "out": out, "sample_every": 2} | settings
-    train(parse_config({"run": given, "part": {"name": "linear"}}))
+    train(parse_config({"run": given, "part": {"name": part}}))
 
 
 def test_work_is_that_of_the_batch():
@@ -75,6 +76,13 @@ def test_tensorboard_has_every_step_once_and_the_samples(tmp_path):
     assert {event.step for event in found.Images("samples/0")} == {1, 3, 5}  # the step just done
 
 
+def test_tensorboard_keeps_the_validation_of_the_step_that_a_run_goes_on_from(tmp_path):
+    for steps in (2, 4):
+        run(tmp_path, steps, "shared", validate_every=2)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in found.Scalars("validation/video")] == [1, 3]  # the step just done
+
+
 def test_no_tracker_where_none_is_asked_for(tmp_path):
     run(tmp_path, 2, trackers=[])
     assert not (tmp_path / "tensorboard").exists()
@@ -89,6 +97,17 @@ def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
     kept = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert len(kept) == 2
     assert all(name.endswith(f"-{identity}") for name in kept)
+
+
+def test_wandb_without_a_login_says_what_to_do(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb.teardown()  # forgets the mode of runs before
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path / "nobody"))
+    with pytest.raises(InputError, match=r"run.trackers: wandb does not start: .*WANDB_MODE=offline"):
+        run(tmp_path, 2, trackers=["wandb"])
 
 
 def test_a_tracker_that_is_not_installed_says_what_to_do(tmp_path, monkeypatch):
