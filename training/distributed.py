@@ -2,16 +2,19 @@
 on, and how their networks become one.
 
 Every process holds the whole network (DDP), or a share of it where accelerate's configuration has `use_fsdp` (FSDP2;
-HSDP where its parallelism_config has a dp_replicate_size). A process that was started alone goes through none of this.
+HSDP where its parallelism_config has a dp_replicate_size), or a share of the optimizer where it has `use_deepspeed`
+(ZeRO-1 and 2, training/zero.py). A process that was started alone goes through none of this.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +31,7 @@ from training.parts.base import Metrics, Part
 
 _PATIENCE = timedelta(hours=2)  # that the others have while one saves, samples or exports
 _PARALLEL = ("DP_REPLICATE", "DP_SHARD", "TP", "CP", "SP")  # of accelerate's parallelism_config
+_ZERO = ("stage", "reduce_bucket_size", "allgather_bucket_size", "overlap_comm", "reduce_scatter")  # of DeepSpeed's
 _Found = TypeVar("_Found")
 
 
@@ -40,6 +44,7 @@ class World:
         sharded: whether each holds a share of the network only.
         copies: of a network that is shared out; its gradients are averaged over them (HSDP).
         group: a gloo group for decisions, so that they neither wait for the GPU nor meet NCCL's ten minutes.
+        zero: DeepSpeed's zero_optimization, where that shares the optimizer out.
     """
 
     rank: int
@@ -48,6 +53,7 @@ class World:
     sharded: bool = False
     copies: int = 1
     group: dist.ProcessGroup | None = None
+    zero: dict[str, Any] | None = None
 
     @property
     def first(self) -> bool:
@@ -94,10 +100,10 @@ def open_world() -> Iterator[World]:
     """Meet the other processes that the launcher started, if there are any.
 
     Raises:
-        InputError: the launcher's configuration asks for DeepSpeed, or for other copies and shares than processes.
+        InputError: the launcher's configuration asks for other copies and shares than processes, or for more of
+            DeepSpeed than ZeRO-1 and 2.
     """
-    if _asked("DEEPSPEED"):
-        raise InputError("accelerate's configuration asks for DeepSpeed: use FSDP (use_fsdp), which is FSDP2 here.")
+    zero = _zero() if _asked("DEEPSPEED") else None
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield one_process()
         return
@@ -107,7 +113,7 @@ def open_world() -> Iterator[World]:
     sharded = _asked("FSDP")
     copies = _copies(state.num_processes) if sharded and _asked("PARALLELISM_CONFIG") else 1
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    yield World(state.process_index, state.num_processes, state.device, sharded, copies, group)
+    yield World(state.process_index, state.num_processes, state.device, sharded, copies, group, zero)
     dist.destroy_process_group()
 
 
@@ -126,6 +132,36 @@ def _copies(processes: int) -> int:
             "their product must be the number of processes, and the other sizes 1."
         )
     return copies
+
+
+def _zero() -> dict[str, Any]:
+    """What accelerate's deepspeed_config says of ZeRO, and the file that it may name."""
+    found: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if file is not None:
+        try:
+            settings = json.loads(Path(file).read_text(encoding="utf-8"))
+            found |= settings.pop("zero_optimization", {})
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"deepspeed_config_file {file} cannot be read as DeepSpeed's JSON: {error}.") from None
+        _refuse(f"{file} sets", [key for key, value in settings.items() if value != "auto"])
+    devices = (os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM"))
+    _refuse("deepspeed_config sets", [f"offload to {device}" for device in devices if device != "none"])
+    _refuse(f"{file}, zero_optimization, sets", [key for key in found if key not in _ZERO])
+    if found["stage"] not in (1, 2):
+        raise InputError(
+            f"deepspeed_config has ZeRO stage {found['stage']}; 1 and 2 are supported. To share the weights out too, "
+            "use FSDP2: training/launch/fsdp2.yaml."
+        )
+    return found
+
+
+def _refuse(where: str, keys: list[str]) -> None:
+    if keys:
+        raise InputError(
+            f"{where} {', '.join(keys)}: of DeepSpeed's settings only {', '.join(_ZERO)} of zero_optimization count; "
+            "optimizer, clipping, accumulation and precision are settings of the run."
+        )
 
 
 def shard(modules: dict[str, nn.Module], world: World) -> None:

@@ -21,6 +21,7 @@ from training.parts.base import ExportsIn, HashesData, Metrics, Part, PartContex
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
+from training.zero import ZeroShares
 
 _LOG = logging.getLogger(__name__)
 VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -45,15 +46,19 @@ class Trainer:
         for module in self.modules.values():
             module.to(self.device)
         self._choose_trained()
+        if config.optim.optimizer == "muon" and (world.sharded or world.zero):
+            by = "FSDP" if world.sharded else "DeepSpeed"
+            raise InputError(f"optim.optimizer is muon, which needs whole matrices: {by} holds shares of them.")
         if world.sharded:
-            if config.optim.optimizer == "muon":
-                raise InputError("optim.optimizer is muon, which needs whole matrices: FSDP holds shares of them.")
             shard(self.modules, world)
         self.trained = {name: p for name, p in _named_parameters(self.modules).items() if p.requires_grad}
         self.optimizer = make_optimizer(part.parameter_groups(), config.optim)
         self.ema = Ema(self.trained, config.optim.ema_decay)
         self.progress = Progress(world=world.size)
-        self._loss = joint_loss(part, world)
+        self._bf16 = config.precision == "bf16"
+        self._zero = ZeroShares(part, self.optimizer, self.trained, world, bf16=self._bf16) if world.zero else None
+        self._loss = self._zero.loss if self._zero else joint_loss(part, world)
+        self._stepped = self._zero.pieces if self._zero else self.trained
         self._seed = rank_seed(config.run.seed, world.rank)
 
     def _choose_trained(self) -> None:
@@ -67,7 +72,8 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return everything a checkpoint holds, by file. All processes must call; the first one's is the answer."""
-        optimizer = optimizer_tensors(self.optimizer, self.trained)
+        zero = self._zero
+        optimizer = zero.whole_state(self.optimizer) if zero else optimizer_tensors(self.optimizer, self.trained)
         files = {"model": _named_tensors(self.modules), "ema": self.ema.tensors, "optimizer": optimizer}
         if not self.world.sharded:
             return files
@@ -84,7 +90,11 @@ class Trainer:
         """Take over a checkpoint. Raises CheckpointError where its tensors are not this part's."""
         _copy_into(_named_tensors(self.modules), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
         _copy_into(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
-        restore_optimizer(self.optimizer, self.trained, checkpoint.tensors["optimizer"])
+        optimizer = checkpoint.tensors["optimizer"]
+        if self._zero:
+            self._zero.refresh()
+            optimizer = self._zero.own_state(optimizer)
+        restore_optimizer(self.optimizer, self._stepped, optimizer)
         self.progress = checkpoint.progress
         self.progress.world = self.world.size
         self.ema.updates = checkpoint.progress.ema_updates
@@ -103,12 +113,17 @@ class Trainer:
             if not results[-1].finite:
                 break
         if isinstance(self.part, Thaws):
-            for parameter in self.part.frozen(step):
-                parameter.grad = None
+            frozen = {id(parameter) for parameter in self.part.frozen(step)}
+            for name, parameter in self._stepped.items():
+                if id(self.trained[name]) in frozen:
+                    parameter.grad = None
         norm = self._norm() if results[-1].finite else math.nan
         finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
+        if self._zero:
+            self._zero.end_step(changed=finite)
+        if finite:
             self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
         gathered = self.world.gather(([result.sums for result in results], [] if finite else _names(batches)))
@@ -146,7 +161,7 @@ class Trainer:
                     continue
                 for sigma in VALIDATION_SIGMAS:
                     generator = torch_generator(self.config.run.seed, index, f"validation {sigma}")
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
                         terms = _sums(self.part.validation_loss(to_device(batch, self.device), sigma, generator))
                     found.append(terms | {f"video_at_{sigma}": terms["video"]})
         return _means([sums for theirs in self.world.gather(found) for sums in theirs])
@@ -179,7 +194,7 @@ class Trainer:
         seed_globals(self._seed, draw, "loss")
         generator = torch_generator(self._seed, draw, "loss")
         with without_averaging(self._loss, self.modules, last=index == parts - 1):
-            with autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with autocast(self.device.type, torch.bfloat16, enabled=self._bf16 and not self._zero):
                 losses, metrics = self._loss(to_device(batch, self.device), draw, generator)
             if losses.ndim != 1:
                 raise ShapeError(
@@ -188,13 +203,19 @@ class Trainer:
             loss, count = losses.float().mean(), losses.shape[0]
             samples, bad = self.world.total(count, not math.isfinite(loss.item()))
             if not bad:  # an equal weight for every sample, whatever process has it
-                (loss * (count * self.world.size / (samples * parts))).backward()  # type: ignore[no-untyped-call]
+                weighted = loss * (count * self.world.size / (samples * parts))
+                if self._zero:
+                    self._zero.backward(weighted, last=index == parts - 1)
+                else:
+                    weighted.backward()
         return _Result({"loss": (loss.item() * count, count), **_sums(metrics)}, int(samples), not bad)
 
     def _norm(self) -> float:
         """The norm of all gradients together, which are clipped to `optim.clip_norm`."""
-        with_gradient = [parameter for parameter in self.trained.values() if parameter.grad is not None]
+        with_gradient = [parameter for parameter in self._stepped.values() if parameter.grad is not None]
         norm = full(torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None]))
+        if self._zero:
+            norm = torch.tensor(math.sqrt(self.world.total(norm.item() ** 2)[0]), device=self.device)
         torch.nn.utils.clip_grads_with_norm_(with_gradient, self.config.optim.clip_norm, norm)
         return norm.item()
 

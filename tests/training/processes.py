@@ -1,0 +1,90 @@
+"""Runs in several processes on gloo, started as a launcher would, for the tests of them."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import TrainConfig, parse_config, save_config
+from training.state import Checkpoint, CheckpointStore
+from training.train import main
+
+WORLD = 2
+
+
+def make_config(out: Path, part: dict[str, Any], run: dict[str, Any] | None = None, **optim: Any) -> TrainConfig:
+    fixed = {"name": "t", "steps": 6, "sample_every": 100, "threads": 1, "workers": 0, "out": out, "trackers": []}
+    return parse_config({"run": fixed | (run or {}), "optim": {"warmup_steps": 0} | optim, "part": part})
+
+
+def start(config: TrainConfig, world: int = WORLD, **environment: str) -> list[BaseProcess]:
+    """Forks, two if nothing else is said, each as a launcher would start it."""
+    assert config.run.out is not None
+    path = config.run.out.with_suffix(".yaml")
+    save_config(config, path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), **environment}
+    fork = multiprocessing.get_context("fork")
+    ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    processes: list[BaseProcess] = [fork.Process(target=_train, args=(path, place)) for place in ranks]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _train(path: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.exit(main(["--config", str(path)]))
+
+
+def finish(processes: Sequence[BaseProcess], code: int = 0) -> None:
+    try:
+        for process in processes:
+            process.join(60)
+        codes = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [code] * len(processes)
+
+
+def wait_for_lines(processes: Sequence[BaseProcess], out: Path, lines: int) -> None:
+    log, deadline = out / "log.jsonl", time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < lines:
+        assert all(process.is_alive() for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def load(out: Path, step: int) -> Checkpoint:
+    store = CheckpointStore(out / "checkpoints")
+    checkpoint = store.load_latest()
+    assert checkpoint is not None
+    assert checkpoint.progress.step == step
+    return checkpoint
+
+
+def difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of a tensor."""
+    assert left.keys() == right.keys()
+    assert left
+    return max(((left[n] - right[n]).norm() / right[n].norm()).item() for n in right if right[n].norm() > 1e-6)
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def momentum_sgd(groups: Any, settings: Any) -> torch.optim.Optimizer:
+    """After one step its buffer is the gradient."""
+    return torch.optim.SGD([{**group, "lr_scale": 1.0} for group in groups], lr=settings.lr, momentum=0.5)
