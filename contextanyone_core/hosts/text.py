@@ -58,12 +58,16 @@ class Tokenizer:
     Args:
         spiece_model: the serialised SentencePiece model.
         text_len: the most tokens a prompt may have, end token included.
+
+    Raises:
+        CheckpointError: the bytes are no SentencePiece model.
     """
 
     def __init__(self, spiece_model: bytes, text_len: int) -> None:
         self.spiece_model = spiece_model
         self.text_len = text_len
-        self._tokenizer = host_class("sentencepiece", "SentencePieceProcessor")(model_proto=spiece_model)
+        self._tokenizer = _processor(spiece_model)
+        self.pieces = int(self._tokenizer.vocab_size())
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, the end token (1) last; nothing is cut."""
@@ -73,6 +77,18 @@ class Tokenizer:
     def count_tokens(self, prompt: str) -> int:
         """How many of the `text_len` rows a prompt takes, end token included."""
         return len(self.tokenize([prompt])[0])
+
+
+def _processor(spiece_model: bytes) -> Any:
+    try:
+        if spiece_model:
+            return host_class("sentencepiece", "SentencePieceProcessor")(model_proto=spiece_model)
+    except RuntimeError:  # of sentencepiece's C++
+        pass
+    raise CheckpointError(
+        f"The tokenizer ({len(spiece_model)} bytes) is no SentencePiece model; download umT5's spiece.model again, or "
+        "a text encoder that holds it."
+    )
 
 
 class TextEncoder(Tokenizer):
@@ -153,7 +169,9 @@ def load_text_encoder(
     if "shared.weight" in tensors:
         tensors[_TIED] = tensors["shared.weight"]
     model = fill(on_meta(lambda: build_text_model(config)), tensors, path)
-    return TextEncoder(model, spiece, int(config["text_len"]))
+    encoder = TextEncoder(model, spiece, int(config["text_len"]))
+    _check_pieces(path, encoder, config)
+    return encoder
 
 
 def read_tokenizer(path: Path) -> tuple[Tokenizer, int]:
@@ -167,7 +185,17 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, int]:
     require_kind(path, source, TEXT_ENCODER)
     config = source.config()
     spiece = _spiece_model(path, source.read(SPIECE) if SPIECE in source.tensors else None)
-    return Tokenizer(spiece, int(config["text_len"])), int(config["d_model"])
+    tokenizer = Tokenizer(spiece, int(config["text_len"]))
+    _check_pieces(path, tokenizer, config)
+    return tokenizer, int(config["d_model"])
+
+
+def _check_pieces(path: Path, tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    if tokenizer.pieces > config["vocab_size"]:
+        raise CheckpointError(
+            f"{path} knows {config['vocab_size']} tokens and its tokenizer has {tokenizer.pieces}: they do not belong "
+            "together; use the spiece.model of this text encoder."
+        )
 
 
 def _spiece_model(path: Path, held: torch.Tensor | None) -> bytes:

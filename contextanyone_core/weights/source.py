@@ -16,10 +16,11 @@ from .gguf_file import is_quantised, unpack
 from .inferred import infer_config
 from .naming import IMAGE_ENCODER, Named, find_naming, our_names
 from .recognition import Recognised, recognise_container
-from .tensors import COMPUTED, StoredTensor, TensorInfo, cast, read_plain
+from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _MAX_NOTE = 10_000  # bytes of a layer's comfy_quant
+_TOKENIZER = "spiece_model"  # the bytes of umT5's tokenizer, which are no weights
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def open_source(path: str | Path) -> WeightSource:
         named = our_names(container.tensors, *found)
         unknown, layers = named.unknown, named.num_layers
         tensors = {ours: _info(named, ours, raw, container) for ours, raw in named.names.items()}
+        _require_floats(container, tensors)
     return WeightSource(
         container.path, recognised, container.metadata, tensors, unknown, layers, container.size, container, named
     )
@@ -159,6 +161,16 @@ def _require_fp8(container: Container) -> None:
             f"{container.path} is quantised as {', '.join(other)[:200]}, which is not read here; "
             "use a file in bf16, fp16, fp8 or GGUF."
         )
+
+
+def _require_floats(container: Container, tensors: dict[str, TensorInfo]) -> None:
+    """Refuse weights stored as integers: their scales are somewhere that no naming here knows."""
+    for name, info in tensors.items():
+        if info.dtype in INTEGERS and name != _TOKENIZER:
+            raise CheckpointError(
+                f"{container.path} is quantised: it holds {name} as {info.dtype}, which is not read here; "
+                "use a file in bf16, fp16, fp8 or GGUF."
+            )
 
 
 def _format(stored: StoredTensor) -> str:

@@ -13,7 +13,7 @@ from contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, reco
 from contextanyone_core.config import WAN_LATENTS_MEAN
 from contextanyone_core.errors import CheckpointError
 from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import SPIECE, load_text_encoder
+from contextanyone_core.hosts.text import SPIECE, load_text_encoder, read_tokenizer
 from contextanyone_core.hosts.vae import load_vae
 from contextanyone_core.keymap import vae_from_diffusers
 
@@ -125,6 +125,25 @@ def test_umt5_without_a_tokenizer_says_where_it_belongs(umt5, tmp_path):
     torch.save(original_umt5(umt5), tmp_path / "t5.pth")
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.*spiece\.model"):
         load_text_encoder(tmp_path / "t5.pth")
+
+
+def test_a_tokenizer_that_was_not_downloaded_is_one_line(umt5, spiece_model, tmp_path):
+    torch.save(original_umt5(umt5), tmp_path / "t5.pth")
+    for content in (b"version https://git-lfs.github.com/spec/v1", b"", spiece_model[:100]):
+        (tmp_path / "spiece.model").write_bytes(content)
+        for read in (load_text_encoder, read_tokenizer):
+            with pytest.raises(CheckpointError, match=r"is no SentencePiece model; download umT5's spiece\.model"):
+                read(tmp_path / "t5.pth")
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(umt5, spiece_model, tmp_path):
+    state = original_umt5(umt5)
+    state["token_embedding.weight"] = state["token_embedding.weight"][:100].clone()
+    torch.save(state, tmp_path / "t5.pth")
+    (tmp_path / "spiece.model").write_bytes(spiece_model)
+    for read in (load_text_encoder, read_tokenizer):
+        with pytest.raises(CheckpointError, match=r"knows 100 tokens and its tokenizer has \d+"):
+            read(tmp_path / "t5.pth")
 
 
 @pytest.fixture(scope="module")

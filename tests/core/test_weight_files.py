@@ -250,6 +250,13 @@ def test_other_quantisations_are_refused_by_name(wan_state, tmp_path):
         open_source(path)
 
 
+def test_weights_as_integers_are_refused(wan_state, tmp_path):
+    path = one_file({k: (100 * v).to(torch.int8) if is_matrix(k, v) else v for k, v in wan_state().items()}, tmp_path)
+    for read in (open_source, lambda path: load_transformer(path, plain=True)):
+        with pytest.raises(CheckpointError, match=r"quantised: it holds blocks\.\S+ as I8.*use a file in bf16"):
+            read(path)
+
+
 def test_gguf_without_its_package_names_the_command(wan_state, tmp_path, monkeypatch):
     path = as_gguf(wan_state(), tmp_path)
     monkeypatch.setitem(sys.modules, "gguf.quants", None)
