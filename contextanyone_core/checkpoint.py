@@ -201,7 +201,12 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
             for.
     """
     found = source.recognised
-    if found.kind != WAN:
+    if found.kind != WAN and not (plain and found.kind == TRANSFORMER):
+        if plain:
+            given = f"a {found.kind} file" if found.stated else found
+            raise CheckpointError(
+                f"{source.path} is {given}; a transformer of Wan 2.1 T2V, Phantom-Wan or this project is needed here."
+            )
         require_kind(source.path, source, TRANSFORMER)
     config = _read_config(source)
     if found.kind == WAN and not found.family.startswith(RUNS_HERE):

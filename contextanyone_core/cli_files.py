@@ -30,12 +30,15 @@ def weight_output(text: str) -> Path:
 
 
 def refuse_overwriting(out: Path, inputs: Sequence[Path | None]) -> None:
-    """Refuse an output that is one of the inputs, or lies over a file of an input folder.
+    """Refuse an output that is one of the inputs, lies in an input folder, or over a file beside an index of shards.
 
     Raises: InputError.
     """
     for path in inputs:
-        if path is not None and out.resolve() in (path.resolve(), path.resolve() / out.name):
+        if path is None:
+            continue
+        beside = path.name.endswith(".index.json") and out.exists() and out.parent.resolve() == path.parent.resolve()
+        if beside or out.resolve() in (path.resolve(), path.resolve() / out.name):
             raise InputError(f"--out {out} would overwrite what is read; give another name.")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN, open_source
+from .checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN, describe, open_source
 from .errors import CheckpointError
 from .keymap import rename, text_table, transformer_table, vae_table
 from .weights.source import WeightSource
@@ -40,10 +40,12 @@ def convert(
         progress: called with (tensors written, of how many).
 
     Raises:
-        CheckpointError: the file is damaged, of no kind that has such names, or holds NaN or infinity.
+        CheckpointError: the file is damaged, a transformer with holes, of no kind that has such names, or holds NaN or
+            infinity.
         OSError: the disk is full.
     """
     source = open_source(path)
+    _require_whole(source)
     names = {theirs: ours for ours, theirs in _names(source, naming).items()}
     plan = {
         theirs: TensorInfo(NAMES[_dtype(source, ours, dtype)], source.tensors[ours].shape)
@@ -59,6 +61,20 @@ def convert(
 
     own = {key: text for key, text in source.metadata.items() if source.recognised.stated and key != "format"}
     write_streamed(out, plan, read, own, progress)
+
+
+def _require_whole(source: WeightSource) -> None:
+    """Refuse a transformer with holes; what it has beyond Wan T2V's tensors is its own affair."""
+    if source.recognised.kind not in (TRANSFORMER, WAN):
+        return
+    source.config()
+    found = describe(source.path)
+    if lost := [*(found.missing or ()), *(found.wrong_shape or ())]:
+        more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+        raise CheckpointError(
+            f"{source.path} is {source.recognised} and not whole; missing or of the wrong shape: "
+            f"{', '.join(lost[:4])}{more}. Download it again."
+        )
 
 
 def _names(source: WeightSource, naming: str | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ _TRANSFORMER = {
     "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
     "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
     "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",  # of first-and-last-frame models only
     "head.modulation": "scale_shift_table",
     "head.head": "proj_out",
 }

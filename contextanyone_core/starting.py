@@ -116,9 +116,10 @@ def _check(
     branch = any(part in name for name in base.tensors for part in _CLIP_PARTS)
     allowed = _NEW_PARTS if branch else (*_NEW_PARTS, *_CLIP_PARTS)
     lost = [name for name, source in origin.items() if source is None and not any(part in name for part in allowed)]
-    if lost or base.unknown:
+    unknown = base.unknown + [name for name in base.tensors if name not in expected]
+    if lost or unknown:
         word = "misses" if lost else "has the unknown"
-        names = ", ".join(printable(name) for name in (lost or base.unknown)[:8])
+        names = ", ".join(printable(name) for name in (lost or unknown)[:8])
         raise CheckpointError(f"{base.path} is {base.recognised} and {word} {names}; a whole backbone is needed.")
     for source in (base, clip):
         wanted = {name: shape for name, shape in expected.items() if source is not None and origin[name] is source}

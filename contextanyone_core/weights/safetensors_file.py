@@ -76,7 +76,7 @@ def _read_table(path: Path) -> dict[str, Any]:
             file.seek(8)
             table = json.loads(file.read(length))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; give the path of a .safetensors file.") from error
+        raise CheckpointError(f"{path} does not exist; give the path of a weight file.") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,11 @@
 """`contextanyone convert`: other names and dtypes, back again without a loss, whatever the kind."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
 from contextanyone_core.checkpoint import load_transformer, read_header, recognise
@@ -97,3 +99,34 @@ def test_what_cannot_be_converted_says_why(tiny_folder, wan_file, tmp_path, caps
         assert cli.main([str(word) for word in ["convert", *words, *out]]) == 2
         assert hint in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_transformer_with_holes_is_not_converted(wan_state, tmp_path):
+    for name, broken in (
+        ("blocks.1.norm3.weight", {}),
+        ("blocks.1.norm3.weight is 3, needed 256", {"blocks.1.norm3.weight": torch.ones(3)}),
+        ("patch_embedding.weight", {"patch_embedding.bias": torch.ones(256)}),
+    ):
+        state = wan_state()
+        del state[name.partition(" ")[0]]
+        torch.save(state | broken, tmp_path / "in.pth")
+        with pytest.raises(CheckpointError, match=name):
+            convert(tmp_path / "in.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_no_shard_of_the_input_is_replaced(wan_state, tmp_path, capsys):
+    state, names = wan_state(), {}
+    for index, name in enumerate(sorted(state)):
+        names[name] = f"model-{index % 2 + 1:05}-of-00002.safetensors"
+    for shard in set(names.values()):
+        save_file({name: state[name] for name, file in names.items() if file == shard}, tmp_path / shard)
+    index_file = tmp_path / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": names}))
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    before = shard.read_bytes()
+    for command in (["convert", index_file], ["init", "--backbone", index_file]):
+        assert cli.main([*map(str, command), "--out", str(shard)]) == 2
+        assert "would overwrite what is read" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+    assert cli.main(["convert", str(index_file), "--out", str(tmp_path / "whole.safetensors")]) == 0

@@ -88,6 +88,7 @@ def test_what_does_not_fit_is_refused(wan_file, clip_file, wan_state, tiny_folde
     spoilt = wan_state()
     spoilt["head.head.bias"][0] = float("nan")
     save_file(spoilt, "spoilt.safetensors")
+    save_file(wan_state() | {"more.weight": torch.ones(3)}, "more.safetensors")
     before = sorted(tmp_path.iterdir())
     for backbone, branch, hint in (
         (clip_file, None, "takes other inputs"),
@@ -95,8 +96,9 @@ def test_what_does_not_fit_is_refused(wan_file, clip_file, wan_state, tiny_folde
         (wan_file, "small.safetensors", "does not fit the backbone"),
         ("holed.safetensors", None, "blocks.1.norm3.weight"),
         ("spoilt.safetensors", None, "NaN"),
+        ("more.safetensors", None, "has the unknown 'more.weight'"),
         (tiny_folder / "transformer.safetensors", None, "whole already"),
-        (tiny_folder / "vae.safetensors", None, "wan-vae"),
+        (tiny_folder / "vae.safetensors", None, "a wan-vae file; a transformer of Wan"),
         ("gone.safetensors", None, "does not exist"),
     ):
         words = [
