@@ -10,8 +10,9 @@ from PIL import Image
 
 from contextanyone_core.video import write_clip
 from training.report import main
-from training.reporting.charts import line_chart
+from training.reporting.charts import line_chart, ticks
 from training.reporting.history import read_history
+from training.reporting.page import report_page
 
 
 def line(step: int, **values: object) -> str:
@@ -58,6 +59,25 @@ def test_the_page_holds_everything_and_escapes_it(run, capsys):
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 
+def test_the_page_has_the_validation_the_end_and_the_time_left(run):
+    validated = [json.dumps({"step": step, "video": 1 / step, "video_at_0.1": 2 / step}) for step in (4, 8)]
+    (run / "validation.jsonl").write_text("\n".join(validated) + "\n")
+    (run / "config.yaml").write_text("run:\n  steps: 40\n")
+    page = report_page(run)
+    assert re.search(r"Validation</figcaption>.*video</span> 0.125.*video_at_0.1</span> 0.25", page)
+    assert "10 of 40 steps" in page
+    assert "01:00 left" in page  # 30 steps of 2 s
+    (run / "validation.jsonl").write_text("")
+    assert "Validation" not in report_page(run)
+
+
+def test_quarters_of_sigma_have_the_same_colours_in_every_page(run):
+    lines = [line(0, sigma_3=1.0), line(1, sigma_1=1.0)]
+    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
+    legend = re.findall(r"color:(#\w+)\">(sigma_\d)", report_page(run))
+    assert [name for _, name in legend] == ["sigma_0", "sigma_1", "sigma_3"]
+
+
 def test_another_place_for_the_page(run, tmp_path):
     assert main([str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").is_file()
@@ -72,6 +92,40 @@ def test_no_run_is_one_line(tmp_path, capsys, text, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("span", "shown"),
+    [
+        ((0, 1), ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        ((2, 1344), ["200", "400", "600", "800", "1000", "1200"]),
+        ((0.0129, 0.0151), ["0.013", "0.0135", "0.014", "0.0145", "0.015"]),
+        ((1e-5, 1.1e-4), ["2e-05", "4e-05", "6e-05", "8e-05", "0.0001"]),
+        ((-0.5, 9.3), ["0", "2", "4", "6", "8"]),
+        ((0, 39), ["0", "5", "10", "15", "20", "25", "30", "35"]),
+        ((7, 7), ["7"]),
+    ],
+)
+def test_axes_have_round_numbers(span, shown):
+    assert [label for _, label in ticks(span)] == shown
+
+
+def test_many_points_are_drawn_faintly_and_smoothed():
+    points = [(float(step), float(step % 2)) for step in range(200)]
+    chart = line_chart("t", {"a": points}, smooth=True)
+    raw, smooth = re.findall(r'<polyline( class="raw")? points="([^"]*)"', chart)
+    assert (raw[0], smooth[0]) == (' class="raw"', "")
+    heights = [float(place.split(",")[1]) for place in smooth[1].split()]
+    assert max(heights) - min(heights) < 30  # of 218
+    assert line_chart("t", {"a": points[:20]}, smooth=True).count("<polyline") == 1
+
+
+def test_there_are_no_broken_steps():
+    assert re.findall(r'middle">([^<]*)', line_chart("t", {"a": [(0.0, 1.0), (1.0, 2.0)]})) == ["0", "1"]
+
+
+def test_what_is_never_negative_has_no_negative_axis():
+    assert ">-" not in line_chart("t", {"a": [(0.0, 9.0), (1.0, 0.0)]})
 
 
 def test_a_chart_of_one_point_or_none():
