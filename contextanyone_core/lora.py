@@ -2,13 +2,16 @@
 
 Read: ComfyUI's and kijai's `diffusion_model.blocks.0.self_attn.q.lora_A.weight` (also `lora_down`), musubi's
 `lora_unet_blocks_0_self_attn_q.lora_down.weight`, Fun's `lora_unet__...`, diffusers' and PEFT's
-`transformer.blocks.0.attn1.to_q.lora_A.weight`; `alpha` beside any of them; and the differences `.diff` and `.diff_b`
-of weights, norms and biases that step-distilled LoRAs carry.
+`transformer.blocks.0.attn1.to_q.lora_A.weight`; `alpha` beside any of them, or in the header as diffusers writes it;
+and the differences `.diff`, `.diff_b` and `.diff_m` of weights, norms, biases and modulations that step-distilled LoRAs
+carry.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +25,7 @@ from .checkpoint import LORA, require_finite, save_safetensors
 from .errors import CheckpointError
 from .keymap import transformer_table
 from .transformer import ContextAnyoneTransformer
-from .weights.container import open_container
+from .weights.container import Container, open_container
 from .weights.naming import COMFYUI_PREFIX
 from .weights.tensors import read_plain
 
@@ -41,7 +44,9 @@ _ENDINGS = {
     ".alpha": "alpha",
     ".diff": "weight",
     ".diff_b": "bias",
+    ".diff_m": "modulation",
 }
+_HEADER = "lora_adapter_metadata"  # PEFT's config of the adapter, as diffusers keeps it in a file's header
 
 
 @dataclass(frozen=True)
@@ -114,11 +119,16 @@ def load_lora(path: str | Path, model: ContextAnyoneTransformer) -> Lora:
             keys.setdefault(place, []).append(key)
     lora = Lora(Path(path).name, {}, {}, unknown)
     parameters = dict(model.named_parameters())
+    stated = _stated_config(container)
     for place, parts in found.items():
+        if "down" in parts and "alpha" not in parts and stated:
+            parts["alpha"] = _stated_alpha(stated, _split(keys[place][0])[0], parts["down"].shape[0])
         if not _collect(lora, parameters, place, parts):
             unknown += keys[place]
     _check(model, [(lora, 1.0)])
-    require_finite(path, {keys[place][0]: part for place, parts in found.items() for part in parts.values()})
+    require_finite(
+        path, {f"{place} ({part})": value for place, parts in found.items() for part, value in parts.items()}
+    )
     if not lora.low_rank and not lora.differences:
         shown = ", ".join(unknown[:3]) or "nothing"
         raise CheckpointError(f"{path} holds no LoRA for this transformer; it holds {shown[:300]}.")
@@ -222,6 +232,29 @@ def _split(key: str) -> tuple[str, str]:
     return (key.removesuffix(ending), _ENDINGS[ending]) if ending else (key, "")
 
 
+def _stated_config(container: Container) -> dict[str, Any]:
+    """PEFT's config of the transformer's adapter, where the header has one."""
+    if _HEADER not in container.metadata:
+        return {}
+    try:
+        stated = json.loads(container.metadata[_HEADER])
+        config = {key.removeprefix("transformer."): value for key, value in stated.items()}
+        if "lora_alpha" in config:
+            float(config["lora_alpha"])
+            config["alpha_pattern"] = {str(name): float(x) for name, x in (config.get("alpha_pattern") or {}).items()}
+            return config
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{container.path} is damaged: the {_HEADER} in its header is not readable.") from error
+    return {}
+
+
+def _stated_alpha(config: Mapping[str, Any], module: str, rank: int) -> Tensor:
+    """The alpha of a module: its own, else everybody's. With rsLoRA alpha counts for the root of the rank."""
+    own = (alpha for name, alpha in config["alpha_pattern"].items() if f".{module}".endswith(f".{name}"))
+    alpha = next(own, float(config["lora_alpha"]))
+    return torch.tensor(alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)
+
+
 def _resolve(module: str, places: Mapping[str, str]) -> str | None:
     for prefix in (*_FLAT_PREFIXES, *_PREFIXES):
         if module.startswith(prefix) and module.removeprefix(prefix) in places:
@@ -239,7 +272,7 @@ def _collect(lora: Lora, parameters: Mapping[str, nn.Parameter], place: str, par
             scale = float(alpha[0]) / down.shape[0] if alpha.numel() else 1.0
             lora.low_rank[place] = LowRank(down.flatten(1), up.flatten(1), scale)
             used = True
-    for leaf in ("weight", "bias"):
+    for leaf in ("weight", "bias", "modulation"):
         name = place if leaf == "weight" and place in parameters else f"{place}.{leaf}"
         if leaf in parts and name in parameters:
             lora.differences[name] = parts[leaf]

@@ -115,7 +115,7 @@ class Named:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether the names are those of a LoRA: pairs of small matrices, or differences."""
-    return any(re.search(r"\.lora_(A|B|up|down)\b|\.(diff|diff_b)$", name) for name in names)
+    return any(re.search(r"\.lora_(A|B|up|down)\b|\.(diff|diff_b|diff_m)$", name) for name in names)
 
 
 def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:

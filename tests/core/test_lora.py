@@ -1,5 +1,6 @@
 """LoRAs in every form in circulation: the same update, attached or merged, and nothing left out in silence."""
 
+import json
 import logging
 
 import pytest
@@ -161,6 +162,38 @@ def test_unknown_keys_are_reported(model, updates, tmp_path, caplog):
     assert "3 keys are not used" in caplog.text
 
 
+def pair(module):
+    """An update of a square weight."""
+    return {f"{module}.lora_A.weight": torch.ones(2, 48), f"{module}.lora_B.weight": torch.ones(48, 2)}
+
+
+def test_alpha_may_stand_in_the_header(model, tmp_path):
+    """As diffusers' `save_lora_weights` keeps PEFT's config: alpha, some modules' own, rsLoRA's root of the rank."""
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    q, k = ("transformer.blocks.0.attn1.to_q", "transformer.blocks.1.attn1.to_k")
+    config = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.alpha_pattern": {"blocks.1.attn1.to_k": 1}}
+    for more, scales in (({}, (4.0, 0.5)), ({"transformer.use_rslora": True}, (8 / 2**0.5, 1 / 2**0.5))):
+        save_file(pair(q) | pair(k), path, metadata={"lora_adapter_metadata": json.dumps(config | more)})
+        found = load_lora(path, model).low_rank
+        assert [found[f"blocks.{i}.self_attn.{x}"].scale for i, x in ((0, "q"), (1, "k"))] == pytest.approx(scales)
+    for text in ("{", "[]", '{"transformer.lora_alpha": "much"}', '{"lora_alpha": 1, "alpha_pattern": [1]}'):
+        save_file(pair(q), path, metadata={"lora_adapter_metadata": text})
+        with pytest.raises(CheckpointError, match="lora_adapter_metadata in its header is not readable"):
+            load_lora(path, model)
+
+
+def test_modulations_of_a_distilled_lora(model, tmp_path):
+    path = tmp_path / "lightx2v.safetensors"
+    block, head = torch.randn(1, 6, 48), torch.randn(1, 2, 48)
+    save_file({"diffusion_model.blocks.1.diff_m": block, "diffusion_model.head.diff_m": head}, path)
+    assert recognise(path).kind == "LoRA"
+    lora, before = load_lora(path, model), {name: value.clone() for name, value in model.state_dict().items()}
+    assert lora.unknown == []
+    merge_loras(model, [(lora, 0.5)])
+    for name, difference in (("blocks.1.modulation", block), ("head.modulation", head)):
+        assert torch.allclose(model.state_dict()[name], before[name] + 0.5 * difference, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused(model, tmp_path):
     path = tmp_path / "lora.safetensors"
     name = "diffusion_model.blocks.0.self_attn.q"
@@ -169,6 +202,8 @@ def test_what_does_not_fit_is_refused(model, tmp_path):
         ({f"{name}.lora_A.weight": torch.ones(2, 5120), f"{name}.lora_B.weight": torch.ones(48, 2)}, r"\(48, 5120\)"),
         ({f"{name}.diff_b": torch.ones(7)}, r"self_attn\.q\.bias is \(7,\)"),
         ({f"{name}.diff_b": torch.full((48,), float("nan"))}, "NaN"),
+        (pair(name) | {f"{name}.lora_A.weight": torch.full((2, 48), float("nan"))}, r"NaN.*self_attn\.q \(down\)"),
+        (pair(name) | {f"{name}.alpha": torch.tensor(float("nan"))}, r"NaN.*self_attn\.q \(alpha\)"),
     ):
         save_file(tensors, path)
         with pytest.raises(CheckpointError, match=message):
