@@ -5,9 +5,10 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
-from contextanyone_core.errors import ContextAnyoneError
+from contextanyone_core.errors import ContextAnyoneError, InputError
 from training.stopping import TrainingStopped
 
 
@@ -30,6 +31,32 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ContextAnyoneError, OSError) as error:
-        sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{name}: {' '.join(_said(error).split())}\n")
         return 1 if isinstance(error, TrainingStopped | OSError) else 2
     return 0 if ended_by is None else 128 + ended_by
+
+
+def output_folder(option: str, path: Path) -> Path:
+    """Make the folder that an option names. Raises InputError where it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written to: {error.strerror}.") from None
+    return path
+
+
+def refuse_output_file(option: str, path: Path) -> None:
+    """Raise InputError where no file can be written at the path that an option names."""
+    if path.is_dir():
+        raise InputError(f"{option} is {path}, which is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} is {path}, but there is no folder {path.parent}.")
+
+
+def _said(error: Exception) -> str:
+    """An error in words; the system's own without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
+    return str(error)

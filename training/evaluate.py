@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 import torch
 
 from contextanyone_core.errors import InputError
-from training.commands import Parser, run_command
+from training.commands import Parser, output_folder, run_command
 from training.evaluation.models import load_models
 from training.evaluation.report import table, write_report
 from training.evaluation.run import evaluate
@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--seed is {arguments.seed}; it must be at least 0.")
     if not 2 <= arguments.count < 1_000_000:
         raise InputError(f"--count is {arguments.count}; it must be at least 2, below a million.")
-    out = _make_folder(arguments.out)
+    out = output_folder("--out", arguments.out)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = load_models(settings)
@@ -50,16 +50,6 @@ def _run(arguments: argparse.Namespace) -> None:
     outcome.metrics["weights"] = models.hashes()
     write_report(outcome, out)
     sys.stdout.write(f"{table(outcome.metrics)}\n{outcome.metrics['seconds']['total']:.0f} s. Written to {out}.\n")
-
-
-def _make_folder(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror}.") from None
-    return out
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 import torch
 
 from contextanyone_core.errors import InputError
-from training.commands import Parser, run_command
+from training.commands import Parser, output_folder, run_command
 from training.config import load_config
 from training.state import CheckpointStore
 from training.trainer import build_trainer
@@ -33,6 +33,7 @@ def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: b
     checkpoint = CheckpointStore(run / "checkpoints").load_latest()
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint yet.")
+    output_folder("--out", out)
     build_trainer(load_config(run / "config.yaml"), checkpoint).export(out, dtype, ema=ema)
     sys.stdout.write(f"{out}: step {checkpoint.progress.step}\n")
 

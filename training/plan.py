@@ -11,7 +11,7 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from contextanyone_core.errors import InputError
-from training.commands import Parser, run_command
+from training.commands import Parser, refuse_output_file, run_command
 from training.config import TrainConfig, did_you_mean, load_config
 from training.planning.cards import CARDS
 from training.planning.density import draw_density
@@ -29,6 +29,8 @@ def plan(config: TrainConfig, card: str | None, gpus: int, plot: Path | None) ->
         raise InputError(f"--card is {card}; known are {', '.join(CARDS)}{did_you_mean(card, CARDS)}.")
     if gpus < 1:
         raise InputError(f"--gpus is {gpus}; it must be at least 1.")
+    if plot is not None:
+        refuse_output_file("--plot", plot)
     planned = plan_run(config, gpus)
     sys.stdout.write(plan_text(planned, CARDS if card is None else {card: CARDS[card]}))
     if plot is not None:

@@ -10,17 +10,20 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training.commands import Parser, run_command
+from training.commands import Parser, refuse_output_file, run_command
 from training.reporting.page import report_page
 
 
-def report(run: Path, out: Path) -> None:
-    """Write the page, beside its name first.
+def report(run: Path, out: Path | None) -> None:
+    """Write the page, beside its name first; RUN/report.html where no other place is given.
 
     Raises:
-        InputError: run is not the folder of a run, or has no step yet.
+        InputError: run is not the folder of a run, or has no step yet, or out cannot be written.
     """
+    if out is not None:
+        refuse_output_file("--out", out)
     page = report_page(run)
+    out = out or run / "report.html"
     beside = out.with_name(f".{out.name}.new")
     beside.write_text(page, encoding="utf-8")
     beside.replace(out)
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/miniature-vae")
     parser.add_argument("--out", type=Path, help="the page to write (RUN/report.html)")
     options = parser.parse_args(argv)
-    return run_command("report.py", lambda: report(options.run, options.out or options.run / "report.html"))
+    return run_command("report.py", lambda: report(options.run, options.out))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from training.commands import Parser, run_command
+from training.commands import Parser, refuse_output_file, run_command
 from training.data.buckets import BucketSettings, plan_buckets
 from training.data.check import check_files, usage
 from training.data.manifest import drop_table, read_manifest, write_lines
@@ -28,6 +28,8 @@ def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> 
     Raises:
         InputError: the manifest cannot be read, or no row of it can be used.
     """
+    if dropped is not None:
+        refuse_output_file("--dropped", dropped)
     checked = check_files(read_manifest(manifest), settings, decode=True)
     sys.stdout.write(drop_table(len(checked.clips), checked.dropped))
     if dropped is not None:

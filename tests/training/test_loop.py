@@ -128,6 +128,8 @@ def test_export_command_reads_a_run(tmp_path: Path, capsys: Any) -> None:
     assert export_main([str(run), "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert (out / "linear.safetensors").read_bytes() == (run / "export/linear.safetensors").read_bytes()
+    assert export_main([str(run), "--out", str(run / "config.yaml")]) == 2
+    assert "config.yaml cannot be written to: File exists" in capsys.readouterr().err
     (run / "checkpoints").rename(run / "gone")
     assert export_main([str(run), "--out", str(out)]) == 2
     assert "has no checkpoint yet" in capsys.readouterr().err

@@ -60,12 +60,51 @@ def test_bad_input_is_one_line(
     assert errors.count("\n") == 1
 
 
+CONFIGS = ROOT / "training/configs"
+OUTPUTS = {
+    "report": (["RUN", "--out", "none/page.html"], "--out is none/page.html, but there is no folder none"),
+    "plan": (["--config", str(CONFIGS / "debug.yaml"), "--plot", "RUN"], "--plot is RUN, which is a folder"),
+    "validate_data": (["FILE", "--dropped", "none/dropped"], "--dropped is none/dropped, but there is no folder none"),
+    "evaluate": (
+        ["--config", str(CONFIGS / "miniature/evaluate.yaml"), "--out", "FILE"],
+        "--out FILE cannot be written",
+    ),
+    "write_world": (["--out", "FILE"], "FILE is not an empty folder"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OUTPUTS))
+def test_a_place_that_cannot_be_written_to_is_said_first(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "FILE").touch()
+    arguments, message = OUTPUTS[name]
+    assert main_of(name)(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_unknown_option_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main_of(name)(["--nothing"])
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "key"),
+    [("train", "debug", "part.num_frames"), ("evaluate", "miniature/evaluate", "num_frames")],
+)
+def test_a_number_of_frames_that_wan_cannot_have(
+    name: str, config: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path)] if name == "evaluate" else []
+    assert main_of(name)(["--config", str(CONFIGS / f"{config}.yaml"), *out, "--set", f"{key}=6"]) == 2
+    assert f"{key} is 6: 4k + 1 frames are needed, such as 77 or 81" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cache", "plan", "train"])

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from contextanyone_core.config import ContextAnyoneConfig
 from training.data.frames import Box, Placement
 from training.flops import forward_flops, token_count
+
+
+def _possible_length(frames: int) -> int:
+    if frames < 1 or frames % 4 != 1:
+        raise ValueError("4k + 1 frames are needed, such as 77 or 81")
+    return frames
+
+
+FrameCount = Annotated[int, AfterValidator(_possible_length)]
+"""A number of frames in a configuration: 4k + 1."""
 
 
 class Bucket(NamedTuple):
@@ -42,7 +52,7 @@ class BucketSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     sizes: tuple[str, ...] = ("832x480", "480x832", "720x544", "544x720", "624x624")
-    frames: tuple[int, ...] = (1, 33, 49, 81)
+    frames: tuple[FrameCount, ...] = (1, 33, 49, 81)
     budget: float = Field(default=1.0, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_upscale: float = Field(default=1.25, ge=1)
@@ -60,10 +70,7 @@ class BucketSettings(BaseModel):
 
     @field_validator("frames")
     @classmethod
-    def _frames_are_possible(cls, frames: tuple[int, ...]) -> tuple[int, ...]:
-        for count in frames:
-            if count < 1 or count % 4 != 1:
-                raise ValueError(f"{count} frames are not possible; Wan needs 4k + 1, such as 77 or 81")
+    def _frames_are_some(cls, frames: tuple[int, ...]) -> tuple[int, ...]:
         return _some(frames)
 
     def shapes(self) -> list[tuple[int, int]]:

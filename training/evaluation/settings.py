@@ -14,6 +14,7 @@ from contextanyone_core.guidance import CfgGuidance, DualGuidance
 from contextanyone_core.kinds import MODELS, ModelKind
 from contextanyone_core.pipeline import GenerationSettings
 from training.config import describe_errors, read_settings
+from training.data.buckets import FrameCount
 
 Dtype = Literal["float32", "bfloat16"]
 VARIANTS = ("reference", "text_only", "shuffled_reference", "emphasis_0", "contradicting_prompt")
@@ -49,8 +50,8 @@ class EvaluateSettings(_Section):
 
     model: Literal["contextanyone", "wan", "phantom", "vace"] = "contextanyone"
     weights: Path | None = None
-    size: int = Field(128, ge=16)
-    num_frames: int = Field(17, ge=5)
+    size: int = Field(128, ge=16, multiple_of=16)
+    num_frames: FrameCount = Field(17, ge=5)
     batch_size: int = Field(8, ge=1)
     sampler: str = "unipc"
     steps: int = Field(10, ge=1)

@@ -23,6 +23,7 @@ from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from contextanyone_core.kinds import MODELS
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.prompts import TwoStagePrompt
+from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, files_hash, open_pool
 from training.objective import Draws, EncodedClips
 from training.parts.base import PartContext
@@ -36,7 +37,7 @@ class Settings(TransformerSettings):
     """The pairs to train on, the frozen encoders' folder, and the objective."""
 
     name: Literal["transformer"] = "transformer"
-    num_frames: int = Field(17, ge=1)  # 1: stills
+    num_frames: FrameCount = 17  # 1: stills
     size: int = Field(128, ge=16, multiple_of=16)
     batch: int = Field(12, ge=1)
     pairs: int = Field(4000, ge=1)
