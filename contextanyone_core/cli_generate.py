@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cli_clips import Clip, clips_from_file, clips_from_options, refuse_collisions
-from .cli_generate_options import generate_parser
+from .cli_generate_options import SMALL_SIZE, generate_parser
 from .cli_options import PARTS
 from .cli_processes import Process, this_process
 from .cli_record import is_made, metadata_of, negative_prompt, record_of, settings_of
 from .errors import CheckpointError, InputError
 from .execution import Execution, Video
-from .kinds import MODELS, ModelKind
+from .kinds import MODELS, ModelKind, is_full_size
 from .pictures import read_picture
 from .prompts import TwoStagePrompt
 from .video import check_name, check_output, save_clip
@@ -62,6 +62,7 @@ def generate(argv: Sequence[str]) -> int:
     if not request.pictures and request.kind.references:
         _note("no --reference is given: plain text to video")
     _warn_of_strangers(pipeline, request)
+    _warn_of_surprises(pipeline, request)
     record = record_of(pipeline, request.options)
     clips = _unfinished(request, record)
     pipeline.read_ahead(
@@ -157,6 +158,17 @@ def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
                 f"warning: {path} is far from what these weights were trained on (redrawn at {quality:.1f} dB, "
                 f"familiar pictures have {threshold:.1f} or more); the character will hardly be kept"
             )
+
+
+def _warn_of_surprises(pipeline: Pipeline, request: Request) -> None:
+    """Tell of weights that by their name are another model's, and of the miniature's size at full size."""
+    from .parts import strange_transformer
+
+    found = strange_transformer(request.options.weights, request.kind)
+    if found is not None:
+        _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.kind.title} all the same")
+    if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:
+        _note("128x128, the default, is the miniature's; Wan's models know --size 832x480 --frames 81 --steps 50")
 
 
 def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:

@@ -23,6 +23,8 @@ from .kinds import MODELS
 MINIATURE = Path(__file__).parent / "miniature"
 # The names that hosts.schedulers knows; repeated here because that module imports torch.
 SAMPLERS = ("euler", "unipc", "dpmpp_2m")
+SMALL_SIZE = (128, 128)
+"""The size where none is given: the miniature's."""
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SCALE = 100.0
 
@@ -65,7 +67,7 @@ def generate_parser() -> Parser:
     )
     add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
     add("--frames", type=frame_count, default=17, help="4k + 1 (17)")
-    add("--size", type=frame_size, default=(128, 128), metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
+    add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
     add("--seed", type=whole(0, MAX_SEED), default=0, help="of the noise, the same for every clip (0)")
     add("--guidance", type=one_of("guidance", "cfg", "dual"), help="cfg or dual (cfg; Phantom's own is dual)")

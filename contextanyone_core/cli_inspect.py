@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import PARTS, Parser
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 from .video import ENDINGS, ending_of, read_metadata
 
 if TYPE_CHECKING:
@@ -28,19 +28,33 @@ def inspect(argv: Sequence[str]) -> int:
         "file", type=Path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
     )
     path: Path = parser.parse(argv).file
-    ours = [file for part in PARTS if (file := path / f"{part}.safetensors").is_file()]
-    if ours:
-        absent = [f"{part}.safetensors" for part in PARTS if path / f"{part}.safetensors" not in ours]
-        reports = ["\n".join(_describe(file)) for file in sorted(path.glob("*.safetensors"))]
-        reports.append(f"missing files: {', '.join(absent) or 'none'}")
-    elif path.is_dir() and any(path.glob("*.safetensors")):
-        reports = ["\n".join(_describe(path))]
+    if path.is_dir() and not any(path.glob("frame_*.png")):
+        reports = list(_folder(path))
     elif path.is_dir() or ending_of(path) in (*ENDINGS, ".png"):
         reports = [json.dumps(read_metadata(path), indent=2, ensure_ascii=False)]
     else:
         reports = ["\n".join(_describe(path))]
     sys.stdout.write(_printable("\n\n".join(reports)) + "\n")
     return 0
+
+
+def _folder(path: Path) -> Iterator[str]:
+    """A report on every model in a folder, a diffusers pipeline's parts included."""
+    from .parts import weight_files
+
+    models = weight_files(path)
+    models += [part for part in sorted(path.iterdir()) if part.is_dir() and weight_files(part)]
+    if not models and any(path.glob("*.safetensors")):
+        models = [path]  # shards without an index; what is wrong is said where it is opened
+    if not models:
+        raise InputError(
+            f"{path} is a folder without frame_*.png or weight files; give a video, a folder of frames or of weights."
+        )
+    for model in models:
+        yield "\n".join(_describe(model))
+    absent = [f"{part}.safetensors" for part in PARTS if not (path / f"{part}.safetensors").is_file()]
+    if len(absent) < len(PARTS):
+        yield f"missing files: {', '.join(absent) or 'none'}"
 
 
 def _describe(path: Path) -> list[str]:

@@ -36,7 +36,7 @@ class ModelKind:
 
     def own_negative(self, text_len: int) -> str:
         """The negative prompt where none is given: a text encoder below Wan's size has never seen the long one."""
-        return self.negative if text_len >= _WAN_TEXT_LEN else DEFAULT_NEGATIVE
+        return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
 
     def check(self, *, guidance: str | None, references: int, emphasis: float | None) -> None:
         """Refuse what the model does not have; None was not asked for.
@@ -50,6 +50,11 @@ class ModelKind:
             raise InputError(f"{self.title} reads no pictures; leave --reference out, or use another --model.")
         if emphasis is not None and not self.emphasis:
             raise InputError(f"{self.title} has no Emphasize-Attention; with --model {self.name} leave --emphasis out.")
+
+
+def is_full_size(text_len: int) -> bool:
+    """Whether a text encoder for so many tokens is Wan's, and not a miniature."""
+    return text_len >= _WAN_TEXT_LEN
 
 
 MODELS = {

@@ -15,6 +15,12 @@ _KINDS = {
     "text_encoder": (TEXT_ENCODER,),
     "image_encoder": (IMAGE_ENCODER,),
 }
+_PUBLIC = {
+    "transformer": "diffusion_pytorch_model.safetensors or Phantom-Wan-1.3B.pth",
+    "vae": "Wan2.1_VAE.pth",
+    "text_encoder": "models_t5_umt5-xxl-enc-bf16.pth",
+    "image_encoder": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+}
 _ENDINGS = (".safetensors", ".safetensors.index.json", ".pth", ".gguf")
 
 
@@ -37,13 +43,20 @@ def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | 
     for named in (*own, folder / f"{part}.safetensors", folder / part):
         if named.is_file() or (named.is_dir() and any(named.iterdir())):
             return named
-    found = [recognise(path) for path in sorted(folder.iterdir()) if path.name.endswith(_ENDINGS) and _whole(path)]
-    found = [item for item in found if item.kind in _KINDS[part]]
+    found = [item for item in map(recognise, weight_files(folder)) if item.kind in _KINDS[part]]
     if len(found) > 1 and part == "transformer" and kind is not None:
-        found = [item for item in found if item.family.startswith(kind.family)]
+        found = _of_kind(found, kind)
     if len(found) > 1:
-        raise CheckpointError(f"{folder} holds several files for the {part}: {_listed(found)}. Keep one of them there.")
+        raise CheckpointError(
+            f"{folder} holds several files for the {part}: {_listed(found)}. Keep one of them there, or call one "
+            f"{part}.safetensors if it is such a file."
+        )
     return found[0].path if found else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The models directly in a folder: single files, and indexes in place of their shards."""
+    return [path for path in sorted(folder.iterdir()) if path.name.endswith(_ENDINGS) and _whole(path)]
 
 
 def need_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path:
@@ -55,10 +68,32 @@ def need_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path:
     path = find_part(folder, part, kind) if folder.is_dir() else None
     if path is None:
         raise CheckpointError(
-            f"{folder / part}.safetensors is missing; the folder must hold transformer, vae, text_encoder and "
-            "image_encoder, each as a .safetensors file, or the public files of such a model."
+            f"{folder / part}.safetensors is missing, and no other file there serves as the {part.replace('_', ' ')}, "
+            f"such as Wan's {_PUBLIC[part]}. All files of a model belong into one folder."
         )
     return path
+
+
+def strange_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
+    """The transformer that `need_part` finds, where its name says that it has not learnt to read pictures as the model.
+
+    Raises:
+        CheckpointError: as `need_part`.
+    """
+    if not (kind.family and kind.references) or kind.hosted:
+        return None
+    found = recognise(need_part(folder, "transformer", kind))
+    return None if found.kind != WAN or _of_kind([found], kind) else found
+
+
+def _of_kind(found: list[Recognised], kind: ModelKind) -> list[Recognised]:
+    """The model's own. Phantom's files look like Wan's: a file's own name tells more than that of the folder of all."""
+    marked = [item for item in found if "phantom" in item.path.name.lower()]
+    families = {
+        item.path: item.family if item in marked or not marked else item.family.replace("Phantom-Wan", "Wan 2.1 T2V")
+        for item in found
+    }
+    return [item for item in found if families[item.path].startswith(kind.family)]
 
 
 def _whole(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def recognise_container(container: Container) -> Recognised:
     for info in container.tensors.values():
         dtypes[info.dtype] = dtypes.get(info.dtype, 0) + math.prod(info.shape)
     found = find_naming(container.tensors)
-    kind, family, label = stated, stated or _other(container.tensors), ""
+    kind, family, label = stated, stated or _other(container), ""
     if found is not None:
         named = our_names(container.tensors, *found)
         guessed, family = describe_named(named, container.tensors, container.path)
@@ -159,6 +160,7 @@ def _quantisation(container: Container) -> str:
     return ", ".join(name for dtype, name in kinds.items() if dtype in stored)
 
 
-def _other(tensors: Mapping[str, TensorInfo]) -> str:
-    known = (words for mark, words in _OTHERS if any(name.endswith(mark) for name in tensors))
-    return next(known, "of no known kind")
+def _other(container: Container) -> str:
+    known = (words for mark, words in _OTHERS if any(name.endswith(mark) for name in container.tensors))
+    shard = re.search(r"-\d+-of-\d+\.", container.path.name)
+    return next(known, "one shard of several; give their index or their folder" if shard else "of no known kind")

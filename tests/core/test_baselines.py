@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import save_transformer
+from contextanyone_core.checkpoint import recognise, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, ShapeError
 from contextanyone_core.flow import sigma_schedule
 from contextanyone_core.guidance import CfgGuidance, DualGuidance
 from contextanyone_core.keymap import rename, transformer_table
 from contextanyone_core.kinds import MODELS
-from contextanyone_core.parts import find_part, need_part
+from contextanyone_core.parts import find_part, need_part, strange_transformer
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
 from contextanyone_core.reading import Concatenation
@@ -178,6 +178,25 @@ def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path
     assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == tmp_path / "transformer.safetensors"
 
 
+def test_in_a_folder_called_phantom_the_files_own_names_tell(wan_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Phantom-Wan-Models"
+    folder.mkdir()
+    shutil.copy(wan_file, folder / "diffusion_pytorch_model.safetensors")
+    assert recognise(folder / "diffusion_pytorch_model.safetensors").family.startswith("Phantom-Wan")
+    shutil.copy(wan_file, folder / "Phantom-Wan-1.3B.safetensors")
+    assert need_part(folder, "transformer", MODELS["phantom"]) == folder / "Phantom-Wan-1.3B.safetensors"
+    assert need_part(folder, "transformer", MODELS["wan"]) == folder / "diffusion_pytorch_model.safetensors"
+    for model in ("phantom", "wan"):
+        assert strange_transformer(folder, MODELS[model]) is None
+    (folder / "Phantom-Wan-1.3B.safetensors").rename(tmp_path / "wan2.1_t2v_1.3B.safetensors")
+    assert strange_transformer(tmp_path, MODELS["wan"]) is None
+    strange = strange_transformer(tmp_path, MODELS["phantom"])
+    assert strange is not None
+    assert strange.family.startswith("Wan 2.1 T2V")
+    with pytest.raises(CheckpointError, match=r"serves as the vae, such as Wan's Wan2\.1_VAE\.pth"):
+        need_part(folder, "vae")
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one picture, in which the command runs."""
@@ -198,7 +217,12 @@ WORDS = ["--first", "A woman.", "--out", "out.webp", "--frames", "5", "--size", 
     ],
 )
 def test_the_command(
-    desk: Path, wan_folder: Path, model: str, more: list[str], guidance: dict[str, object], capsys: object
+    desk: Path,
+    wan_folder: Path,
+    model: str,
+    more: list[str],
+    guidance: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["generate", "--model", model, "--weights", str(wan_folder), *WORDS, *more]) == 0
     metadata = read_metadata(desk / "out.webp")
@@ -206,6 +230,9 @@ def test_the_command(
     given = metadata["settings"]["guidance"]
     assert {key: given[key] for key in guidance} == guidance
     assert "emphasis" not in metadata["settings"]
+    said = capsys.readouterr().err
+    assert "by its name" not in said
+    assert "--size 832x480" not in said
 
 
 @pytest.mark.parametrize(

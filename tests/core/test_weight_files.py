@@ -323,6 +323,23 @@ def test_inspect_names_what_it_is(wan_file, tmp_path, wan_state, capsys):
         assert "complete" in out
 
 
+def test_inspect_names_all_models_of_a_folder(wan_state, tmp_path, capsys):
+    """A download with a .pth alone, with shards and a .pth, and a diffusers pipeline."""
+    for folder, write in (("alone", None), ("both", shards), ("pipeline", diffusers_folder)):
+        place = tmp_path / folder
+        (place / "transformer").mkdir(parents=True)
+        torch.save(wan_state(), place / "Phantom-Wan-1.3B.pth")
+        if write is not None:
+            write(wan_state(), place if write is shards else place / "transformer")
+        assert cli.main(["inspect", str(place)]) == 0
+        out = capsys.readouterr().out
+        assert "Phantom-Wan of width" in out
+        assert out.count("parts:       complete") == (1 if write is None else 2)
+    shard = tmp_path / "both" / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    assert cli.main(["inspect", str(shard)]) == 0
+    assert "one shard of several; give their index" in capsys.readouterr().out
+
+
 def test_our_files_keep_their_config(tiny_folder, tmp_path):
     source = open_source(tiny_folder / "transformer.safetensors")
     assert source.recognised.kind == TRANSFORMER
