@@ -34,7 +34,7 @@ class Progress:
     """How far a run is.
 
     seconds is the training's wall-clock time over all starts; skipped counts non-finite steps; world is the number of
-    processes.
+    processes; start is the SHA-256 of `init.from` where checkpoints leave out what stays as that has it.
     """
 
     step: int = 0
@@ -44,6 +44,7 @@ class Progress:
     skipped_in_a_row: int = 0
     ema_updates: int = 0
     world: int = 1
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class CheckpointStore:
             except SafetensorError as error:
                 raise OSError(f"{path} cannot be written: {error}") from None
             _sync(path)
-            sums[path.name] = _sha256(path)
+            sums[path.name] = file_sha256(path)
         state = folder / "state.json"
         text = json.dumps({"version": _VERSION, "progress": asdict(progress), "sha256": sums}, indent=1)
         state.write_text(text + "\n", encoding="utf-8")
@@ -174,13 +175,14 @@ def _read(folder: Path) -> Checkpoint:
         raise CheckpointError(f"state.json cannot be read ({error}).") from None
     tensors = {}
     for name, expected in sums.items():
-        if _sha256(folder / name) != expected:
+        if file_sha256(folder / name) != expected:
             raise CheckpointError(f"{name} does not have the checksum in state.json.")
         tensors[Path(name).stem] = load_file(folder / name)
     return Checkpoint(folder, progress, tensors)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -17,10 +17,10 @@ from training.distributed import World, full, joint_loss, like, one_process, sha
 from training.ema import Ema
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
-from training.parts.base import ExportsIn, HashesData, Metrics, Part, PartContext, Thaws, Validates
+from training.parts.base import ExportsIn, HashesData, KeepsStart, Metrics, Part, PartContext, Thaws, Validates
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
-from training.state import Checkpoint, Progress
+from training.state import Checkpoint, Progress, file_sha256
 from training.zero import ZeroShares
 
 _LOG = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Trainer:
         for module in self.modules.values():
             module.to(self.device)
         self._choose_trained()
+        kept = {id(parameter) for parameter in part.kept()} if isinstance(part, KeepsStart) else set()
+        self._kept = {name for name, parameter in _named_parameters(self.modules).items() if id(parameter) in kept}
         if config.optim.optimizer == "muon" and (world.sharded or world.zero):
             by = "FSDP" if world.sharded else "DeepSpeed"
             raise InputError(f"optim.optimizer is muon, which needs whole matrices: {by} holds shares of them.")
@@ -70,11 +72,16 @@ class Trainer:
             name = self.config.part.name
             raise ValueError(f"Part {name}: parameter_groups() holds parameters that modules() does not.")
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a checkpoint needs `init.from` beside it."""
+        return bool(self._kept)
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return everything a checkpoint holds, by file. All processes must call; the first one's is the answer."""
         zero = self._zero
         optimizer = zero.whole_state(self.optimizer) if zero else optimizer_tensors(self.optimizer, self.trained)
-        files = {"model": _named_tensors(self.modules), "ema": self.ema.tensors, "optimizer": optimizer}
+        files = {"model": self._saved(), "ema": self.ema.tensors, "optimizer": optimizer}
         if not self.world.sharded:
             return files
         whole: dict[str, dict[str, Tensor]] = {file: {} for file in files}
@@ -85,10 +92,14 @@ class Trainer:
                     whole[file][name] = gathered.cpu()
         return whole
 
+    def _saved(self) -> dict[str, Tensor]:
+        """Of the modules, what a checkpoint holds: all but what stays as `init.from` has it."""
+        return {name: tensor for name, tensor in _named_tensors(self.modules).items() if name not in self._kept}
+
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint. Raises CheckpointError where its tensors are not this part's."""
-        _copy_into(_named_tensors(self.modules), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
+        _copy_into(self._saved(), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
         _copy_into(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
         optimizer = checkpoint.tensors["optimizer"]
         if self._zero:
@@ -107,16 +118,14 @@ class Trainer:
         config, step = self.config, self.progress.step
         rate = learning_rate(config.optim, step, config.run.steps)
         set_learning_rate(self.optimizer, rate)
+        frozen = self._freeze(step)
         results = []
         for index, batch in enumerate(batches):
             results.append(self._backward(batch, step * len(batches) + index, index, len(batches)))
             if not results[-1].finite:
                 break
-        if isinstance(self.part, Thaws):
-            frozen = {id(parameter) for parameter in self.part.frozen(step)}
-            for name, parameter in self._stepped.items():
-                if id(self.trained[name]) in frozen:
-                    parameter.grad = None
+        for name in frozen & self._stepped.keys():
+            self._stepped[name].grad = None
         norm = self._norm() if results[-1].finite else math.nan
         finite = math.isfinite(norm)
         if finite:
@@ -132,6 +141,16 @@ class Trainer:
         self._count(sum(result.samples for result in results), finite, names)
         record = {"step": step, **terms, "lr": rate, "grad_norm": norm}
         return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
+
+    def _freeze(self, step: int) -> set[str]:
+        """The names of what a step leaves as it is, whose gradients are not reckoned (by FSDP they are)."""
+        if not isinstance(self.part, Thaws):
+            return set()
+        frozen = {id(parameter) for parameter in self.part.frozen(step)}
+        names = {name for name, parameter in self.trained.items() if id(parameter) in frozen}
+        for name, parameter in () if self.world.sharded else self.trained.items():
+            parameter.requires_grad_(name not in names)
+        return names
 
     def sample(self, folder: Path) -> Path:
         """Let the part show its present state, with the EMA weights, into a folder of this step, which is returned."""
@@ -206,7 +225,7 @@ class Trainer:
                 weighted = loss * (count * self.world.size / (samples * parts))
                 if self._zero:
                     self._zero.backward(weighted, last=index == parts - 1)
-                else:
+                elif weighted.requires_grad:  # else nothing that is trained took part
                     weighted.backward()
         return _Result({"loss": (loss.item() * count, count), **_sums(metrics)}, int(samples), not bad)
 
@@ -256,7 +275,20 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
     trainer = Trainer(config, PARTS[config.part.name].build(config.part, context), world)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if trainer.leaves_out and world.first and init_from is not None:
+        _refuse_other_start(trainer.progress, init_from)
     return trainer
+
+
+def _refuse_other_start(progress: Progress, start: Path) -> None:
+    """Note which file a run starts from, whose tensors its checkpoints lack; compare where the run goes on."""
+    found = file_sha256(start)
+    if progress.start not in (None, found):
+        raise InputError(
+            f"init.from is {start}, whose content is not what the run started from (SHA-256 {progress.start}): its "
+            "checkpoints hold only what is trained beside that; put the file back, or choose another run.out."
+        )
+    progress.start = found
 
 
 def run_record(config: TrainConfig, progress: Progress, part: Part) -> dict[str, Any]:

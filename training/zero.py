@@ -88,6 +88,8 @@ class ZeroShares:
                 "average their gradients; use training/launch/ddp.yaml."
             )
         self._used |= used
+        if not used:  # DeepSpeed ends an accumulation in a backward pass only
+            loss = loss + 0.0 * min((p for p in self._trained.values() if p.requires_grad), key=Tensor.numel).sum()
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
         if last:

@@ -160,6 +160,17 @@ def test_a_lora_that_thaws_in_shares_equals_whole_ones(tmp_path: Path) -> None:
     assert max(counts.values()) > 1
 
 
+def test_steps_in_which_nothing_trained_takes_part(tmp_path: Path) -> None:
+    """Emphasize-Attention alone in steps without references, the second and the fourth: DDP and FSDP2."""
+    part, optim = {"name": "tiny", "train": {"only": ["*emphasize*"]}}, {"lr": 1e-3, "schedule": "constant"}
+    for name, environment in (("whole", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
+        finish(start(make_config(tmp_path / name, part, {"steps": 5}, **optim), **environment))
+        assert [line["grad_norm"] > 0 for line in read_log(tmp_path / name)] == [True, False, True, False, True]
+    whole, shares = load(tmp_path / "whole", 5), load(tmp_path / "shares", 5)
+    for file in ("model", "ema", "optimizer"):
+        assert difference(shares.tensors[file], whole.tensors[file]) < 1e-4, file
+
+
 def test_references_in_one_process_only(tmp_path: Path) -> None:
     """Their parameters have no gradient in the other."""
     finish(start(make_config(tmp_path / "run", {"name": "tiny", "first_only": True}, {"steps": 2})))

@@ -10,7 +10,7 @@ from cached_world import build, settings_for, write_small_world
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from contextanyone_core.checkpoint import load_transformer
+from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.lora import attach_loras, load_lora, merge_loras
@@ -101,6 +101,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(config, tmp_path):
     assert all(
         ".lora_" in name or matches(name, ("transformer." + p for p in NEW_PARTS)) for name in straight.tensors["ema"]
     )
+
+
+def test_a_checkpoint_holds_what_is_trained_and_needs_the_same_start(config, tmp_path, tiny_folder, capsys):
+    path, begin = config(tmp_path), tmp_path / "start.safetensors"
+    begin.write_bytes((tiny_folder / "transformer.safetensors").read_bytes())
+    assert main(["--config", str(path), "--set", f"init.from={begin}", "run.steps=2"]) == 0
+    checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints").load_latest()
+    assert checkpoint.tensors["model"].keys() == checkpoint.tensors["ema"].keys()
+    assert all(
+        ".lora_" in name or matches(name, (f"transformer.{p}" for p in NEW_PARTS)) for name in checkpoint.tensors["ema"]
+    )
+    other = start(tiny_folder)
+    with torch.no_grad():
+        other.blocks[0].self_attn.q.weight[0, 0] += 1
+    save_transformer(begin, other, dtype=torch.float32)
+    capsys.readouterr()
+    assert main(["--config", str(path), "--set", f"init.from={begin}"]) == 2
+    assert export_main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("start.safetensors, whose content is not what the run started from") == 2
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").load_latest().progress.step == 2
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])

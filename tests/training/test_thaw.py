@@ -9,6 +9,7 @@ import pytest
 import tiny_part
 import torch
 from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
@@ -74,6 +75,24 @@ def test_the_gradients_of_what_is_frozen_do_not_count_in_the_norm(tmp_path: Path
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-6)
     for name, parameter in frozen.trained.items():
         assert torch.equal(parameter, thawing.trained[name])
+
+
+def test_the_gradients_of_what_is_frozen_are_not_reckoned(tmp_path: Path) -> None:
+    """A step before the thaw has the FLOPs of a run which never trains them, one after it those of all."""
+    config = make_config(tmp_path, {})
+    kept = TrainSettings(only=("blocks.*",), freeze=("blocks.*.ffn.*",))
+    never = config.model_copy(update={"part": config.part.model_copy(update={"train": kept})})
+    found = []
+    for settings in (make_config(tmp_path, {"blocks.*.ffn.*": 2}), never, config):
+        trainer = build_trainer(settings, None)
+        found.append([])
+        for step in range(4):
+            with FlopCounterMode(display=False) as counter:
+                trainer.step(trainer.part.batch(step))
+            found[-1].append(counter.get_total_flops())
+    thawing, without, everything = found
+    assert thawing == without[:2] + everything[2:]
+    assert without[0] < everything[0]
 
 
 def test_a_run_cut_around_the_thaw_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_real_blocks_as_in_whole_networks(tmp_path: Path, zero: Any) -> None
 def test_kill_9_of_both_and_resume(tmp_path: Path, zero: Any) -> None:
     part = {"name": "linear", "seconds_a_step": 0.0}
     finish(start(make_config(tmp_path / "straight", part), **zero))
-    slow = make_config(tmp_path / "cut", part | {"seconds_a_step": 0.3}, {"save_every": 3})
+    slow = make_config(tmp_path / "cut", part | {"seconds_a_step": 0.3}, {"save_every": 3, "sample_every": 2})
     processes = start(slow, **zero)
     wait_for_lines(processes, tmp_path / "cut", 4)
     for process in processes:
@@ -165,7 +165,7 @@ def test_accelerate_launches_it(tmp_path: Path, zero: Any) -> None:
     script = [str(ROOT / "tests/training/shared_part.py"), "--config", str(tmp_path / "run.yaml")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *script], env=environment, capture_output=True, text=True, check=False, timeout=300
+        [*command, *script], env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert load(tmp_path / "run", 2).progress.world == 2

@@ -165,6 +165,15 @@ class Thaws(Protocol):
 
 
 @runtime_checkable
+class KeepsStart(Protocol):
+    """A part that never trains some of what `init.from` gave it."""
+
+    def kept(self) -> list[nn.Parameter]:
+        """Return the parameters that stay what they were: checkpoints leave them out, `init.from` gives them again."""
+        ...
+
+
+@runtime_checkable
 class ExportsIn(Protocol):
     """A part whose files can be written in other dtypes than fp16 (`export.py --dtype`)."""
 

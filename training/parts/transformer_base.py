@@ -61,6 +61,7 @@ class TransformerTraining:
     def __init__(self, settings: TransformerSettings, transformer: ContextAnyoneTransformer) -> None:
         self.transformer, self.settings = transformer, settings
         choose_trained(transformer, settings.train)
+        self._fixed = {name for name, parameter in transformer.named_parameters() if not parameter.requires_grad}
         if settings.explicit_attention:
             transformer.attention = explicit_attention
         if settings.compile:
@@ -79,6 +80,11 @@ class TransformerTraining:
         """What `part.train.thaw` leaves as it is at a step."""
         named = dict(self.transformer.named_parameters())
         return [named[name] for name in frozen_names(named, self.settings.train, step)]
+
+    def kept(self) -> list[nn.Parameter]:
+        """Of a LoRA, the network that it is one of."""
+        named = self.transformer.named_parameters() if self.settings.train.lora is not None else ()
+        return [parameter for name, parameter in named if name in self._fixed]
 
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch as the objective takes it."""
