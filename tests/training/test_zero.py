@@ -156,6 +156,12 @@ def test_references_in_one_process_only_are_refused(tmp_path: Path, zero: Any) -
     finish(start(config, **zero), code=2)
 
 
+def test_without_deepspeed_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    finish(start(make_config(tmp_path / "run", {"name": "shared"}), **ZERO), code=2)
+    assert 'DeepSpeed is not installed: pip install -e ".[deepspeed]".' in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_accelerate_launches_it(tmp_path: Path, zero: Any) -> None:
     config = make_config(tmp_path / "run", {"name": "shared"}, {"steps": 2})
