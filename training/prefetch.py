@@ -12,6 +12,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from contextanyone_core.errors import ContextAnyoneError
 from training.parts.base import Part
 from training.randomness import seed_globals
 
@@ -27,7 +28,10 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, step: int) -> Any:
         seed_globals(self._seed, step, "batch")
-        return self._part.batch(step)
+        try:
+            return self._part.batch(step)
+        except ContextAnyoneError as error:  # handed over as it is: the loader would wrap it in a traceback
+            return error
 
 
 def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bool) -> Iterator[Any]:
@@ -51,10 +55,10 @@ def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bo
         multiprocessing_context="fork" if workers else None,
     )
     if not workers:
-        return iter(loader)
+        return _or_raise(iter(loader))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the forks inherit it, until they are ready
     try:
-        return iter(loader)
+        return _or_raise(iter(loader))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -70,6 +74,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def _or_raise(found: Iterator[Any]) -> Iterator[Any]:
+    for batch in found:
+        if isinstance(batch, ContextAnyoneError):
+            raise batch
+        yield batch
 
 
 def _unchanged(batch: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from contextanyone_core.errors import CheckpointError
 from training.log import ProgressDisplay, StepLog
 from training.prefetch import batches, to_device
 
@@ -54,6 +55,17 @@ def test_an_error_in_a_worker_arrives_with_its_place() -> None:
     part = Broken(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
     with pytest.raises(KeyError, match=r"in batch|no such thing"):
         next(batches(part, 0, range(2), workers=1, pin_memory=False))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_user_can_mend_arrives_in_its_own_words(workers: int) -> None:
+    class Refusing(linear_part.LinearPart):
+        def batch(self, step: int) -> Any:
+            raise CheckpointError("No row of a batch can be read: a, b.")
+
+    part = Refusing(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
+    with pytest.raises(CheckpointError, match=r"^No row of a batch can be read: a, b\.$"):
+        next(batches(part, 0, range(2), workers=workers, pin_memory=False))
 
 
 def test_a_process_that_forgets_its_iterator_still_ends() -> None:
