@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
@@ -39,6 +40,7 @@ class Trackers:
     def __init__(self, names: tuple[TrackerName, ...], folder: Path, config: Mapping[str, Any], start: int) -> None:
         self._all: dict[TrackerName, GeneralTracker] = {}
         for name in names:
+            PartialState()  # without which accelerate's own log, and so its tracker of wandb, refuses to work
             if name == "tensorboard":
                 tracker = TensorBoardTracker("tensorboard", folder, purge_step=start or None)
             else:
