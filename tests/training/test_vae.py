@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from contextanyone_core.checkpoint import read_header
 from contextanyone_core.errors import InputError
@@ -167,6 +168,11 @@ def test_kept_stills_keep_the_facts_of_the_latents(exported, tmp_path, monkeypat
     written = tmp_path / "vae.safetensors"
     assert load_vae(written).config.latents_std == load_vae(exported).config.latents_std
     assert read_header(written).metadata["latent_rgb_bias"] == read_header(exported).metadata["latent_rgb_bias"]
+
+
+def test_a_length_that_the_vae_cannot_have_is_refused():
+    with pytest.raises(ValidationError, match=r"4k \+ 1 frames are needed"):
+        Settings(clip_frames=8)
 
 
 def test_kept_stills_need_a_file_to_keep_them_from():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from contextanyone_core.checkpoint import read_header
 from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
+from training.data.buckets import FrameCount
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.vae_forward import decode_whole, encode_whole
 from training.randomness import numpy_generator, seed_for
@@ -41,7 +42,7 @@ class Settings(PartSettings):
     image_batch: int = Field(24, ge=2)  # even: a rendering and its reference come in pairs
     image_every: int = Field(4, ge=2)  # once clips have begun, every n-th step is one of images
     clip_batch: int = Field(4, ge=1)
-    clip_frames: int = Field(9, ge=5)
+    clip_frames: FrameCount = Field(9, ge=5)
     crop: int = Field(64, ge=16, le=128, multiple_of=8)
     full_every: int = Field(5, ge=2)  # every n-th image step sees whole pictures instead of crops
     l1_weight: float = Field(0.3, ge=0)
