@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from training.config import TrainConfig, parse_config, save_config
 from training.state import Checkpoint, CheckpointStore
@@ -43,6 +44,7 @@ def start(config: TrainConfig, world: int = WORLD, **environment: str) -> list[B
 
 
 def _train(path: Path, environment: dict[str, str]) -> None:
+    PartialState._reset_state()  # a tracker's, of a run in the tests' own process; a launcher's processes have none
     os.environ.update(environment)
     sys.exit(main(["--config", str(path)]))
 
