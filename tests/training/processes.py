@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from training.state import Checkpoint, CheckpointStore
 from training.train import main
 
 WORLD = 2
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_config(out: Path, part: dict[str, Any], run: dict[str, Any] | None = None, **optim: Any) -> TrainConfig:
@@ -90,3 +92,17 @@ def read_log(out: Path) -> list[dict[str, Any]]:
 def momentum_sgd(groups: Any, settings: Any) -> torch.optim.Optimizer:
     """After one step its buffer is the gradient."""
     return torch.optim.SGD([{**group, "lr_scale": 1.0} for group in groups], lr=settings.lr, momentum=0.5)
+
+
+def accelerate_launches(configuration: str, run: Path, timeout: int) -> None:
+    """Two steps by `accelerate launch` with one of training/launch's files, in two processes."""
+    save_config(make_config(run, {"name": "shared"}, {"steps": 2}), run.with_suffix(".yaml"))
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+    command += ["--config_file", str(ROOT / "training/launch" / configuration), "--num_processes", "2"]
+    script = [str(ROOT / "tests/training/shared_part.py"), "--config", str(run.with_suffix(".yaml"))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *script], env=environment, capture_output=True, text=True, check=False, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr
+    assert load(run, 2).progress.world == 2

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,26 @@ import pytest
 import shared_part
 import tiny_part
 import torch
-from processes import WORLD, difference, finish, load, make_config, momentum_sgd, read_log, start, wait_for_lines
+from processes import (
+    WORLD,
+    accelerate_launches,
+    difference,
+    finish,
+    load,
+    make_config,
+    momentum_sgd,
+    read_log,
+    start,
+    wait_for_lines,
+)
 
 import training.trainer
 from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.transformer import ContextAnyoneTransformer
-from training.config import save_config
 from training.loop import train
 from training.randomness import rank_seed
 
-ROOT = Path(__file__).parents[2]
 assert {linear_part.__name__, shared_part.__name__, tiny_part.__name__}  # they list their parts
 
 
@@ -179,17 +186,7 @@ def test_references_in_one_process_only(tmp_path: Path) -> None:
 
 
 def test_accelerate_launches_it(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", {"name": "shared"}, {"steps": 2})
-    save_config(config, tmp_path / "run.yaml")
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-    command += ["--config_file", str(ROOT / "training/launch/ddp.yaml"), "--num_processes", "2"]
-    script = [str(ROOT / "tests/training/shared_part.py"), "--config", str(tmp_path / "run.yaml")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *script], env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "run", 2).progress.world == 2
+    accelerate_launches("ddp.yaml", tmp_path / "run", 200)
 
 
 def test_seeds_of_processes() -> None:

@@ -1,7 +1,5 @@
 """DeepSpeed's ZeRO in two processes on gloo: it equals one process, resumes exactly and skips as all do."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,27 @@ import pytest
 import shared_part
 import tiny_part
 import torch
-from processes import WORLD, difference, finish, load, make_config, momentum_sgd, read_log, start, wait_for_lines
+from processes import (
+    WORLD,
+    accelerate_launches,
+    difference,
+    finish,
+    load,
+    make_config,
+    momentum_sgd,
+    read_log,
+    start,
+    wait_for_lines,
+)
 
 import training.trainer
 from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.transformer import ContextAnyoneTransformer
-from training.config import save_config
 from training.distributed import open_world
 from training.loop import train
 
-ROOT = Path(__file__).parents[2]
 assert {linear_part.__name__, shared_part.__name__, tiny_part.__name__}  # they list their parts
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
 
@@ -164,17 +171,7 @@ def test_without_deepspeed_it_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_accelerate_launches_it(tmp_path: Path, zero: Any) -> None:
-    config = make_config(tmp_path / "run", {"name": "shared"}, {"steps": 2})
-    save_config(config, tmp_path / "run.yaml")
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-    command += ["--config_file", str(ROOT / "training/launch/deepspeed.yaml"), "--num_processes", "2"]
-    script = [str(ROOT / "tests/training/shared_part.py"), "--config", str(tmp_path / "run.yaml")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *script], env=environment, capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "run", 2).progress.world == 2
+    accelerate_launches("deepspeed.yaml", tmp_path / "run", 900)
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,9 @@ class Settings(PartSettings):
     full_every: int = Field(5, ge=2)  # every n-th image step sees whole pictures instead of crops
     l1_weight: float = Field(0.3, ge=0)
     kl_weight: float = Field(3e-5, ge=0)
-    motion_weight: float = Field(
-        0.0, ge=0
-    )  # in clips: a pixel that jumps from black to white counts 1 + this, a still one 1
+    motion_weight: float = Field(0.0, ge=0)  # a pixel that jumps from black to white counts 1 + this, a still one 1
     train_encoder: bool = True  # False: the latents stay as they are, only the decoder learns
-    keep_stills: float = Field(
-        0.0, ge=0
-    )  # weight of how far latents of pictures and first frames move from `init.from`
+    keep_stills: float = Field(0.0, ge=0)  # weight of how far first frames' latents move from those of `init.from`
 
 
 class VaePart:
