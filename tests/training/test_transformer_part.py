@@ -10,7 +10,7 @@ from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from training.data import pool as pool_module
-from training.data.pool import PoolKey, open_pool
+from training.data.pool import PoolKey, encoders_hash, open_pool
 from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart
@@ -61,6 +61,22 @@ def test_a_pool_holds_what_the_hosts_encode_and_goes_on_where_it_stopped(tiny_fo
     assert not pair.character.is_test
 
 
+def test_a_better_decoder_reads_the_same_pool_and_another_encoder_does_not(tiny_folder):
+    image_encoder = load_image_encoder(tiny_folder / "image_encoder.safetensors")
+
+    def changed(part_of_vae):
+        vae = load_vae(tiny_folder / "vae.safetensors")
+        if part_of_vae:
+            next(vae.get_submodule(part_of_vae).parameters()).data.add_(0.1)
+        return encoders_hash(VideoVAE(vae), image_encoder)
+
+    same = changed(None)
+    assert changed("decoder") == same
+    assert len({same, changed("encoder"), changed("quant_conv")}) == 3
+    next(image_encoder.model.parameters()).data.add_(0.1)
+    assert changed(None) != same
+
+
 def test_batches_repeat_with_captions_drawn_anew(part):
     other, clip = part.batch(1), part.batch(2)
     assert clip["latents"].shape == (2, 16, 2, 4, 4)
@@ -108,6 +124,59 @@ def test_a_dropped_reference_leaves_no_trace(part, monkeypatch):
     assert all(
         p.grad is None for name, p in part.transformer.named_parameters() if "emphasize" in name or "_img" in name
     )
+
+
+@pytest.fixture
+def asked_part(tiny_folder, tmp_path):
+    torch.manual_seed(0)
+    small = {"num_frames": 5, "size": 32, "batch": 2, "pairs": 4, "sample_steps": 1, "drop_text": 0.0}
+    asked = {"attribute_weight": 0.5, "drop_reference": 0.0}
+    settings = Settings(weights=tiny_folder, pools=tmp_path / "pools", **small, **asked)
+    init = tiny_folder / "transformer.safetensors"
+    return TransformerPart(settings, PartContext(seed=5, device=torch.device("cpu"), init_from=init))
+
+
+def test_both_streams_are_asked_for_the_attributes(asked_part, part, monkeypatch):
+    monkeypatch.setattr(part, "settings", asked_part.settings.model_copy(update={"attribute_weight": 0.0}))
+    batch = _short(asked_part.batch(2))
+    loss, metrics = asked_part.loss(batch, 2, torch.Generator().manual_seed(1))
+    plain, _ = part.loss(batch, 2, torch.Generator().manual_seed(1))
+    added = metrics["attributes_video"] + metrics["attributes_reference"]
+    torch.testing.assert_close(loss.detach(), plain.detach() + 0.5 * added)
+    assert all(0 <= value <= 1 for name in ("video", "reference") for value in metrics[f"told_{name}"])
+
+    heads = asked_part.modules()["attribute_heads"]
+    (loss - plain.detach()).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in heads.parameters())
+
+
+def test_attributes_can_be_learned_from_tokens_and_a_new_pass_is_asked_anew(asked_part):
+    heads = asked_part.heads["video"]
+    tokens = torch.randn(8, 6, heads.norm.normalized_shape[0])
+    labels = asked_part.pool.labels[torch.arange(8) % 4, :8]
+    optimizer = torch.optim.Adam(heads.parameters(), 0.05)
+    for _ in range(60):
+        entropy, right = heads(tokens, labels)
+        optimizer.zero_grad()
+        entropy.mean().backward()
+        optimizer.step()
+    assert right.mean() > 0.95
+
+    asked_part.loss(_short(asked_part.batch(2)), 2, torch.Generator().manual_seed(1))
+    assert asked_part._tap.take() == (None, None)
+
+
+def test_without_a_reference_nobody_is_asked(asked_part, monkeypatch):
+    monkeypatch.setattr(asked_part, "settings", asked_part.settings.model_copy(update={"drop_reference": 0.999}))
+    _, metrics = asked_part.loss(_short(asked_part.batch(2)), 2, torch.Generator().manual_seed(1))
+    assert not [name for name in metrics if name.startswith(("attributes_", "told_"))]
+
+
+def test_the_heads_are_not_exported(asked_part, tmp_path):
+    with torch.no_grad():
+        asked_part.export(tmp_path, {"steps": 2})
+    loaded = load_transformer(tmp_path / "transformer.safetensors")
+    assert loaded.state_dict().keys() == asked_part.transformer.state_dict().keys()
 
 
 def test_samples_and_export(part, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config
 from training.parts.base import PartContext
 from training.parts.vae import Settings, VaePart, _change, still_start
-from training.parts.vae_forward import decode_whole, encode_whole
+from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,23 @@ def test_a_fresh_vae_sees_a_still_clip_as_one_still(vae):
         torch.testing.assert_close(clip, alone.expand_as(clip), atol=1e-5, rtol=1e-4)
         frames = decode_whole(still, clip)
         torch.testing.assert_close(frames, frames[:, :, :1].expand_as(frames), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_norms_are_the_norms(vae):
+    compiled = copy.deepcopy(vae)
+    compile_norms(compiled)
+    images = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    outputs = []
+    for each in (vae, compiled):
+        each.zero_grad()
+        decoded = decode_whole(each, encode_whole(each, images)[0])
+        decoded.square().mean().backward()
+        outputs.append((decoded, [p.grad.clone() for p in each.parameters() if p.grad is not None]))
+    (plain, plain_gradients), (fused, fused_gradients) = outputs
+    torch.testing.assert_close(fused, plain, atol=2e-5, rtol=1e-4)
+    for a, b in zip(fused_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
 def test_the_gradient_passes_where_diffusers_clamps(vae):

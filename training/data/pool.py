@@ -35,7 +35,7 @@ _WHITE_SHARE = 0.1  # references with the person on white, as an artist's cut-ou
 
 @dataclass(frozen=True)
 class PoolKey:
-    """Which pairs a pool holds; ``encoders`` is a hash of the files that encoded them."""
+    """Which pairs a pool holds; ``encoders`` is a hash of what encoded them (`encoders_hash`)."""
 
     encoders: str
     seed: int
@@ -77,11 +77,15 @@ class Pool:
         return Scene(ACTIONS[action], PLACES[place], LIGHTS[light])
 
 
-def files_hash(*paths: Path) -> str:
-    """The first 12 hex digits of a SHA-256 over files."""
+def encoders_hash(vae: VideoVAE, image_encoder: ImageEncoder) -> str:
+    """The first 12 hex digits of a SHA-256 over what encodes: the VAE without its decoder, and the CLIP tower."""
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
+    config = vae.vae.config
+    digest.update(repr((list(config.latents_mean), list(config.latents_std))).encode())
+    for module in (vae.vae.encoder, vae.vae.quant_conv, image_encoder.model):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from contextanyone_core.blocks import TransformerBlock
 from contextanyone_core.checkpoint import read_header
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.hosts.image import load_image_encoder
@@ -24,12 +25,13 @@ from contextanyone_core.kinds import MODELS
 from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.buckets import FrameCount
-from training.data.pool import Pool, PoolKey, files_hash, open_pool
+from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.objective import Draws, EncodedClips
-from training.parts.base import PartContext
+from training.parts.attribute_heads import AttributeHeads, StreamTap
+from training.parts.base import Metrics, PartContext
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import numpy_generator
-from training.world import TEST_SEED_START, neutral_prompts, sample
+from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, sample
 from training.world.captions import draw_named, first_caption, later_caption
 
 
@@ -46,6 +48,7 @@ class Settings(TransformerSettings):
     weights: Path = Path("contextanyone_core/miniature")
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
     sample_steps: int = Field(12, ge=1)
+    attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
     validation_pairs: int = Field(64, ge=1)  # of the pool after this one, which nothing trains on
 
 
@@ -61,10 +64,40 @@ class TransformerPart(TransformerTraining):
         self.text_encoder = load_text_encoder(paths["text_encoder"]).to(context.device)
         self.image_encoder = load_image_encoder(paths["image_encoder"]).to(context.device)
         super().__init__(settings, starting_network(settings, context, lambda: self._config(paths["vae"])))
-        encoders = files_hash(paths["vae"], paths["image_encoder"])
+        self.heads = nn.ModuleDict()
+        self._tap: StreamTap | None = None
+        if settings.attribute_weight > 0:
+            self._ask_for_attributes()
+        encoders = encoders_hash(self.vae, self.image_encoder)
         self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
         self.pool = open_pool(settings.pools, self._key, self.vae, self.image_encoder)
         self._held_out: Pool | None = None
+
+    def _ask_for_attributes(self) -> None:
+        block = self.transformer.blocks[len(self.transformer.blocks) // 2]
+        assert isinstance(block, TransformerBlock)
+        self._tap = StreamTap(block)
+        width = self.transformer.config.dim
+        self.heads.update({"video": AttributeHeads(width), "reference": AttributeHeads(width)})
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The transformer, and the heads that ask it for the attributes."""
+        return super().modules() | ({"attribute_heads": self.heads} if len(self.heads) else {})
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The dual-guidance loss; with references also how badly both streams tell the attributes."""
+        losses, metrics = super().loss(batch, step, generator)
+        if self._tap is None:
+            return losses, metrics
+        labels = batch["labels"][:, : len(ATTRIBUTES)]
+        video, reference = self._tap.take()
+        if video is None or reference is None:
+            return losses, metrics
+        for name, tokens in (("video", video), ("reference", reference)):
+            entropy, right = self.heads[name](tokens, labels)
+            losses = losses + self.settings.attribute_weight * entropy
+            metrics |= {f"attributes_{name}": entropy.detach(), f"told_{name}": right}
+        return losses, metrics
 
     def _config(self, vae_path: Path) -> ContextAnyoneConfig:
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
@@ -164,6 +197,7 @@ def _captioned(pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator) 
         "masks": pool.masks[rows],
         "reference_latents": pool.reference_latents[rows],
         "image_embeds": pool.image_embeds[rows],
+        "labels": pool.labels[rows],
         "first": first,
         "later": later,
     }

@@ -24,7 +24,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
 from training.data.buckets import FrameCount
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
-from training.parts.vae_forward import decode_whole, encode_whole
+from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
 from training.randomness import numpy_generator, seed_for
 from training.world import TEST_SEED_START, random_frame, sample
 
@@ -50,6 +50,7 @@ class Settings(PartSettings):
     motion_weight: float = Field(0.0, ge=0)  # a pixel that jumps from black to white counts 1 + this, a still one 1
     train_encoder: bool = True  # False: the latents stay as they are, only the decoder learns
     keep_stills: float = Field(0.0, ge=0)  # weight of how far first frames' latents move from those of `init.from`
+    compile: bool = False  # torch.compile of norms and activations; for the C++ compiler, see docs/TRAINING.md
 
 
 class VaePart:
@@ -65,6 +66,8 @@ class VaePart:
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        if settings.compile:
+            compile_norms(self.vae)
 
     def _kept(self) -> Any:
         """The VAE of `init.from` as it was, which says where latents of stills belong."""
@@ -131,7 +134,8 @@ class VaePart:
         """Three test clips above their reconstructions, every fourth frame; logs their mean PSNR."""
         truth = np.stack([sample(TEST_SEED_START + i).video for i in range(3)])
         images = _to_images(truth, self.context.device)
-        decoded = decode_whole(self.vae, encode_whole(self.vae, images)[0]).float().clamp(-1, 1)
+        with torch.compiler.set_stance("force_eager"):  # other shapes than in training: not worth a compilation
+            decoded = decode_whole(self.vae, encode_whole(self.vae, images)[0]).float().clamp(-1, 1)
         psnr = -10.0 * torch.log10((decoded - images).square().mean((1, 2, 3, 4)) / 4.0)
         _LOG.info("step %d: test clips at %s dB", step, ", ".join(f"{value:.2f}" for value in psnr.tolist()))
         pixels = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()

@@ -9,11 +9,17 @@ exact (the other taps see the zeros in front) and several times faster.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from torch import Tensor, nn
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, C, ...), gain (C, 1, ...)) to RMS norm over channels times gain, through SiLU."""
 
 
 def encode_whole(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,10 +58,24 @@ def _conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
     return F.conv3d(x, conv.weight, conv.bias, padding=(0, side, side))
 
 
+def compile_norms(vae: Any) -> None:
+    """Make one kernel of each norm and its activation, forward and backward: on a CPU 1.5 times the steps a second."""
+    torch._dynamo.config.recompile_limit = 64  # a kernel for each shape, with and without gradients
+    kernel = torch.compile(_rms_silu, dynamic=False)
+    for module in vae.modules():
+        if isinstance(module, WanRMS_norm):
+            module.kernel = kernel
+
+
 def _activated(norm: Any, x: Tensor) -> Tensor:
     """RMS norm over channels, then SiLU."""
+    kernel: Kernel = getattr(norm, "kernel", _rms_silu)
+    return kernel(x, norm.gamma * norm.scale)
+
+
+def _rms_silu(x: Tensor, gain: Tensor) -> Tensor:
     scale = torch.rsqrt(x.square().sum(dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-24)).to(x.dtype)
-    return F.silu(x * scale * (norm.gamma * norm.scale).to(x.dtype))
+    return F.silu(x * scale * gain.to(x.dtype))
 
 
 def _residual(block: Any, x: Tensor) -> Tensor:

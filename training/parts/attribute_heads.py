@@ -1,0 +1,72 @@
+"""Heads that tell, while the miniature's transformer trains, who is in a picture from what a block makes of it.
+
+Who somebody is makes little of the velocity's error: a body's width is two pixels. The heads ask both streams for it by
+name, so that it stands in the tokens from which the later blocks draw. They are no part of the model: nothing of them
+is exported. (REPA, arXiv 2410.06940, asks a middle block for a frozen encoder's features; here the labels are known.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contextanyone_core.blocks import TransformerBlock
+from training.world import ATTRIBUTES
+
+
+class AttributeHeads(nn.Module):
+    """Reads the eight attributes off tokens, each with an attention of its own over them.
+
+    Args:
+        width: of the tokens.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.look = nn.Linear(width, len(ATTRIBUTES))
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (B,), the mean over the attributes, and the share (B,) that is told right.
+
+        Args:
+            tokens: (B, N, width). labels: (B, 8) int64.
+        """
+        tokens = self.norm(tokens.float())
+        read = self.look(tokens).float().softmax(1).transpose(1, 2) @ tokens
+        losses, right = [], []
+        for index, head in enumerate(self.heads.values()):
+            logits = head(read[:, index]).float()
+            losses.append(F.cross_entropy(logits, labels[:, index], reduction="none"))
+            right.append(logits.argmax(-1) == labels[:, index])
+        return torch.stack(losses).mean(0), torch.stack(right).float().mean(0)
+
+
+class StreamTap:
+    """Keeps what a block made of the video's tokens and of the reference's in the last pass."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        self.video: Tensor | None = None
+        self.reference: Tensor | None = None
+        encode = block.encode_reference
+
+        def encode_and_keep(*args: Any, **kwargs: Any) -> Any:
+            encoded = encode(*args, **kwargs)
+            self.reference = encoded[0]
+            return encoded
+
+        block.encode_reference = encode_and_keep  # type: ignore[method-assign]
+        block.register_forward_hook(self._keep_video)
+
+    def take(self) -> tuple[Tensor | None, Tensor | None]:
+        """What was kept of the video and of the reference, (B, tokens, C) each; it is forgotten here."""
+        kept = self.video, self.reference
+        self.video = self.reference = None
+        return kept
+
+    def _keep_video(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.video = output
