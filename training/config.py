@@ -20,21 +20,24 @@ PRESETS = Path(__file__).parent / "configs"
 
 # Settings that say how a run is carried out, not what it computes: they may change between a start and a resume.
 FREE_ON_RESUME = frozenset(
-    f"run.{key}"
-    for key in (
-        "name",
-        "out",
-        "steps",
-        "save_every",
-        "keep_last",
-        "sample_every",
-        "validate_every",
-        "log_every",
-        "max_minutes",
-        "threads",
-        "workers",
-        "trackers",
-    )
+    {"part.pools"}  # where pairs are kept, not which ones
+    | {
+        f"run.{key}"
+        for key in (
+            "name",
+            "out",
+            "steps",
+            "save_every",
+            "keep_last",
+            "sample_every",
+            "validate_every",
+            "log_every",
+            "max_minutes",
+            "threads",
+            "workers",
+            "trackers",
+        )
+    }
 )
 
 

@@ -97,6 +97,9 @@ def test_what_a_resume_may_change() -> None:
     before = parse_config(SMALL)
     free = {"steps": 9, "save_every": 1, "sample_every": 1, "log_every": 1, "max_minutes": 1, "workers": 3, "out": "x"}
     assert changed_keys(before, parse_config({**SMALL, "run": {"name": "other", **free}})) == []
+    world = {"run": {"name": "w", "steps": 6}, "part": {"name": "transformer"}}
+    moved = {"run": {"name": "w", "steps": 6}, "part": {"name": "transformer", "pools": "elsewhere"}}
+    assert changed_keys(parse_config(world), parse_config(moved)) == []
     other = {
         "run": {"name": "small", "steps": 6, "seed": 1},
         "optim": {"lr": 1},

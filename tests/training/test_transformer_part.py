@@ -110,6 +110,19 @@ def test_the_loss_is_per_sample_and_reaches_every_part(part, monkeypatch):
     assert not silent
 
 
+def test_what_moves_weighs_more(part, monkeypatch):
+    clip = torch.zeros(1, 16, 3, 2, 2)
+    clip[:, :, 1:, 0, 0] = 2.0
+    batch = part.batch(2) | {"latents": clip, "masks": torch.zeros(1, 1, 3, 2, 2)}
+    assert torch.equal(part.encoded(batch).weights, torch.ones(1, 1, 3, 2, 2))
+    monkeypatch.setattr(part, "settings", part.settings.model_copy(update={"motion_weight": 3.0}))
+    expected = torch.ones(1, 1, 3, 2, 2)
+    expected[..., :2, 0, 0] = 1.0 + 3.0 * 2.0
+    assert torch.equal(part.encoded(batch).weights, expected)
+    still = batch | {"latents": clip[:, :, :1], "masks": torch.zeros(1, 1, 1, 2, 2)}
+    assert torch.equal(part.encoded(still).weights, torch.ones(1, 1, 1, 2, 2))
+
+
 def test_explicit_attention_is_attention():
     q, k, v = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
     torch.testing.assert_close(explicit_attention(q, k, v, 3), torch_attention(q, k, v, 3))

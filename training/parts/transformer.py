@@ -47,6 +47,7 @@ class Settings(TransformerSettings):
     pools: Path = Path("runs/pools")
     weights: Path = Path("contextanyone_core/miniature")
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
+    motion_weight: float = Field(0.0, ge=0)  # and this * how much it differs from the frame before or after
     sample_steps: int = Field(12, ge=1)
     attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
     validation_pairs: int = Field(64, ge=1)  # of the pool after this one, which nothing trains on
@@ -132,9 +133,11 @@ class TransformerPart(TransformerTraining):
             yield _captioned(self._held_out, rows[start : start + self.settings.batch], rng)
 
     def encoded(self, batch: Any) -> EncodedClips:
-        """A batch with weights that are larger where the person is."""
+        """A batch with weights that are larger where the person is, and where something moves."""
         latents, references = batch["latents"].float(), batch["reference_latents"].float()
         weights = 1.0 + self.settings.person_weight * batch["masks"].float()
+        if self.settings.motion_weight > 0:
+            weights = weights + self.settings.motion_weight * _movement(latents)
         # Paper: the target is "ground-truth appearance": here the unedited frame, the clip's first.
         ground_truth = self.settings.reconstruct == "target"
         return EncodedClips(
@@ -201,6 +204,12 @@ def _captioned(pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator) 
         "first": first,
         "later": later,
     }
+
+
+def _movement(latents: Tensor) -> Tensor:
+    """How much a latent differs from the frame before or after, the larger: (B, 1, t, h, w), root mean square."""
+    step = (latents[:, :, 1:] - latents[:, :, :-1]).square().mean(1, keepdim=True).sqrt()
+    return torch.maximum(nn.functional.pad(step, (0, 0, 0, 0, 1, 0)), nn.functional.pad(step, (0, 0, 0, 0, 0, 1)))
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
