@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .cli_options import PARTS, Parser
-from .errors import CheckpointError, InputError
+from .errors import InputError
 from .video import ENDINGS, ending_of, read_metadata
 
 if TYPE_CHECKING:
@@ -87,8 +87,9 @@ def _parts(path: Path, found: Description) -> list[str]:
     missing, unknown, wrong = found.missing, found.unknown, found.wrong_shape
     kind = found.recognised.kind
     if missing is None and kind is not None and found.config:
-        compared = _compare_host(path, kind, found.config)
-        missing, unknown, wrong = compared or (None, None, None)
+        from .hosts.expected import compare_host
+
+        missing, unknown, wrong = compare_host(path, kind, found.config) or (None, None, None)
     if missing is None or unknown is None or wrong is None:
         return ["parts:       not known, without a config"]
     if not (missing or unknown or wrong):
@@ -98,26 +99,6 @@ def _parts(path: Path, found: Description) -> list[str]:
         for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", wrong))
         for line in _listed(what, names)
     ]
-
-
-def _compare_host(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]] | None:
-    from .checkpoint import compare_names, open_source
-    from .hosts.expected import host_tensors
-    from .hosts.text import SPIECE
-
-    try:
-        expected = host_tensors(kind, config)
-    except Exception as error:  # diffusers and transformers refuse a bad config in any way they like
-        raise CheckpointError(f"{path}: no {kind} can be built from the config of this file ({error}).") from error
-    if expected is None:
-        return None
-    source = open_source(path)
-    if SPIECE in source.tensors:
-        expected[SPIECE] = source.tensors[SPIECE].shape
-    elif SPIECE in expected and not source.recognised.stated:
-        del expected[SPIECE]  # public files may have the tokenizer beside them
-    missing, unknown, wrong = compare_names(expected, source.tensors)
-    return missing, unknown + source.unknown, wrong
 
 
 def _listed(what: str, names: Sequence[str]) -> Iterable[str]:

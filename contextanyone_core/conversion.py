@@ -40,7 +40,7 @@ def convert(
         progress: called with (tensors written, of how many).
 
     Raises:
-        CheckpointError: the file is damaged, a transformer with holes, of no kind that has such names, or holds NaN or
+        CheckpointError: the file is damaged, a model with holes, of no kind that has such names, or holds NaN or
             infinity.
         OSError: the disk is full.
     """
@@ -64,12 +64,19 @@ def convert(
 
 
 def _require_whole(source: WeightSource) -> None:
-    """Refuse a transformer with holes; what it has beyond Wan T2V's tensors is its own affair."""
-    if source.recognised.kind not in (TRANSFORMER, WAN):
-        return
-    source.config()
-    found = describe(source.path)
-    if lost := [*(found.missing or ()), *(found.wrong_shape or ())]:
+    """Refuse a model with holes; what a transformer has beyond Wan T2V's tensors is its own affair."""
+    kind = source.recognised.kind
+    lost: list[str] = []
+    if kind in (TRANSFORMER, WAN):
+        source.config()
+        found = describe(source.path)
+        lost = [*(found.missing or ()), *(found.wrong_shape or ())]
+    elif kind in (VAE, TEXT_ENCODER, IMAGE_ENCODER) and (config := describe(source.path).config):
+        from .hosts.expected import compare_host
+
+        missing, _, wrong = compare_host(source.path, kind, config) or ([], [], [])
+        lost = missing + wrong
+    if lost:
         more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
         raise CheckpointError(
             f"{source.path} is {source.recognised} and not whole; missing or of the wrong shape: "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, expected_tensors
+from ..checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, compare_names, expected_tensors, open_source
+from ..errors import CheckpointError
 from ..keymap import vae_from_diffusers
 from .image import build_image_model
 from .loading import on_meta
@@ -25,6 +27,27 @@ def host_tensors(kind: str, config: Mapping[str, Any]) -> Shapes | None:
     """
     known: dict[str, Callable[[Mapping[str, Any]], Shapes]] = {VAE: _vae, TEXT_ENCODER: _text, IMAGE_ENCODER: _image}
     return known[kind](config) if kind in known else None
+
+
+def compare_host(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]] | None:
+    """What a file of `kind` lacks, has beyond, and has in another shape (each with both shapes), by its config.
+
+    Returns: None for a kind that is no host's.
+    Raises: CheckpointError where the config cannot be built.
+    """
+    try:
+        expected = host_tensors(kind, config)
+    except Exception as error:  # diffusers and transformers refuse a bad config in any way they like
+        raise CheckpointError(f"{path}: no {kind} can be built from the config of this file ({error}).") from error
+    if expected is None:
+        return None
+    source = open_source(path)
+    if SPIECE in source.tensors:
+        expected[SPIECE] = source.tensors[SPIECE].shape
+    elif SPIECE in expected and not source.recognised.stated:
+        del expected[SPIECE]  # public files may have the tokenizer beside them
+    missing, unknown, wrong = compare_names(expected, source.tensors)
+    return missing, unknown + source.unknown, wrong
 
 
 def _vae(config: Mapping[str, Any]) -> Shapes:

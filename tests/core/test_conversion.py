@@ -1,10 +1,12 @@
 """`contextanyone convert`: other names and dtypes, back again without a loss, whatever the kind."""
 
 import json
+import re
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
@@ -113,6 +115,19 @@ def test_a_transformer_with_holes_is_not_converted(wan_state, tmp_path):
         with pytest.raises(CheckpointError, match=name):
             convert(tmp_path / "in.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "image_encoder"])
+def test_an_encoder_with_holes_is_not_converted(tiny_folder, tmp_path, part):
+    state = load_file(tiny_folder / f"{part}.safetensors")
+    with safe_open(tiny_folder / f"{part}.safetensors", "pt") as file:
+        metadata = file.metadata()
+    lost = sorted(name for name in state if name.endswith("weight") and "shared" not in name)[-1]
+    save_file({name: value for name, value in state.items() if name != lost}, tmp_path / "in.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=re.escape(lost)):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+    convert(tiny_folder / f"{part}.safetensors", tmp_path / "out.safetensors")
 
 
 def test_no_shard_of_the_input_is_replaced(wan_state, tmp_path, capsys):
