@@ -87,9 +87,10 @@ class TransformerPart(TransformerTraining):
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss; with references also how badly both streams tell the attributes."""
-        losses, metrics = super().loss(batch, step, generator)
         if self._tap is None:
-            return losses, metrics
+            return super().loss(batch, step, generator)
+        self._tap.take()  # what a sample or a validation left
+        losses, metrics = super().loss(batch, step, generator)
         labels = batch["labels"][:, : len(ATTRIBUTES)]
         video, reference = self._tap.take()
         if video is None or reference is None:
