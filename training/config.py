@@ -18,15 +18,16 @@ from training.trackers import TrackerName
 
 PRESETS = Path(__file__).parent / "configs"
 
-# Settings that say how a run is carried out, not what it computes: they may change between a start and a resume.
-FREE_ON_RESUME = frozenset(
+# How long a run goes on, and on how many pairs: both may grow between a start and a resume.
+_MAY_GROW = frozenset({"run.steps", "part.pairs"})
+# With them the settings that say how a run is carried out, not what it computes.
+FREE_ON_RESUME = _MAY_GROW | frozenset(
     {"part.pools"}  # where pairs are kept, not which ones
     | {
         f"run.{key}"
         for key in (
             "name",
             "out",
-            "steps",
             "save_every",
             "keep_last",
             "sample_every",
@@ -153,9 +154,9 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Return the SHA-256 of what the run computes (the settings that a resume must keep, and the number of steps)."""
+    """Return the SHA-256 of what the run computes (the settings that a resume must keep, and the number of steps and pairs)."""
     flat = _flatten(config.to_dict())
-    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME or key == "run.steps"}
+    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _MAY_GROW}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -98,7 +98,7 @@ def test_what_a_resume_may_change() -> None:
     free = {"steps": 9, "save_every": 1, "sample_every": 1, "log_every": 1, "max_minutes": 1, "workers": 3, "out": "x"}
     assert changed_keys(before, parse_config({**SMALL, "run": {"name": "other", **free}})) == []
     world = {"run": {"name": "w", "steps": 6}, "part": {"name": "transformer"}}
-    moved = {"run": {"name": "w", "steps": 6}, "part": {"name": "transformer", "pools": "elsewhere"}}
+    moved = {"run": {"name": "w", "steps": 6}, "part": {"name": "transformer", "pools": "elsewhere", "pairs": 9}}
     assert changed_keys(parse_config(world), parse_config(moved)) == []
     other = {
         "run": {"name": "small", "steps": 6, "seed": 1},
@@ -113,6 +113,8 @@ def test_hash_is_of_what_is_computed() -> None:
     assert base == config_hash(parse_config({**SMALL, "run": {"name": "small", "steps": 6, "out": "elsewhere"}}))
     assert base != config_hash(parse_config({**SMALL, "run": {"name": "small", "steps": 7}}))
     assert base != config_hash(parse_config({**SMALL, "optim": {"lr": 1}}))
+    world, more = ({**SMALL, "part": {"name": "transformer", "pairs": pairs}} for pairs in (8, 9))
+    assert config_hash(parse_config(world)) != config_hash(parse_config(more))
 
 
 @pytest.mark.parametrize("path", presets(), ids=lambda path: path.name)
