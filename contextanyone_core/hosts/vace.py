@@ -215,14 +215,14 @@ def _load_transformer(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    wanted = "VACE needs a folder in diffusers' form, such as Wan2.1-VACE-1.3B-diffusers, with transformer/config.json"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder / 'config.json'} is not there. {wanted}.")
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = values.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be read as VACE in diffusers' form (config.json and safetensors, such as "
-            f"Wan2.1-VACE-1.3B-diffusers): {str(error).partition(chr(10))[0]}"
-        ) from error
+        raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}). {wanted}.") from error
     if found != _CLASS:
         raise CheckpointError(f"{folder} holds a {found}; --model vace needs a {_CLASS}.")
     return {name: value for name, value in values.items() if not name.startswith("_")}
