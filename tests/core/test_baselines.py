@@ -244,7 +244,7 @@ def test_the_command(
         (["--model", "vace", "--reference-scale", "3"], "belongs to --guidance dual"),
         (["--model", "phantom", "--emphasis", "1"], "leave --emphasis out"),
         (["--model", "phantom"], "needs the --weights of Phantom"),
-        (["--model", "vace"], "cannot be read as VACE"),
+        (["--model", "vace"], "config.json is not there"),
     ],
 )
 def test_what_does_not_apply_is_refused(
