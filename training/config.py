@@ -154,7 +154,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Return the SHA-256 of what the run computes (the settings that a resume must keep, and the number of steps and pairs)."""
+    """Return the SHA-256 of what the run computes: what a resume must keep, and the number of steps and of pairs."""
     flat = _flatten(config.to_dict())
     kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _MAY_GROW}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
