@@ -222,7 +222,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = values.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}). {wanted}.") from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read ({error}). {wanted}.") from error
     if found != _CLASS:
         raise CheckpointError(f"{folder} holds a {found}; --model vace needs a {_CLASS}.")
     return {name: value for name, value in values.items() if not name.startswith("_")}
