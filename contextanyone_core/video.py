@@ -52,9 +52,11 @@ def check_output(path: Path) -> None:
     """See that a clip can be written to `path`, by writing beside it and removing that again.
 
     Raises: InputError for an ending that is not known, a folder that is missing or cannot be written to, or a name that
-        is taken by something a clip must not replace.
+        is taken by something a clip must not replace; MissingDependencyError for a video without its encoder.
     """
     check_name(path)
+    if ending_of(path) == ".mp4":
+        _ffmpeg()
     try:
         _check_free(path)
         if not path.parent.is_dir():
@@ -121,6 +123,8 @@ def save_clip(path: Path, frames: NDArray[np.uint8], sheet: Image.Image, metadat
         write_clip(folder / path.name, frames, metadata)
         _save_png(folder / sheet_path.name, sheet, metadata)
         (folder / sheet_path.name).replace(sheet_path)
+        if path.is_dir():
+            path.rmdir()  # empty, as `check_output` saw; Windows replaces no folder
         (folder / path.name).replace(path)
     return sheet_path
 
@@ -171,7 +175,8 @@ def _write_mp4(path: Path, frames: NDArray[np.uint8], metadata: Metadata) -> Non
 
 
 def _check_encoder(code: int, remarks: str) -> None:
-    if code == -signal.SIGXFSZ or "File too large" in remarks:
+    limit = getattr(signal, "SIGXFSZ", None)  # Windows has no such signal
+    if "File too large" in remarks or (limit is not None and code == -limit):
         raise OSError(errno.EFBIG, "the video is larger than this system lets a file be")
     if "No space left" in remarks:
         raise OSError(errno.ENOSPC, "no space left on the disk for the video")

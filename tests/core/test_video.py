@@ -13,7 +13,7 @@ from PIL import Image
 
 from contextanyone_core import video
 from contextanyone_core.contact import contact_sheet, frame_choice
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, MissingDependencyError
 
 METADATA = {
     "first": 'one = 1; # "two" \\ three\nfour \x00 emoji \U0001f600 \u4e2d\u6587',
@@ -162,6 +162,26 @@ def test_a_write_that_fails_for_room_is_told_as_such(tmp_path, name):
     result = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / name)], capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_without_the_signal_for_large_files_writes_videos(tmp_path, frames, sheet, monkeypatch):
+    monkeypatch.delattr(video.signal, "SIGXFSZ")  # Windows
+    video.save_clip(tmp_path / "clip.mp4", frames, sheet, METADATA)
+    assert len(decode(tmp_path / "clip.mp4")) == 9
+
+
+def test_frames_take_the_place_of_an_empty_folder(tmp_path, frames, sheet):
+    (tmp_path / "clip").mkdir()
+    video.check_output(tmp_path / "clip")
+    video.save_clip(tmp_path / "clip", frames, sheet, METADATA)
+    assert len(read_all(tmp_path / "clip")) == 9
+
+
+def test_a_missing_encoder_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    video.check_output(tmp_path / "out.webp")
+    with pytest.raises(MissingDependencyError, match="imageio-ffmpeg"):
+        video.check_output(tmp_path / "out.mp4")
 
 
 @pytest.mark.parametrize(
