@@ -69,7 +69,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
         "negative": negative_prompt(pipeline, options),
         "settings": settings | {"device": options.device, "dtype": options.dtype},
         "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
-        "weights": {path.name: _sha256(path) for path in _parts(options.weights, pipeline.kind)},
+        "weights": _weights(options.weights, pipeline.kind),
         "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory", "step_cache")},
         "loras": [
             {"name": lora.path.name, "sha256": _sha256(lora.path), "strength": lora.strength}
@@ -103,16 +103,14 @@ def is_made(clip: Clip, record: dict[str, Any]) -> bool:
     return bool(found == json.loads(json.dumps(metadata_of(clip, record))))
 
 
-def _parts(folder: Path, kind: ModelKind) -> list[Path]:
-    """The files of the parts; a part in a folder of its own counts by each weight file there."""
+def _weights(folder: Path, kind: ModelKind) -> dict[str, str]:
+    """The hash of every file that holds weights of the parts, shards one by one, by its path in the folder."""
     from .parts import find_part
+    from .weights.container import open_container
 
     found = [find_part(folder, part, kind) for part in PARTS]
-    return [file for part in found if part is not None for file in _files_of(part)]
-
-
-def _files_of(part: Path) -> list[Path]:
-    return sorted(part.glob("*.safetensors")) if part.is_dir() else [part]
+    held = {tensor.file for part in found if part is not None for tensor in open_container(part).tensors.values()}
+    return {file.relative_to(folder).as_posix(): _sha256(file) for file in sorted(held)}
 
 
 def _sha256(path: Path) -> str:

@@ -77,6 +77,21 @@ def test_a_clip_its_sheet_and_what_made_it(made, desk, tiny_folder):
     assert metadata["references"][0]["name"] == "good.png"
 
 
+def test_every_shard_is_in_the_record(tiny_folder, desk, capsys):
+    folder = Path(shutil.copytree(tiny_folder, desk / "weights"))
+    whole = folder / "transformer.safetensors"
+    tensors, metadata = load_file(whole), read_header(whole).metadata
+    names = sorted(tensors)
+    held = {name: f"t-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(names)}
+    for shard in set(held.values()):
+        save_file({name: tensors[name] for name in names if held[name] == shard}, folder / shard, metadata)
+    (folder / "t.safetensors.index.json").write_text(json.dumps({"weight_map": held}))
+    whole.unlink()
+    assert cli.main(["generate", "--weights", str(folder), *SMALL, *ONE, "--out", "out.webp"]) == 0, capsys.readouterr()
+    files = {f"{part}.safetensors" for part in ("vae", "text_encoder", "image_encoder")} | set(held.values())
+    assert set(read_metadata(desk / "out.webp")["weights"]) == files
+
+
 def test_the_same_command_gives_the_same_pixels(made, desk):
     words = (*ONE, "--steps", "2", "--seed", "3", "--out")
     for name in ("a.mp4", "b.mp4"):

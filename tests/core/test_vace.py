@@ -124,7 +124,7 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert metadata["model"] == "vace"
     assert metadata["settings"]["shift"] == 16
     assert set(metadata["weights"]) == {
-        "diffusion_pytorch_model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors",
         "vae.safetensors",
         "text_encoder.safetensors",
     }
