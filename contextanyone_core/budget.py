@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import open_source
+from .checkpoint import open_source, require_kind, transformer_config
 from .config import ContextAnyoneConfig
 from .devices import free_bytes
 from .execution import Execution
 from .kinds import ModelKind
 from .memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_cache_bytes
 from .parts import need_part
+from .weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from .weights.source import WeightSource
 
 _LOG = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     """The memory mode to run in: what is asked for, or what `auto` comes to; other than `high` is said in the log.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing, damaged or of another kind.
     """
     if execution.memory != "auto":
         return execution.memory
@@ -48,14 +49,12 @@ def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, Mod
     """The config of the transformer in a folder, and the numbers of parameters of all its parts, from the headers.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing, damaged or of another kind.
     """
     transformer = open_source(need_part(folder, "transformer", kind))
-    config = ContextAnyoneConfig.from_dict(transformer.config())
-    text, vae = open_source(need_part(folder, "text_encoder")), open_source(need_part(folder, "vae"))
-    image = 0
-    if config.image_dim is not None:
-        image = _count(open_source(need_part(folder, "image_encoder")))
+    config = transformer_config(transformer, plain=True)
+    text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER), _encoder(folder, "vae", VAE)
+    image = 0 if config.image_dim is None else _count(_encoder(folder, "image_encoder", IMAGE_ENCODER))
     return config, ModelSizes(
         transformer=_count(transformer),
         block=_count(transformer, "blocks.0."),
@@ -66,6 +65,12 @@ def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, Mod
         vae=_count(vae),
         vae_width=int(vae.config()["base_dim"]),
     )
+
+
+def _encoder(folder: Path, part: str, kind: str) -> WeightSource:
+    source = open_source(need_part(folder, part))
+    require_kind(source.path, source, kind)
+    return source
 
 
 def _count(source: WeightSource, prefix: str = "", besides: tuple[str, ...] = ()) -> int:

@@ -114,13 +114,10 @@ class GenerationResult:
     Attributes:
         images: (B, 3, T, H, W) in [-1, 1].
         latents: (B, 16, t, h, w), normalised.
-        reconstructions: one picture (B, 3, H, W) in [-1, 1] per reference: the reference stream's own output,
-            decoded. Empty without a reference.
     """
 
     images: torch.Tensor
     latents: torch.Tensor
-    reconstructions: list[torch.Tensor]
 
 
 class LatentSampler:
@@ -315,7 +312,7 @@ class ContextAnyonePipeline(LatentSampler):
         encoded = [self.dual_encoder.encode(image, settings.size) for image in references]
         conditions = self.conditions(encoded, prompt, negative=negative)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
-        return GenerationResult(self.decode(latents), latents.cpu(), self.reconstruct(conditions, settings))
+        return GenerationResult(self.decode(latents), latents.cpu())
 
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
         """Encode the prompts of several videos in one go, where the text encoder is not there all the time."""

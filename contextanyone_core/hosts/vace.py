@@ -126,7 +126,7 @@ class VacePipeline:
             latents=self._noise(settings, len(frames)),
             output_type="latent",
         ).frames[:, :, len(frames) :]
-        return GenerationResult(self.vae.decode(latents).cpu(), latents.float().cpu(), [])
+        return GenerationResult(self.vae.decode(latents).cpu(), latents.float().cpu())
 
     def _noise(self, settings: GenerationSettings, references: int) -> torch.Tensor:
         """Noise of the references' places, then that of the video, which is the other models' for the same seed."""
