@@ -85,7 +85,8 @@ class CfgGuidance:
 class DualGuidance:
     """Three passes: neg + reference_scale * (ref,neg - neg) + guidance_scale * (ref,prompt - ref,neg), as Phantom.
 
-    With both scales at 1, and outside the interval, the conditional pass alone.
+    Equal scales need two passes, the one without prompt drops out: it is cfg. With both scales at 1, and outside the
+    interval, the conditional pass alone.
 
     Raises:
         InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
@@ -105,6 +106,8 @@ class DualGuidance:
         """The passes needed at noise level sigma."""
         if self.guidance_scale == self.reference_scale == 1 or not _inside(sigma, self.interval):
             return (Branch.PROMPT_REFERENCE,)
+        if self.guidance_scale == self.reference_scale:
+            return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE)
         return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
@@ -112,7 +115,10 @@ class DualGuidance:
         prompt = velocities[Branch.PROMPT_REFERENCE]
         if len(velocities) == 1:
             return prompt
-        seen, unseen = velocities[Branch.NEGATIVE_REFERENCE], velocities[Branch.NEGATIVE]
+        unseen = velocities[Branch.NEGATIVE]
+        if len(velocities) == 2:
+            return unseen + self.guidance_scale * (prompt - unseen)
+        seen = velocities[Branch.NEGATIVE_REFERENCE]
         return unseen + self.reference_scale * (seen - unseen) + self.guidance_scale * (prompt - seen)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..contextanyone_core.guidance import DualGuidance, make_guidance
+from ..contextanyone_core.guidance import make_guidance
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ._comfy.familiarity import warn_of_strangers
 from ._comfy.references import (
@@ -32,6 +32,7 @@ from .inputs import (
 )
 
 _SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
+_OWN = "0 takes the model's own."
 
 
 class ContextAnyoneGuider(io.ComfyNode):
@@ -51,8 +52,8 @@ class ContextAnyoneGuider(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Apply ContextAnyone."),
                 io.Conditioning.Input("positive", tooltip="From Apply ContextAnyone: it carries the references."),
                 io.Conditioning.Input("negative", tooltip="From Apply ContextAnyone."),
-                io.Float.Input("guidance_scale", default=7.5, tooltip="How hard the prompt pulls.", **_SCALE),
-                io.Float.Input("reference_scale", default=5.0, tooltip="How hard the picture pulls.", **_SCALE),
+                io.Float.Input("guidance_scale", default=0.0, tooltip=f"How hard the prompt pulls. {_OWN}", **_SCALE),
+                io.Float.Input("reference_scale", default=0.0, tooltip=f"How hard the picture pulls. {_OWN}", **_SCALE),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -62,7 +63,13 @@ class ContextAnyoneGuider(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, guidance_scale: float, reference_scale: float
     ) -> io.NodeOutput:
         """Make the guider."""
-        return io.NodeOutput(ReferenceGuider(model, positive, negative, DualGuidance(guidance_scale, reference_scale)))
+        guidance = make_guidance(
+            "dual",
+            config_of(model),
+            guidance_scale=own_number("guidance_scale", guidance_scale),
+            reference_scale=own_number("reference_scale", reference_scale),
+        )
+        return io.NodeOutput(ReferenceGuider(model, positive, negative, guidance))
 
 
 class ContextAnyoneSampler(io.ComfyNode):
@@ -71,7 +78,6 @@ class ContextAnyoneSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs: ten to see, the rest under advanced."""
-        own = "0 takes the model's own."
         return io.Schema(
             node_id="ContextAnyoneSampler",
             display_name="ContextAnyone Sampler",
@@ -95,7 +101,7 @@ class ContextAnyoneSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Of the noise. The same seed gives the same video.",
                 ),
-                *_advanced_inputs(own),
+                *_advanced_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The video: VAE Decode makes frames of it."),
@@ -159,7 +165,7 @@ class ContextAnyoneSampler(io.ComfyNode):
         return io.NodeOutput({"samples": video}, {"samples": shown})
 
 
-def _advanced_inputs(own: str) -> list[Any]:
+def _advanced_inputs() -> list[Any]:
     return [
         io.String.Input("negative", multiline=True, default="", advanced=True, tooltip=NEGATIVE_TOOLTIP),
         io.Combo.Input(
@@ -170,13 +176,13 @@ def _advanced_inputs(own: str) -> list[Any]:
             tooltip="cfg: two passes a step. dual: three, with the picture guided apart from the prompt.",
         ),
         io.Float.Input(
-            "guidance_scale", default=0.0, advanced=True, tooltip=f"How hard the prompt pulls. {own}", **_SCALE
+            "guidance_scale", default=0.0, advanced=True, tooltip=f"How hard the prompt pulls. {_OWN}", **_SCALE
         ),
         io.Float.Input(
             "reference_scale",
             default=0.0,
             advanced=True,
-            tooltip=f"How hard the picture pulls, with dual guidance. {own}",
+            tooltip=f"How hard the picture pulls, with dual guidance. {_OWN}",
             **_SCALE,
         ),
         _advanced(emphasis_input()),
@@ -191,7 +197,7 @@ def _advanced_inputs(own: str) -> list[Any]:
             "shift",
             default=0.0,
             advanced=True,
-            tooltip=f"Moves the schedule towards noise: more for motion and layout, less for detail. {own}",
+            tooltip=f"Moves the schedule towards noise: more for motion and layout, less for detail. {_OWN}",
             **_SCALE,
         ),
         io.Float.Input("gap", default=0.0, min=0.0, max=100.0, step=0.5, advanced=True, tooltip=GAP_TOOLTIP),

@@ -37,8 +37,7 @@ def test_cfg_formula(scale, seed):
 def test_dual_formula(scale, reference_scale, seed):
     guidance = DualGuidance(scale, reference_scale)
     given_ = velocities(guidance, seed)
-    if len(given_) == 1:
-        assert scale == reference_scale == 1
+    if scale == reference_scale:  # the test below
         return
     full, seen, unseen = (given_[branch] for branch in Branch)
     expected = unseen + reference_scale * (seen - unseen) + scale * (full - seen)
@@ -49,9 +48,9 @@ def test_dual_formula(scale, reference_scale, seed):
 @given(SCALE, st.integers(0, 99))
 def test_dual_with_equal_scales_is_cfg(scale, seed):
     dual, cfg = DualGuidance(scale, scale), CfgGuidance(scale)
+    assert dual.branches(0.5) == cfg.branches(0.5)
     given_ = velocities(dual, seed)
-    kept = {branch: given_[branch] for branch in cfg.branches(0.5)}
-    assert torch.allclose(dual.combine(given_), cfg.combine(kept))
+    assert torch.equal(dual.combine(given_), cfg.combine(given_))
 
 
 def test_passes_say_what_they_read():

@@ -62,6 +62,16 @@ def check_the_guider_equals_headless_dual_guidance():
     assert normalised(out["samples"] - headless("dual")) < TOLERANCE
 
 
+def check_the_guider_takes_the_models_own_scales():
+    core = pack("contextanyone_core.guidance")
+    model, positive, negative, _ = applied()
+    given = {"model": model, "positive": positive, "negative": negative, "reference_scale": 2.0}
+    (own,) = call("ContextAnyoneGuider", guidance_scale=0.0, **given)
+    assert own.guidance == core.DualGuidance(3.0, 2.0)
+    (asked,) = call("ContextAnyoneGuider", guidance_scale=4.0, **given)
+    assert asked.guidance == core.DualGuidance(4.0, 2.0)
+
+
 def simple(**changed):
     model, clip, _, _ = miniature()
     own = {"guidance": "cfg", "guidance_scale": 0.0, "reference_scale": 0.0, "emphasis": 1.0, "shift": 0.0, "gap": 0.0}
