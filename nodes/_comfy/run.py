@@ -23,7 +23,7 @@ _WRAPPER = "contextanyone"
 
 
 class SamplingRun:
-    """The caches of one run by reference key, and the reconstructed references.
+    """The caches of one run by reference key and device, and the reconstructed references.
 
     Attributes:
         reuse: whether a cache may serve a second call.
@@ -33,20 +33,21 @@ class SamplingRun:
     def __init__(self, *, reuse: bool) -> None:
         self.reuse = reuse
         self.made = 0
-        self._caches: dict[str, ReferenceCache] = {}
+        self._caches: dict[tuple[str, torch.device], ReferenceCache] = {}
         self._reconstructions: dict[str, list[torch.Tensor]] = {}
 
     def cache(self, key: str | None, inputs: ReferenceInputs, encode: Callable[[], ReferenceCache]) -> ReferenceCache:
-        """The cache of the references named by `key`, encoded where it is not there yet."""
-        if self.reuse and key is not None and key in self._caches:
-            return self._caches[key]
+        """The cache of the references named by `key`, encoded where it is not there yet: on each card its own."""
+        place = None if key is None else (key, inputs.latents[0].device)
+        if self.reuse and place is not None and place in self._caches:
+            return self._caches[place]
         cache = encode()
         self.made += 1
-        if key is not None:
+        if key is not None and place is not None:
             pairs = zip(inputs.latents, cache.outputs, strict=True)
             self._reconstructions[key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
             if self.reuse:
-                self._caches[key] = cache
+                self._caches[place] = cache
         return cache
 
     def reconstructions(self, key: str) -> list[torch.Tensor]:

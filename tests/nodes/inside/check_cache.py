@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from unittest import mock
 
 import comfy.hooks
@@ -168,3 +169,12 @@ def check_the_cache_lives_for_the_run_only():
     assert len(alive) == 1
     assert alive[0]() is None
     assert run(reuse=True).reconstructions("nothing") == []
+
+
+def check_each_card_has_a_cache_of_its_own():
+    run = pack("nodes._comfy.run").SamplingRun(reuse=True)
+    for device in ("cpu", "meta", "cpu"):
+        latents = [torch.zeros(1, 16, 1, 2, 2, device=device)]
+        cache = run.cache("key", SimpleNamespace(latents=latents), lambda made=latents: SimpleNamespace(outputs=made))
+        assert cache.outputs[0].device.type == device
+    assert run.made == 2
