@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -69,13 +69,16 @@ class RunSettings(_Section):
         return self.out if self.out is not None else Path("runs") / self.name
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSettings(_Section):
     """The optimizer, its learning rate over the steps, and the EMA."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices and kernels; AdamW for the rest
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.99)
     warmup_steps: int = Field(100, ge=0)
     final_lr_fraction: float = Field(0.1, ge=0, le=1)
     schedule: Literal["cosine", "constant", "linear"] = "cosine"

@@ -43,6 +43,8 @@ def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("optim.lr=nan", "optim.lr is 'nan'"),
         ("optim.lr=.nan", "optim.lr is nan"),
         ("optim.lr=.inf", "optim.lr is inf"),
+        ("optim.betas=[0.9,1.5]", "optim.betas.1 is 1.5: input should be less than 1."),
+        ("optim.betas=[-0.1,0.9]", "optim.betas.0 is -0.1: input should be greater than or equal to 0."),
         ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine', 'constant' or 'linear'."),
         ("run.name=../x", "run.name is '../x'"),
         ("part.name=lineer", "part.name is lineer; it must be one of"),
