@@ -16,6 +16,7 @@ from contextanyone_core.prompts import TwoStagePrompt
 from training.cache import main
 from training.data import cache as cache_module
 from training.data import shards
+from training.data.batches import CachedData
 from training.data.cache import index_path, read_index
 from training.data.encode import encode_clip
 from training.data.frames import latent_masks, to_images
@@ -209,6 +210,17 @@ def test_the_command(settings, tmp_path, capsys, tiny_folder, monkeypatch):
     assert "No row of" in said.err
     assert main(["--config", str(config), "--set", f"part.data.encoders={tmp_path}"]) == 2
     assert "vae.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_a_cache_without_a_usable_row_is_refused(settings):
+    change_rows(settings.manifest, lambda row: row | {"prompt_later": "very " * 80})
+    assert build(settings)
+    with pytest.raises(InputError, match=r"No row of the split train of .* can be used: run training/cache.py"):
+        CachedData(settings)
+    held_out = settings.model_copy(update={"split": "val"})
+    assert build(held_out)
+    with pytest.raises(InputError, match="No row of the split val"):
+        CachedData(held_out)
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from contextanyone_core.errors import CheckpointError
+from contextanyone_core.errors import CheckpointError, InputError
 from training.data.cache import CachedRow, CacheIndex, read_index
 from training.data.settings import DataSettings
 from training.data.shards import Entry, ShardStore
@@ -32,6 +32,11 @@ class CachedData:
 
     def __init__(self, settings: DataSettings) -> None:
         self.index: CacheIndex = read_index(settings)
+        if not self.rows:
+            raise InputError(
+                f"No row of the split {settings.split} of {settings.manifest} can be used: run training/cache.py with "
+                "this configuration, which says why, and mend or add rows."
+            )
         kinds = ("clip", "reference", "target", "text")
         self._stores = {kind: ShardStore(settings.cache / kind) for kind in kinds}
 
