@@ -223,6 +223,11 @@ def test_a_cache_without_a_usable_row_is_refused(settings):
         CachedData(held_out)
 
 
+def test_how_many_clips_a_step_takes_is_no_part_of_the_index(settings):
+    buckets = settings.buckets.model_copy(update={"budget": 9.0, "max_tokens": 100})
+    assert index_path(settings.model_copy(update={"buckets": buckets})) == index_path(settings)
+
+
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     store = ShardStore(tmp_path)
     store.write({"a": {"x": torch.ones(2)}})

@@ -85,6 +85,8 @@ def data_hash(index: CacheIndex) -> str:
 def index_path(settings: DataSettings) -> Path:
     """Where the index for these settings is: the name is a hash of the manifest, the split and the buckets.
 
+    `budget` and `max_tokens` are no part of it: they say how many clips a step takes, and move no row.
+
     Raises:
         InputError: the manifest cannot be read.
     """
@@ -92,7 +94,8 @@ def index_path(settings: DataSettings) -> Path:
         digest = hashlib.sha256(settings.manifest.read_bytes())
     except OSError as error:
         raise InputError(f"The manifest {settings.manifest} cannot be read: {error.strerror}.") from None
-    chosen = [settings.split, settings.buckets.model_dump(mode="json", exclude={"budget"})]
+    buckets = settings.buckets.model_copy(update={"max_tokens": None})  # as it was where indexes were written without
+    chosen = [settings.split, buckets.model_dump(mode="json", exclude={"budget"})]
     digest.update(json.dumps(chosen, sort_keys=True).encode())
     return settings.cache / f"index-{digest.hexdigest()[:12]}.json"
 
