@@ -9,7 +9,6 @@ file.
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -19,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from contextanyone_core.errors import CheckpointError, InputError
+from training.files import file_sha256, write_tensors
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -114,12 +113,7 @@ class CheckpointStore:
         sums = {}
         for file, named in tensors.items():
             path = folder / f"{file}.safetensors"
-            try:
-                save_file(
-                    {name: tensor.detach().contiguous() for name, tensor in named.items()}, path, {"format": "pt"}
-                )
-            except SafetensorError as error:
-                raise OSError(f"{path} cannot be written: {error}") from None
+            write_tensors(path, named, {"format": "pt"})
             _sync(path)
             sums[path.name] = file_sha256(path)
         state = folder / "state.json"
@@ -179,12 +173,6 @@ def _read(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{name} does not have the checksum in state.json.")
         tensors[Path(name).stem] = load_file(folder / name)
     return Checkpoint(folder, progress, tensors)
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

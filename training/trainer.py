@@ -15,12 +15,13 @@ from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import TrainConfig, config_hash
 from training.distributed import World, full, joint_loss, like, one_process, shard, without_averaging
 from training.ema import Ema
+from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
 from training.parts.base import ExportsIn, HashesData, KeepsStart, Metrics, Part, PartContext, Thaws, Validates
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
-from training.state import Checkpoint, Progress, file_sha256
+from training.state import Checkpoint, Progress
 from training.zero import ZeroShares
 
 _LOG = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.pictures import picture_to_images, read_picture
 from contextanyone_core.pipeline import ContextAnyonePipeline
 from contextanyone_core.prompts import TwoStagePrompt
+from training import files
 from training.cache import main
 from training.data import cache as cache_module
-from training.data import shards
 from training.data.batches import CachedData
 from training.data.cache import index_path, read_index
 from training.data.encode import encode_clip
@@ -232,11 +232,11 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     store = ShardStore(tmp_path)
     store.write({"a": {"x": torch.ones(2)}})
 
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         path.write_bytes(b"half")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         store.write({"b": {"x": torch.ones(2)}})
     assert len(list(tmp_path.iterdir())) == 1

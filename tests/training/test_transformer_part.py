@@ -1,5 +1,7 @@
 """The pool of encoded pairs and the transformer's part, on the tiny stack."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,20 @@ def test_a_pool_holds_what_the_hosts_encode_and_goes_on_where_it_stopped(tiny_fo
     assert pool.character(0) == pair.character
     assert pool.scene(0) == pair.scene
     assert not pair.character.is_test
+
+
+def test_a_full_disk_leaves_no_half_shard_of_a_pool(tiny_folder, tmp_path):
+    vae = VideoVAE(load_vae(tiny_folder / "vae.safetensors"))
+    image_encoder = load_image_encoder(tiny_folder / "image_encoder.safetensors")
+    key = PoolKey("test", 7, 1, 32, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"00000\.safetensors cannot be written"):
+            open_pool(tmp_path, key, vae, image_encoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(key.folder(tmp_path).iterdir()) == []
 
 
 def test_a_better_decoder_reads_the_same_pool_and_another_encoder_does_not(tiny_folder):

@@ -5,7 +5,6 @@ References and prompts go through the very code that generation uses (`DualEncod
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from training.data.check import CheckedClip, Unusable
 from training.data.frames import latent_masks, to_images
 from training.data.media import read_frames, read_masks, read_pose
 from training.data.shards import Entry, half, key_of
+from training.files import file_sha256
 
 ENCODER_NAMES = ("vae", "image_encoder", "text_encoder")
 _VERSION = 1  # raised when the preparation below changes, so that older entries are not used
@@ -30,13 +30,7 @@ _VERSION = 1  # raised when the preparation below changes, so that older entries
 
 def encoder_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each encoder's file that the folder has, by name."""
-    return {name: file_hash(path) for name in ENCODER_NAMES if (path := folder / f"{name}.safetensors").is_file()}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: file_sha256(path) for name in ENCODER_NAMES if (path := folder / f"{name}.safetensors").is_file()}
 
 
 class Encoders:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from contextanyone_core.conditioning import clip_picture
 from contextanyone_core.hosts.image import ImageEncoder
 from contextanyone_core.hosts.vae import VideoVAE
 from training.data.frames import latent_masks
+from training.files import write_tensors
 from training.parts.vae_forward import encode_whole
 from training.randomness import numpy_generator, seed_for
 from training.world import ATTRIBUTES, TEST_SEED_START, Character, Scene, WorldSample, random_frame, sample
@@ -93,6 +94,9 @@ def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncod
     """Read a pool, first encoding the pairs that are not there yet. Interrupted work goes on where it stopped.
 
     Several processes may fill one pool at the same time: each takes the missing shards in an order of its own.
+
+    Raises:
+        OSError: the disk is full or not writable; shards that are there stay whole.
     """
     folder = key.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +107,7 @@ def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncod
         _LOG.info("Encoding %d of %d shards of %d pairs into %s", len(missing), len(shards), _SHARD, folder)
     for index in tqdm(missing, desc="encoding pairs", unit="shard", disable=None):
         if not shards[index].is_file():
-            beside = shards[index].with_suffix(f".{os.getpid()}")
-            save_file(_encode_shard(key, index, vae, image_encoder), beside)
-            beside.replace(shards[index])
+            write_tensors(shards[index], _encode_shard(key, index, vae, image_encoder))
     parts = [load_file(path) for path in shards]
     return Pool(**{name: torch.cat([part[name] for part in parts])[: key.pairs] for name in parts[0]})
 

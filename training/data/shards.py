@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from contextanyone_core.errors import CheckpointError
+from training.files import write_tensors
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,16 +74,10 @@ class ShardStore:
         if not entries:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = key_of(keys=sorted(entries))
-        path, beside = self.folder / f"{name}.safetensors", self.folder / f".{name}.part"
-        tensors = {f"{key}/{name}": tensor for key, entry in entries.items() for name, tensor in entry.items()}
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-            beside.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written: {error}") from error
-        finally:
-            beside.unlink(missing_ok=True)
+        path = self.folder / f"{key_of(keys=sorted(entries))}.safetensors"
+        write_tensors(
+            path, {f"{key}/{name}": tensor for key, entry in entries.items() for name, tensor in entry.items()}
+        )
         self._add(path)
 
     def _add(self, path: Path) -> None:
