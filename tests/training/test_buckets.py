@@ -89,6 +89,18 @@ def test_batches_cost_what_the_budget_allows_and_divide_by_the_processes(world):
     assert "32x32x17" in plan.table()
 
 
+def test_a_budget_below_the_number_of_processes_is_raised_to_it_and_said(caplog):
+    """So no process does less work in a step on a cheaper bucket than in one on the costliest."""
+    rows = [LONG, SHORT, STILL]
+    assert plan_buckets(rows, WAN, BucketSettings(), 257, 4) == plan_buckets(
+        rows, WAN, BucketSettings(budget=4), 257, 4
+    )
+    assert [record.message for record in caplog.records] == [
+        "buckets.budget is 1, of 4 processes together, which take one clip each at least: a step takes 4 clips of the "
+        "costliest bucket."
+    ]
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_process_has_no_more_tokens_than_are_allowed(world):
     """And one clip at least."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from contextanyone_core.config import ContextAnyoneConfig
 from training.data.frames import Box, Placement
 from training.flops import forward_flops, token_count
+
+_LOG = logging.getLogger(__name__)
 
 
 def _possible_length(frames: int) -> int:
@@ -42,8 +45,8 @@ class BucketSettings(BaseModel):
         sizes: `<width>x<height>`. A clip goes to the size that shows the most of it, the larger of two that show
             equally much.
         frames: lengths at 16 a second. A clip goes to the longest that it fills; what is beyond is not used.
-        budget: work of one step, all processes together, in clips of the costliest bucket. A cheaper bucket takes as
-            many more as the same FLOPs allow.
+        budget: work of one step, all processes together, in clips of the costliest bucket; one for each process at
+            least. A cheaper bucket takes as many more as the same FLOPs allow.
         max_tokens: the most tokens, of clips and references, that one process has in a step; one clip is
             always allowed. Equal FLOPs are not equal memory: short clips have many tokens for theirs. None: no limit.
         max_upscale: how much a picture may be enlarged to fill a size.
@@ -137,12 +140,22 @@ def plan_buckets(
     Args:
         buckets: the bucket of every row.
         config: the network whose FLOPs and tokens count. clip_tokens: of a reference.
-        world: number of processes. Batches are multiples of it, so that every process has the same work.
+        world: number of processes. Batches are multiples of it, so that every process has the same work. A smaller
+            budget is raised to it, with a warning.
     """
     rows = dict(sorted(Counter(buckets).items()))
     flops = {bucket: bucket_flops(config, bucket, clip_tokens) for bucket in rows}
     costliest = max(flops.values(), default=0)
-    each = {bucket: int(settings.budget * costliest / cost / world + 1e-9) for bucket, cost in flops.items()}
+    budget = max(settings.budget, world)
+    if budget > settings.budget:
+        _LOG.warning(
+            "buckets.budget is %g, of %d processes together, which take one clip each at least: a step takes %d clips "
+            "of the costliest bucket.",
+            settings.budget,
+            world,
+            world,
+        )
+    each = {bucket: int(budget * costliest / cost / world + 1e-9) for bucket, cost in flops.items()}
     if settings.max_tokens is not None:
         each = {b: min(count, settings.max_tokens // bucket_tokens(config, b)) for b, count in each.items()}
     return BucketPlan(rows, {bucket: max(1, count) * world for bucket, count in each.items()}, flops)
