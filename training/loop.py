@@ -75,8 +75,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
-    if run.validate_every is not None and not isinstance(trainer.part, Validates):
-        raise InputError(f"run.validate_every: the part {trainer.config.part.name} has no held-out data; leave it out.")
+    if run.validate_every is not None:
+        _open_held_out(trainer)
     parts = trainer.config.optim.accumulate
     draws = range(progress.step * parts, run.steps * parts)
     pin_memory = world.device.type == "cuda"
@@ -91,6 +91,9 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
                     f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
                     "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
                 )
+            due = progress.step % run.save_every == 0 or progress.step == run.steps
+            if due:  # before the validation, which may fail
+                _save(trainer, store)
             if run.validate_every is not None and progress.step % run.validate_every == 0:
                 found = trainer.validate(stop.asked)
                 if found is not None:
@@ -98,12 +101,20 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             out_of_time, save = world.any(stop.asked(), world.first and save_asked(folder))
             ended_by = stop.agreed(world)
             last = out_of_time or ended_by is not None or progress.step == run.steps
-            if last or save or progress.step % run.save_every == 0:
+            if (last or save) and not due:
                 _save(trainer, store)
             if ended_by is None and (last or progress.step % run.sample_every == 0):
                 _sample(trainer, folder / "samples", watch, stop)
             if last:
                 return ended_by
+
+
+def _open_held_out(trainer: Trainer) -> None:
+    """Have the part find its first held-out batch: what is wrong with those data is said before the first step."""
+    part, name = trainer.part, trainer.config.part.name
+    if not isinstance(part, Validates):
+        raise InputError(f"run.validate_every: the part {name} has no held-out data; leave it out.")
+    next(iter(part.validation_batches()))
 
 
 def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> dict[str, Any]:

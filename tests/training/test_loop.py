@@ -193,6 +193,21 @@ def test_a_validation_repeats_and_changes_nothing(tmp_path: Path) -> None:
         train(make_config(tmp_path / "no", run={"validate_every": 2}))
 
 
+@pytest.mark.parametrize(("run", "step"), [({"save_every": 2}, 2), ({"steps": 2}, 2)])
+def test_a_validation_that_fails_loses_no_step_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: dict[str, int], step: int
+) -> None:
+    def fails(self: shared_part.SharedPart, *given: Any) -> None:
+        raise InputError("The held-out data are gone.")
+
+    monkeypatch.setattr(shared_part.SharedPart, "validation_loss", fails)
+    with pytest.raises(InputError, match="are gone"):
+        train(make_config(tmp_path, {"name": "shared"}, run={"validate_every": 2} | run))
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").load_latest()
+    assert checkpoint is not None
+    assert checkpoint.progress.step == step
+
+
 def test_bf16_keeps_tiny_updates(tmp_path: Path) -> None:
     """Weights near 1 and updates of 1e-5, far below bf16's spacing there of 2**-8: float32 weights keep every one."""
     optim = {"lr": 1e-5, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0}

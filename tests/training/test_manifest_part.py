@@ -200,6 +200,30 @@ def test_a_run_trains_what_it_should_and_nothing_else(data, tmp_path, tiny_folde
     assert export_main([str(run), "--out", str(tmp_path / "out")]) == 0
 
 
+def test_held_out_rows_are_opened_before_the_first_step_and_kept(data, tmp_path, tiny_folder, capsys, monkeypatch):
+    manifest = tmp_path / "data" / "world" / "manifest.jsonl"
+    shutil.copytree(data.manifest.parent, manifest.parent)
+    shutil.copytree(data.cache, manifest.parents[1] / "cache")
+    change_rows(manifest, lambda row: row | ({"split": "val"} if row["id"] == "00000011" else {}))
+    held_out = settings_for(manifest, tiny_folder, split="val")
+    assert build(held_out.model_copy(update={"split": "train"}))
+    config = str(config_of(held_out.model_copy(update={"split": "train"}), tmp_path, tiny_folder))
+    asked = ["--config", config, "--set", "run.steps=2", "run.validate_every=1"]
+    assert main(asked) == 2
+    assert "is not cached" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert build(held_out)
+    whole = ManifestPart.validation_loss
+
+    def edit(self, *given):
+        manifest.write_text("{}")
+        return whole(self, *given)
+
+    monkeypatch.setattr(ManifestPart, "validation_loss", edit)
+    assert main(asked) == 0
+    assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, tiny_folder):
     found = []
     for name, starts in (("straight", [[]]), ("halves", [["run.steps=2"], ["run.workers=0"]])):

@@ -140,7 +140,9 @@ class Validates(Protocol):
     """A part with data that it does not train on (`run.validate_every`)."""
 
     def validation_batches(self) -> Iterable[Any]:
-        """Return the same batches, on the CPU, at every call.
+        """Return the same batches, on the CPU, at every call: at least one.
+
+        The first is asked for before the run's first step. What it opens, a part keeps.
 
         Raises:
             InputError: there are none.

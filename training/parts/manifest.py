@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -104,12 +105,15 @@ class ManifestPart(TransformerTraining):
         """The entries of this process's rows of a step."""
         return self.data.batch(self.sampler.rows(step), self.config.text_len)
 
+    @cached_property
+    def held_out(self) -> CachedData:
+        """The manifest's split `val`, as it was when it was first asked for."""
+        return CachedData(self.settings.data.model_copy(update={"split": "val"}))
+
     def validation_batches(self) -> Iterator[Any]:
         """The first rows of the manifest's split `val`, one by one."""
-        settings = self.settings.data.model_copy(update={"split": "val"})
-        held_out = CachedData(settings)
-        for number in range(min(self.settings.validation_clips, len(held_out.rows))):
-            yield held_out.batch([number], self.config.text_len)
+        for number in range(min(self.settings.validation_clips, len(self.held_out.rows))):
+            yield self.held_out.batch([number], self.config.text_len)
 
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch with weights that are `background_weight` outside the person's mask."""

@@ -124,7 +124,7 @@ class TransformerPart(TransformerTraining):
         return _captioned(self.pool, rng.integers(len(self.pool), size=self.settings.batch), rng)
 
     def validation_batches(self) -> Iterator[Any]:
-        """Pairs of another pool, which are encoded at the first validation."""
+        """Pairs of another pool, which are encoded when they are first asked for."""
         if self._held_out is None:
             key = replace(self._key, seed=self._key.seed + 1, pairs=self.settings.validation_pairs)
             self._held_out = open_pool(self.settings.pools, key, self.vae, self.image_encoder)
