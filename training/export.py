@@ -13,6 +13,7 @@ import torch
 from contextanyone_core.errors import InputError
 from training.commands import Parser, output_folder, run_command
 from training.config import load_config
+from training.distributed import one_process
 from training.state import CheckpointStore
 from training.trainer import build_trainer
 
@@ -20,7 +21,10 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
-    """Write the shipped files of a run's newest checkpoint into out. The run is only read.
+    """Write the shipped files of a run's newest checkpoint into out, on the CPU. The run's folder is only read.
+
+    What the part is built from must be there as in training: its encoders, `init.from`, and the manifest's cache or the
+    pool, whose missing pairs are encoded.
 
     Args:
         dtype: None for the part's own, fp16. ema: the average of the weights; else the weights themselves.
@@ -34,7 +38,7 @@ def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: b
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint yet.")
     output_folder("--out", out)
-    build_trainer(load_config(run / "config.yaml"), checkpoint).export(out, dtype, ema=ema)
+    build_trainer(load_config(run / "config.yaml"), checkpoint, one_process().alone()).export(out, dtype, ema=ema)
     sys.stdout.write(f"{out}: step {checkpoint.progress.step}\n")
 
 

@@ -119,6 +119,13 @@ def test_export_is_the_ema_with_its_record(tmp_path: Path) -> None:
     }
 
 
+def test_export_command_leaves_the_gpu_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_config(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        assert export_main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_export_command_reads_a_run(tmp_path: Path, capsys: Any) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     assert export_main([str(run), "--out", str(out)]) == 2
