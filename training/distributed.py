@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -195,7 +195,10 @@ class LossOfPart(nn.Module):
 
 
 def joint_loss(part: Part, world: World) -> LossFunction:
-    """The part's loss, whose gradients are averaged over the processes in the backward pass.
+    """The part's loss, whose gradients are averaged over the processes in each backward pass.
+
+    So in a step that accumulates none waits for the last batch, which may have no backward pass: it is not finite, or
+    nothing trained takes part.
 
     A process that drops its references leaves parameters without gradient that others have one for: those are counted
     as zeros (`find_unused_parameters`).
@@ -206,14 +209,14 @@ def joint_loss(part: Part, world: World) -> LossFunction:
     return DistributedDataParallel(LossOfPart(part), device_ids=devices, find_unused_parameters=True)
 
 
-def without_averaging(loss: LossFunction, modules: dict[str, nn.Module], *, last: bool) -> AbstractContextManager[None]:
-    """Around the forward and backward pass of a part of a step: only the last one averages over the processes."""
+def reshard(modules: dict[str, nn.Module]) -> None:
+    """Leave each process its share again after a forward pass that no backward pass followed, which would have done so.
+
+    FSDP2 keeps the outermost parameters whole until then.
+    """
     for module in modules.values():
         if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(last)
-    if isinstance(loss, DistributedDataParallel) and not last:
-        return loss.no_sync()
-    return nullcontext()
+            module.reshard()
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, autocast, nn
 
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import TrainConfig, config_hash
-from training.distributed import World, full, joint_loss, like, one_process, shard, without_averaging
+from training.distributed import World, full, joint_loss, like, one_process, reshard, shard
 from training.ema import Ema
 from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
@@ -80,6 +80,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return everything a checkpoint holds, by file. All processes must call; the first one's is the answer."""
+        reshard(self.modules)
         zero = self._zero
         optimizer = zero.whole_state(self.optimizer) if zero else optimizer_tensors(self.optimizer, self.trained)
         files = {"model": self._saved(), "ema": self.ema.tensors, "optimizer": optimizer}
@@ -213,21 +214,19 @@ class Trainer:
         """Forward and backward pass of one batch; draw numbers it among all batches of the run."""
         seed_globals(self._seed, draw, "loss")
         generator = torch_generator(self._seed, draw, "loss")
-        with without_averaging(self._loss, self.modules, last=index == parts - 1):
-            with autocast(self.device.type, torch.bfloat16, enabled=self._bf16 and not self._zero):
-                losses, metrics = self._loss(to_device(batch, self.device), draw, generator)
-            if losses.ndim != 1:
-                raise ShapeError(
-                    f"Part {self.config.part.name}: loss has shape {tuple(losses.shape)}; it must be (B,)."
-                )
-            loss, count = losses.float().mean(), losses.shape[0]
-            samples, bad = self.world.total(count, not math.isfinite(loss.item()))
-            if not bad:  # an equal weight for every sample, whatever process has it
-                weighted = loss * (count * self.world.size / (samples * parts))
-                if self._zero:
-                    self._zero.backward(weighted, last=index == parts - 1)
-                elif weighted.requires_grad:  # else nothing that is trained took part
-                    weighted.backward()
+        with autocast(self.device.type, torch.bfloat16, enabled=self._bf16 and not self._zero):
+            losses, metrics = self._loss(to_device(batch, self.device), draw, generator)
+        if losses.ndim != 1:
+            raise ShapeError(f"Part {self.config.part.name}: loss has shape {tuple(losses.shape)}; it must be (B,).")
+        loss, count = losses.float().mean(), losses.shape[0]
+        samples, bad = self.world.total(count, not math.isfinite(loss.item()))
+        if not bad:  # an equal weight for every sample, whatever process has it
+            weighted = loss * (count * self.world.size / (samples * parts))
+            if self._zero:
+                self._zero.backward(weighted, last=index == parts - 1)
+            elif weighted.requires_grad:  # else nothing that is trained took part
+                weighted.backward()
+        reshard(self.modules)
         return _Result({"loss": (loss.item() * count, count), **_sums(metrics)}, int(samples), not bad)
 
     def _norm(self) -> float:

@@ -178,6 +178,28 @@ def test_steps_in_which_nothing_trained_takes_part(tmp_path: Path) -> None:
         assert difference(shares.tensors[file], whole.tensors[file]) < 1e-4, file
 
 
+def test_a_batch_that_is_not_finite_takes_those_before_it_along(tmp_path: Path) -> None:
+    """The second of the second step's two, and the first of the last's, which is saved: DDP and FSDP2."""
+    part, optim = {"name": "tiny", "nan_draws": [3, 6]}, {"lr": 1e-3, "schedule": "constant", "accumulate": 2}
+    for name, environment in (("whole", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
+        finish(start(make_config(tmp_path / name, part, {"steps": 4}, **optim), **environment))
+    whole, shares = load(tmp_path / "whole", 4), load(tmp_path / "shares", 4)
+    assert shares.progress.skipped == whole.progress.skipped == 2
+    for file in ("model", "ema", "optimizer"):
+        assert difference(shares.tensors[file], whole.tensors[file]) < 1e-4, file
+
+
+def test_steps_in_whose_last_batch_nothing_trained_takes_part(tmp_path: Path) -> None:
+    """Emphasize-Attention alone, with references in the first of each step's two batches: DDP and FSDP2."""
+    part, optim = {"name": "tiny", "train": {"only": ["*emphasize*"]}}, {"lr": 1e-3, "accumulate": 2}
+    for name, environment in (("whole", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
+        finish(start(make_config(tmp_path / name, part, {"steps": 2}, **optim), **environment))
+        assert [line["grad_norm"] > 0 for line in read_log(tmp_path / name)] == [True, True]
+    whole, shares = load(tmp_path / "whole", 2), load(tmp_path / "shares", 2)
+    for file in ("model", "ema", "optimizer"):
+        assert difference(shares.tensors[file], whole.tensors[file]) < 1e-4, file
+
+
 def test_references_in_one_process_only(tmp_path: Path) -> None:
     """Their parameters have no gradient in the other."""
     finish(start(make_config(tmp_path / "run", {"name": "tiny", "first_only": True}, {"steps": 2})))

@@ -17,6 +17,7 @@ from training.randomness import torch_generator
 class Settings(TransformerSettings):
     name: Literal["tiny"] = "tiny"
     first_only: bool = False  # references in the first process only; else in every other step
+    nan_draws: tuple[int, ...] = ()
 
 
 class TinyPart(TransformerTraining):
@@ -41,7 +42,8 @@ class TinyPart(TransformerTraining):
         used = ReferenceDraws(torch.zeros(1), torch.zeros_like(still)) if with_reference else None
         draws = Draws(torch.full((1,), 0.5), torch.randn(latents.shape, generator=generator), [True], used)
         texts = (torch.ones(1, 12, 32), torch.ones(1, 12, 32))
-        return dual_guidance_step(self.transformer, self.settings, clips, draws, texts)
+        loss, metrics = dual_guidance_step(self.transformer, self.settings, clips, draws, texts)
+        return (loss * torch.nan if step in self.settings.nan_draws else loss), metrics
 
     def sample(self, step: int, folder: Path) -> None:
         (folder / "sample.txt").write_text(str(step))
