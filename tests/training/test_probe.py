@@ -79,6 +79,15 @@ def test_frames_of_any_size_can_be_read(size):
     assert reading.action.max() < len(ACTIONS)
 
 
+def test_clips_are_read_where_the_probe_is():
+    """On the meta device, whose operations refuse tensors of another, but whose results nobody can fetch."""
+    probe, seen = Probe(ProbeConfig(32, (8, 8, 8, 8), 8)).to("meta"), []
+    probe.action.classify.register_forward_hook(lambda module, inputs, output: seen.append(output.device.type))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        read_clips(probe, torch.zeros(2, 3, 32, 32, 3, dtype=torch.uint8))
+    assert seen == ["meta"]
+
+
 def test_a_single_frame_has_no_action():
     probe = Probe(ProbeConfig(32, (8, 8, 8, 8), 8)).eval()
     assert read_clips(probe, torch.zeros(2, 1, 32, 32, 3, dtype=torch.uint8)).action is None

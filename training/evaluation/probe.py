@@ -170,15 +170,19 @@ class Reading:
 
 @torch.no_grad()
 def read_clips(probe: Probe, clips: Tensor, batch_size: int = 128) -> Reading:
-    """Read clips (B, T, H, W, 3) uint8; the frames go through the network ``batch_size`` at a time."""
+    """Read clips (B, T, H, W, 3) uint8; the frames go through the network ``batch_size`` at a time.
+
+    They are read where the network is; what it read is on the CPU.
+    """
     count, length = clips.shape[:2]
+    device = probe.stem.weight.device
     parts = torch.split(clips.flatten(0, 1), batch_size)
-    seen = [probe.see(prepare(part, probe.config.side)) for part in parts]
+    seen = [probe.see(prepare(part.to(device), probe.config.side)) for part in parts]
     logits = [probe.read_frames(part) for part in seen]
-    frames = {name: torch.cat([part[name].argmax(-1) for part in logits]).view(count, length) for name in FRAME_HEADS}
     points = torch.cat([part.points for part in seen]).view(count, length, _POINTS, 2)
-    action = None if length == 1 else probe.read_action(points[:, ::CLIP_STRIDE]).argmax(-1)
-    return Reading(frames, action, points)
+    action = None if length == 1 else probe.read_action(points[:, ::CLIP_STRIDE]).argmax(-1).cpu()
+    read = {name: torch.cat([part[name].argmax(-1) for part in logits]) for name in FRAME_HEADS}
+    return Reading({name: values.view(count, length).cpu() for name, values in read.items()}, action, points.cpu())
 
 
 def join_readings(readings: list[Reading]) -> Reading:
