@@ -183,6 +183,12 @@ def test_sample_shows_pictures_and_accuracies(tmp_path):
     assert (tmp_path / "captions.txt").read_text().count("\n") == 4
 
 
+def test_a_sample_of_few_pictures(tmp_path):
+    with torch.no_grad():
+        build(TINY.model_copy(update={"test_pictures": 4})).sample(0, tmp_path)
+    assert (tmp_path / "captions.txt").read_text().count("\n") == 2
+
+
 def test_hosts_read_what_was_exported(exported):
     part, folder = exported
     text, image = load_text_encoder(folder / TEXT_FILE), load_image_encoder(folder / IMAGE_FILE)

@@ -113,7 +113,8 @@ class EncodersPart:
         similarities, metrics = self.evaluate(pairs)
         (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n", encoding="utf-8")
         shown = range(0, 2 * _SHOWN_CAPTIONS, 2)
-        rows = [[i, *similarities[i].topk(_SHOWN_PICTURES).indices.tolist()] for i in shown if i < len(pairs)]
+        nearest = min(_SHOWN_PICTURES, len(pairs))
+        rows = [[i, *similarities[i].topk(nearest).indices.tolist()] for i in shown if i < len(pairs)]
         sheet = np.concatenate([np.concatenate([pairs[i].picture for i in row], axis=1) for row in rows])
         cv2.imwrite(str(folder / "retrieval.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
         captions = "".join(f"{pairs[row[0]].caption}\n" for row in rows)
