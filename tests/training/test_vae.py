@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from contextanyone_core.checkpoint import read_header
+from contextanyone_core.checkpoint import load_tensors, read_header
 from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config
 from training.parts.base import PartContext
@@ -124,6 +124,19 @@ def test_a_frozen_encoder_keeps_the_facts_of_its_latents(tmp_path, monkeypatch):
     after = read_header(tmp_path / "vae.safetensors")
     assert after.metadata["latent_rgb_factors"] == before.metadata["latent_rgb_factors"]
     assert load_vae(tmp_path / "vae.safetensors").config.latents_std == config.latents_std
+
+
+@pytest.mark.parametrize("settings", [{"train_encoder": False}, {"keep_stills": 0.5}], ids=["frozen", "kept"])
+def test_a_public_file_says_nothing_of_its_preview_which_is_measured(exported, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr("training.parts.vae._STATISTICS_CLIPS", 1)
+    monkeypatch.setattr("training.parts.vae._FAMILIAR_PICTURES", 2)
+    public = tmp_path / "vae.pth"
+    torch.save(load_tensors(exported), public)
+    context = PartContext(seed=3, device=torch.device("cpu"), init_from=public)
+    VaePart(Settings(**settings), context).export(tmp_path, {"steps": 1})
+    written = tmp_path / "vae.safetensors"
+    assert load_vae(written).config.latents_std == load_vae(public).config.latents_std
+    assert len(json.loads(read_header(written).metadata["latent_rgb_factors"])) == 16
 
 
 def _moving_clip():

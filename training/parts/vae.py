@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from contextanyone_core.checkpoint import read_header
 from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
+from contextanyone_core.weights.container import open_container
 from training.data.buckets import FrameCount
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
@@ -151,15 +151,21 @@ class VaePart:
         save_vae(half, folder / "vae.safetensors", {**extra, "familiar_psnr": f"{threshold:.2f}"})
 
     def _latent_facts(self) -> dict[str, str]:
-        """Set the latents' mean and std, return the preview projection; the file's where latents are kept."""
+        """Set the latents' mean and std, return the preview projection.
+
+        Where latents are kept, mean and std stay, and the file's projection too; a public file has none.
+        """
         kept = not self.settings.train_encoder or self.settings.keep_stills > 0
-        if kept and self.context.init_from is not None:
-            known = read_header(self.context.init_from).metadata
+        start = self.context.init_from if kept else None
+        known = {} if start is None else open_container(start).metadata
+        if "latent_rgb_factors" in known:
             return {name: known[name] for name in ("latent_rgb_factors", "latent_rgb_bias")}
         latents, colors = self._latents_and_colors()
         flat = latents.flatten(0, 1)
-        set_latent_statistics(self.vae, flat.mean(0).tolist(), flat.std(0).tolist())
-        normalised = (flat - flat.mean(0)) / flat.std(0)
+        if start is None:
+            set_latent_statistics(self.vae, flat.mean(0).tolist(), flat.std(0).tolist())
+        mean, std = (torch.tensor(getattr(self.vae.config, f"latents_{name}")) for name in ("mean", "std"))
+        normalised = (flat - mean) / std
         design = torch.cat([normalised, torch.ones(len(flat), 1)], dim=1)
         solution = torch.linalg.lstsq(design, colors.flatten(0, 1)).solution
         return {
