@@ -232,6 +232,18 @@ def test_a_sharded_run_needs_less_of_each_process():
 
 
 def test_cards_are_found_by_the_devices_name():
+def test_fsdp_sends_and_gathers_float32():
+    """Weights are gathered twice and gradients reduced once, where DDP sends the gradients twice; two blocks at a time
+    are whole."""
+    weights, world = 4 << 30, 8
+    cost = StepCost(10, 20, weights, 1 << 30, 8 << 30, weights, 6 << 30)
+    ddp, fsdp = ways_to_share(cost, WAN, world)
+    assert ddp.within == 2 * weights * (world - 1) // world
+    assert fsdp.within == 3 * weights * (world - 1) // world
+    states = 2 * weights + cost.optimizer + cost.ema
+    assert fsdp.memory == states // world + 2 * weights // WAN.num_layers + cost.activations
+
+
     assert card_of("NVIDIA H100 80GB HBM3") == CARDS["H100"]
     assert card_of("NVIDIA A100-SXM4-80GB") == CARDS["A100"]
     assert card_of("NVIDIA GeForce RTX 4090 Laptop GPU") is None

@@ -22,8 +22,8 @@ class Share(NamedTuple):
 def ways_to_share(cost: StepCost, model: ContextAnyoneConfig, world: int) -> list[Share]:
     """DDP, FSDP2 over all processes and, on several nodes, HSDP: sharded within a node, copied between nodes.
 
-    Gradients travel in float32. FSDP2 gathers weights in bf16 for the forward and once more for the backward pass, two
-    blocks at a time. Full nodes of eight are assumed.
+    Everything travels in float32, also where a run computes in bf16. FSDP2 gathers weights for the forward and once
+    more for the backward pass, two blocks at a time. Full nodes of eight are assumed.
 
     Args:
         cost: of one process alone.
@@ -46,12 +46,12 @@ def ways_to_share(cost: StepCost, model: ContextAnyoneConfig, world: int) -> lis
 def sharded(cost: StepCost, model: ContextAnyoneConfig, parts: int) -> int:
     """Bytes of one process where weights, gradients, optimizer and EMA are split into `parts`."""
     states = cost.weights + cost.ema + cost.optimizer + cost.ema  # all gradients, which are as large as the EMA
-    gathered = 2 * (cost.weights // 2) // model.num_layers
+    gathered = 2 * cost.weights // model.num_layers
     return states // parts + gathered + cost.activations
 
 
 def _sharded_traffic(cost: StepCost, parts: int) -> int:
-    return (2 * (cost.weights // 2) + cost.ema) * (parts - 1) // parts
+    return (2 * cost.weights + cost.ema) * (parts - 1) // parts
 
 
 def _links(sent: int, nodes: int) -> tuple[int, int]:
