@@ -1,10 +1,14 @@
-"""Muon: orthogonal updates, one state with AdamW, kernels of any dimension."""
+"""Muon: orthogonal updates, one state with AdamW, kernels of any dimension; the groups that the parts make."""
 
 import torch
 from torch import nn
 from torch.nn import Conv2d, Linear
 
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.hosts.vae import build_vae, mini_vae_config
+from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.muon import MuonAdamW, orthogonal
+from training.parts.base import default_groups
 
 
 def test_singular_values_come_near_one():
@@ -41,3 +45,18 @@ def test_the_update_has_the_size_of_adamws():
     weight.grad = torch.randn(64, 32)
     optimizer.step()
     assert 0.1 < weight.detach().square().mean().sqrt() / 1e-2 < 0.3
+
+
+def test_gains_biases_and_modulations_have_no_weight_decay():
+    """Also those that have more dimensions than one: the gains of the VAE's norms, the blocks' modulation."""
+    vae = build_vae(mini_vae_config() | {"base_dim": 4})
+    modules = {"vae": vae, "transformer": ContextAnyoneTransformer(ContextAnyoneConfig.tiny())}
+    left_out = [group for group in default_groups(modules) if group.get("weight_decay") == 0.0]
+    found = {id(parameter) for group in left_out for parameter in group["params"]}
+    seen = set()
+    for module in modules.values():
+        for name, parameter in module.named_parameters():
+            kind = name.rpartition(".")[2]
+            assert (id(parameter) in found) is (parameter.ndim < 2 or kind in ("gamma", "modulation")), name
+            seen.add((kind, min(parameter.ndim, 2)))
+    assert {("gamma", 2), ("modulation", 2), ("weight", 1), ("bias", 1)} <= seen

@@ -200,20 +200,24 @@ class CountsWork(Protocol):
         ...
 
 
+_SHAPED_VECTORS = (".gamma", ".modulation")  # gains of the VAE's norms (C, 1, 1), and what blocks add (1, 6, dim)
+
+
 def default_groups(
     modules: Mapping[str, nn.Module], lr_scale: float = 1.0, hidden: Callable[[str], bool] | None = None
 ) -> list[ParameterGroup]:
-    """Split the trainable parameters: matrices and kernels with weight decay, vectors (norms, biases) without.
+    """Split the trainable parameters: matrices and kernels with weight decay; norms, biases and modulations without.
 
     hidden says by name (`<module>.<parameter>`) which matrices and kernels are hidden layers' weights, for Muon.
     """
     named = {p: f"{name}.{key}" for name, module in modules.items() for key, p in module.named_parameters()}
     trained = [p for p in named if p.requires_grad]
-    inner = [p for p in trained if p.ndim >= 2 and hidden is not None and hidden(named[p])]
-    chosen = {id(p) for p in inner}
+    decayed = [p for p in trained if p.ndim >= 2 and not named[p].endswith(_SHAPED_VECTORS)]
+    inner = [p for p in decayed if hidden is not None and hidden(named[p])]
+    muon, with_decay = {id(p) for p in inner}, {id(p) for p in decayed}
     groups: list[ParameterGroup] = [
         {"params": inner, "lr_scale": lr_scale, "muon": True},
-        {"params": [p for p in trained if p.ndim >= 2 and id(p) not in chosen], "lr_scale": lr_scale},
-        {"params": [p for p in trained if p.ndim < 2], "lr_scale": lr_scale, "weight_decay": 0.0},
+        {"params": [p for p in decayed if id(p) not in muon], "lr_scale": lr_scale},
+        {"params": [p for p in trained if id(p) not in with_decay], "lr_scale": lr_scale, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
