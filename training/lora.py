@@ -21,7 +21,7 @@ class LoraSettings(BaseModel):
     Attributes:
         rank, alpha: the update of a weight is alpha / rank * up @ down.
         targets: patterns over the names of linear layers, such as `blocks.*.self_attn.*`.
-        full: patterns over parameters that are trained themselves; their layers have no update.
+        full: patterns over parameters that are trained themselves; a weight among them has no update.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -55,7 +55,12 @@ def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> N
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=chosen)
     inject_adapter_in_model(config, transformer)
     for name, parameter in transformer.named_parameters():
-        parameter.requires_grad_(".lora_" in name or name in full)
+        parameter.requires_grad_(".lora_" in name or _own_name(name) in full)
+
+
+def _own_name(name: str) -> str:
+    """A parameter's name in the network; peft puts the layers that it adapts into others, as their `base_layer`."""
+    return name.replace(".base_layer.", ".")
 
 
 def trained_lora(
@@ -74,6 +79,7 @@ def trained_lora(
         if name.endswith(_DOWN)
     }
     before = dict(start.named_parameters())
-    full = [name for name in found if name in before and matches(name, settings.full)]
-    differences = {name: found[name] - before[name].detach().cpu().float() for name in full}
+    own = {_own_name(name): tensor for name, tensor in found.items()}
+    full = [name for name in own if name in before and matches(name, settings.full)]
+    differences = {name: own[name] - before[name].detach().cpu().float() for name in full}
     return Lora("", low_rank, {name: tensor for name, tensor in differences.items() if tensor.any()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -17,7 +18,7 @@ from contextanyone_core.lora import attach_loras, load_lora, merge_loras
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.config import load_config, presets
 from training.export import main as export_main
-from training.lora import NEW_PARTS
+from training.lora import NEW_PARTS, trained_lora
 from training.patterns import matches
 from training.planning.plan import plan_run
 from training.state import CheckpointStore
@@ -198,6 +199,25 @@ def test_a_lora_alone_has_no_full_parts():
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert all(name.startswith("blocks.0.") and ".lora_" in name for name in trained)
     assert any(".emphasize_attn." in name for name in trained)
+
+
+def test_biases_of_adapted_layers_can_be_trained_in_full():
+    """peft moves them into the layer that it wraps; a file has them under the names that they have without it."""
+    torch.manual_seed(0)
+    network = ContextAnyoneTransformer(CONFIG)
+    start = copy.deepcopy(network)
+    settings = TrainSettings(lora={"rank": 2, "full": ["*.bias"]})
+    choose_trained(network, settings)
+    named = dict(network.named_parameters())
+    biases = [name for name in named if name.endswith(".bias")]
+    assert "blocks.0.self_attn.q.base_layer.bias" in biases
+    assert all(named[name].requires_grad for name in biases)
+    with torch.no_grad():
+        for name in biases:
+            named[name].add_(1.0)
+    merge_loras(start, [(trained_lora(network, settings.lora, start), 1.0)])
+    for name in biases:
+        torch.testing.assert_close(start.get_parameter(name.replace(".base_layer.", ".")), named[name])
 
 
 def test_what_does_not_go_with_a_lora_is_refused(config, tmp_path, capsys):
