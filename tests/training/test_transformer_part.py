@@ -1,22 +1,26 @@
 """The pool of encoded pairs and the transformer's part, on the tiny stack."""
 
-import resource
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from contextanyone_core.attention import torch_attention
 from contextanyone_core.checkpoint import load_transformer
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, encoders_hash, open_pool
 from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart
-from training.parts.transformer_base import explicit_attention
+from training.parts.transformer_base import _compile_blocks, explicit_attention
 from training.randomness import seed_for
 from training.world import TEST_SEED_START, sample
 
@@ -142,6 +146,22 @@ def test_what_moves_weighs_more(part, monkeypatch):
 def test_explicit_attention_is_attention():
     q, k, v = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
     torch.testing.assert_close(explicit_attention(q, k, v, 3), torch_attention(q, k, v, 3))
+
+
+def test_a_block_is_compiled_for_every_bucket(monkeypatch):
+    """Also beyond dynamo's own limit of shapes, after which it would run the block as it is, without a word."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torch._dynamo.reset()
+    config = ContextAnyoneConfig.tiny()
+    network = ContextAnyoneTransformer(config)
+    _compile_blocks(network)
+    compiled, text = [], torch.zeros(1, config.text_len, config.text_dim)
+    for frames in range(1, 5):
+        network(torch.zeros(1, 16, frames, 4, 4), torch.zeros(1), text)
+        compiled.append(counter.frame_count)
+    assert all(later > before for before, later in pairwise(compiled))
 
 
 def test_a_dropped_reference_leaves_no_trace(part, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch._dynamo
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -182,7 +183,9 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _compile_blocks(transformer: ContextAnyoneTransformer) -> None:
-    """Compile the repeated block once for each of its two uses, with shapes as they are."""
+    """Compile the repeated block once for each of its two uses and each shape, of which every bucket has its own."""
+    # With and without references, in training and in validation: buckets four times, and eight is torch's own limit.
+    torch._dynamo.config.recompile_limit = 256
     for block in transformer.blocks:
         assert isinstance(block, TransformerBlock)
         block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
