@@ -119,6 +119,12 @@ def test_hash_is_of_what_is_computed() -> None:
     assert config_hash(parse_config(world)) != config_hash(parse_config(more))
 
 
+def test_phantoms_reading_is_not_trained_on_a_manifest() -> None:
+    part = {"name": "manifest", "data": {"manifest": "none.jsonl"}, "reading": "phantom"}
+    with pytest.raises(InputError, match=r"part\.reading is phantom, which the part transformer trains; .* manifest"):
+        parse_config({"run": {"name": "w", "steps": 6}, "part": part})
+
+
 @pytest.mark.parametrize("path", presets(), ids=lambda path: path.name)
 def test_shipped_presets_are_valid(path: Path) -> None:
     load_config(path)

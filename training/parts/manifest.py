@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import cv2
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
@@ -52,6 +52,14 @@ class Settings(TransformerSettings):
     sample_clips: int = Field(default=2, ge=1)
     sample_steps: int = Field(default=20, ge=1)
     validation_clips: int = Field(default=16, ge=1)  # of the split `val`, which cache.py must have encoded
+
+    @model_validator(mode="after")
+    def _reads_in_a_stream(self) -> Self:
+        if self.reading == "phantom":
+            raise ValueError(
+                "part.reading is phantom, which the part transformer trains; on a manifest leave part.reading out"
+            )
+        return self
 
 
 class ManifestPart(TransformerTraining):
