@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import linear_part  # noqa: F401  # registers the part
@@ -48,6 +49,15 @@ def test_work_is_that_of_the_batch():
     assert without.tokens == 2 * 18
     assert without.flops == 2 * (forward_flops(TINY, 18) + backward_flops(TINY, 18))
     assert part(train={"only": ["*emphasize*"]}).work(BATCH, with_reference=True).flops is None
+
+
+def test_work_of_phantom_is_that_of_one_stream():
+    """References, or zeros in their place, are frames of it in every step."""
+    backbone = replace(TINY, emphasize=False, image_dim=None)
+    phantom = TransformerTraining(Settings(reading="phantom"), ContextAnyoneTransformer(backbone))
+    for used in (True, False):
+        work = phantom.work(BATCH, with_reference=used)
+        assert work == (2 * 24, 2 * (forward_flops(backbone, 24) + backward_flops(backbone, 24)))
 
 
 def test_speed_of_a_step():

@@ -115,9 +115,11 @@ class TransformerTraining:
         """
         config, latents, reference = self.transformer.config, batch["latents"], batch["reference_latents"]
         patch = math.prod(config.patch_size)
-        video = math.prod(latents.shape[2:]) // patch
-        references = [math.prod(reference.shape[2:]) // patch] if with_reference else []
-        clip_tokens = batch["image_embeds"].shape[1] if with_reference and "image_embeds" in batch else 0
+        video, shown = (math.prod(tensor.shape[2:]) // patch for tensor in (latents, reference))
+        references = [shown] if with_reference else []
+        if self.settings.reading == "phantom":  # frames of the one stream; where they are dropped, zeros
+            video, references = video + shown, []
+        clip_tokens = batch["image_embeds"].shape[1] if references and "image_embeds" in batch else 0
         flops = None
         if all(parameter.requires_grad for parameter in self.transformer.parameters()):
             passes = (forward_flops, backward_flops)
