@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.flow import sample_sigmas
 from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
-from training.config import OptimSettings, load_config, parse_config, presets
+from training.config import InitSettings, OptimSettings, load_config, parse_config, presets
 from training.data.buckets import Bucket, BucketSettings
 from training.data.settings import DataSettings
 from training.flops import backward_flops, forward_flops
@@ -30,7 +31,7 @@ from training.parts.transformer_base import TransformerTraining
 from training.plan import main
 from training.planning.cards import CARDS, card_of
 from training.planning.density import Levels, density, quarters, share_below
-from training.planning.plan import plan_run
+from training.planning.plan import model_config, plan_run
 from training.planning.trace import StepCost, StepShape, _inputs, run_step, trace_step
 from training.planning.worlds import ways_to_share
 
@@ -231,7 +232,6 @@ def test_a_sharded_run_needs_less_of_each_process():
     assert hsdp.between < ddp.between
 
 
-def test_cards_are_found_by_the_devices_name():
 def test_fsdp_sends_and_gathers_float32():
     """Weights are gathered twice and gradients reduced once, where DDP sends the gradients twice; two blocks at a time
     are whole."""
@@ -244,6 +244,7 @@ def test_fsdp_sends_and_gathers_float32():
     assert fsdp.memory == states // world + 2 * weights // WAN.num_layers + cost.activations
 
 
+def test_cards_are_found_by_the_devices_name():
     assert card_of("NVIDIA H100 80GB HBM3") == CARDS["H100"]
     assert card_of("NVIDIA A100-SXM4-80GB") == CARDS["A100"]
     assert card_of("NVIDIA GeForce RTX 4090 Laptop GPU") is None
@@ -262,6 +263,18 @@ def test_every_preset_of_a_transformer_can_be_planned(path, tmp_path, monkeypatc
     plan = plan_run(config)
     assert plan.cost.peak > plan.cost.weights
     assert plan.gpu_hours(1e15) > 0
+
+
+def test_phantom_is_planned_on_the_network_that_it_trains(tmp_path, monkeypatch):
+    phantom = next(path for path in presets() if path.stem == "phantom")
+    config = load_config(phantom)
+    monkeypatch.chdir(tmp_path)  # without the file of init.from
+    fresh = model_config(config)
+    assert (fresh.emphasize, fresh.image_dim) == (False, None)
+    start = tmp_path / "start.safetensors"
+    save_transformer(start, ContextAnyoneTransformer(TINY), dtype=torch.float32)
+    started = model_config(config.model_copy(update={"init": InitSettings.model_validate({"from": start})}))
+    assert started == replace(TINY, emphasize=False, image_dim=None)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -163,9 +163,14 @@ def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer
     return _backbone(network) if phantom else network
 
 
+def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
+    """The config of Wan's part of a network."""
+    return replace(config, emphasize=False, image_dim=None)
+
+
 def _backbone(network: ContextAnyoneTransformer) -> ContextAnyoneTransformer:
     """Wan's part of a network, which is all that Phantom has."""
-    backbone = ContextAnyoneTransformer(replace(network.config, emphasize=False, image_dim=None))
+    backbone = ContextAnyoneTransformer(backbone_config(network.config))
     state = network.state_dict()
     backbone.load_state_dict({name: state[name] for name in backbone.state_dict()})
     return backbone

@@ -15,6 +15,7 @@ from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
 from training.parts import manifest, transformer
+from training.parts.transformer_base import backbone_config
 from training.planning.density import Levels
 from training.planning.trace import StepCost, StepShape, trace_step
 from training.recompute import Recompute
@@ -120,7 +121,15 @@ def _shape(bucket: Bucket, buckets: BucketPlan, clip_tokens: int, world: int) ->
 
 
 def model_config(config: TrainConfig) -> ContextAnyoneConfig:
-    """The network's sizes: those of `init.from` where that file is there, else of the part's preset."""
+    """The network's sizes: those of `init.from` where that file is there, else of the part's preset.
+
+    Of Phantom's reading, without what only ours has.
+    """
+    sizes = _whole_config(config)
+    return backbone_config(sizes) if _settings(config).reading == "phantom" else sizes
+
+
+def _whole_config(config: TrainConfig) -> ContextAnyoneConfig:
     start, settings = config.init.from_, _settings(config)
     if start is not None and start.is_file():
         header = read_header(start)
