@@ -1,1 +1,1 @@
-"""Data that training reads: pools of encoded pairs of the character world."""
+"""Data that training reads: manifests, checked and cached, and pools of encoded pairs of the character world."""
