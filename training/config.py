@@ -18,10 +18,10 @@ from training.trackers import TrackerName
 
 PRESETS = Path(__file__).parent / "configs"
 
-# How long a run goes on, and on how many pairs: both may grow between a start and a resume.
-_MAY_GROW = frozenset({"run.steps", "part.pairs"})
+# How long a run goes on, and on how many pairs: a resume may change both, up or down.
+_LENGTH = frozenset({"run.steps", "part.pairs"})
 # With them the settings that say how a run is carried out, not what it computes.
-FREE_ON_RESUME = _MAY_GROW | frozenset(
+FREE_ON_RESUME = _LENGTH | frozenset(
     {"part.pools"}  # where pairs are kept, not which ones
     | {
         f"run.{key}"
@@ -159,7 +159,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def config_hash(config: TrainConfig) -> str:
     """Return the SHA-256 of what the run computes: what a resume must keep, and the number of steps and of pairs."""
     flat = _flatten(config.to_dict())
-    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _MAY_GROW}
+    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _LENGTH}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """The pool of encoded pairs and the transformer's part, on the tiny stack."""
 
+import resource
 from functools import partial
 from itertools import pairwise
 
