@@ -85,8 +85,8 @@ class CfgGuidance:
 class DualGuidance:
     """Three passes: neg + reference_scale * (ref,neg - neg) + guidance_scale * (ref,prompt - ref,neg), as Phantom.
 
-    Equal scales need two passes, the one without prompt drops out: it is cfg. With both scales at 1, and outside the
-    interval, the conditional pass alone.
+    With equal scales (ref,neg) cancels: two passes, as cfg. With both scales at 1, and outside the interval, the
+    conditional pass alone.
 
     Raises:
         InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
@@ -116,9 +116,7 @@ class DualGuidance:
         if len(velocities) == 1:
             return prompt
         unseen = velocities[Branch.NEGATIVE]
-        if len(velocities) == 2:
-            return unseen + self.guidance_scale * (prompt - unseen)
-        seen = velocities[Branch.NEGATIVE_REFERENCE]
+        seen = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
         return unseen + self.reference_scale * (seen - unseen) + self.guidance_scale * (prompt - seen)
 
 

@@ -33,17 +33,17 @@ class SamplingRun:
     def __init__(self, *, reuse: bool) -> None:
         self.reuse = reuse
         self.made = 0
-        self._caches: dict[tuple[str, torch.device], ReferenceCache] = {}
+        self._caches: dict[tuple[str | None, torch.device], ReferenceCache] = {}
         self._reconstructions: dict[str, list[torch.Tensor]] = {}
 
     def cache(self, key: str | None, inputs: ReferenceInputs, encode: Callable[[], ReferenceCache]) -> ReferenceCache:
         """The cache of the references named by `key`, encoded where it is not there yet: on each card its own."""
-        place = None if key is None else (key, inputs.latents[0].device)
-        if self.reuse and place is not None and place in self._caches:
+        place = (key, inputs.latents[0].device)
+        if self.reuse and place in self._caches:
             return self._caches[place]
         cache = encode()
         self.made += 1
-        if key is not None and place is not None:
+        if key is not None:
             pairs = zip(inputs.latents, cache.outputs, strict=True)
             self._reconstructions[key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
             if self.reuse:
