@@ -23,8 +23,8 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
     """Write the shipped files of a run's newest checkpoint into out, on the CPU. The run's folder is only read.
 
-    What the part is built from must be there as in training: its encoders, `init.from`, and the manifest's cache or the
-    pool, whose missing pairs are encoded.
+    What the part is built from must be there as in training: its encoders, `init.from`, and the manifest's cache; a
+    pool need not be.
 
     Args:
         dtype: None for the part's own, fp16. ema: the average of the weights; else the weights themselves.
@@ -34,7 +34,7 @@ def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: b
     """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not the folder of a run: it has no config.yaml.")
-    checkpoint = CheckpointStore(run / "checkpoints").load_latest()
+    checkpoint = CheckpointStore(run / "checkpoints").load_latest(optimizer=False)
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint yet.")
     output_folder("--out", out)

@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
-from training.parts.base import HashesData, Part, Validates
+from training.parts.base import HashesData, OpensData, Part, Validates
 from training.prefetch import batches
 from training.randomness import rank_seed
 from training.speed import Speedometer
@@ -75,6 +75,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
+    if isinstance(trainer.part, OpensData):
+        trainer.part.open_data()
     if run.validate_every is not None:
         _open_held_out(trainer)
     parts = trainer.config.optim.accumulate
@@ -159,7 +161,7 @@ def _export(trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
     world = trainer.world
     if world.first:
         if world.sharded:
-            trainer = build_trainer(trainer.config, store.load_latest(), world.alone())
+            trainer = build_trainer(trainer.config, store.load_latest(optimizer=False), world.alone())
         trainer.export(folder)
         _LOG.info("Exported to %s.", folder)
     world.wait()

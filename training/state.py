@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint in memory: tensors by file (model, ema, optimizer) and name, on the CPU."""
+    """One checkpoint in memory: tensors by file (model, ema, and optimizer if it was read) and name, on the CPU."""
 
     folder: Path
     progress: Progress
@@ -89,10 +89,13 @@ class CheckpointStore:
         self._rotate(final.name)
         return final
 
-    def load_latest(self) -> Checkpoint | None:
+    def load_latest(self, *, optimizer: bool = True) -> Checkpoint | None:
         """Return the newest whole checkpoint, None where there is none at all.
 
         A damaged one is reported and the one before it is taken.
+
+        Args:
+            optimizer: whether to read the optimizer's state too, which only a run that goes on needs.
 
         Raises:
             CheckpointError: there are checkpoints and all are damaged.
@@ -100,7 +103,7 @@ class CheckpointStore:
         names = self._names()
         for name in reversed(names):
             try:
-                return _read(self.folder / name)
+                return _read(self.folder / name, optimizer=optimizer)
             except (CheckpointError, OSError) as error:
                 _LOG.warning("Checkpoint %s is damaged: %s", name, error)
         if names:
@@ -161,7 +164,7 @@ def only_trainer(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read(folder: Path, *, optimizer: bool) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         progress, sums = Progress(**state["progress"]), dict(state["sha256"])
@@ -169,6 +172,8 @@ def _read(folder: Path) -> Checkpoint:
         raise CheckpointError(f"state.json cannot be read ({error}).") from None
     tensors = {}
     for name, expected in sums.items():
+        if Path(name).stem == "optimizer" and not optimizer:
+            continue
         if file_sha256(folder / name) != expected:
             raise CheckpointError(f"{name} does not have the checksum in state.json.")
         tensors[Path(name).stem] = load_file(folder / name)

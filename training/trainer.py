@@ -100,10 +100,14 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint. Raises CheckpointError where its tensors are not this part's."""
+        """Take over a checkpoint, whose optimizer's state may be left out: it is not exported.
+
+        Raises:
+            CheckpointError: its tensors are not this part's.
+        """
         _copy_into(self._saved(), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
         _copy_into(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
-        optimizer = checkpoint.tensors["optimizer"]
+        optimizer = checkpoint.tensors.get("optimizer", {})
         if self._zero:
             self._zero.refresh()
             optimizer = self._zero.own_state(optimizer)

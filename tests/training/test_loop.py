@@ -135,6 +135,9 @@ def test_export_command_reads_a_run(tmp_path: Path, capsys: Any) -> None:
     assert export_main([str(run), "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert (out / "linear.safetensors").read_bytes() == (run / "export/linear.safetensors").read_bytes()
+    for path in (run / "checkpoints").rglob("optimizer.safetensors"):  # twice the weights' size, and not exported
+        path.unlink()
+    assert export_main([str(run), "--out", str(out)]) == 0
     assert export_main([str(run), "--out", str(run / "config.yaml")]) == 2
     assert "config.yaml cannot be written to: File exists" in capsys.readouterr().err
     (run / "checkpoints").rename(run / "gone")

@@ -107,6 +107,14 @@ def test_batches_repeat_with_captions_drawn_anew(part):
     assert all(caption.startswith(("A ", "An ")) for caption in clip["first"])
 
 
+def test_the_pool_is_made_for_training_and_not_for_an_export(part, tmp_path):
+    part.export(tmp_path, {"steps": 0})
+    assert (tmp_path / "transformer.safetensors").is_file()
+    assert not (tmp_path / "pools").exists()
+    part.open_data()
+    assert len(list((tmp_path / "pools").rglob("*.safetensors"))) == 2
+
+
 def test_validation_on_another_pool(part, monkeypatch):
     monkeypatch.setattr(part, "settings", part.settings.model_copy(update={"validation_pairs": 3}))
     first, last = list(part.validation_batches())

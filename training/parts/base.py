@@ -136,6 +136,15 @@ class HashesData(Protocol):
 
 
 @runtime_checkable
+class OpensData(Protocol):
+    """A part whose data take long to open, or are made first: an export needs none of them."""
+
+    def open_data(self) -> None:
+        """Open what `batch` reads. Called once before the first step, before any worker process is there."""
+        ...
+
+
+@runtime_checkable
 class Validates(Protocol):
     """A part with data that it does not train on (`run.validate_every`)."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,8 @@ from training.parts.transformer_base import TransformerSettings, TransformerTrai
 from training.randomness import numpy_generator
 from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, sample
 from training.world.captions import draw_named, first_caption, later_caption
+
+_LOG = logging.getLogger(__name__)
 
 
 class Settings(TransformerSettings):
@@ -71,7 +75,6 @@ class TransformerPart(TransformerTraining):
             self._ask_for_attributes()
         encoders = encoders_hash(self.vae, self.image_encoder)
         self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
-        self.pool = open_pool(settings.pools, self._key, self.vae, self.image_encoder)
         self._held_out: Pool | None = None
 
     def _ask_for_attributes(self) -> None:
@@ -117,6 +120,15 @@ class TransformerPart(TransformerTraining):
             latent_rgb_factors=tuple((row[0], row[1], row[2]) for row in factors),
             latent_rgb_bias=(bias[0], bias[1], bias[2]),
         )
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The pairs to train on, which are encoded when they are first asked for."""
+        return open_pool(self.settings.pools, self._key, self.vae, self.image_encoder)
+
+    def open_data(self) -> None:
+        """Read the pool into memory, which worker processes then share."""
+        _LOG.info("%d encoded pairs.", len(self.pool))
 
     def batch(self, step: int) -> Any:
         """Encoded pairs, and captions drawn anew."""
