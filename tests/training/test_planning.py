@@ -32,6 +32,7 @@ from training.plan import main
 from training.planning.cards import CARDS, card_of
 from training.planning.density import Levels, density, quarters, share_below
 from training.planning.plan import model_config, plan_run
+from training.planning.text import plan_text
 from training.planning.trace import StepCost, StepShape, _inputs, run_step, trace_step
 from training.planning.worlds import ways_to_share
 
@@ -136,27 +137,31 @@ def fake_peak(config: ContextAnyoneConfig, given: manifest.Settings, shape: Step
     return tracker.peak
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective"])
-def test_memory_of_a_real_small_step(recompute):
+@pytest.mark.parametrize(("recompute", "accumulate"), [("none", 1), ("selective", 1), ("none", 2)])
+def test_memory_of_a_real_small_step(recompute, accumulate):
     """The second of two real steps, with the optimizer's state, as torch's MemTracker has it; the EMA left out."""
     config = replace(ContextAnyoneConfig.miniature(), num_layers=2)
     shape, given = StepShape(Bucket(9, 64, 64), 2, 65), settings(recompute=recompute)
+    if accumulate > 1:  # little but gradients, which then are there in the forward pass already
+        shape = StepShape(Bucket(1, 32, 32), 1, 65)
     part = TransformerTraining(given, ContextAnyoneTransformer(config))
     optimizer, tracker = make_optimizer(part.parameter_groups(), OPTIM), MemTracker()
     tracker.track_external(part.transformer, optimizer)
     inputs = _inputs(config, shape)
     with tracker:
         for _ in range(2):
-            tracker.reset_mod_stats()
-            with autocast("cpu", torch.bfloat16):
-                loss = loss_terms(part.transformer, given, *inputs).total.mean()
-            loss.backward()
-            del loss
+            for _ in range(accumulate):
+                tracker.reset_mod_stats()
+                with autocast("cpu", torch.bfloat16):
+                    loss = loss_terms(part.transformer, given, *inputs).total.mean()
+                loss.backward()
+                del loss
             torch.nn.utils.clip_grad_norm_(part.transformer.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     (peak,) = tracker.get_tracker_snapshot("peak").values()
-    planned = run_step(config, given, shape, OPTIM, bf16=True)
+    optim = OptimSettings(accumulate=accumulate)
+    planned = run_step(config, given, shape, optim, bf16=True)
     assert planned.peak - planned.ema == pytest.approx(peak["Total"], rel=0.1)
 
 
@@ -196,6 +201,18 @@ def test_memory_is_that_of_the_widest_step():
     of_the_clip = trace_step(plan.model, part, plan.shape, config.optim, bf16=False)
     assert plan.cost.activations > 1.1 * of_the_clip.activations
     assert plan.cost.forward_flops == of_the_clip.forward_flops
+
+
+def test_a_step_that_accumulates_takes_and_sends_more(capsys):
+    one, three = (
+        plan_run(load_config(Path("training/configs/debug.yaml"), [f"optim.accumulate={n}"]), 8) for n in (1, 3)
+    )
+    assert three.gpu_hours(1e15) == pytest.approx(3 * one.gpu_hours(1e15))
+    assert three.cost.forward_flops == one.cost.forward_flops
+    for once, thrice in zip(one.ways(), three.ways(), strict=True):
+        assert (thrice.within, thrice.between) == (3 * once.within, 3 * once.between)
+    assert "3 batches a step" in plan_text(three, CARDS)
+    assert "a step" not in plan_text(one, CARDS).partition("The costliest")[2].partition("\n")[0]
 
 
 def test_what_is_frozen_costs_less():
@@ -275,6 +292,8 @@ def test_phantom_is_planned_on_the_network_that_it_trains(tmp_path, monkeypatch)
     save_transformer(start, ContextAnyoneTransformer(TINY), dtype=torch.float32)
     started = model_config(config.model_copy(update={"init": InitSettings.model_validate({"from": start})}))
     assert started == replace(TINY, emphasize=False, image_dim=None)
+    (flops,) = plan_run(config).buckets.flops.values()
+    assert flops == forward_flops(fresh, 5 * 64 + 64)  # one stream, whose last frame is the reference
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -14,10 +14,12 @@ from contextanyone_core.weights.naming import TRANSFORMER
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
+from training.flops import forward_flops
 from training.parts import manifest, transformer
 from training.parts.transformer_base import backbone_config
 from training.planning.density import Levels
 from training.planning.trace import StepCost, StepShape, trace_step
+from training.planning.worlds import Share, ways_to_share
 from training.recompute import Recompute
 from training.trainable import choose_trained, frozen_names
 
@@ -32,7 +34,7 @@ class RunPlan:
         config: the run. model: its network. world: processes.
         buckets: what a step takes of each; rows are 0 where the data are not there yet.
         from_data: whether the buckets are those of cached rows; else those that the configuration allows.
-        shape: one process's part of the costliest step, by FLOPs. widest: of the step with the most tokens, text and
+        shape: one process's part of the costliest batch, by FLOPs. widest: of the batch with the most tokens, text and
             CLIP tokens among them.
         costs: FLOPs of the first and memory of the one that needs more, by kind of activation checkpointing; kinds
             that the configuration excludes are left out.
@@ -71,13 +73,17 @@ class RunPlan:
         return self.costs[self.settings.recompute]
 
     @property
-    def clips(self) -> int:
-        """Clips of the costliest step, all processes together."""
-        return self.shape.clips * self.world
+    def batches(self) -> int:
+        """Batches of a step, one after the other."""
+        return self.config.optim.accumulate
+
+    def ways(self) -> list[Share]:
+        """How the processes can share the work."""
+        return ways_to_share(self.cost, self.model, self.world, self.batches)
 
     def step_seconds(self, rate: float) -> float:
-        """Of the costliest step at a rate in FLOP/s; data and communication not counted."""
-        return (self.cost.forward_flops + self.cost.backward_flops) / rate
+        """Of a step of the costliest batches at a rate in FLOP/s; data and communication not counted."""
+        return self.batches * (self.cost.forward_flops + self.cost.backward_flops) / rate
 
     def gpu_hours(self, rate: float) -> float:
         """Of the whole run, every step reckoned as the costliest: cheaper buckets are filled up to no more."""
@@ -167,8 +173,10 @@ def _buckets(
     """The buckets of the cached rows, where there are any, else all that the settings allow."""
     if isinstance(settings, transformer.Settings):
         bucket = Bucket(settings.num_frames, settings.size, settings.size)
-        flops = {bucket: bucket_flops(model, bucket, tokens)}
-        return BucketPlan({bucket: settings.pairs}, {bucket: settings.batch * world}, flops), False
+        flops = bucket_flops(model, bucket, tokens)
+        if settings.reading == "phantom":  # the reference is a frame of the one stream
+            flops = forward_flops(model, bucket_tokens(model, bucket))
+        return BucketPlan({bucket: settings.pairs}, {bucket: settings.batch * world}, {bucket: flops}), False
     data = settings.data
     from_data = index_path(data).is_file() if data.manifest.is_file() else False
     shapes = data.buckets.shapes()

@@ -9,7 +9,6 @@ from training.planning.cards import EXPECTED_RATE, GIB, Card
 from training.planning.density import quarters
 from training.planning.plan import RunPlan
 from training.planning.trace import StepShape
-from training.planning.worlds import ways_to_share
 
 
 def plan_text(plan: RunPlan, cards: Mapping[str, Card]) -> str:
@@ -55,8 +54,8 @@ def _step_table(plan: RunPlan) -> str:
     """FLOPs of the costliest step and memory of the widest, for every kind of activation checkpointing."""
     heads = ("recompute", "forward", "backward", "weights", "gradients", "optimizer", "EMA", "activations", "all")
     lines = [
-        f"The costliest step is {_described(plan.shape)} with a reference on each process, the one with the most "
-        f"tokens {_described(plan.widest)}",
+        f"The costliest batch is {_described(plan.shape)} with a reference on each process, the one with the most "
+        f"tokens {_described(plan.widest)}{f'; {plan.batches} batches a step' if plan.batches > 1 else ''}",
         "(TFLOP of the former; GiB at the widest moment of either):",
         f"{heads[0]:>11}" + "".join(f"{head:>12}" for head in heads[1:]),
     ]
@@ -75,7 +74,7 @@ def _described(shape: StepShape) -> str:
 
 def _world_table(plan: RunPlan) -> str:
     lines = [f"{'shared by':>22} {'GiB each':>9} {'sent GB':>8} {'between nodes GB':>17}"]
-    for way in ways_to_share(plan.cost, plan.model, plan.world):
+    for way in plan.ways():
         cells = f"{way.name:>22} {way.memory / GIB:>9.1f} {way.within / 1e9:>8.1f} {way.between / 1e9:>17.1f}"
         lines.append(cells)
     return "\n".join(lines) + "\n"
@@ -86,7 +85,7 @@ def _card_table(plan: RunPlan, cards: Mapping[str, Card]) -> str:
         f"At {EXPECTED_RATE:.0%} of each card's peak, without communication:",
         f"{'card':>8} {'step s':>9} {'hours':>9} {'GPU-hours':>10}   memory",
     ]
-    least = min(way.memory for way in ways_to_share(plan.cost, plan.model, plan.world))
+    least = min(way.memory for way in plan.ways())
     for name, card in cards.items():
         rate = card.rate(bf16=plan.config.precision == "bf16")
         hours = plan.gpu_hours(rate)

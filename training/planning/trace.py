@@ -28,7 +28,7 @@ from training.trainable import TrainSettings
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one process works on in a step: `clips` of a bucket, each with a reference and its CLIP tokens."""
+    """What one process works on in a batch: `clips` of a bucket, each with a reference and its CLIP tokens."""
 
     bucket: Bucket
     clips: int
@@ -37,7 +37,7 @@ class StepShape:
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOPs of one step, and bytes at its widest moment.
+    """FLOPs of one batch, and bytes at the widest moment of a step.
 
     Attributes:
         forward_flops: of the forward pass.
@@ -101,7 +101,8 @@ def run_step(
 ) -> StepCost:
     """Run one step of the objective, the real network with its optimizer, on fake CPU tensors.
 
-    A compiled network is reckoned as it is without compilation.
+    Of a step that accumulates it is the last batch, which finds the gradients of those before. A compiled network is
+    reckoned as it is without compilation.
     """
     plain = settings.model_copy(update={"compile": False})
     # On the meta device, and filled in afterwards, because peft can add nothing to fake tensors.
@@ -112,9 +113,13 @@ def run_step(
         optimizer = make_optimizer(part.parameter_groups(), optim)
         trained = [parameter for parameter in part.transformer.parameters() if parameter.requires_grad]
         tracker = _Tracker(part.transformer.parameters())
-        for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(tracker.count_gradient)  # type: ignore[no-untyped-call]
         with tracker:
+            for parameter in trained:
+                if optim.accumulate > 1:
+                    parameter.grad = torch.zeros_like(parameter)
+                    tracker.count_gradient(parameter)
+                else:
+                    parameter.register_post_accumulate_grad_hook(tracker.count_gradient)  # type: ignore[no-untyped-call]
             with autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = loss_terms(part.transformer, settings, *inputs).total.mean()
             forward = tracker.flops

@@ -19,7 +19,7 @@ class Share(NamedTuple):
     between: int
 
 
-def ways_to_share(cost: StepCost, model: ContextAnyoneConfig, world: int) -> list[Share]:
+def ways_to_share(cost: StepCost, model: ContextAnyoneConfig, world: int, batches: int = 1) -> list[Share]:
     """DDP, FSDP2 over all processes and, on several nodes, HSDP: sharded within a node, copied between nodes.
 
     Everything travels in float32, also where a run computes in bf16. FSDP2 gathers weights for the forward and once
@@ -27,19 +27,19 @@ def ways_to_share(cost: StepCost, model: ContextAnyoneConfig, world: int) -> lis
 
     Args:
         cost: of one process alone.
+        batches: of a step (`optim.accumulate`), each of which is sent for.
     """
     if world == 1:
         return [Share("one process", cost.peak, 0, 0)]
     trained, nodes = cost.ema, -(-world // NODE)
-    reduced = 2 * trained * (world - 1) // world  # a ring: every byte is sent twice
+    reduced = batches * (2 * trained * (world - 1) // world)  # a ring: every byte is sent twice
     ways = [Share("DDP", cost.peak + trained, *_links(reduced, nodes))]
-    ways.append(
-        Share(f"FSDP2 over {world}", sharded(cost, model, world), *_links(_sharded_traffic(cost, world), nodes))
-    )
+    sent = batches * _sharded_traffic(cost, world)
+    ways.append(Share(f"FSDP2 over {world}", sharded(cost, model, world), *_links(sent, nodes)))
     if nodes > 1:
-        between = 2 * trained // NODE * (nodes - 1) // nodes
-        memory = sharded(cost, model, NODE)
-        ways.append(Share(f"HSDP, {nodes} nodes of {NODE}", memory, _sharded_traffic(cost, NODE), between))
+        within = batches * _sharded_traffic(cost, NODE)
+        between = batches * (2 * trained // NODE * (nodes - 1) // nodes)
+        ways.append(Share(f"HSDP, {nodes} nodes of {NODE}", sharded(cost, model, NODE), within, between))
     return ways
 
 
@@ -51,6 +51,7 @@ def sharded(cost: StepCost, model: ContextAnyoneConfig, parts: int) -> int:
 
 
 def _sharded_traffic(cost: StepCost, parts: int) -> int:
+    """Of one batch."""
     return (2 * cost.weights + cost.ema) * (parts - 1) // parts
 
 
