@@ -322,3 +322,8 @@ def _kept_table(
     """The same table, kept between denoising steps; no inference tensor, so that it can serve a training step too."""
     with torch.inference_mode(mode=False):
         return _build_table(grids, gap, head_dim, device)
+
+
+def forget_tables() -> None:
+    """Free the rotary tables that are kept between calls: 34 MB for 832 x 480 x 81, on whatever device they are."""
+    _kept_table.cache_clear()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 MINIMUM = (0, 24, 0)
 """The oldest ComfyUI that has what the nodes use."""
+MINIMUM_PYTHON = (3, 11)
 
 
 class ContextAnyoneExtension(ComfyExtension):
@@ -37,10 +40,17 @@ async def comfy_entrypoint() -> ContextAnyoneExtension:
     """ComfyUI's way in.
 
     Raises:
-        RuntimeError: this ComfyUI is too old; its loader shows the line and goes on without the pack.
+        RuntimeError: this ComfyUI or its Python is too old; its loader shows the line and goes on without the pack.
     """
+    _require_python()
     _require_version()
     return ContextAnyoneExtension()
+
+
+def _require_python() -> None:
+    if sys.version_info[:2] < MINIMUM_PYTHON:
+        needed, found = (".".join(map(str, numbers)) for numbers in (MINIMUM_PYTHON, sys.version_info[:2]))
+        raise RuntimeError(f"ContextAnyone needs at least Python {needed}; this ComfyUI runs on {found}.")
 
 
 def _require_version() -> None:

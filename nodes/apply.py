@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ._comfy.familiarity import warn_of_strangers
+from ._comfy.familiarity import say_how_familiar
 from ._comfy.references import (
     ReferencePicture,
     apply_references,
@@ -14,7 +14,16 @@ from ._comfy.references import (
     empty_latents,
     without_references_of,
 )
-from .inputs import CATEGORY, GAP_TOOLTIP, Reference, emphasis_input, own_number, size_inputs, size_mistake
+from .inputs import (
+    CATEGORY,
+    GAP_TOOLTIP,
+    Reference,
+    checked_size,
+    emphasis_input,
+    own_number,
+    size_inputs,
+    size_mistake,
+)
 
 
 class ApplyContextAnyone(io.ComfyNode):
@@ -68,7 +77,7 @@ class ApplyContextAnyone(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         """Encode the references for this size."""
-        size = (settings["height"], settings["width"])
+        size = checked_size(settings["width"], settings["height"], settings["length"])
         applied = apply_references(
             model,
             positive,
@@ -78,7 +87,7 @@ class ApplyContextAnyone(io.ComfyNode):
             emphasis=settings["emphasis"],
             gap=own_number("gap", settings["gap"]),
         )
-        warn_of_strangers(getattr(cls.hidden, "unique_id", None), reference, size)
+        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference, size)
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
         unseen = without_references_of(model, applied, negative)
         return io.NodeOutput(model, applied, unseen, {"samples": latents})

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..contextanyone_core.guidance import make_guidance
 from ..contextanyone_core.prompts import TwoStagePrompt
-from ._comfy.familiarity import warn_of_strangers
+from ._comfy.familiarity import say_how_familiar
 from ._comfy.references import (
     ReferencePicture,
     apply_references,
@@ -24,6 +24,7 @@ from .inputs import (
     LATER_TOOLTIP,
     NEGATIVE_TOOLTIP,
     Reference,
+    checked_size,
     emphasis_input,
     own_number,
     prompt_mistake,
@@ -132,7 +133,7 @@ class ContextAnyoneSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Encode, apply, sample."""
         prompt = TwoStagePrompt(settings["first"], settings["later"])
-        size = (settings["height"], settings["width"])
+        size = checked_size(settings["width"], settings["height"], settings["length"])
         config = config_of(model)
         guidance = make_guidance(
             settings["guidance"],
@@ -152,7 +153,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             emphasis=settings["emphasis"],
             gap=own_number("gap", settings["gap"]),
         )
-        warn_of_strangers(getattr(cls.hidden, "unique_id", None), reference, size)
+        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference, size)
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),
@@ -191,7 +192,7 @@ def _advanced_inputs() -> list[Any]:
             options=sampler_names(),
             default="euler",
             advanced=True,
-            tooltip="The sampling method; every one of ComfyUI's works.",
+            tooltip="The sampling method: any of ComfyUI's. dpm_fast and dpm_adaptive end noisy on this kind of model.",
         ),
         io.Float.Input(
             "shift",

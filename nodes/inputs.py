@@ -23,14 +23,22 @@ EMPHASIS_TOOLTIP = (
 GAP_TOOLTIP = "Latent frames between the reference and the video in time. 0 takes the model's own (10)."
 
 
+_LARGEST = {"width": 16384, "height": 16384, "length": 16385}
+
+
 def size_inputs() -> list[Any]:
     """Width, height and length."""
-    side = {"min": 16, "max": 16384, "step": 16}
+    side = {"min": 16, "max": _LARGEST["width"], "step": 16}
     return [
         io.Int.Input("width", default=832, tooltip="Width of the video in pixels, a multiple of 16.", **side),
         io.Int.Input("height", default=480, tooltip="Height of the video in pixels, a multiple of 16.", **side),
         io.Int.Input(
-            "length", default=81, min=1, max=16385, step=4, tooltip="Frames of the video: 4k + 1, such as 17 or 81."
+            "length",
+            default=81,
+            min=1,
+            max=_LARGEST["length"],
+            step=4,
+            tooltip="Frames of the video: 4k + 1, such as 17 or 81.",
         ),
     ]
 
@@ -47,17 +55,35 @@ def own_number(name: str, value: float) -> float | None:
     return value or None
 
 
+def checked_size(width: int, height: int, length: int) -> tuple[int, int]:
+    """(height, width), in the run: what came over a link was not known before.
+
+    Raises:
+        InputError: a size that cannot be made.
+    """
+    for name, value in (("width", width), ("height", height), ("length", length)):
+        _check(name, value)
+    return height, width
+
+
 def size_mistake(width: int | None, height: int | None, length: int | None) -> str | None:
     """What is wrong with a size, before the run; values that come over a link are not known yet (None)."""
     try:
-        for name, side in (("width", width), ("height", height)):
-            if side is not None:
-                check_side(side, name)
-        if length is not None:
-            check_frames(length, "length")
+        for name, value in (("width", width), ("height", height), ("length", length)):
+            if value is not None:
+                _check(name, value)
     except InputError as error:
         return str(error)
     return None
+
+
+def _check(name: str, value: int) -> None:
+    if name == "length":
+        check_frames(value, name)
+    else:
+        check_side(value, name)
+    if value > _LARGEST[name]:
+        raise InputError(f"{name} is {value}; it must be at most {_LARGEST[name]}.")
 
 
 def prompt_mistake(first: str | None, later: str | None) -> str | None:

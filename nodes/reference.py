@@ -38,8 +38,8 @@ class ContextAnyoneReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="1 where the character is; everything else becomes white. Load Image's mask is the other "
-                    "way round: invert it.",
+                    tooltip="1 where the character is; everything else becomes white. The mask editor's is right as it "
+                    "is; a transparent picture's is the other way round: invert it.",
                 ),
                 Reference.Input("reference", optional=True, tooltip="References that come before this one."),
             ],

@@ -1,4 +1,4 @@
-"""A word under the node when a picture is far from the world that the miniature knows."""
+"""A word under the node on whether the pictures are of the world that the miniature knows."""
 
 from __future__ import annotations
 
@@ -27,12 +27,20 @@ class _RoundTrip:
         return self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
 
 
-def warn_of_strangers(node_id: str | None, reference: tuple[ReferencePicture, ...], size: tuple[int, int]) -> None:
-    """Tell of pictures that the miniature cannot know; they are used all the same."""
-    strange = [str(index) for index, picture in enumerate(reference, 1) if _is_strange(picture, size)]
-    if strange:
-        which = "The picture" if len(reference) == 1 else f"Picture {', '.join(strange)}"
-        say(node_id, f"{which} is far from the miniature's drawn world; the character will hardly be kept.")
+def say_how_familiar(node_id: str | None, reference: tuple[ReferencePicture, ...], size: tuple[int, int]) -> None:
+    """Tell of pictures that the miniature cannot know; they are used all the same. Other models are not asked.
+
+    Where nothing is strange that is said too: a line stays under its node until another takes its place.
+    """
+    found = [_is_strange(picture, size) for picture in reference]
+    if all(strange is None for strange in found):
+        return
+    strangers = [str(index) for index, strange in enumerate(found, 1) if strange]
+    if not strangers:
+        say(node_id, f"{'The picture is' if len(reference) == 1 else 'All pictures are'} of the miniature's world.")
+        return
+    which = "The picture" if len(reference) == 1 else f"Picture {', '.join(strangers)}"
+    say(node_id, f"{which} is far from the miniature's drawn world; the character will hardly be kept.")
 
 
 def say(node_id: str | None, text: str) -> None:
@@ -42,6 +50,7 @@ def say(node_id: str | None, text: str) -> None:
         server.send_progress_text(text, node_id)
 
 
-def _is_strange(picture: ReferencePicture, size: tuple[int, int]) -> bool:
+def _is_strange(picture: ReferencePicture, size: tuple[int, int]) -> bool | None:
+    """Whether a picture is foreign to its VAE; None where that does not say."""
     threshold = getattr(picture.vae, THRESHOLD, None)
-    return threshold is not None and round_trip_psnr(_RoundTrip(picture.vae), picture.image, size) < threshold
+    return None if threshold is None else round_trip_psnr(_RoundTrip(picture.vae), picture.image, size) < threshold

@@ -67,13 +67,15 @@ def take_pictures(image: torch.Tensor, mask: torch.Tensor | None, vae: Any, clip
     """Prepare a batch of pictures (n, H, W, 3 or 4) in [0, 1] as references.
 
     Args:
-        mask: (n or 1, h, w), 1 where the subject is; the rest becomes white.
+        mask: (n or 1, h, w), (h, w) or with further dimensions of 1, 1 where the subject is; the rest becomes white.
         vae, clip_vision: ComfyUI's; clip_vision may be None.
 
     Raises:
         InputError: a picture or a mask that says nothing.
         ShapeError: as many masks as pictures are needed, or one.
     """
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:])
     if mask is not None and len(mask) not in (1, len(image)):
         raise ShapeError(f"There are {len(mask)} masks for {len(image)} pictures; give one, or one for each picture.")
     taken = []
@@ -84,6 +86,8 @@ def take_pictures(image: torch.Tensor, mask: torch.Tensor | None, vae: Any, clip
         check_picture(picture)
         if mask is not None:
             shares = mask[index if len(mask) > 1 else 0][None, None]
+        elif shares is not None and not shares.any():
+            raise InputError("The picture is transparent everywhere, so it says nothing; give one that shows somebody.")
         if shares is not None:
             picture = on_white(picture, shares)
         tokens = None if clip_vision is None else _clip_tokens(clip_vision, picture)

@@ -16,7 +16,7 @@ import comfy.sampler_helpers
 import torch
 
 from ...contextanyone_core.losses import reconstruction
-from ...contextanyone_core.transformer import ReferenceCache, ReferenceInputs
+from ...contextanyone_core.transformer import ReferenceCache, ReferenceInputs, forget_tables
 
 _RUN = "contextanyone_run"
 _WRAPPER = "contextanyone"
@@ -55,8 +55,9 @@ class SamplingRun:
         return self._reconstructions.get(key, [])
 
     def drop(self) -> None:
-        """Free the caches."""
+        """Free the caches, and the network's tables of positions: ComfyUI could neither see nor free them."""
         self._caches.clear()
+        forget_tables()
 
 
 def current_run(transformer_options: dict[str, Any]) -> SamplingRun:

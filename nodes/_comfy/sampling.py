@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.model_management
@@ -16,6 +17,7 @@ from ...contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance
 from .references import config_of, references_of, with_references_of, without_references_of
 from .run import current_run
 
+_LOG = logging.getLogger(__name__)
 _NAMES = {
     Branch.PROMPT_REFERENCE: "positive",
     Branch.NEGATIVE_REFERENCE: "negative_reference",
@@ -30,7 +32,7 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         model: a MODEL of ours.
         positive, negative: CONDITIONING; the references are taken from the positive one.
         guidance: the core's guidance object; its weights sum to one, so it may combine denoised latents as well as
-            velocities.
+            velocities. Without references dual guidance is `cfg`, by the prompt's scale.
 
     Attributes:
         reconstructions: after a run, what the reference stream made of each reference: normalised latents.
@@ -39,9 +41,11 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
     def __init__(self, model: Any, positive: Any, negative: Any, guidance: CfgGuidance | DualGuidance) -> None:
         super().__init__(model)
         config_of(model)
-        self.guidance = guidance
         self.reconstructions: list[torch.Tensor] = []
         self._references = references_of(positive)
+        if isinstance(guidance, DualGuidance) and self._references is None:  # both negative passes would be the same
+            guidance = CfgGuidance(guidance.guidance_scale, guidance.interval)
+        self.guidance = guidance
         conditionings = {"positive": positive, "negative": without_references_of(model, positive, negative)}
         if isinstance(guidance, DualGuidance):
             conditionings["negative_reference"] = with_references_of(positive, negative)
@@ -65,6 +69,11 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One sampling run; keeps what it made of the references."""
+        if isinstance(self.guidance, DualGuidance) and "sampler_cfg_function" in self.model_options:
+            _LOG.warning(
+                "Dual guidance leaves out the CFG function that another node (such as RescaleCFG) put into the model: "
+                "that takes two predictions, and these are three. Guidance cfg uses it."
+            )
         output = super().outer_sample(*args, **kwargs)
         if self._references is not None:
             run = current_run(self.model_options.get("transformer_options", {}))

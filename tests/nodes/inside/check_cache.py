@@ -171,6 +171,12 @@ def check_the_cache_lives_for_the_run_only():
     assert run(reuse=True).reconstructions("nothing") == []
 
 
+def check_no_rotary_table_outlives_the_run():
+    tables = pack("contextanyone_core.transformer")._kept_table
+    ksampler(*applied())
+    assert tables.cache_info().currsize == 0, "ComfyUI could neither see nor free it"
+
+
 def check_each_card_has_a_cache_of_its_own():
     run = pack("nodes._comfy.run").SamplingRun(reuse=True)
     for device in ("cpu", "meta", "cpu"):

@@ -72,6 +72,21 @@ def check_an_empty_prompt_over_a_link_is_refused_in_the_run():
     assert "The prompt is empty" in run.problem
 
 
+def check_sizes_over_a_link_are_refused_in_the_run():
+    wrong = {"width": (70, "width is 70; it must be a multiple of 16"), "length": (8, "4k + 1 frames, such as 5 or 9")}
+    for name, (value, words) in (wrong | {"height": (0, "height is 0; it must be a whole number")}).items():
+        graph = prompt(**{name: ["5", 0]})
+        graph["5"] = {"class_type": "PrimitiveInt", "inputs": {"value": value}}
+        run = Session().run(graph, keep={"latent": ("4", 0)})
+        assert words in run.problem, run.problem
+        assert words in refusal(lambda changed={name: value}: apply(**changed))
+
+
+def check_a_size_beyond_all_sense_is_refused_before_the_run():
+    assert "width is 1600000; it must be at most 16384" in node("ContextAnyoneApply").validate_inputs(width=1_600_000)
+    assert "length is 40001; it must be at most 16385" in node("ContextAnyoneApply").validate_inputs(length=40_001)
+
+
 def check_pictures_without_sense_are_refused():
     _, _, vae, clip_vision = miniature()
     take = pack("nodes._comfy.references").take_pictures
@@ -80,6 +95,9 @@ def check_pictures_without_sense_are_refused():
     assert "1 x 1 pixels" in refusal(lambda: take(torch.zeros(1, 1, 1, 3), None, vae, clip_vision))
     assert "NaN" in refusal(lambda: take(bad, None, vae, clip_vision))
     assert "mask is empty" in refusal(lambda: take(torch.rand(1, 32, 32, 3), torch.zeros(1, 32, 32), vae, None))
+    clear = torch.rand(1, 32, 32, 4)
+    clear[..., 3] = 0
+    assert "picture is transparent" in refusal(lambda: take(clear, None, vae, None))
     assert "2 masks for 1" in refusal(lambda: take(torch.rand(1, 32, 32, 3), torch.ones(2, 32, 32), vae, None))
 
 
@@ -90,6 +108,9 @@ def check_a_mask_puts_the_subject_on_white():
     (taken,) = pack("nodes._comfy.references").take_pictures(torch.zeros(1, 32, 32, 3), mask, vae, None)
     assert float(taken.image[..., :8, :].min()) == 1.0
     assert float(taken.image[..., 8:24, 8:24].max()) == -1.0
+    for other in (mask[0], mask[None]):  # as some packs give it
+        (same,) = pack("nodes._comfy.references").take_pictures(torch.zeros(1, 32, 32, 3), other, vae, None)
+        assert torch.equal(same.image, taken.image)
 
 
 def with_text(width: int, rows: int = 1):
@@ -222,6 +243,19 @@ def check_an_old_comfyui_is_told_which_one_is_needed():
     assert "needs at least ComfyUI 0.24.0; this is 0.8.0" in words
 
 
+def check_an_old_python_is_told_which_one_is_needed():
+    import asyncio
+    from unittest import mock
+
+    words = ""
+    with mock.patch("sys.version_info", (3, 10, 13, "final", 0)):
+        try:
+            asyncio.run(pack("nodes").comfy_entrypoint())
+        except RuntimeError as error:
+            words = str(error)
+    assert "needs at least Python 3.11; this ComfyUI runs on 3.10" in words
+
+
 def check_a_picture_from_another_world_is_told_of():
     from unittest import mock
 
@@ -231,8 +265,8 @@ def check_a_picture_from_another_world_is_told_of():
     noise = torch.rand(1, 64, 64, 3)
     with torch.inference_mode(), mock.patch.object(familiarity, "say") as said:
         strange = pack("nodes._comfy.references").take_pictures(noise, None, vae, None)
-        familiarity.warn_of_strangers("7", stack.references(stack.PICTURE), (128, 128))
-        assert said.call_count == 0
-        familiarity.warn_of_strangers("7", (*stack.references(stack.PICTURE), *strange), (128, 128))
+        familiarity.say_how_familiar("7", stack.references(stack.PICTURE), (128, 128))
+        assert "is of the miniature's world" in said.call_args.args[1], "in place of an earlier warning, which stays"
+        familiarity.say_how_familiar("7", (*stack.references(stack.PICTURE), *strange), (128, 128))
     assert said.call_args.args[0] == "7"
     assert said.call_args.args[1].startswith("Picture 2 is far from")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from unittest import mock
 
 import comfy.sd
 import comfy.utils
@@ -53,13 +54,7 @@ def check_the_guider_equals_headless_dual_guidance():
     model, positive, negative, latent = applied(negative="A city.", emphasis=0.7, gap=5.0)
     scales = {"guidance_scale": 3.0, "reference_scale": 2.0}
     (guider,) = call("ContextAnyoneGuider", model=model, positive=positive, negative=negative, **scales)
-    (noise,) = call("RandomNoise", noise_seed=7)
-    (sampler,) = call("KSamplerSelect", sampler_name="euler")
-    (sigmas,) = call("BasicScheduler", model=model, scheduler="simple", steps=4, denoise=1.0)
-    out, _ = call(
-        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
-    )
-    assert normalised(out["samples"] - headless("dual")) < TOLERANCE
+    assert normalised(sampled(guider, model, latent) - headless("dual")) < TOLERANCE
 
 
 def check_the_guider_takes_the_models_own_scales():
@@ -70,6 +65,43 @@ def check_the_guider_takes_the_models_own_scales():
     assert own.guidance == core.DualGuidance(3.0, 2.0)
     (asked,) = call("ContextAnyoneGuider", guidance_scale=4.0, **given)
     assert asked.guidance == core.DualGuidance(4.0, 2.0)
+
+
+def check_dual_guidance_without_references_makes_two_passes():
+    model, positive, negative, latent = applied(pictures=())
+    given = {"model": model, "positive": positive, "negative": negative}
+    (guider,) = call("ContextAnyoneGuider", guidance_scale=3.0, reference_scale=2.0, **given)
+    batches = []
+    handle = model.model.diffusion_model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    try:
+        out = sampled(guider, model, latent)
+    finally:
+        handle.remove()
+    assert sum(batches) == 2 * 4
+    assert normalised(out - ksampler(model, positive, negative, latent)) < TOLERANCE
+
+
+def check_a_cfg_function_of_another_node_counts_with_cfg_and_is_told_of_with_dual():
+    model, positive, negative, latent = applied()
+    (changed,) = call("RescaleCFG", model=model, multiplier=0.9)
+    given = {"positive": positive, "negative": negative, "guidance_scale": 3.0, "reference_scale": 2.0}
+    sampling = pack("nodes._comfy.sampling")
+    with mock.patch.object(sampling._LOG, "warning") as told:
+        plain = sampled(call("ContextAnyoneGuider", model=model, **given)[0], model, latent)
+        assert told.call_count == 0
+        same = sampled(call("ContextAnyoneGuider", model=changed, **given)[0], changed, latent)
+    assert "Dual guidance leaves out" in told.call_args.args[0]
+    assert torch.equal(same, plain)
+    assert not torch.equal(ksampler(changed, positive, negative, latent), ksampler(model, positive, negative, latent))
+
+
+def sampled(guider, model, latent):
+    """Latents of SamplerCustomAdvanced, four steps."""
+    (noise,) = call("RandomNoise", noise_seed=7)
+    (sampler,) = call("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = call("BasicScheduler", model=model, scheduler="simple", steps=4, denoise=1.0)
+    custom = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    return call("SamplerCustomAdvanced", **custom)[0]["samples"]
 
 
 def simple(**changed):
