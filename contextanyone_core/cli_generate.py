@@ -152,7 +152,7 @@ def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
     if threshold is None:
         return
     for path, picture in zip(options.reference, request.pictures, strict=True):
-        quality = round_trip_psnr(pipeline.vae, picture_to_images(picture), options.size)
+        quality = round_trip_psnr(pipeline.vae, picture_to_images(picture))
         if quality < threshold:
             _note(
                 f"warning: {path} is far from what these weights were trained on (redrawn at {quality:.1f} dB, "

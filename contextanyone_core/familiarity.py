@@ -12,6 +12,7 @@ from .conditioning import fitted_size, pad_picture
 
 HEADER_KEY = "familiar_psnr"
 """Metadata of a VAE's weight file: below this many dB a picture is foreign to it."""
+_SIZE = (128, 128)  # (height, width) that the threshold is measured at, in training/parts/vae.py: others give other dB
 
 
 class RoundTrip(Protocol):
@@ -26,21 +27,21 @@ class RoundTrip(Protocol):
         ...
 
 
-def round_trip_psnr(vae: RoundTrip, image: torch.Tensor, size: tuple[int, int]) -> float:
-    """PSNR in dB between a picture as the model sees it and what the VAE makes of it; the white margins do not count.
+def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
+    """PSNR in dB between a picture at 128 x 128 and what the VAE makes of it; the white margins do not count.
 
-    A VAE trained on one small world redraws its own pictures well and anything else badly, whatever it shows.
+    A VAE trained on one small world redraws its own pictures well and anything else badly, whatever it shows. The size
+    of the video does not matter: fewer pixels are redrawn worse, more of them better.
 
     Args:
         vae: the model's own.
         image: (1, 3, H, W) in [-1, 1].
-        size: (height, width) of the video.
 
     Source: project.
     """
-    padded = pad_picture(image, size)
+    padded = pad_picture(image, _SIZE)
     redrawn = vae.decode(vae.encode(padded[:, :, None]))[:, :, 0].to(padded)
-    (high, wide), (height, width) = fitted_size((image.shape[2], image.shape[3]), size), size
+    (high, wide), (height, width) = fitted_size((image.shape[2], image.shape[3]), _SIZE), _SIZE
     top, left = (height - high) // 2, (width - wide) // 2
     error = (redrawn - padded)[..., top : top + high, left : left + wide]
     mean = float(error.double().square().mean())

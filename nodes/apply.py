@@ -87,7 +87,7 @@ class ApplyContextAnyone(io.ComfyNode):
             emphasis=settings["emphasis"],
             gap=own_number("gap", settings["gap"]),
         )
-        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference, size)
+        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference)
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
         unseen = without_references_of(model, applied, negative)
         return io.NodeOutput(model, applied, unseen, {"samples": latents})

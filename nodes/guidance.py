@@ -153,7 +153,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             emphasis=settings["emphasis"],
             gap=own_number("gap", settings["gap"]),
         )
-        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference, size)
+        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference)
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),

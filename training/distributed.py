@@ -225,8 +225,13 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, on the device of a model, as the share that the model holds of its own."""
+    """A whole tensor, on the device of a model, as the share that the model holds of its own.
+
+    Of the model's shape also in its order in memory, which a fused optimizer takes for granted.
+    """
     tensor = tensor.to(model.device)
-    if isinstance(model, DTensor) and tensor.shape == model.shape:
+    if tensor.shape != model.shape:
+        return tensor
+    if isinstance(model, DTensor):
         return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
-    return tensor
+    return torch.empty_like(model, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

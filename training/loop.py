@@ -48,6 +48,8 @@ def train(config: TrainConfig) -> int | None:
         if world.first:
             _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
             _describe_start(trainer, folder)
+        if trainer.progress.step < config.run.steps:
+            _open_data(trainer)
         with stop.listening():
             ended_by = _run(trainer, store, folder, stop)
             if ended_by is None:
@@ -75,10 +77,6 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
-    if isinstance(trainer.part, OpensData):
-        trainer.part.open_data()
-    if run.validate_every is not None:
-        _open_held_out(trainer)
     parts = trainer.config.optim.accumulate
     draws = range(progress.step * parts, run.steps * parts)
     pin_memory = world.device.type == "cuda"
@@ -111,9 +109,16 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
                 return ended_by
 
 
-def _open_held_out(trainer: Trainer) -> None:
-    """Have the part find its first held-out batch: what is wrong with those data is said before the first step."""
+def _open_data(trainer: Trainer) -> None:
+    """Have the part open its data, and its first held-out batch: what is wrong with them is said before the first step.
+
+    That may take hours, in which a signal ends the process at once, as there is nothing to save.
+    """
     part, name = trainer.part, trainer.config.part.name
+    if isinstance(part, OpensData):
+        part.open_data()
+    if trainer.config.run.validate_every is None:
+        return
     if not isinstance(part, Validates):
         raise InputError(f"run.validate_every: the part {name} has no held-out data; leave it out.")
     next(iter(part.validation_batches()))

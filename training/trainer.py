@@ -141,11 +141,14 @@ class Trainer:
         if finite:
             self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
-        gathered = self.world.gather(([result.sums for result in results], [] if finite else _names(batches)))
-        terms = _means([sums for theirs, _ in gathered for sums in theirs])
-        names = [name for _, theirs in gathered for name in theirs]
+        mine = ([result.sums for result in results], [] if finite else _names(batches, "ids"))
+        gathered = self.world.gather((*mine, len(_names(batches, "unreadable"))))
+        terms = _means([sums for theirs, _, _ in gathered for sums in theirs])
+        names = [name for _, theirs, _ in gathered for name in theirs]
+        unreadable = sum(theirs for _, _, theirs in gathered)
         self._count(sum(result.samples for result in results), finite, names)
         record = {"step": step, **terms, "lr": rate, "grad_norm": norm}
+        record |= {"unreadable": unreadable} if unreadable else {}
         return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
 
     def _freeze(self, step: int) -> set[str]:
@@ -159,10 +162,14 @@ class Trainer:
         return names
 
     def sample(self, folder: Path) -> Path:
-        """Let the part show its present state, with the EMA weights, into a folder of this step, which is returned."""
+        """Let the part show its present state, with the EMA weights, into a folder of this step, which is returned.
+
+        On a card in the precision of the steps.
+        """
         target = folder / f"step-{self.progress.step:08d}"
         target.mkdir(parents=True, exist_ok=True)
-        with self.shown():
+        on_card = self._bf16 and self.device.type == "cuda"  # a VAE's convolutions under autocast have crashed on CPUs
+        with self.shown(), autocast(self.device.type, torch.bfloat16, enabled=on_card):
             self.part.sample(self.progress.step, target)
         return target
 
@@ -323,9 +330,9 @@ def _means(found: Sequence[_Sums]) -> dict[str, float]:
     return {name: sum(total for total, _ in have) / sum(count for _, count in have) for name, have in having.items()}
 
 
-def _names(batches: Sequence[Any]) -> list[str]:
-    """The samples of batches whose part names them."""
-    return [name for batch in batches if isinstance(batch, dict) for name in batch.get("ids", ())]
+def _names(batches: Sequence[Any], key: str) -> list[str]:
+    """The samples that batches name: `ids`, all that they have; `unreadable`, those that they lack."""
+    return [name for batch in batches if isinstance(batch, dict) for name in batch.get(key, ())]
 
 
 def _named_parameters(modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:

@@ -27,12 +27,12 @@ class _RoundTrip:
         return self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
 
 
-def say_how_familiar(node_id: str | None, reference: tuple[ReferencePicture, ...], size: tuple[int, int]) -> None:
+def say_how_familiar(node_id: str | None, reference: tuple[ReferencePicture, ...]) -> None:
     """Tell of pictures that the miniature cannot know; they are used all the same. Other models are not asked.
 
     Where nothing is strange that is said too: a line stays under its node until another takes its place.
     """
-    found = [_is_strange(picture, size) for picture in reference]
+    found = [_is_strange(picture) for picture in reference]
     if all(strange is None for strange in found):
         return
     strangers = [str(index) for index, strange in enumerate(found, 1) if strange]
@@ -50,7 +50,7 @@ def say(node_id: str | None, text: str) -> None:
         server.send_progress_text(text, node_id)
 
 
-def _is_strange(picture: ReferencePicture, size: tuple[int, int]) -> bool | None:
+def _is_strange(picture: ReferencePicture) -> bool | None:
     """Whether a picture is foreign to its VAE; None where that does not say."""
     threshold = getattr(picture.vae, THRESHOLD, None)
-    return None if threshold is None else round_trip_psnr(_RoundTrip(picture.vae), picture.image, size) < threshold
+    return None if threshold is None else round_trip_psnr(_RoundTrip(picture.vae), picture.image) < threshold

@@ -200,12 +200,11 @@ def test_every_option_changes_the_video(made, desk):
         ("--dtype", "bfloat16"),
     ):
         picture(30, 40).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save("other.png")
-        made(*ONE, "--steps", "2", *words, "--out", "f")
-        seen.add(b"".join(path.read_bytes() for path in sorted((desk / "f").iterdir())).split(b"IDAT", 1)[1])
+        made(*ONE, "--steps", "4", *words, "--out", "f")
         pixels = b"".join(np.asarray(Image.open(path)).tobytes() for path in sorted((desk / "f").iterdir()))
-        assert pixels
+        assert pixels not in seen, words
+        seen.add(pixels)
         shutil.rmtree(desk / "f")
-    assert len(seen) == 14
 
 
 def test_samplers_are_the_ones_that_exist():
@@ -228,8 +227,8 @@ class Redraws:
 @pytest.mark.parametrize("shape", [(30, 40), (40, 30), (500, 16)])
 def test_round_trip_psnr_is_that_of_the_picture_without_its_margins(shape):
     image = picture_to_images(np.zeros((*shape, 3), np.uint8))
-    assert round_trip_psnr(Redraws(0.2), image, (32, 32)) == pytest.approx(20, abs=0.01)
-    assert round_trip_psnr(Redraws(0.0), image, (32, 32)) > 1000
+    assert round_trip_psnr(Redraws(0.2), image) == pytest.approx(20, abs=0.01)
+    assert round_trip_psnr(Redraws(0.0), image) > 1000
 
 
 def test_a_picture_from_elsewhere_is_warned_of(desk, tiny_folder, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from contextanyone_core import cli
 from contextanyone_core.checkpoint import describe
 from contextanyone_core.conditioning import pad_picture
 from contextanyone_core.kinds import MODELS
@@ -73,3 +74,10 @@ def _small_clip(pipeline, references):
     settings = GenerationSettings(num_frames=5, width=64, height=64, steps=2)
     prompt = TwoStagePrompt("A person.", "The same person is waving at the beach at sunset.")
     return pipeline.generate(references, prompt, settings, negative="").images
+
+
+@pytest.mark.parametrize("size", ["64x64", "128x128"])
+def test_a_picture_of_its_world_is_not_warned_of_at_any_size(tmp_path, capsys, size):
+    short = ["--frames", "1", "--steps", "1", "--size", size, "--first", "A person.", "--later", "The same person."]
+    assert cli.main(["generate", "--reference", str(DEMO), *short, "--out", str(tmp_path / "clip.webp")]) == 0
+    assert "is far from" not in capsys.readouterr().err

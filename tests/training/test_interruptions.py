@@ -51,6 +51,23 @@ def test_a_signal_cuts_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_same(latest(tmp_path / "cut"), latest(tmp_path / "straight"))
 
 
+def test_a_signal_ends_the_opening_of_data_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may encode for hours, and there is nothing to save: the process keeps its own way to end."""
+    found = []
+
+    def opens(self: Any) -> Any:
+        found.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
+        return iter([self.batch(0)])
+
+    monkeypatch.setattr(shared_part.SharedPart, "open_data", opens, raising=False)
+    monkeypatch.setattr(shared_part.SharedPart, "validation_batches", opens)
+    own = (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    train(make_config(tmp_path, "shared", steps=1, validate_every=2))
+    assert found == [own, own]
+    train(make_config(tmp_path, "shared", steps=1, validate_every=2))
+    assert len(found) == 2, "a run that is at its end opens nothing"
+
+
 def test_a_signal_cuts_the_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(make_config(tmp_path / "straight", "shared"))
     whole, calls = shared_part.SharedPart.validation_loss, []

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,21 @@ def test_a_validation_that_fails_loses_no_step_of_a_checkpoint(
     checkpoint = CheckpointStore(tmp_path / "checkpoints").load_latest()
     assert checkpoint is not None
     assert checkpoint.progress.step == step
+
+
+def test_samples_of_a_bf16_run_are_made_in_bf16_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def autocast(device: str, dtype: torch.dtype, *, enabled: bool) -> Any:
+        asked.append((device, dtype, enabled))
+        return nullcontext()
+
+    monkeypatch.setattr("training.trainer.autocast", autocast)
+    trainer = build_trainer(make_config(tmp_path, precision="bf16"), None)
+    trainer.sample(tmp_path)
+    trainer.device = torch.device("cuda")
+    trainer.sample(tmp_path)
+    assert asked == [("cpu", torch.bfloat16, False), ("cuda", torch.bfloat16, True)]
 
 
 def test_bf16_keeps_tiny_updates(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import CheckpointError, InputError
-from training.config import TrainConfig, load_config, parse_config, save_config
+from training.config import OptimSettings, TrainConfig, load_config, parse_config, save_config
 from training.loop import train
+from training.optim import make_optimizer, optimizer_tensors, restore_optimizer
 from training.state import Checkpoint, CheckpointStore, Progress
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,30 @@ def test_worker_count_changes_nothing(tmp_path: Path, straight: Checkpoint, work
     train(make_config(tmp_path, workers=0, max_minutes=1e-9))
     train(make_config(tmp_path, workers=workers))
     assert_same(latest(tmp_path), straight)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_of_channels_last_weights_come_back_in_their_order(tmp_path: Path, name: str) -> None:
+    """The VAE's kernels are channels-last, files are not, and a fused optimizer walks both memories side by side."""
+    settings = OptimSettings(optimizer=name, lr=0.01)
+
+    def steps(count: int, kernel: torch.Tensor, file: Path | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        trained = {"kernel": torch.nn.Parameter(kernel.contiguous(memory_format=torch.channels_last_3d))}
+        optimizer = make_optimizer([{"params": list(trained.values())}], settings)
+        if file is not None:
+            restore_optimizer(optimizer, trained, load_file(file))
+        for _ in range(count):
+            trained["kernel"].grad = trained["kernel"].detach() ** 3
+            optimizer.step()
+        moments = {key: tensor.contiguous() for key, tensor in optimizer_tensors(optimizer, trained).items()}
+        return trained["kernel"].detach().clone(), moments
+
+    start = torch.randn(4, 3, 3, 3, 3)
+    whole, _ = steps(4, start, None)
+    half, moments = steps(2, start, None)
+    save_file(moments, tmp_path / "optimizer.safetensors")
+    resumed, _ = steps(2, half, tmp_path / "optimizer.safetensors")
+    assert torch.equal(resumed, whole)
 
 
 def test_sampling_and_saving_do_not_disturb(tmp_path: Path, straight: Checkpoint) -> None:

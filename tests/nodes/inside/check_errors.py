@@ -265,8 +265,8 @@ def check_a_picture_from_another_world_is_told_of():
     noise = torch.rand(1, 64, 64, 3)
     with torch.inference_mode(), mock.patch.object(familiarity, "say") as said:
         strange = pack("nodes._comfy.references").take_pictures(noise, None, vae, None)
-        familiarity.say_how_familiar("7", stack.references(stack.PICTURE), (128, 128))
+        familiarity.say_how_familiar("7", stack.references(stack.PICTURE))
         assert "is of the miniature's world" in said.call_args.args[1], "in place of an earlier warning, which stays"
-        familiarity.say_how_familiar("7", (*stack.references(stack.PICTURE), *strange), (128, 128))
+        familiarity.say_how_familiar("7", (*stack.references(stack.PICTURE), *strange))
     assert said.call_args.args[0] == "7"
     assert said.call_args.args[1].startswith("Picture 2 is far from")
