@@ -52,12 +52,13 @@ def load_parts(
     name, attention = make_attention(execution.attention, device, dtype)
     execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, kind, execution))
     execution.check(kind)
+    if execution.compile:
+        check_compiler(device)
     away = execution.memory != "high"
     transformer = _load_transformer(folder, torch.device("cpu") if away else device, dtype, kind)
     merge_loras(transformer, [(load_lora(lora.path, transformer), lora.strength) for lora in execution.loras])
     transformer.attention = attention
     if execution.compile:
-        check_compiler(device)
         compile_blocks(transformer)
     if execution.step_cache is not None:
         cache_steps(transformer, execution.step_cache)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import open_source, require_kind, transformer_config
+from .checkpoint import open_source, transformer_config
 from .config import ContextAnyoneConfig
 from .devices import free_bytes
 from .execution import Execution
+from .hosts.image import IMAGE_KEYS
+from .hosts.loading import checked_config
+from .hosts.text import TEXT_KEYS
+from .hosts.vae import VAE_KEYS
 from .kinds import ModelKind
 from .memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_cache_bytes
 from .parts import need_part
@@ -53,8 +57,10 @@ def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, Mod
     """
     transformer = open_source(need_part(folder, "transformer", kind))
     config = transformer_config(transformer, plain=True)
-    text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER), _encoder(folder, "vae", VAE)
-    image = 0 if config.image_dim is None else _count(_encoder(folder, "image_encoder", IMAGE_ENCODER))
+    text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER, TEXT_KEYS), _encoder(folder, "vae", VAE, VAE_KEYS)
+    image = 0
+    if config.image_dim is not None:
+        image = _count(_encoder(folder, "image_encoder", IMAGE_ENCODER, IMAGE_KEYS))
     return config, ModelSizes(
         transformer=_count(transformer),
         block=_count(transformer, "blocks.0."),
@@ -67,9 +73,9 @@ def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, Mod
     )
 
 
-def _encoder(folder: Path, part: str, kind: str) -> WeightSource:
+def _encoder(folder: Path, part: str, kind: str, keys: frozenset[str]) -> WeightSource:
     source = open_source(need_part(folder, part))
-    require_kind(source.path, source, kind)
+    checked_config(source, kind, keys)
     return source
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from .cli_options import Parser, did_you_mean, package_version
 from .errors import ContextAnyoneError, InputError
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+_NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)  # of Python, CUDA, MPS, C++
 
 SUMMARY = """One picture of a character and two prompts become a video of that same character.
 
@@ -36,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: the exit code.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)  # a file name need not be text
+    words = list(sys.argv[1:] if argv is None else argv)
     with _interrupts() as seen, _warnings():
         try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            return _run(words)
         except KeyboardInterrupt:
             return _say("interrupted", INTERRUPTED)
         except Exception as error:
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _say("interrupted", INTERRUPTED)
             if isinstance(error, ContextAnyoneError):
                 return _say(str(error), REFUSED)
-            if message := _failure(error):
+            if message := _failure(error, words):
                 return _say(message, FAILED)
             raise
 
@@ -126,12 +130,14 @@ class _Line(logging.Handler):
         sys.stderr.write(f"contextanyone: {text}\n")
 
 
-def _failure(error: Exception) -> str | None:
+def _failure(error: Exception, words: list[str]) -> str | None:
     """One line for what a machine can run out of; None for everything else, which is a bug and shows its traceback."""
     from .video import is_disk_full
 
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        return "out of memory; ask for fewer --frames or a smaller --size"
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if named or _NO_MEMORY.search(str(error)):
+        less = "ask for fewer --frames or a smaller --size" if words[:1] == ["generate"] else "close other programs"
+        return f"out of memory; {less}"
     if not isinstance(error, OSError):
         return None
     if is_disk_full(error):

@@ -70,14 +70,20 @@ def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> l
 def refuse_collisions(clips: Sequence[Clip], read: Sequence[Path]) -> None:
     """No clip or contact sheet may replace another one of this run, or a file that the run reads.
 
+    Names that differ in capitals alone are one file on macOS and Windows.
+
     Raises: InputError naming the path.
     """
-    taken = {os.path.realpath(path) for path in read}
+    taken = {_place(path) for path in read}
     for clip in clips:
-        for path in {clip.out, contact_path(clip.out)}:
-            if os.path.realpath(path) in taken:
+        for path in (clip.out, contact_path(clip.out)):
+            if _place(path) in taken:
                 raise InputError(f"{path} would be written over a file of this very run; give another name.")
-            taken.add(os.path.realpath(path))
+            taken.add(_place(path))
+
+
+def _place(path: Path) -> str:
+    return os.path.realpath(path).casefold()
 
 
 def _parse(line: str) -> dict[str, Any]:

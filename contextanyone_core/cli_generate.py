@@ -65,9 +65,9 @@ def generate(argv: Sequence[str]) -> int:
     _warn_of_surprises(pipeline, request)
     record = record_of(pipeline, request.options)
     clips = _unfinished(request, record)
-    pipeline.read_ahead(
-        [TwoStagePrompt(clip.first, clip.later) for clip in clips], negative_prompt(pipeline, request.options)
-    )
+    if clips:
+        prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
+        pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
     for clip in clips:
         sheet = _make(pipeline, request, clip, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")

@@ -18,7 +18,7 @@ def init(argv: Sequence[str]) -> int:
     parser = Parser(
         "contextanyone init",
         "Make a starting checkpoint for training: a public backbone with this model's new parts.\n"
-        "It generates what the backbone does until it is trained.",
+        "Without a picture it generates what the backbone does until it is trained.",
     )
     parser.add_argument(
         "--backbone",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli_options import PARTS, Parser
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .video import ENDINGS, ending_of, read_metadata
 
 if TYPE_CHECKING:
@@ -51,10 +51,28 @@ def _folder(path: Path) -> Iterator[str]:
             f"{path} is a folder without frame_*.png or weight files; give a video, a folder of frames or of weights."
         )
     for model in models:
-        yield "\n".join(_describe(model))
-    absent = [f"{part}.safetensors" for part in PARTS if not (path / f"{part}.safetensors").is_file()]
+        yield "\n".join(_describe(model) if len(models) == 1 else _described_or_not(model))
+    absent = [f"{part}.safetensors" for part in PARTS if _is_absent(path, part)]
     if len(absent) < len(PARTS):
         yield f"missing files: {', '.join(absent) or 'none'}"
+
+
+def _described_or_not(path: Path) -> list[str]:
+    """One of several reports: a damaged file does not hide the others."""
+    try:
+        return _describe(path)
+    except CheckpointError as error:
+        return [f"file:        {path}", f"unreadable:  {error}"]
+
+
+def _is_absent(folder: Path, part: str) -> bool:
+    """Whether `generate` finds no file for a part; where several may be meant, or a damaged one, it is not absent."""
+    from .parts import find_part
+
+    try:
+        return find_part(folder, part) is None
+    except CheckpointError:
+        return False
 
 
 def _describe(path: Path) -> list[str]:

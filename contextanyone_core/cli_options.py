@@ -31,23 +31,28 @@ class Parser(argparse.ArgumentParser):
         Raises: InputError for an option that is unknown, missing or badly filled.
         """
         for word in argv:  # before argparse can complain that the option which was meant is missing
+            if word == "--":
+                break  # no options after it
             if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
                 self.refuse(word)
         arguments, unknown = self.parse_known_args(list(argv))
         if unknown:
-            self.refuse(unknown[0])
+            self.refuse("--" if "--" in unknown else unknown[0])
         return arguments
 
     def refuse(self, word: str) -> NoReturn:
         """Say that a word of the command is not understood, and which option is nearest."""
-        if not word.startswith("-"):
+        if not word.startswith("-") or word == "--":
             raise InputError(f"{_short(word)} is left over; put quotes around a text of several words.")
         option = word.partition("=")[0]
         raise InputError(f"{self.prog} has no option {option}.{did_you_mean(option, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
         """argparse's own complaints, as an exception."""
-        raise InputError(message.removeprefix("argument ") + ("" if message.endswith((".", "?")) else "."))
+        message = message.removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message += f"; write {message.partition(':')[0]}=TEXT for a text that begins with a dash"
+        raise InputError(message + ("" if message.endswith((".", "?")) else "."))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -37,10 +37,28 @@ def check_compiler(device: torch.device) -> None:
     """See that what inductor needs is there.
 
     Raises:
-        MissingDependencyError: on a card, triton is not installed.
+        MissingDependencyError: on a card, triton is not installed; on a CPU, there is no C++ compiler.
     """
+    if device.type == "cpu" and not _has_cpp_compiler():
+        raise MissingDependencyError(
+            "Compiling for a CPU needs a C++ compiler, and none is found. Install one (Debian and Ubuntu: apt install "
+            "g++; macOS: xcode-select --install; Windows: Visual Studio's C++ build tools), or leave --compile out."
+        )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise MissingDependencyError(
             "Compiling for a card needs the package triton, which is not installed. Run: pip install triton "
             "(on Windows: pip install triton-windows)"
         )
+
+
+def _has_cpp_compiler() -> bool:
+    """Whether inductor finds the compiler that it will ask for; yes where this torch cannot be asked."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+    except ImportError:
+        return True
+    try:
+        get_cpp_compiler()
+    except (RuntimeError, OSError):
+        return False
+    return True

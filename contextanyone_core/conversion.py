@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN, describe, open_source
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 from .keymap import rename, text_table, transformer_table, vae_table
 from .weights.source import WeightSource
 from .weights.tensors import COMPUTED, INTEGERS, TensorInfo, cast, is_finite
@@ -18,6 +18,7 @@ from .weights.writer import NAMES, write_streamed
 NAMINGS = ("original", "comfyui", "diffusers")
 FP8 = torch.float8_e4m3fn
 _FP8_LARGEST = 448.0
+_TABLE = "relative_attention_bias"  # umT5's, of few rows, and added to what the matrices give
 _COMFYUI_PREFIX = "model.diffusion_model."
 
 
@@ -42,10 +43,16 @@ def convert(
     Raises:
         CheckpointError: the file is damaged, a model with holes, of no kind that has such names, or holds NaN or
             infinity.
+        InputError: fp8 is asked for, and nothing in the file would be stored so.
         OSError: the disk is full.
     """
     source = open_source(path)
     _require_whole(source)
+    if dtype is FP8 and not any(_dtype(source, name, dtype) is FP8 for name in source.tensors):
+        raise InputError(
+            f"{path} is {source.recognised}, without matrices in blocks, which are all that float8_e4m3fn is for; "
+            "use --dtype bfloat16."
+        )
     names = {theirs: ours for ours, theirs in _names(source, naming).items()}
     plan = {
         theirs: TensorInfo(NAMES[_dtype(source, ours, dtype)], source.tensors[ours].shape)
@@ -120,5 +127,6 @@ def _dtype(source: WeightSource, name: str, asked: torch.dtype | None) -> torch.
     if info.dtype in INTEGERS:
         return stored
     if asked is FP8:
-        return FP8 if len(info.shape) == 2 and ".weight" in name and "block" in name else torch.bfloat16
+        in_block = ".weight" in name and ("block" in name or ".layers." in name)
+        return FP8 if in_block and len(info.shape) == 2 and _TABLE not in name else torch.bfloat16
     return asked or (stored if info.dtype in COMPUTED else torch.bfloat16)

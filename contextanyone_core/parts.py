@@ -29,7 +29,8 @@ def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | 
 
     A transformer of the model's own name, such as `phantom.safetensors`, comes first, so that models can share their
     encoders; then `<part>.safetensors`, then a diffusers folder `<part>/`, then any weight file directly in the folder
-    whose header says that it is one: Wan's and Phantom's downloads need no renaming.
+    whose header says that it is one: Wan's and Phantom's downloads need no renaming. Where Wan's or Phantom's own file
+    is there, a `transformer.safetensors` of ours is passed over for it.
 
     Args:
         folder: to look in.
@@ -39,13 +40,15 @@ def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | 
     Raises:
         CheckpointError: there are several, or a file on the way is damaged.
     """
-    own = [folder / f"{kind.name}.safetensors"] if kind is not None and part == "transformer" else []
-    for named in (*own, folder / f"{part}.safetensors", folder / part):
-        if named.is_file() or (named.is_dir() and any(named.iterdir())):
-            return named
+    model = kind if part == "transformer" else None
+    own = [folder / f"{model.name}.safetensors"] if model is not None else []
+    places = (*own, folder / f"{part}.safetensors", folder / part)
+    named = next((path for path in places if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
+    if named is not None and (model is None or named in own or not _is_ours_for(named, model)):
+        return named
     found = [item for item in map(recognise, weight_files(folder)) if item.kind in _KINDS[part]]
-    if len(found) > 1 and part == "transformer" and kind is not None:
-        found = _of_kind(found, kind)
+    if len(found) > 1 and model is not None:
+        found = _of_kind(found, model) or [item for item in found if named in (None, item.path)]
     if len(found) > 1:
         raise CheckpointError(
             f"{folder} holds several files for the {part}: {_listed(found)}. Keep one of them there, or call one "
@@ -86,8 +89,15 @@ def strange_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
     return None if found.kind != WAN or _of_kind([found], kind) else found
 
 
+def _is_ours_for(path: Path, kind: ModelKind) -> bool:
+    """Whether a single file is a ContextAnyone transformer and asked for as another model."""
+    return bool(kind.family) and path.is_file() and recognise(path).kind == TRANSFORMER
+
+
 def _of_kind(found: list[Recognised], kind: ModelKind) -> list[Recognised]:
     """The model's own. Phantom's files look like Wan's: a file's own name tells more than that of the folder of all."""
+    if not kind.family:
+        return [item for item in found if item.kind == TRANSFORMER]
     marked = [item for item in found if "phantom" in item.path.name.lower()]
     families = {
         item.path: item.family if item in marked or not marked else item.family.replace("Phantom-Wan", "Wan 2.1 T2V")

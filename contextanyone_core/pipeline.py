@@ -28,7 +28,7 @@ from .losses import reconstruction
 from .prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from .reading import Concatenation, Reading, TwoStreams
 from .sizes import check_frames, check_side, require_whole
-from .transformer import ContextAnyoneTransformer, ReferenceInputs
+from .transformer import ContextAnyoneTransformer, ReferenceInputs, forget_tables
 
 MINIATURE = Path(__file__).parent / "miniature"
 Progress = Callable[[int, int], None]
@@ -188,15 +188,16 @@ class LatentSampler:
     def _at_work(self) -> Iterator[None]:
         """The weights are on the device; in balanced memory they leave it afterwards. A step cache forgets."""
         rest = self.transformer.state_dict() if self.execution.memory == "balanced" else None
-        if rest is not None:
-            self.transformer.to(self.device)
         try:
+            if rest is not None:
+                self.transformer.to(self.device)
             yield
         finally:
             if self.execution.step_cache is not None:
                 forget_steps(self.transformer)
             if rest is not None:  # what is on the device is dropped, not copied back
                 self.transformer.load_state_dict(rest, assign=True)
+                forget_tables()
                 free_cached(self.device)
 
     def _guided_velocity(

@@ -36,7 +36,9 @@ def write_starting_checkpoint(
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContextAnyoneConfig:
-    """Write a whole ContextAnyone transformer that generates what its backbone does until it is trained.
+    """Write a whole ContextAnyone transformer that, without a picture, generates what its backbone does until trained.
+
+    The video reads a picture's stream from the first step on, through the backbone's own attention, untrained for it.
 
     Args:
         backbone: Wan 2.1 T2V or Phantom-Wan, in any form that `open_source` reads.

@@ -23,6 +23,8 @@ _LENGTH = frozenset({"run.steps", "part.pairs"})
 # With them the settings that say how a run is carried out, not what it computes.
 FREE_ON_RESUME = _LENGTH | frozenset(
     {"part.pools"}  # where pairs are kept, not which ones
+    | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # places; data.sha256 holds the contents
+    | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # only shown
     | {
         f"run.{key}"
         for key in (
@@ -164,9 +166,13 @@ def config_hash(config: TrainConfig) -> str:
 
 
 def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """Return the keys, sorted, whose values differ and must not differ for a resume."""
+    """Return the keys, sorted, whose values differ and must not differ for a resume.
+
+    A LoRA's `init.from` may be elsewhere: its checkpoints know it by its content (`Progress.start`).
+    """
     old, new = _flatten(before.to_dict()), _flatten(now.to_dict())
-    return sorted(k for k in old.keys() | new.keys() if k not in FREE_ON_RESUME and old.get(k) != new.get(k))
+    free = FREE_ON_RESUME | ({"init.from"} if any(key.startswith("part.train.lora.") for key in old) else set())
+    return sorted(k for k in old.keys() | new.keys() if k not in free and old.get(k) != new.get(k))
 
 
 def did_you_mean(given: str, known: Mapping[str, Any] | Sequence[str]) -> str:
@@ -180,13 +186,34 @@ def presets() -> list[Path]:
     return sorted(path for path in PRESETS.rglob("*.yaml") if path.name != "evaluate.yaml")
 
 
+class _RepeatedKey(yaml.YAMLError):
+    """A mapping has a key twice, of which YAML's own loader takes the last without a word."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses repeated keys."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it stands in the file. Raises _RepeatedKey."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _RepeatedKey(f"the key {key.value} is in line {lines[key.value]} and again in line {line}")
+            lines[key.value] = line
+        return node
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"The configuration {path} does not exist{_near_preset(path)}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The configuration {path} cannot be read: {error}.") from None
+    except _RepeatedKey as error:
+        raise InputError(f"The configuration {path}: {error}; leave one of them out.") from None
     except yaml.YAMLError as error:
         raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict):

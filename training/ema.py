@@ -19,6 +19,7 @@ class Ema:
         self.updates = 0
         self._parameters = dict(parameters)
         self.tensors: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        self._kept: dict[str, Tensor] = {}  # the parameters' own values, while the average is in their place
 
     @torch.no_grad()
     def update(self) -> None:
@@ -30,12 +31,21 @@ class Ema:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the average in the parameters' place, and the parameters back at the end, bit for bit."""
-        kept = {name: parameter.data for name, parameter in self._parameters.items()}
+        """Put the average in the parameters' place, and the parameters back at the end, bit for bit.
+
+        A signal that comes at the end may leave some of the average: `put_back` finishes.
+        """
+        self.put_back()
+        self._kept = {name: parameter.data for name, parameter in self._parameters.items()}
         try:
             for name, parameter in self._parameters.items():
                 parameter.data = self.tensors[name].to(parameter.dtype)
             yield
         finally:
-            for name, parameter in self._parameters.items():
-                parameter.data = kept[name]
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Put back what `in_place` could not, if anything: to be called before the parameters are used again."""
+        for name, tensor in self._kept.items():
+            self._parameters[name].data = tensor
+        self._kept = {}

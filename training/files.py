@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file beside its name and rename it; several processes may write the same one.
+    """Write a safetensors file beside its name, sync and rename it; several processes may write the same one.
 
     Raises:
         OSError: the disk is full or not writable; nothing appears under the name, nothing stays beside it.
@@ -19,11 +19,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, beside, metadata)
+        sync(beside)
         beside.replace(path)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

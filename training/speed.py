@@ -37,12 +37,14 @@ class Speedometer:
         """Numbers of one finished step: `tflops` and `mfu` of this process, the others of all together.
 
         Args:
-            batches: this process's. record: the step's line so far; it has `reference` where the step had references.
+            batches: this process's. record: the step's line so far; it has `reference` where the step had references,
+                and `with_reference`, batch by batch, where not all of this process's did.
             samples: in the step. seconds: of the whole step.
         """
         found = {"samples_per_second": round(samples / seconds, 3)}
         if isinstance(self._part, CountsWork):
-            works = [self._part.work(batch, with_reference="reference" in record) for batch in batches]
+            used = record.get("with_reference", ["reference" in record] * len(batches))
+            works = [self._part.work(batch, with_reference=each) for batch, each in zip(batches, used, strict=False)]
             found["tokens_per_second"] = round(self._processes * sum(work.tokens for work in works) / seconds, 1)
             flops = [work.flops for work in works if work.flops is not None]
             if flops:

@@ -8,10 +8,10 @@ A checkpoint is written beside its name, synced and renamed. state.json holds th
 file.
 """
 
+import errno
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from contextanyone_core.errors import CheckpointError, InputError
-from training.files import file_sha256, write_tensors
+from training.files import file_sha256, sync, write_tensors
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -83,9 +83,9 @@ class CheckpointStore:
             raise
         pointer = self.folder / ".latest.new"
         pointer.write_text(final.name + "\n", encoding="utf-8")
-        _sync(pointer)
+        sync(pointer)
         pointer.replace(self.folder / "latest")
-        _sync(self.folder)
+        sync(self.folder)
         self._rotate(final.name)
         return final
 
@@ -117,13 +117,12 @@ class CheckpointStore:
         for file, named in tensors.items():
             path = folder / f"{file}.safetensors"
             write_tensors(path, named, {"format": "pt"})
-            _sync(path)
             sums[path.name] = file_sha256(path)
         state = folder / "state.json"
         text = json.dumps({"version": _VERSION, "progress": asdict(progress), "sha256": sums}, indent=1)
         state.write_text(text + "\n", encoding="utf-8")
-        _sync(state)
-        _sync(folder)
+        sync(state)
+        sync(folder)
 
     def _names(self) -> list[str]:
         """Return the folders' names, oldest first."""
@@ -150,6 +149,8 @@ class CheckpointStore:
 def only_trainer(folder: Path) -> Iterator[None]:
     """Hold the run's folder for this process. The lock ends with the process, however it ends.
 
+    On a file system without locks there is a warning instead.
+
     Raises:
         InputError: another process trains there.
     """
@@ -157,10 +158,12 @@ def only_trainer(folder: Path) -> Iterator[None]:
         try:
             # A record lock: worker processes, being forks, do not inherit it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"Another process is training in {folder}: wait for it, or choose another run.out."
-            ) from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(
+                    f"Another process is training in {folder}: wait for it, or choose another run.out."
+                ) from None
+            _LOG.warning("%s cannot be locked (%s): see that no other process trains there.", folder, error.strerror)
         yield
 
 
@@ -178,11 +181,3 @@ def _read(folder: Path, *, optimizer: bool) -> Checkpoint:
             raise CheckpointError(f"{name} does not have the checksum in state.json.")
         tensors[Path(name).stem] = load_file(folder / name)
     return Checkpoint(folder, progress, tensors)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -80,6 +80,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return everything a checkpoint holds, by file. All processes must call; the first one's is the answer."""
+        self.ema.put_back()
         reshard(self.modules)
         zero = self._zero
         optimizer = zero.whole_state(self.optimizer) if zero else optimizer_tensors(self.optimizer, self.trained)
@@ -121,6 +122,7 @@ class Trainer:
 
         A step that is not finite, in any process, changes no weight in any.
         """
+        self.ema.put_back()
         config, step = self.config, self.progress.step
         rate = learning_rate(config.optim, step, config.run.steps)
         set_learning_rate(self.optimizer, rate)
@@ -147,8 +149,10 @@ class Trainer:
         names = [name for _, theirs, _ in gathered for name in theirs]
         unreadable = sum(theirs for _, _, theirs in gathered)
         self._count(sum(result.samples for result in results), finite, names)
-        record = {"step": step, **terms, "lr": rate, "grad_norm": norm}
+        record: dict[str, Any] = {"step": step, **terms, "lr": rate, "grad_norm": norm}
         record |= {"unreadable": unreadable} if unreadable else {}
+        with_reference = ["reference" in result.sums for result in results]
+        record |= {"with_reference": with_reference} if len(set(with_reference)) > 1 else {}
         return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
 
     def _freeze(self, step: int) -> set[str]:

@@ -17,7 +17,7 @@ from ..errors import ShapeError
 from .loading import fill, host_class, on_meta, open_weights
 
 _PREFIX = "vision_model."
-_KEYS = frozenset(
+IMAGE_KEYS = frozenset(
     {
         "image_size",
         "patch_size",
@@ -28,6 +28,7 @@ _KEYS = frozenset(
         "hidden_act",
     }
 )
+"""Of the config in an image encoder's header."""
 # Channel mean and standard deviation of pictures in [0, 1] that every OpenAI CLIP and OpenCLIP tower expects.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -106,7 +107,7 @@ def save_image_encoder(
     """Write the vision tower as one safetensors file, names with the prefix `vision_model.`."""
     state = model.state_dict().items()
     tensors = {_PREFIX + name.removeprefix(_PREFIX): value.detach().to(dtype) for name, value in state}
-    config = {key: getattr(model.config, key) for key in sorted(_KEYS)}
+    config = {key: getattr(model.config, key) for key in sorted(IMAGE_KEYS)}
     save_safetensors(path, tensors, kind=IMAGE_ENCODER, config=config, extra=extra)
 
 
@@ -119,7 +120,7 @@ def load_image_encoder(
         CheckpointError: the file is damaged, of another kind, or does not fit its config.
         MissingDependencyError: transformers is not installed.
     """
-    config, tensors = open_weights(path, IMAGE_ENCODER, _KEYS, dtype)
+    config, tensors = open_weights(path, IMAGE_ENCODER, IMAGE_KEYS, dtype)
     model = on_meta(lambda: build_image_model(config))
     if not any(name.startswith(_PREFIX) for name in model.state_dict()):
         tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}

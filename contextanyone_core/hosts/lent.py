@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ..checkpoint import IMAGE_ENCODER, open_source, require_kind
+from ..checkpoint import IMAGE_ENCODER, open_source
 from ..devices import free_cached
-from .image import ImageEncoder, load_image_encoder
+from .image import IMAGE_KEYS, ImageEncoder, load_image_encoder
+from .loading import checked_config
 from .offload import stream_text_encoder
 from .text import TextEncoder, Tokenizer, load_text_encoder, read_tokenizer
 
@@ -62,7 +64,7 @@ class LentTextEncoder(Tokenizer):
 
 
 class LentImageEncoder:
-    """What an `ImageEncoder` is for, with its weights in memory only while it encodes.
+    """What an `ImageEncoder` is for, with its weights in memory only while it encodes; what it made of a picture stays.
 
     Args:
         path: as for `load_image_encoder`.
@@ -73,20 +75,22 @@ class LentImageEncoder:
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
-        source = open_source(path)
-        require_kind(path, source, IMAGE_ENCODER)
-        config = source.config()
+        config = checked_config(open_source(path), IMAGE_ENCODER, IMAGE_KEYS)
         self.image_size, self.image_dim = int(config["image_size"]), int(config["hidden_size"])
         self._path, self._dtype, self._device = path, dtype, device
+        self._kept: dict[bytes, torch.Tensor] = {}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Penultimate hidden states as `ImageEncoder.encode` gives them.
+        """Penultimate hidden states as `ImageEncoder.encode` gives them, on the CPU; read once for the same pictures.
 
         Raises:
             ShapeError: the pictures are not of the tower's `image_size`.
         """
-        with _lent(self._device):
-            return load_image_encoder(self._path, self._dtype, self._device).encode(images)
+        key = hashlib.sha256(images.float().cpu().numpy().tobytes()).digest()
+        if key not in self._kept:
+            with _lent(self._device):
+                self._kept[key] = load_image_encoder(self._path, self._dtype, self._device).encode(images).cpu()
+        return self._kept[key]
 
 
 AnyTextEncoder = TextEncoder | LentTextEncoder

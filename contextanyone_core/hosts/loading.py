@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import open_source, require_finite, require_kind
+from ..checkpoint import WeightSource, open_source, require_finite, require_kind
 from ..errors import CheckpointError, MissingDependencyError
 
 
@@ -50,19 +50,29 @@ def open_weights(
         CheckpointError: the file is missing, damaged, of another kind, has another config, or holds NaN or infinity.
     """
     source = open_source(path)
-    require_kind(path, source, kind)
-    config = source.config()
-    missing, unknown = sorted(keys - config.keys()), sorted(config.keys() - keys)
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path} has a config that does not fit a {kind}: missing {', '.join(missing) or 'nothing'}, "
-            f"unknown {', '.join(unknown) or 'nothing'}."
-        )
+    config = checked_config(source, kind, keys)
     if source.unknown:
         raise CheckpointError(f"{path} is {source.recognised} with names of no such model: {source.unknown[:8]}.")
     tensors = {name: source.read(name, dtype) for name in source.tensors}
     require_finite(path, tensors)
     return config, tensors
+
+
+def checked_config(source: WeightSource, kind: str, keys: frozenset[str]) -> dict[str, Any]:
+    """The config of an opened file that must hold a model of `kind`: exactly `keys`.
+
+    Raises:
+        CheckpointError: the file is of another kind, or its config has other keys.
+    """
+    require_kind(source.path, source, kind)
+    config = source.config()
+    missing, unknown = sorted(keys - config.keys()), sorted(config.keys() - keys)
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source.path} has a config that does not fit a {kind}: missing {', '.join(missing) or 'nothing'}, "
+            f"unknown {', '.join(unknown) or 'nothing'}."
+        )
+    return config
 
 
 def on_meta(build: Callable[[], Any]) -> Any:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import TEXT_ENCODER, open_source, require_kind, save_safetensors
+from ..checkpoint import TEXT_ENCODER, open_source, save_safetensors
 from ..errors import CheckpointError, InputError
-from .loading import fill, host_class, on_meta, open_weights
+from .loading import checked_config, fill, host_class, on_meta, open_weights
 
 SPIECE = "spiece_model"
 _MAX_SPIECE = 50_000_000  # bytes; umT5's has four and a half million
 _TIED = "encoder.embed_tokens.weight"
-_KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "text_len"})
+TEXT_KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "text_len"})
+"""Of the config in a text encoder's header."""
 
 
 def mini_text_config(vocab_size: int) -> dict[str, int]:
@@ -147,7 +148,7 @@ def save_text_encoder(
     state = encoder.model.state_dict().items()
     tensors = {name: value.detach().to(dtype) for name, value in state if name != _TIED}
     tensors[SPIECE] = torch.frombuffer(bytearray(encoder.spiece_model), dtype=torch.uint8)
-    config = {key: int(getattr(encoder.model.config, key)) for key in sorted(_KEYS - {"text_len"})}
+    config = {key: int(getattr(encoder.model.config, key)) for key in sorted(TEXT_KEYS - {"text_len"})}
     config["text_len"] = encoder.text_len
     save_safetensors(path, tensors, kind=TEXT_ENCODER, config=config, extra=extra)
 
@@ -163,7 +164,7 @@ def load_text_encoder(
         CheckpointError: the file is damaged, of another kind, does not fit its config, or no tokenizer is found.
         MissingDependencyError: transformers or sentencepiece is not installed.
     """
-    config, tensors = open_weights(path, TEXT_ENCODER, _KEYS, dtype)
+    config, tensors = open_weights(path, TEXT_ENCODER, TEXT_KEYS, dtype)
     spiece = _spiece_model(path, tensors.pop(SPIECE, None))
     tensors = {name: value.to(device=device, dtype=dtype) for name, value in tensors.items()}
     if "shared.weight" in tensors:
@@ -182,8 +183,7 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, int]:
         MissingDependencyError: sentencepiece is not installed.
     """
     source = open_source(path)
-    require_kind(path, source, TEXT_ENCODER)
-    config = source.config()
+    config = checked_config(source, TEXT_ENCODER, TEXT_KEYS)
     spiece = _spiece_model(path, source.read(SPIECE) if SPIECE in source.tensors else None)
     tokenizer = Tokenizer(spiece, int(config["text_len"]))
     _check_pieces(path, tokenizer, config)

@@ -16,9 +16,10 @@ from ..keymap import vae_from_diffusers, vae_to_diffusers
 from .loading import fill, host_class, on_meta, open_weights
 
 # diffusers' own spelling of the keys, so that the header's config builds the class as it is.
-_KEYS = frozenset(
+VAE_KEYS = frozenset(
     {"base_dim", "z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std"}
 )
+"""Of the config in a VAE's header."""
 
 
 def mini_vae_config() -> dict[str, Any]:
@@ -140,7 +141,7 @@ class VideoVAE:
 def save_vae(vae: Any, path: Path, extra: dict[str, str] | None = None, *, dtype: torch.dtype = torch.float16) -> None:
     """Write an `AutoencoderKLWan` as one safetensors file under Wan's own names, its config in the header."""
     tensors = vae_from_diffusers({name: value.detach().to(dtype) for name, value in vae.state_dict().items()})
-    config = {key: _plain(getattr(vae.config, key)) for key in sorted(_KEYS)}
+    config = {key: _plain(getattr(vae.config, key)) for key in sorted(VAE_KEYS)}
     save_safetensors(path, tensors, kind=VAE, config=config, extra=extra)
 
 
@@ -151,7 +152,7 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32, device: torch.devic
         CheckpointError: the file is damaged, of another kind, or does not fit its config.
         MissingDependencyError: diffusers is not installed.
     """
-    config, tensors = open_weights(path, VAE, _KEYS, dtype)
+    config, tensors = open_weights(path, VAE, VAE_KEYS, dtype)
     named = vae_to_diffusers(tensors)
     vae = on_meta(lambda: build_vae(config))
     return fill(vae, {name: value.to(device=device, dtype=dtype) for name, value in named.items()}, path)

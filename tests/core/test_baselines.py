@@ -177,6 +177,26 @@ def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path
     assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == tmp_path / "transformer.safetensors"
 
 
+def test_ours_beside_the_public_files(wan_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    wan, ours = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "my_character.safetensors"
+    shutil.copy(tiny_folder / "transformer.safetensors", ours)
+    for model in ("contextanyone", "wan"):
+        assert find_part(tmp_path, "transformer", MODELS[model]) == ours  # alone it runs as Wan too
+    shutil.copy(wan_file, wan)
+    assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == ours
+    assert find_part(tmp_path, "transformer", MODELS["wan"]) == wan
+    ours = ours.rename(tmp_path / "transformer.safetensors")
+    assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == ours
+    assert find_part(tmp_path, "transformer", MODELS["wan"]) == wan
+    assert find_part(tmp_path, "transformer", MODELS["phantom"]) == ours  # which is refused, and says of what it is
+    shutil.copy(wan_file, tmp_path / "Phantom-Wan-1.3B.safetensors")
+    assert find_part(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "Phantom-Wan-1.3B.safetensors"
+    assert find_part(tmp_path, "transformer", MODELS["wan"]) == wan
+    ours.unlink()
+    with pytest.raises(CheckpointError, match="several files for the transformer"):
+        find_part(tmp_path, "transformer", MODELS["contextanyone"])
+
+
 def test_in_a_folder_called_phantom_the_files_own_names_tell(wan_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "Phantom-Wan-Models"
     folder.mkdir()

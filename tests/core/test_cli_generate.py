@@ -281,6 +281,19 @@ def test_inspect_says_what_is_missing_and_unknown(desk, tiny_folder, capsys, par
     assert "config:      none in the header" in said or "config:      read off the shapes" in said
 
 
+def test_inspect_a_folder_with_other_names_and_a_damaged_file(desk, tiny_folder, capsys):
+    folder = Path(shutil.copytree(tiny_folder, desk / "weights"))
+    (folder / "vae.safetensors").rename(folder / "Wan2.1_VAE.safetensors")
+    assert "missing files: none" in inspect(capsys, folder)
+    (folder / "broken.safetensors").write_bytes(b"no header")
+    said = inspect(capsys, folder)
+    assert said.count("kind: ") == 4
+    assert f"file:        {folder / 'broken.safetensors'}\nunreadable:  " in said
+    (folder / "broken.safetensors").unlink()
+    (folder / "Wan2.1_VAE.safetensors").unlink()
+    assert "missing files: vae.safetensors" in inspect(capsys, folder)
+
+
 def test_inspect_a_clip(made, desk, capsys):
     made(*ONE, "--out", "o.gif")
     assert '"later": "She waves."' in inspect(capsys, "o.gif")

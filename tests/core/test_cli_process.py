@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+
+from contextanyone_core import cli
 
 COMMAND = [sys.executable, "-c", "import sys; from contextanyone_core.cli import main; sys.exit(main())"]
 
@@ -137,6 +141,39 @@ def test_a_full_disk(words, tmp_path):
             assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "MPS backend out of memory (MPS allocated: 9 GB)",
+        "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
+        "DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_out_of_memory_in_whatever_words(monkeypatch, capsys, said):
+    def fail(words):
+        raise RuntimeError(said)
+
+    for command in ("generate", "convert"):
+        monkeypatch.setattr(f"contextanyone_core.cli_{command}.{command}", fail)
+        assert cli.main([command]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("contextanyone: out of memory; ")
+        assert err.count("\n") == 1
+        assert ("--frames" in err) is (command == "generate")
+
+
+def test_chinese_where_the_output_has_another_encoding(tmp_path):
+    file = tmp_path / "\u4eba.safetensors"
+    save_file({"weight": torch.zeros(1)}, file, {"note": "\u4e00\u4e2a\u4eba"})
+    for path in (file, file.with_name("\u65e0.safetensors")):
+        command, plain = [*COMMAND, "inspect", str(path)], os.environ | {"PYTHONIOENCODING": "cp1252"}
+        result = subprocess.run(command, capture_output=True, check=False, env=plain)
+        assert result.returncode == (0 if path == file else 2), result.stderr
+        assert path.name in (result.stdout + result.stderr).decode()
+        assert ("note: \u4e00\u4e2a\u4eba" in result.stdout.decode()) is (path == file)
 
 
 def test_a_quick_start():

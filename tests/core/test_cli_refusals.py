@@ -97,6 +97,9 @@ def test_commands(refused):
         (("--device", "cuda:999"), "cuda:999"),
         (("--device", "cdua"), "Did you mean cuda?"),
         (("--steps",), "expected one argument"),
+        (("--later", "-hello"), "expected one argument; write --later=TEXT for a text that begins with a dash"),
+        (("--",), "'--' is left over"),
+        (("--", "--first", "A woman."), "'--' is left over"),
         (("--stesp", "3"), "Did you mean --steps?"),
         (("--step", "3"), "Did you mean --steps?"),
         (("leftover",), "put quotes"),
@@ -197,7 +200,14 @@ def test_a_clip_never_replaces_what_the_run_reads(refused, desk):
         ('{"first": "a", "out": ""}', "plain file name"),
         ('{"first": "a", "out": "a\\u0000.mp4"}', "plain file name"),
         ('{"first": "a", "out": "a.avi"}', ".mp4"),
-        ('{"first": "a", "out": "a.mp4"}\n{"first": "b", "out": "a.mp4"}', "this very run"),
+        (
+            '{"first": "a", "out": "a.mp4"}\n{"first": "b", "out": "a.mp4"}',
+            "a.mp4 would be written over",
+        ),
+        (
+            '{"first": "a", "out": "A.mp4"}\n{"first": "b", "out": "a.mp4"}',
+            "a.mp4 would be written over",
+        ),
         ('{"first": "a", "out": "a.mp4"}\n{"first": "b", "out": "a.gif"}', "this very run"),
     ],
 )

@@ -85,6 +85,12 @@ def test_from_folder_compiles_and_says_so(tiny_folder):
     assert all({"forward", "encode_reference"} <= vars(block).keys() for block in pipeline.transformer.blocks)
 
 
+def test_without_a_compiler_it_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(MissingDependencyError, match=r"a C\+\+ compiler.*g\+\+"):
+        ContextAnyonePipeline.from_folder(tmp_path, execution=Execution(compile=True))
+
+
 @pytest.mark.nightly
 def test_compiled_by_inductor(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from contextanyone_core import cli
 from contextanyone_core.checkpoint import load_transformer, read_header, recognise
 from contextanyone_core.conversion import convert
-from contextanyone_core.errors import CheckpointError
+from contextanyone_core.errors import CheckpointError, InputError
+from contextanyone_core.hosts.image import load_image_encoder
 from contextanyone_core.hosts.text import load_text_encoder
 from contextanyone_core.hosts.vae import load_vae
 
@@ -76,6 +77,25 @@ def test_dtypes(wan_file, tmp_path, dtype, capsys):
         assert torch.equal(tensor.float(), value.to(stored).float()), name
         assert tensor.dtype is stored
     load_transformer(out, plain=True)
+
+
+def test_fp8_of_the_encoders(tiny_folder, tmp_path):
+    for part, fp8, kept in (
+        ("image_encoder", "vision_model.encoder.layers.0.mlp.fc1.weight", "vision_model.post_layernorm.weight"),
+        (
+            "text_encoder",
+            "encoder.block.0.layer.0.SelfAttention.q.weight",
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+    ):
+        convert(tiny_folder / f"{part}.safetensors", tmp_path / f"{part}.safetensors", dtype=torch.float8_e4m3fn)
+        tensors = load_file(tmp_path / f"{part}.safetensors")
+        assert (tensors[fp8].dtype, tensors[kept].dtype) == (torch.float8_e4m3fn, torch.bfloat16)
+    load_image_encoder(tmp_path / "image_encoder.safetensors")
+    load_text_encoder(tmp_path / "text_encoder.safetensors")
+    with pytest.raises(InputError, match=r"is a .* VAE .*--dtype bfloat16"):
+        convert(tiny_folder / "vae.safetensors", tmp_path / "vae.safetensors", dtype=torch.float8_e4m3fn)
+    assert not (tmp_path / "vae.safetensors").exists()
 
 
 def test_values_beyond_fp8_are_held_at_its_end(wan_state, tmp_path):

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.hooks.group_offloading import ModuleGroup
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contextanyone_core import budget, cli
+from contextanyone_core.checkpoint import read_header
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.execution import Execution, Video
@@ -24,7 +26,7 @@ from contextanyone_core.hosts.text import TextEncoder
 from contextanyone_core.kinds import MODELS
 from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
 from contextanyone_core.video import read_metadata
 
 PROMPT = TwoStagePrompt("A woman in the park.", "She waves.")
@@ -160,6 +162,28 @@ def test_a_balanced_transformer_is_on_the_card_while_it_works(model):
             assert torch.equal(value, before[name][1])
 
 
+def test_weights_come_back_where_the_card_is_too_small(model, monkeypatch):
+    sampler = LatentSampler(model, device=torch.device("meta"), execution=Execution(memory="balanced"))
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+
+    def too_large(device):
+        model.blocks[0].to(device)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "to", too_large)
+    with pytest.raises(torch.OutOfMemoryError), sampler._at_work():
+        pass
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+
+
+def test_rotary_tables_leave_the_card_with_the_weights(model):
+    sampler = LatentSampler(model, execution=Execution(memory="balanced"))
+    with sampler._at_work():
+        run(model)
+        assert _kept_table.cache_info().currsize
+    assert not _kept_table.cache_info().currsize
+
+
 def test_what_references_leave_rests_on_the_cpu(model):
     stream_transformer(model, torch.device("cpu"))
     text = torch.zeros(1, CONFIG.text_len, CONFIG.text_dim)
@@ -199,6 +223,8 @@ def test_encoders_are_read_once_for_all_prompts_and_gone_afterwards(pipelines, m
     assert len(seen) == 1
     for prompt in prompts:
         pipeline.generate(PICTURES[:1], prompt, settings(pipeline, "cfg"))
+    assert len(seen) == 2  # the picture is the same in both
+    pipeline.generate(PICTURES[1:], PROMPT, settings(pipeline, "cfg"))
     assert len(seen) == 3
     assert [model() for model in seen] == [None] * 3
 
@@ -239,6 +265,27 @@ def test_files_of_other_kinds_are_told_before_the_memory_is_planned(tiny_folder,
     shutil.copy(folder / f"{wrong}.safetensors", folder / f"{right}.safetensors")
     with pytest.raises(CheckpointError, match=words):
         budget.model_sizes(folder, MODELS["contextanyone"])
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("text_encoder", "text_len"), ("text_encoder", "d_model"), ("image_encoder", "image_size"), ("vae", "base_dim")],
+)
+def test_a_config_that_lacks_a_key_is_told_in_every_mode(tiny_folder, tmp_path, part, key):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "weights"))
+    file = folder / f"{part}.safetensors"
+    metadata = read_header(file).metadata
+    config = json.loads(metadata["config"])
+    del config[key]
+    save_file(load_file(file), file, metadata | {"config": json.dumps(config)})
+    place = (torch.float32, torch.device("cpu"))
+    read = {
+        "text_encoder": lambda: lent.LentTextEncoder(file, *place),
+        "image_encoder": lambda: lent.LentImageEncoder(file, *place),
+        "vae": lambda: budget.model_sizes(folder, MODELS["contextanyone"]),
+    }
+    with pytest.raises(CheckpointError, match=f"missing {key}, unknown nothing"):
+        read[part]()
 
 
 def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):

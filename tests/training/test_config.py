@@ -1,12 +1,13 @@
 """Configurations: what is refused and how, overrides, what a resume may change."""
 
 from pathlib import Path
+from typing import Any
 
 import linear_part
 import pytest
 
 from contextanyone_core.errors import InputError
-from training.config import changed_keys, config_hash, load_config, parse_config, presets, save_config
+from training.config import TrainConfig, changed_keys, config_hash, load_config, parse_config, presets, save_config
 
 SMALL = {"run": {"name": "small", "steps": 6}, "part": {"name": "linear"}}
 
@@ -108,6 +109,41 @@ def test_what_a_resume_may_change() -> None:
         "part": {"name": "linear", "width": 9},
     }
     assert changed_keys(before, parse_config(other)) == ["optim.lr", "part.width", "run.seed"]
+
+
+def test_places_may_change_on_a_resume_where_the_contents_are_known() -> None:
+    run = {"run": {"name": "w", "steps": 6}}
+
+    def manifest(where: str, count: int, **part: Any) -> TrainConfig:
+        data = {"manifest": f"{where}/m.jsonl", "cache": f"{where}/cache", "encoders": f"{where}/encoders"}
+        shown = {"sample_steps": count, "sample_clips": count, "validation_clips": count}
+        init = {"from": f"{where}/start.safetensors"}
+        return parse_config({**run, "init": init, "part": {"name": "manifest", "data": data, **shown, **part}})
+
+    lora = {"train": {"lora": {"rank": 4}}}
+    assert changed_keys(manifest("a", 1), manifest("b", 2)) == ["init.from"]
+    assert changed_keys(manifest("a", 1, **lora), manifest("b", 2, **lora)) == []
+    world = [{**run, "part": {"name": "transformer", "sample_steps": n, "validation_pairs": n}} for n in (1, 2)]
+    assert changed_keys(*map(parse_config, world)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("run: {name: x}\nrun: {steps: 3}\n", "run", (1, 2)),
+        ("run:\n  name: x\n  steps: 3\n  steps: 4\n", "steps", (3, 4)),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, key: str, lines: tuple[int, int]) -> None:
+    path = write(tmp_path / "c.yaml", text)
+    message = rf"c\.yaml: the key {key} is in line {lines[0]} and again in line {lines[1]}; leave one of them out\."
+    with pytest.raises(InputError, match=message):
+        load_config(path)
+
+
+def test_a_mapping_may_overwrite_what_it_merges(tmp_path: Path) -> None:
+    text = "part: &p {name: linear}\nrun: {<<: *p, name: small, steps: 6}\n"
+    assert load_config(write(tmp_path / "c.yaml", text)).run.name == "small"
 
 
 def test_hash_is_of_what_is_computed() -> None:

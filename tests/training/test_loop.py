@@ -292,3 +292,33 @@ def test_seeds_differ_by_every_argument() -> None:
     assert seed_for(1, 2, "noise") == 1429316232501274746
     assert torch.rand(1, generator=torch_generator(1, 2, "a")) == torch.rand(1, generator=torch_generator(1, 2, "a"))
     assert numpy_generator(1, 2, "a").random() == numpy_generator(1, 2, "a").random()
+
+
+def test_an_average_that_a_signal_leaves_in_place_is_neither_saved_nor_trained(tmp_path: Path) -> None:
+    trainer = build_trainer(make_config(tmp_path), None)
+    for step in range(3):
+        trainer.step(trainer.part.batch(step))
+    name, before = list(trainer.trained)[-1], trainer.tensors()["model"]
+    before = {key: tensor.clone() for key, tensor in before.items()}
+
+    class Cut:
+        """Stands for a parameter; the second time that it is given values, those back from the average, a signal."""
+
+        def __init__(self, parameter: torch.nn.Parameter) -> None:
+            object.__setattr__(self, "parameter", parameter)
+            object.__setattr__(self, "calls", 0)
+
+        def __getattr__(self, key: str) -> Any:
+            return getattr(self.parameter, key)
+
+        def __setattr__(self, key: str, value: Any) -> None:
+            object.__setattr__(self, "calls", self.calls + 1)
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            setattr(self.parameter, key, value)
+
+    trainer.ema._parameters[name] = Cut(trainer.trained[name])  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt), trainer.shown():
+        assert not torch.equal(trainer.trained[name], before[name])
+    after = trainer.tensors()["model"]
+    assert [key for key, tensor in after.items() if not torch.equal(tensor, before[key])] == []

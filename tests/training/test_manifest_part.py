@@ -11,6 +11,8 @@ from cached_world import build, change_rows, settings_for, write_small_world
 from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import load_config
+from training.data.batches import CachedData
+from training.data.shards import ShardStore
 from training.export import main as export_main
 from training.parts.base import PartContext
 from training.parts.manifest import ManifestPart, Settings
@@ -252,23 +254,92 @@ def test_a_run_does_not_go_on_with_other_data(data, tmp_path, tiny_folder, capsy
     assert "holds a run on other data" in capsys.readouterr().err
 
 
-def test_rows_that_the_disk_does_not_give_are_skipped_and_named(make, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", ["reference", "text"])
+def test_rows_that_the_disk_does_not_give_are_skipped_and_named(make, monkeypatch, caplog, kind):
     part = make()
     step = next(step for step in steps_of(part) if part.batch(step)["latents"].shape[2] == 2)
     whole = part.batch(step)["ids"]
-    lost = part.data.rows[part.sampler.rows(step)[0]].keys.reference
-    store = part.data._stores["reference"]
-    monkeypatch.delitem(store._places, lost)
+    keys = part.data.rows[part.sampler.rows(step)[0]].keys
+    monkeypatch.delitem(part.data._stores[kind]._places, keys.reference if kind == "reference" else keys.first)
     batch = part.batch(step)
     assert batch["unreadable"] == whole[:1]
     assert batch["ids"] == whole[1:]
     assert f"The row {whole[0]} is skipped" in caplog.text
-    loss, metrics = loss_of(part, batch)
-    assert len(loss) == len(whole) - 1
-    assert metrics["unreadable"] == 1
-    monkeypatch.setattr(store, "_places", {})
-    with pytest.raises(CheckpointError, match="No row of a batch can be read"):
-        part.batch(step)
+    assert len(loss_of(part, batch)[0]) == len(whole) - 1
+
+
+def test_another_row_of_the_bucket_stands_in_where_nothing_of_a_batch_is_left(make, monkeypatch):
+    part = make()
+    clips = [number for number, row in enumerate(part.data.rows) if row.bucket.num_frames > 1]
+    lost, next_lost, following = clips[-1], clips[0], clips[1]
+    places = part.data._stores["clip"]._places
+    for number in (lost, next_lost):
+        monkeypatch.delitem(places, part.data.rows[number].keys.clip)
+    batch = part.data.batch([lost], 64)
+    assert batch["ids"] == [part.data.rows[following].id]
+    assert batch["unreadable"] == [part.data.rows[lost].id]
+    assert batch["latents"].shape[2] == 2
+    monkeypatch.setattr(part.data._stores["clip"], "_places", {})
+    with pytest.raises(CheckpointError, match=r"No row of the bucket 48x32x5 can be read .* run training/cache\.py"):
+        part.data.batch([lost], 64)
+
+
+def test_validation_and_samples_leave_out_what_the_disk_does_not_give(make, data, monkeypatch, tmp_path, caplog):
+    part = make(sample_steps=1, sample_clips=2)
+    part.held_out = CachedData(data)
+    whole = [batch["ids"] for batch in part.validation_batches()]
+    for store, number in ((part.held_out, 0), (part.data, 1)):
+        monkeypatch.delitem(store._stores["clip"]._places, store.rows[number].keys.clip)
+    assert [batch["ids"] for batch in part.validation_batches()] == whole[1:]
+    assert f"The row {whole[0][0]} is skipped" in caplog.text
+    with torch.no_grad():
+        part.sample(1, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["000.png"]
+    monkeypatch.setattr(part.held_out._stores["clip"], "_places", {})
+    with pytest.raises(CheckpointError, match="None of the first 5 rows of the split val can be read"):
+        list(part.validation_batches())
+
+
+def test_a_run_starts_where_its_first_row_is_lost(make, monkeypatch):
+    read = ShardStore.read
+    lost = make().data.rows[0].keys.reference
+
+    def without(store, key):
+        if key == lost:
+            raise CheckpointError("It is gone.")
+        return read(store, key)
+
+    monkeypatch.setattr(ShardStore, "read", without)
+    assert make().data.image_embeds_shape() == (5, 24)
+
+
+def test_the_log_counts_the_rows_that_could_not_be_read(data, tmp_path, tiny_folder):
+    config = load_config(config_of(data, tmp_path, tiny_folder, train={"only": ["head.*"]}), ["optim.accumulate=3"])
+    trainer = build_trainer(config, None)
+    batch = trainer.part.batch(0)
+    assert "unreadable" not in trainer.step(batch, batch, batch)
+    assert trainer.step(batch | {"unreadable": ["a", "b"]}, batch, batch | {"unreadable": ["c"]})["unreadable"] == 3
+
+
+def test_prompts_that_are_longer_than_the_network_reads_are_refused_at_the_start(make):
+    part = make()
+    longest = part.data.longest_text()
+    assert longest == max(
+        len(part.data._stores["text"].read(key)["text_embeds"])
+        for row in part.data.rows
+        for key in (row.keys.first, row.keys.video)
+    )
+    part.config = replace(part.config, text_len=longest - 1)
+    with pytest.raises(CheckpointError, match=rf"has {longest} tokens, the transformer reads {longest - 1}: shorten"):
+        part._check_fit()
+
+
+def test_the_first_process_alone_shows_the_buckets(make, caplog):
+    caplog.set_level("INFO")
+    for rank, said in ((1, 0), (0, 2)):
+        caplog.clear()
+        make(rank, 4)
+        assert sum("rows, 0 dropped" in text or "buckets.budget is" in text for text in caplog.messages) == said
 
 
 def test_a_step_that_is_not_finite_names_its_samples(data, tmp_path, tiny_folder):

@@ -182,9 +182,12 @@ def test_further_blocks_cost_what_the_fourth_does():
         assert planned.peak == pytest.approx(whole.peak, rel=0.02)
 
 
-def test_patterns_that_name_blocks_are_run_in_full():
+@pytest.mark.parametrize(
+    "train", [{"only": ["blocks.5.*"]}, {"only": ["*.5.ffn.*"]}, {"thaw": {"blocks.5.*": 100}}], ids=str
+)
+def test_patterns_that_name_blocks_are_run_in_full(train):
     config, shape = replace(TINY, num_layers=6), StepShape(Bucket(1, 32, 32), 1, 5)
-    given = settings(train={"only": ["blocks.5.*"]})
+    given = settings(train=train)
     assert trace_step(config, given, shape, OPTIM, bf16=False) == run_step(config, given, shape, OPTIM, bf16=False)
 
 

@@ -1,5 +1,6 @@
 """Exact resume: however a run is cut and continued, the weights, the EMA and the optimizer are the same bits."""
 
+import errno
 import os
 import resource
 import signal
@@ -16,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import CheckpointError, InputError
+from training import state
 from training.config import OptimSettings, TrainConfig, load_config, parse_config, save_config
 from training.loop import train
 from training.optim import make_optimizer, optimizer_tensors, restore_optimizer
-from training.state import Checkpoint, CheckpointStore, Progress
+from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,6 +170,22 @@ def test_signal_to_the_whole_group_saves(
     assert not (out / "export").exists()
     train(config)
     assert_same(latest(out), straight)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EAGAIN])
+def test_a_file_system_without_locks_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, code: int
+) -> None:
+    def lockf(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(state.fcntl, "lockf", lockf)
+    if code == errno.EAGAIN:
+        with pytest.raises(InputError, match="Another process is training in"), only_trainer(tmp_path):
+            pass
+    else:
+        with only_trainer(tmp_path):
+            assert f"cannot be locked ({os.strerror(code)})" in caplog.text
 
 
 def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:

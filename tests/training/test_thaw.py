@@ -19,6 +19,7 @@ from training.loop import train
 from training.patterns import matches
 from training.planning.plan import plan_run
 from training.planning.text import plan_text
+from training.planning.trace import _numbered
 from training.state import Checkpoint, CheckpointStore
 from training.trainable import TrainSettings, choose_trained
 from training.trainer import build_trainer
@@ -124,6 +125,23 @@ def test_a_plan_says_what_is_trained_when() -> None:
     assert plan.trained() == {0: blocks - late - later, 2: blocks - later, 4: blocks}
     assert plan.cost.ema == 4 * blocks  # memory is that of the widest step, the last ones
     assert "B from step 2" in plan_text(plan, {})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "numbered"),
+    [
+        ("blocks.*.ffn.0.*", False),
+        ("*.emphasize_attn.*", False),
+        ("time_embedding.0.*", False),
+        ("blocks.1*", True),
+        ("blocks.?.ffn.*", True),
+        ("blocks.[01].*", True),
+        ("*.5.ffn.*", True),
+        ("*s.5.*", True),
+    ],
+)
+def test_patterns_that_tell_blocks_apart(pattern: str, numbered: bool) -> None:
+    assert _numbered(pattern) == numbered
 
 
 @pytest.mark.parametrize(

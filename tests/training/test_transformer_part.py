@@ -1,13 +1,17 @@
 """The pool of encoded pairs and the transformer's part, on the tiny stack."""
 
+import os
 import resource
+import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 
 from contextanyone_core.attention import torch_attention
@@ -18,6 +22,7 @@ from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from contextanyone_core.transformer import ContextAnyoneTransformer
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, encoders_hash, open_pool
+from training.files import write_tensors
 from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart
@@ -82,6 +87,59 @@ def test_a_full_disk_leaves_no_half_shard_of_a_pool(tiny_folder, tmp_path):
     assert list(key.folder(tmp_path).iterdir()) == []
 
 
+@pytest.mark.parametrize("left", [0, 5, -1])
+def test_a_damaged_shard_of_a_pool_is_encoded_anew(tiny_folder, tmp_path, caplog, left):
+    encoders = (
+        VideoVAE(load_vae(tiny_folder / "vae.safetensors")),
+        load_image_encoder(tiny_folder / "image_encoder.safetensors"),
+    )
+    key = PoolKey("test", 7, 1, 32, 4)
+    whole = open_pool(tmp_path, key, *encoders)
+    shard = key.folder(tmp_path) / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:left])
+    assert torch.equal(open_pool(tmp_path, key, *encoders).latents, whole.latents)
+    assert "00001.safetensors is damaged and encoded anew" in caplog.text
+
+
+def test_tensors_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.safetensors", []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_size, path.exists())))
+    write_tensors(path, {"a": torch.ones(3)})
+    assert synced == [(path.stat().st_size, False)]
+
+
+def test_a_held_out_pool_has_no_pair_of_the_other(tmp_path):
+    own = PoolKey("test", 0, 17, 128, 22_208)
+    seeds = {own.world_seed(index) for index in range(own.pairs)}
+    plain = PoolKey("test", 1, 17, 128, 64)
+    apart = replace(plain, apart_from=own)
+    assert seeds & {plain.world_seed(index) for index in range(64)}
+    assert not seeds & {apart.world_seed(index) for index in range(64)}
+    assert own.world_seed(3) == seed_for(0, 3, "pool") % TEST_SEED_START
+    assert apart.folder(tmp_path) not in (plain.folder(tmp_path), replace(own, seed=1).folder(tmp_path))
+    assert plain.folder(tmp_path).name == "test-seed1-17x128"
+
+
+def test_a_run_knows_its_encoders_and_pairs_by_their_content(part, tiny_folder, tmp_path):
+    before = part.data_hash()
+    folder = tmp_path / "encoders"
+    shutil.copytree(tiny_folder, folder)
+    init = folder / "transformer.safetensors"
+
+    def found(**changes):
+        settings = part.settings.model_copy(update={"weights": folder, **changes})
+        return TransformerPart(settings, PartContext(5, torch.device("cpu"), init)).data_hash()
+
+    assert found(pairs=9) == before
+    assert found(pool_seed=1) != before
+    text = folder / "text_encoder.safetensors"
+    tensors = load_file(text)
+    with safe_open(text, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, text, metadata | {"note": "another file"})
+    assert found() != before
+
+
 def test_a_better_decoder_reads_the_same_pool_and_another_encoder_does_not(tiny_folder):
     image_encoder = load_image_encoder(tiny_folder / "image_encoder.safetensors")
 
@@ -121,6 +179,7 @@ def test_validation_on_another_pool(part, monkeypatch):
     assert (len(first["latents"]), len(last["latents"])) == (2, 1)
     assert not torch.equal(first["latents"], part.pool.latents[:2])
     assert [batch["first"] for batch in part.validation_batches()] == [first["first"], last["first"]]
+    assert len(list(part.settings.pools.glob("*-seed1-5x32-apart-from-seed0x4"))) == 1
     terms = [part.validation_loss(_short(first), 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(terms[0]["video"], terms[1]["video"])
     assert not torch.equal(terms[0]["video"], terms[2]["video"])

@@ -12,8 +12,10 @@ from contextanyone_core.checkpoint import load_tensors, read_header
 from contextanyone_core.errors import InputError
 from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config
 from training.parts.base import PartContext
-from training.parts.vae import Settings, VaePart, _change, still_start
+from training.parts.vae import Settings, VaePart, _change, _world_seed, still_start
 from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
+from training.randomness import seed_for
+from training.world import TEST_SEED_START
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,17 @@ def test_images_come_first_then_clips_with_images_in_between():
         (5, 32, 32),
     ]
     assert torch.equal(part.batch(4), part.batch(4))
+
+
+def test_no_step_repeats_pictures_of_the_next():
+    batches = [[_world_seed(3, step, index) for index in range(150)] for step in (1, 2)]
+    assert len({seed for seeds in batches for seed in seeds}) == 300
+    assert batches[0][:64] == [seed_for(3, 64 + index, "vae data") % TEST_SEED_START for index in range(64)]
+
+
+def test_an_odd_batch_of_pictures_is_refused():
+    with pytest.raises(ValueError, match="image_batch"):
+        _part(image_batch=5)
 
 
 def test_a_few_steps_lower_the_loss():

@@ -9,6 +9,7 @@ import linear_part  # noqa: F401  # registers the part
 import numpy as np
 import pytest
 import shared_part  # noqa: F401  # registers the part
+import tiny_part  # noqa: F401  # registers the part
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -72,6 +73,21 @@ def test_speed_of_a_step():
     frozen = Speedometer(part(train={"only": ["*emphasize*"]}), torch.device("cpu"), bf16=False)
     assert "tflops" not in frozen.describe([BATCH], {}, 2, 4.0)
     assert matmul_rate(torch.device("cpu"), bf16=False) > 1e8
+
+
+def test_only_batches_with_references_count_as_such():
+    speed = Speedometer(part(), torch.device("cpu"), bf16=False)
+    record = {"reference": 0.5, "with_reference": [True, False, False]}
+    found = speed.describe([BATCH] * 3, record, 6, 1.0)
+    assert found["tokens_per_second"] == 2 * (24 + 18 + 18)
+
+
+def test_a_step_says_which_of_its_batches_had_references(tmp_path):
+    given = {"name": "t", "steps": 2, "threads": 1, "workers": 0, "out": tmp_path, "trackers": []}
+    train(parse_config({"run": given, "optim": {"accumulate": 3}, "part": {"name": "tiny"}}))
+    first, second = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first["with_reference"] == [True, False, True]
+    assert second["with_reference"] == [False, True, False]
 
 
 def test_tensorboard_has_every_step_once_and_the_samples(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,16 @@ from training.data.shards import Entry, ShardStore
 _LOG = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor | list[str]]
+
+
+class _Entries(NamedTuple):
+    """What is cached of a row; texts (tokens, D)."""
+
+    clip: Entry
+    reference: Entry
+    target: Entry
+    first: Tensor
+    video: Tensor
 
 
 class CachedData:
@@ -38,6 +49,7 @@ class CachedData:
                 "this configuration, which says why, and mend or add rows."
             )
         kinds = ("clip", "reference", "target", "text")
+        self._folder = settings.cache
         self._stores = {kind: ShardStore(settings.cache / kind) for kind in kinds}
 
     @property
@@ -51,64 +63,78 @@ class CachedData:
         return self._stores["text"].read(self.index.empty)["text_embeds"]
 
     def image_embeds_shape(self) -> tuple[int, int] | None:
-        """CLIP tokens of a reference and their width; None where the cache was made without a CLIP tower."""
-        tokens = self._stores["reference"].read(self.rows[0].keys.reference).get("image_embeds")
-        return None if tokens is None else (tokens.shape[0], tokens.shape[1])
+        """CLIP tokens of a reference and their width; None where the cache was made without a CLIP tower.
+
+        Raises:
+            CheckpointError: no row can be read.
+        """
+        for row in self.rows:
+            if (found := self._read(row)) is not None:
+                tokens = found.reference.get("image_embeds")
+                return None if tokens is None else (tokens.shape[0], tokens.shape[1])
+        raise CheckpointError(self._nothing_to_read("can be read"))
+
+    def longest_text(self) -> int:
+        """Tokens of the longest prompt."""
+        store = self._stores["text"]
+        keys = {key for row in self.rows for key in _text_keys(row) if key in store}
+        return max((store.shape(key, "text_embeds")[0] for key in keys), default=0)
 
     def batch(self, numbers: Sequence[int], text_len: int) -> Batch:
         """Rows of one bucket as a batch.
+
+        Rows that the disk no longer gives are left out. Where none is left, the next of the rows that has their bucket
+        and can be read stands in for them.
 
         Returns:
             `latents` (B, 16, t, h, w), `masks` (B, 1, t, h, w), `reference_latents`, `target_latents`
             (B, 16, 1, h, w), `target_masks`, `reference_masks` (B, 1, 1, h, w), `image_embeds` (B, N, D) if there are
             any, `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that
-            are left out because the disk no longer gives them. Where a row has no mask it is 1.
+            are left out. Where a row has no mask it is 1.
 
         Raises:
-            CheckpointError: none of the rows can be read.
+            CheckpointError: no row of the bucket can be read.
         """
         chosen = [self.rows[number] for number in numbers]
-        found = {row.id: entries for row in chosen if (entries := self._read(row)) is not None}
-        rows = [row for row in chosen if row.id in found]
-        if not rows:
-            raise CheckpointError(f"No row of a batch can be read: {', '.join(row.id for row in chosen)}.")
-        clips, references, targets = zip(*(found[row.id] for row in rows), strict=True)
-        first, video = (
-            [self._text(key, text_len) for key in keys] for keys in zip(*map(_text_keys, rows), strict=True)
-        )
-        batch: Batch = {
-            "latents": _stacked(clips, "latents"),
-            "masks": torch.stack([_mask(clip) for clip in clips]),
-            "reference_latents": _stacked(references, "latents"),
-            "reference_masks": torch.stack([_mask(reference) for reference in references]),
-            "target_latents": _stacked(targets, "latents"),
-            "target_masks": torch.stack([_mask(target) for target in targets]),
-            "first_text": torch.stack(first),
-            "video_text": torch.stack(video),
-            "ids": [row.id for row in rows],
-            "unreadable": [row.id for row in chosen if row.id not in found],
-        }
-        return batch | (
-            {"image_embeds": _stacked(references, "image_embeds")} if "image_embeds" in references[0] else {}
-        )
+        read = [(row, entries) for row in chosen if (entries := self._read(row)) is not None]
+        left_out = {row.id for row in chosen} - {row.id for row, _ in read}
+        unreadable = [row.id for row in chosen if row.id in left_out]
+        return _joined(read or [self._stand_in(numbers[0])], text_len) | {"unreadable": unreadable}
 
-    def _read(self, row: CachedRow) -> tuple[Entry, Entry, Entry] | None:
-        """Clip, reference and target of a row; None, with a warning, where the disk does not give them."""
+    def row(self, number: int, text_len: int) -> Batch | None:
+        """One row as a batch; None, with a warning, where the disk no longer gives it."""
+        row = self.rows[number]
+        entries = self._read(row)
+        return None if entries is None else _joined([(row, entries)], text_len) | {"unreadable": []}
+
+    def _stand_in(self, number: int) -> tuple[CachedRow, _Entries]:
+        """The next row after one, in the order of all, that has its bucket and can be read."""
+        bucket = self.rows[number].bucket
+        for row in (*self.rows[number + 1 :], *self.rows[:number]):
+            if row.bucket == bucket and (entries := self._read(row)) is not None:
+                return row, entries
+        raise CheckpointError(self._nothing_to_read(f"of the bucket {bucket} can be read"))
+
+    def _nothing_to_read(self, which: str) -> str:
+        return f"No row {which} from {self._folder}: run training/cache.py with this configuration again."
+
+    def _read(self, row: CachedRow) -> _Entries | None:
+        """What is cached of a row; None, with a warning, where the disk does not give all of it."""
+        stores = self._stores
         try:
-            clip = self._stores["clip"].read(row.keys.clip)
-            return clip, self._stores["reference"].read(row.keys.reference), self._target(row, clip)
+            clip = stores["clip"].read(row.keys.clip)
+            reference, target = stores["reference"].read(row.keys.reference), self._target(row, clip)
+            first, video = (stores["text"].read(key)["text_embeds"] for key in _text_keys(row))
         except (CheckpointError, SafetensorError, OSError) as error:
             _LOG.warning("The row %s is skipped: %s", row.id, error)
             return None
+        return _Entries(clip, reference, target, first, video)
 
     def _target(self, row: CachedRow, clip: Entry) -> Entry:
         """What the reference stream must say: the row's own target, or the clip's first frame."""
         if row.keys.target is not None:
             return self._stores["target"].read(row.keys.target)
         return {name: clip[name][:, :1] for name in ("latents", "mask") if name in clip}
-
-    def _text(self, key: str, text_len: int) -> Tensor:
-        return padded_text(self._stores["text"].read(key)["text_embeds"], text_len)
 
 
 def padded_text(text_embeds: Tensor, text_len: int) -> Tensor:
@@ -120,6 +146,25 @@ def padded_text(text_embeds: Tensor, text_len: int) -> Tensor:
     if len(text_embeds) > text_len:
         raise ValueError(f"A cached prompt has {len(text_embeds)} tokens, the model reads {text_len}.")
     return F.pad(text_embeds, (0, 0, 0, text_len - len(text_embeds)))
+
+
+def _joined(read: Sequence[tuple[CachedRow, _Entries]], text_len: int) -> Batch:
+    """Rows of one bucket put together."""
+    clips, references, targets, firsts, videos = zip(*(entries for _, entries in read), strict=True)
+    batch: Batch = {
+        "latents": _stacked(clips, "latents"),
+        "masks": torch.stack([_mask(clip) for clip in clips]),
+        "reference_latents": _stacked(references, "latents"),
+        "reference_masks": torch.stack([_mask(reference) for reference in references]),
+        "target_latents": _stacked(targets, "latents"),
+        "target_masks": torch.stack([_mask(target) for target in targets]),
+        "first_text": torch.stack([padded_text(text, text_len) for text in firsts]),
+        "video_text": torch.stack([padded_text(text, text_len) for text in videos]),
+        "ids": [row.id for row, _ in read],
+    }
+    if "image_embeds" in references[0]:
+        batch["image_embeds"] = _stacked(references, "image_embeds")
+    return batch
 
 
 def _text_keys(row: CachedRow) -> tuple[str, str]:

@@ -133,7 +133,12 @@ class BucketPlan:
 
 
 def plan_buckets(
-    buckets: Iterable[Bucket], config: ContextAnyoneConfig, settings: BucketSettings, clip_tokens: int, world: int = 1
+    buckets: Iterable[Bucket],
+    config: ContextAnyoneConfig,
+    settings: BucketSettings,
+    clip_tokens: int,
+    world: int = 1,
+    rank: int = 0,
 ) -> BucketPlan:
     """Count the rows of each bucket and give it a batch of equal cost.
 
@@ -142,12 +147,13 @@ def plan_buckets(
         config: the network whose FLOPs and tokens count. clip_tokens: of a reference.
         world: number of processes. Batches are multiples of it, so that every process has the same work. A smaller
             budget is raised to it, with a warning.
+        rank: this process; the first one alone warns.
     """
     rows = dict(sorted(Counter(buckets).items()))
     flops = {bucket: bucket_flops(config, bucket, clip_tokens) for bucket in rows}
     costliest = max(flops.values(), default=0)
     budget = max(settings.budget, world)
-    if budget > settings.budget:
+    if budget > settings.budget and rank == 0:
         _LOG.warning(
             "buckets.budget is %g, of %d processes together, which take one clip each at least: a step takes %d clips "
             "of the costliest bucket.",

@@ -11,10 +11,12 @@ import logging
 import os
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -36,17 +38,31 @@ _WHITE_SHARE = 0.1  # references with the person on white, as an artist's cut-ou
 
 @dataclass(frozen=True)
 class PoolKey:
-    """Which pairs a pool holds; ``encoders`` is a hash of what encoded them (`encoders_hash`)."""
+    """Which pairs a pool holds; ``encoders`` is a hash of what encoded them (`encoders_hash`).
+
+    ``apart_from`` is another pool, none of whose pairs this one has.
+    """
 
     encoders: str
     seed: int
     num_frames: int
     size: int
     pairs: int
+    apart_from: PoolKey | None = None
 
     def folder(self, root: Path) -> Path:
         """Where the pool lives; the number of pairs is not part of it, so that a pool can grow."""
-        return root / f"{self.encoders}-seed{self.seed}-{self.num_frames}x{self.size}"
+        other = self.apart_from
+        apart = "" if other is None else f"-apart-from-seed{other.seed}x{other.pairs}"
+        return root / f"{self.encoders}-seed{self.seed}-{self.num_frames}x{self.size}{apart}"
+
+    def world_seed(self, index: int) -> int:
+        """The seed that a pair is rendered from: of a training character, and of no pair of ``apart_from``."""
+        seed = seed_for(self.seed, index, "pool") % TEST_SEED_START
+        taken = frozenset[int]() if self.apart_from is None else _world_seeds(self.apart_from)
+        while seed in taken:
+            seed = (seed + 1) % TEST_SEED_START
+        return seed
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,8 @@ def encoders_hash(vae: VideoVAE, image_encoder: ImageEncoder) -> str:
 def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncoder) -> Pool:
     """Read a pool, first encoding the pairs that are not there yet. Interrupted work goes on where it stopped.
 
-    Several processes may fill one pool at the same time: each takes the missing shards in an order of its own.
+    Several processes may fill one pool at the same time: each takes the missing shards in an order of its own. A shard
+    that cannot be read, as a power failure may leave it, is reported and encoded anew.
 
     Raises:
         OSError: the disk is full or not writable; shards that are there stay whole.
@@ -101,15 +118,30 @@ def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncod
     folder = key.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [folder / f"{index:05d}.safetensors" for index in range(-(-key.pairs // _SHARD))]
-    missing = [index for index, path in enumerate(shards) if not path.is_file()]
+    missing = [index for index, path in enumerate(shards) if not _is_whole(path)]
+    for path in (shards[index] for index in missing if shards[index].exists()):
+        _LOG.warning("%s is damaged and encoded anew.", path)
     random.Random(os.getpid()).shuffle(missing)
     if missing:
         _LOG.info("Encoding %d of %d shards of %d pairs into %s", len(missing), len(shards), _SHARD, folder)
     for index in tqdm(missing, desc="encoding pairs", unit="shard", disable=None):
-        if not shards[index].is_file():
+        if not _is_whole(shards[index]):
             write_tensors(shards[index], _encode_shard(key, index, vae, image_encoder))
     parts = [load_file(path) for path in shards]
     return Pool(**{name: torch.cat([part[name] for part in parts])[: key.pairs] for name in parts[0]})
+
+
+def _is_whole(shard: Path) -> bool:
+    try:
+        with safe_open(shard, framework="pt"):  # compares the file's length with its header
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+@lru_cache(maxsize=2)
+def _world_seeds(key: PoolKey) -> frozenset[int]:
+    return frozenset(key.world_seed(index) for index in range(key.pairs))
 
 
 def _encode_shard(key: PoolKey, shard: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
@@ -118,8 +150,7 @@ def _encode_shard(key: PoolKey, shard: int, vae: VideoVAE, image_encoder: ImageE
 
 
 def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
-    seed = seed_for(key.seed, index, "pool") % TEST_SEED_START
-    size = (key.size, key.size)
+    seed, size = key.world_seed(index), (key.size, key.size)
     pair = sample(seed, key.num_frames, size) if key.num_frames > 1 else random_frame(seed, size)
     reference = _images(_reference(pair, numpy_generator(key.seed, index, "white reference"))[None])
     tokens = image_encoder.encode(clip_picture(reference[:, :, 0], image_encoder.image_size))

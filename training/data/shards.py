@@ -60,10 +60,17 @@ class ShardStore:
         Raises:
             CheckpointError: the store has no such entry.
         """
-        if key not in self._places:
-            raise CheckpointError(f"{self.folder} has no entry {key}: run training/cache.py again.")
-        path, names = self._places[key]
+        path, names = self._place(key)
         return {name: self._files[path].get_tensor(f"{key}/{name}") for name in names}
+
+    def shape(self, key: str, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of an entry, of which nothing else is read.
+
+        Raises:
+            CheckpointError: the store has no such entry.
+        """
+        path, _ = self._place(key)
+        return tuple(self._files[path].get_slice(f"{key}/{name}").get_shape())
 
     def write(self, entries: Mapping[str, Entry]) -> None:
         """Write entries as one shard, named after their keys.
@@ -79,6 +86,11 @@ class ShardStore:
             path, {f"{key}/{name}": tensor for key, entry in entries.items() for name, tensor in entry.items()}
         )
         self._add(path)
+
+    def _place(self, key: str) -> tuple[Path, list[str]]:
+        if key not in self._places:
+            raise CheckpointError(f"{self.folder} has no entry {key}: run training/cache.py again.")
+        return self._places[key]
 
     def _add(self, path: Path) -> None:
         try:

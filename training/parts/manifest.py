@@ -31,7 +31,7 @@ from training.data.cache import data_hash
 from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
 from training.objective import Draws, EncodedClips
-from training.parts.base import Metrics, PartContext
+from training.parts.base import PartContext
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 
 _LOG = logging.getLogger(__name__)
@@ -76,9 +76,11 @@ class ManifestPart(TransformerTraining):
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         buckets = [row.bucket for row in self.data.rows]
         shape = self.data.image_embeds_shape()
-        plan = plan_buckets(buckets, self.config, settings.data.buckets, shape[0] if shape else 0, context.world)
-        self.sampler = BucketSampler(buckets, plan.batch, context.seed, context.rank, context.world)
-        _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
+        tokens, rank, world = shape[0] if shape else 0, context.rank, context.world
+        plan = plan_buckets(buckets, self.config, settings.data.buckets, tokens, world, rank)
+        self.sampler = BucketSampler(buckets, plan.batch, context.seed, rank, world)
+        if rank == 0:
+            _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
 
     def _fresh_config(self) -> ContextAnyoneConfig:
         """The chosen sizes with the widths and statistics of what the cache was encoded by."""
@@ -104,6 +106,16 @@ class ManifestPart(TransformerTraining):
                 raise CheckpointError(
                     f"{name} of the cache's VAE and of the transformer differ: another VAE's latents."
                 )
+        self._check_length(self.data)
+
+    def _check_length(self, data: CachedData) -> None:
+        """Refuse prompts that are longer than what the network reads."""
+        longest, text_len = data.longest_text(), self.config.text_len
+        if longest > text_len:
+            raise CheckpointError(
+                f"The longest prompt of the cache has {longest} tokens, the transformer reads {text_len}: shorten such "
+                "prompts in the manifest and run training/cache.py again, or take a network that reads as many."
+            )
 
     def data_hash(self) -> str:
         """A hash of the rows and of the contents that they were encoded from."""
@@ -116,12 +128,24 @@ class ManifestPart(TransformerTraining):
     @cached_property
     def held_out(self) -> CachedData:
         """The manifest's split `val`, as it was when it was first asked for."""
-        return CachedData(self.settings.data.model_copy(update={"split": "val"}))
+        found = CachedData(self.settings.data.model_copy(update={"split": "val"}))
+        self._check_length(found)
+        return found
 
     def validation_batches(self) -> Iterator[Any]:
-        """The first rows of the manifest's split `val`, one by one."""
-        for number in range(min(self.settings.validation_clips, len(self.held_out.rows))):
-            yield self.held_out.batch([number], self.config.text_len)
+        """The first rows of the manifest's split `val`, one by one, without those that the disk no longer gives."""
+        count, unreadable = min(self.settings.validation_clips, len(self.held_out.rows)), 0
+        for number in range(count):
+            batch = self.held_out.row(number, self.config.text_len)
+            if batch is None:
+                unreadable += 1
+            else:
+                yield batch
+        if unreadable == count:
+            raise CheckpointError(
+                f"None of the first {count} rows of the split val can be read from {self.settings.data.cache}: run "
+                "training/cache.py with part.data.split=val again."
+            )
 
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch with weights that are `background_weight` outside the person's mask."""
@@ -144,20 +168,20 @@ class ManifestPart(TransformerTraining):
         video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))
         return video_text, batch["first_text"].float() if draws.reference else None
 
-    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The dual-guidance loss of a batch, and how many of its rows could not be read."""
-        loss, metrics = super().loss(batch, step, generator)
-        return loss, metrics | ({"unreadable": float(len(batch["unreadable"]))} if batch["unreadable"] else {})
-
     def _weights(self, mask: Tensor) -> Tensor:
         background = self.settings.background_weight
         return background + (1.0 - background) * mask.float()
 
     def sample(self, step: int, folder: Path) -> None:
-        """For the first rows of the manifest: reference, generated clip, and the clip itself, side by side."""
+        """For the first rows of the manifest: reference, generated clip, and the clip itself, side by side.
+
+        A row that the disk no longer gives is left out.
+        """
         vae = VideoVAE(load_vae(self.settings.data.encoders / "vae.safetensors", device=self.context.device))
         for number, row in enumerate(self.data.rows[: self.settings.sample_clips]):
-            batch = self.data.batch([number], self.config.text_len)
+            batch = self.data.row(number, self.config.text_len)
+            if batch is None:
+                continue
             reference, truth = cast(Tensor, batch["reference_latents"]), cast(Tensor, batch["latents"])
             latents = self._generate(batch, row.bucket)
             length = row.bucket.num_frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSetting
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
+from training.files import file_sha256
 from training.objective import Draws, EncodedClips
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
@@ -54,7 +56,7 @@ class Settings(TransformerSettings):
     motion_weight: float = Field(0.0, ge=0)  # and this * how much it differs from the frame before or after
     sample_steps: int = Field(12, ge=1)
     attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
-    validation_pairs: int = Field(64, ge=1)  # of the pool after this one, which nothing trains on
+    validation_pairs: int = Field(64, ge=1)  # of a pool that has none of the pairs above
 
 
 class TransformerPart(TransformerTraining):
@@ -76,6 +78,11 @@ class TransformerPart(TransformerTraining):
         encoders = encoders_hash(self.vae, self.image_encoder)
         self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
         self._held_out: Pool | None = None
+
+    def data_hash(self) -> str:
+        """A hash of which pairs there are and of the encoders, that of the texts too; not of how many pairs."""
+        text = file_sha256(self.settings.weights / "text_encoder.safetensors")
+        return hashlib.sha256(json.dumps([self._key.encoders, self._key.seed, text]).encode()).hexdigest()
 
     def _ask_for_attributes(self) -> None:
         block = self.transformer.blocks[len(self.transformer.blocks) // 2]
@@ -138,7 +145,8 @@ class TransformerPart(TransformerTraining):
     def validation_batches(self) -> Iterator[Any]:
         """Pairs of another pool, which are encoded when they are first asked for."""
         if self._held_out is None:
-            key = replace(self._key, seed=self._key.seed + 1, pairs=self.settings.validation_pairs)
+            own = self._key
+            key = replace(own, seed=own.seed + 1, pairs=self.settings.validation_pairs, apart_from=own)
             self._held_out = open_pool(self.settings.pools, key, self.vae, self.image_encoder)
         rows = np.arange(len(self._held_out))
         for start in range(0, len(rows), self.settings.batch):

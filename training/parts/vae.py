@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 _RENDER_SIZE = (128, 128)
 _STATISTICS_CLIPS = 48  # 48 clips of 5 x 16 x 16 latents: 61,440 latents of 16 channels
 _FAMILIAR_PICTURES = 64
+_NUMBERED = 64
 
 
 class Settings(PartSettings):
@@ -39,7 +40,7 @@ class Settings(PartSettings):
 
     name: Literal["vae"] = "vae"
     image_steps: int = Field(2500, ge=0)  # steps before the first clip
-    image_batch: int = Field(24, ge=2)  # even: a rendering and its reference come in pairs
+    image_batch: int = Field(24, ge=2, multiple_of=2)  # even: a rendering and its reference come in pairs
     image_every: int = Field(4, ge=2)  # once clips have begun, every n-th step is one of images
     clip_batch: int = Field(4, ge=1)
     clip_frames: FrameCount = Field(9, ge=5)
@@ -91,7 +92,7 @@ class VaePart:
         settings, rng = self.settings, numpy_generator(self.context.own_seed, step, "vae crops")
         images = step < settings.image_steps or step % settings.image_every == 0
         count = settings.image_batch // 2 if images else settings.clip_batch
-        seeds = [seed_for(self.context.own_seed, step * 64 + i, "vae data") % TEST_SEED_START for i in range(count)]
+        seeds = [_world_seed(self.context.own_seed, step, index) for index in range(count)]
         if not images:
             clips = [sample(seed, settings.clip_frames, _RENDER_SIZE) for seed in seeds]
             return _stacked([_crop(clip.video, clip.masks, settings.crop, rng) for clip in clips])
@@ -215,6 +216,13 @@ def still_start(vae: Any) -> Any:
         else:
             module.weight[:, :, :-1] = 0
     return vae
+
+
+def _world_seed(seed: int, step: int, index: int) -> int:
+    """Of one picture or clip of a step. The first 64 are numbered through all steps, further ones by step."""
+    if index < _NUMBERED:
+        return seed_for(seed, step * _NUMBERED + index, "vae data") % TEST_SEED_START
+    return seed_for(seed, step, f"vae data {index}") % TEST_SEED_START
 
 
 def _is_hidden(name: str) -> bool:

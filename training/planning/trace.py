@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -198,9 +199,9 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _patterns(train: TrainSettings) -> tuple[str, ...]:
-    """All patterns that say what is trained."""
+    """All patterns that say what is trained, and when."""
     lora = () if train.lora is None else train.lora.targets + train.lora.full
-    return train.only + train.freeze + lora
+    return (*train.only, *train.freeze, *train.thaw, *lora)
 
 
 def _materialise(network: nn.Module) -> None:
@@ -213,8 +214,15 @@ def _materialise(network: nn.Module) -> None:
 
 
 def _numbered(pattern: str) -> bool:
-    """Whether a pattern over parameter names can tell one block from another."""
-    return any(letter.isdigit() for letter in pattern.removeprefix("blocks.").split(".")[0]) or "[" in pattern
+    """Whether a pattern over parameter names can tell one block from another.
+
+    Digits behind the whole name of something else than `blocks` count layers inside a block, as in `ffn.0`.
+    """
+    pieces = ["", *pattern.split(".")]
+    return any(
+        set(piece) & set("0123456789[?") and (before == "blocks" or not before.isidentifier())
+        for before, piece in pairwise(pieces)
+    )
 
 
 def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor]]:
