@@ -45,7 +45,6 @@ ORDER = [
         "parts",
         "execution",
         "memory",
-        "budget",
         "video",
         "contact",
         "familiarity",
@@ -64,6 +63,7 @@ ORDER = [
         "hosts/step_cache",
     ),
     *(
+        "budget",
         "compiled",
         "assembly",
         "pipeline",

@@ -85,9 +85,9 @@ def test_from_folder_compiles_and_says_so(tiny_folder):
     assert all({"forward", "encode_reference"} <= vars(block).keys() for block in pipeline.transformer.blocks)
 
 
-def test_without_a_compiler_it_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(MissingDependencyError, match=r"a C\+\+ compiler.*g\+\+"):
+def test_without_a_compiler_it_is_told_before_anything_is_loaded(tmp_path):
+    absent = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with absent, pytest.raises(MissingDependencyError, match=r"a C\+\+ compiler.*g\+\+"):
         ContextAnyonePipeline.from_folder(tmp_path, execution=Execution(compile=True))
 
 
