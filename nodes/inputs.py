@@ -61,8 +61,9 @@ def checked_size(width: int, height: int, length: int) -> tuple[int, int]:
     Raises:
         InputError: a size that cannot be made.
     """
-    for name, value in (("width", width), ("height", height), ("length", length)):
-        _check(name, value)
+    mistake = size_mistake(width, height, length)
+    if mistake is not None:
+        raise InputError(mistake)
     return height, width
 
 

@@ -97,8 +97,8 @@ class CachedData:
         """
         chosen = [self.rows[number] for number in numbers]
         read = [(row, entries) for row in chosen if (entries := self._read(row)) is not None]
-        left_out = {row.id for row in chosen} - {row.id for row, _ in read}
-        unreadable = [row.id for row in chosen if row.id in left_out]
+        kept = {row.id for row, _ in read}
+        unreadable = [row.id for row in chosen if row.id not in kept]
         return _joined(read or [self._stand_in(numbers[0])], text_len) | {"unreadable": unreadable}
 
     def row(self, number: int, text_len: int) -> Batch | None:
