@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from contextanyone_core.cli_options import package_version
+from contextanyone_core.cli.parsing import package_version
 
 GIB = 1 << 30
 

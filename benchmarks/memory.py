@@ -28,13 +28,13 @@ from benchmarks.report import Bar, case_title, gib, heading, markdown_table, num
 from benchmarks.stack import UMT5_LAYERS, full_sizes, small_sizes
 from benchmarks.steps import Case
 from benchmarks.video import stages
-from contextanyone_core.budget import model_sizes
-from contextanyone_core.cli_options import Parser, one_of, whole
-from contextanyone_core.execution import Execution, Video
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.memory import MODES, stage_bytes
-from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.cli.parsing import Parser, one_of, whole
+from contextanyone_core.generation.budget import model_sizes
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.runtime.memory import MODES, stage_bytes
+from contextanyone_core.runtime.options import Execution, Video
 from training.commands import run_command
 from training.speed import peak_memory
 

@@ -10,10 +10,10 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from contextanyone_core.compiled import compile_blocks
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.hosts.kernels import make_attention
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.runtime.compile import compile_blocks
+from contextanyone_core.runtime.kernels import make_attention
 
 VACE_CONDITION = 96
 """Channels of VACE's context: 16 inactive, 16 reactive, 64 of the mask."""
@@ -105,7 +105,7 @@ def prepare(networks: Iterable[nn.Module], attention: str, backend: str | None) 
     """Give networks, ours and diffusers', the same attention kernel, and compile their repeated blocks alike.
 
     Args:
-        attention: a name of `contextanyone_core.execution.ATTENTIONS`.
+        attention: a name of `contextanyone_core.runtime.options.ATTENTIONS`.
         backend: of torch.compile; None compiles nothing.
 
     Raises:

@@ -26,13 +26,13 @@ from benchmarks.options import tell
 from benchmarks.random_files import plan_parts, write_random_files
 from benchmarks.report import gib, markdown_table
 from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
-from contextanyone_core.cli_options import Parser, frame_count, frame_size, whole
-from contextanyone_core.contact import contact_sheet
+from contextanyone_core.cli.parsing import Parser, frame_count, frame_size, whole
 from contextanyone_core.errors import ContextAnyoneError, InputError
-from contextanyone_core.pictures import images_to_frames, picture_to_images, read_picture
-from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationResult, GenerationSettings
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationResult, GenerationSettings
+from contextanyone_core.media.contact_sheet import contact_sheet
+from contextanyone_core.media.image_io import images_to_frames, picture_to_images, read_picture
+from contextanyone_core.media.video_io import save_clip
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.video import save_clip
 from training.commands import run_command
 from training.speed import peak_memory
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.stack import StackSizes, borrowed_tokenizer
-from contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, expected_tensors
-from contextanyone_core.hosts.expected import host_tensors
-from contextanyone_core.hosts.text import SPIECE
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.checkpoints.expected import host_tensors
+from contextanyone_core.encoders.text import SPIECE
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, expected_tensors
 from contextanyone_core.weights.tensors import TensorInfo, empty
 from contextanyone_core.weights.writer import NAMES, write_streamed
 

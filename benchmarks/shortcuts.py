@@ -24,11 +24,11 @@ from PIL import Image
 from benchmarks.machine import describe_versions
 from benchmarks.options import tell
 from benchmarks.report import markdown_table
-from contextanyone_core.cli_options import Parser, frame_count, frame_size, whole
-from contextanyone_core.execution import Execution
-from contextanyone_core.pictures import picture_to_images
-from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.cli.parsing import Parser, frame_count, frame_size, whole
+from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.runtime.options import Execution
 from training.commands import run_command
 
 THRESHOLDS = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3)

@@ -11,12 +11,12 @@ from torch import nn
 from benchmarks.networks import diffusers_vace, made_on, parameter_bytes, plain, random_transformer
 from benchmarks.options import network_config
 from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
-from contextanyone_core.hosts.image import ImageEncoder, build_image_model, mini_image_config
-from contextanyone_core.hosts.text import TextEncoder, build_text_model, load_text_encoder, mini_text_config
-from contextanyone_core.hosts.vace import VacePipeline
-from contextanyone_core.hosts.vae import VideoVAE, build_vae, mini_vae_config
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline
+from contextanyone_core.encoders.image import ImageEncoder, build_image_model, mini_image_config
+from contextanyone_core.encoders.text import TextEncoder, build_text_model, load_text_encoder, mini_text_config
+from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
+from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline
+from contextanyone_core.generation.vace import VacePipeline
+from contextanyone_core.model_kinds import MODELS
 
 UMT5_LAYERS = 24
 """Of umT5-XXL as it is published."""

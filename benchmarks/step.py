@@ -30,7 +30,7 @@ from benchmarks.options import (
 from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, ratio_table, write_report
 from benchmarks.step_case import measure_case
 from benchmarks.steps import VARIANTS, Case, Networks
-from contextanyone_core.cli_options import Parser, one_of, whole
+from contextanyone_core.cli.parsing import Parser, one_of, whole
 from training.commands import run_command
 
 _FULL_CASES, _SMALL_CASES = [(81, 1), (33, 1), (81, 4)], [(5, 1), (9, 2)]

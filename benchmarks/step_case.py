@@ -17,8 +17,8 @@ from benchmarks.networks import parameter_bytes, prepare
 from benchmarks.ratios import CACHE_SHARE, MATMUL_SHARE, STEP_RATIOS, compare, judged
 from benchmarks.steps import CACHED, Case, Inputs, Networks, Step, make_step, random_inputs
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.memory import cache_bytes
-from contextanyone_core.reading import TwoStreams
+from contextanyone_core.runtime.memory import cache_bytes
+from contextanyone_core.sampling.reference_modes import TwoStreams
 
 _MATMUL, _SMALL_MATMUL = (8192, 20), (256, 4)  # side, products in one measurement
 

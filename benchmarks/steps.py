@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.networks import VACE_CONDITION, diffusers_vace, diffusers_wan, plain, random_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.guidance import CfgGuidance, DualGuidance, Guidance
-from contextanyone_core.reading import Concatenation, TwoStreams
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guidance
+from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
 
 VARIANTS = ("wan", "wan-diffusers", "ours", "ours-uncached", "ours-dual", "phantom", "vace")
 """Plain Wan in our transformer and in diffusers; ours with the cache (cfg), without it, with dual guidance; others."""
@@ -57,7 +57,7 @@ class Inputs:
 
 
 class Reads(Protocol):
-    """What `contextanyone_core.reading` calls a reading: a velocity in every pass."""
+    """What `contextanyone_core.sampling.reference_modes` calls a reading: a velocity in every pass."""
 
     def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
         """Velocity of noisy latents (1, C, T, h, w); `seen` with the references."""

@@ -29,11 +29,11 @@ from benchmarks.report import Bar, case_title, gib, heading, markdown_table, num
 from benchmarks.stack import UMT5_LAYERS, Stacks, full_sizes, small_sizes
 from benchmarks.step_case import count_flops
 from benchmarks.steps import Case, random_inputs
-from contextanyone_core.cli_options import Parser, one_of, whole
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.pipeline import GenerationSettings
+from contextanyone_core.cli.parsing import Parser, one_of, whole
+from contextanyone_core.generation.pipeline import GenerationSettings
+from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.reading import TwoStreams
+from contextanyone_core.sampling.reference_modes import TwoStreams
 from training.commands import run_command
 
 _TITLE = "Time of a whole video"

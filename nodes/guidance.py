@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..contextanyone_core.guidance import make_guidance
 from ..contextanyone_core.prompts import TwoStagePrompt
+from ..contextanyone_core.sampling.guidance import make_guidance
 from ._comfy.familiarity import say_how_familiar
 from ._comfy.references import (
     ReferencePicture,

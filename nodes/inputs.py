@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..contextanyone_core.errors import InputError
 from ..contextanyone_core.prompts import TwoStagePrompt
-from ..contextanyone_core.sizes import check_frames, check_side
+from ..contextanyone_core.shapes import check_frames, check_side
 
 CATEGORY = "ContextAnyone"
 Reference = io.Custom("CONTEXTANYONE_REFERENCE")

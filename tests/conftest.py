@@ -11,12 +11,12 @@ import pytest
 import sentencepiece
 import torch
 
-from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.hosts.image import build_image_model, mini_image_config, save_image_encoder
-from contextanyone_core.hosts.text import TextEncoder, build_text_model, mini_text_config, save_text_encoder
-from contextanyone_core.hosts.vae import build_vae, mini_vae_config, save_vae
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.encoders.image import build_image_model, mini_image_config, save_image_encoder
+from contextanyone_core.encoders.text import TextEncoder, build_text_model, mini_text_config, save_text_encoder
+from contextanyone_core.encoders.vae import build_vae, mini_vae_config, save_vae
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import save_transformer
 
 # A busy machine is no failure: no deadline for a single example.
 hypothesis.settings.register_profile("house", deadline=None)

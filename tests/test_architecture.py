@@ -1,6 +1,7 @@
 """The house's order, held by reading the sources: nodes -> contextanyone_core <- training <- benchmarks."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -14,78 +15,8 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
 
-# From low to high: a file imports only files named before it. A new file gets its place here.
-ORDER = [
-    *(
-        "errors",
-        "sizes",
-        "config",
-        "precision",
-        "devices",
-        "rope",
-        "attention",
-        "blocks",
-        "transformer",
-        "flow",
-        "guidance",
-        "reading",
-        "losses",
-        "keymap",
-    ),
-    *("weights/tensors", "weights/safetensors_file", "weights/torch_file", "weights/gguf_file", "weights/container"),
-    *("weights/naming", "weights/recognition", "weights/inferred", "weights/source", "weights/writer"),
-    *(
-        "checkpoint",
-        "lora",
-        "starting",
-        "pictures",
-        "conditioning",
-        "prompts",
-        "kinds",
-        "parts",
-        "execution",
-        "memory",
-        "video",
-        "contact",
-        "familiarity",
-    ),
-    *(
-        "hosts/loading",
-        "hosts/vae",
-        "hosts/text",
-        "hosts/image",
-        "hosts/schedulers",
-        "hosts/expected",
-        "conversion",
-        "hosts/kernels",
-        "hosts/offload",
-        "hosts/lent",
-        "hosts/step_cache",
-    ),
-    *(
-        "budget",
-        "compiled",
-        "assembly",
-        "pipeline",
-        "hosts/vace",
-        "cli_options",
-        "cli_files",
-        "cli_clips",
-        "cli_inspect",
-        "cli_init",
-        "cli_convert",
-        "cli_generate_options",
-        "cli_processes",
-        "cli_record",
-        "cli_generate",
-        "cli",
-    ),
-]
-
 # What each layer may import beside the standard library and itself. Whatever is not here needs a decision.
 CORE_LIBRARIES = {"torch", "safetensors", "numpy", "PIL"}
-CLI_LIBRARIES = {"imageio_ffmpeg", "imageio", "tqdm"}
-HOST_LIBRARIES = {"diffusers", "transformers", "sentencepiece", "ftfy"}
 COMFYUI = {
     *("comfy", "comfy_api", "comfy_extras", "comfy_config", "folder_paths", "node_helpers", "server", "nodes"),
     "latent_preview",
@@ -145,10 +76,6 @@ def top(module: str) -> str:
     return module.split(".", 1)[0]
 
 
-def place(path: Path) -> str:
-    return path.relative_to(ROOT / CORE).with_suffix("").as_posix()
-
-
 def at(path: Path, line: int = 1) -> str:
     return f"{path.relative_to(ROOT).as_posix()}:{line}"
 
@@ -160,32 +87,89 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS)
 
 
-def test_every_core_file_has_its_place():
-    found = {place(path) for path in sources(CORE) if path.name != "__init__.py"}
-    assert found - set(ORDER) == set(), "give them a place in ORDER of this test"
-    assert set(ORDER) - found == set(), "these files are gone"
+ARCHITECTURE = (
+    (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## The order inside the core", 1)[1]
+)
 
 
-def test_core_files_import_only_lower_ones_and_relatively():
-    wrong = []
-    for path in (ROOT / CORE / f"{name}.py" for name in ORDER):
-        lower = ORDER[: ORDER.index(place(path))]
-        for found in imports(path):
-            if top(found.module) == CORE:
-                target = module_file(found.module)
-                if not found.relative or target is None or place(target) not in lower:
-                    wrong.append(f"{at(path, found.line)} imports {found.module}")
+def rooms() -> dict[str, int]:
+    """Each room of the core and its storey, as docs/ARCHITECTURE.md lists them: 0 is the highest."""
+    lines = ARCHITECTURE.split("```")[1].strip().splitlines()
+    return {name: storey for storey, line in enumerate(lines) for name in line.split("  ")[0].split(", ")}
+
+
+def libraries() -> dict[str, set[str]]:
+    """The files that may import each library late, as docs/ARCHITECTURE.md lists them."""
+    table = ARCHITECTURE.split("| library | files |", 1)[1].split("\n\n", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return {name: set(files.replace("`", "").split(", ")) for name, files in rows}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / CORE).with_suffix("").parts[0]
+
+
+def core_files() -> list[Path]:
+    """Every file of the core but the packages' own first lines."""
+    return [path for path in sources(CORE) if path.parts[-2:] != (CORE, "__init__.py")]
+
+
+def core_imports(path: Path) -> Iterator[tuple[Import, Path]]:
+    """What a file of the core imports of the core."""
+    for found in imports(path):
+        target = module_file(found.module)
+        if top(found.module) == CORE and target is not None:
+            yield found, target
+
+
+def test_every_room_of_the_core_is_listed():
+    found = {room(path) for path in core_files()} - {"miniature"}
+    assert found == set(rooms())
+
+
+def test_core_files_import_only_lower_rooms_and_relatively():
+    storeys, wrong = rooms(), []
+    for path in core_files():
+        for found, target in core_imports(path):
+            lower = room(target) == room(path) or storeys[room(target)] > storeys[room(path)]
+            if not (found.relative and lower):
+                wrong.append(f"{at(path, found.line)} imports {found.module}")
     assert wrong == []
+
+
+def test_no_imports_of_a_room_go_round_in_a_circle():
+    arrows = {path: {target for _, target in core_imports(path) if room(target) == room(path)} for path in core_files()}
+    left = dict(arrows)
+    while free := [path for path, targets in left.items() if not (targets - {path}) & left.keys()]:
+        for path in free:
+            del left[path]
+    assert sorted(at(path) for path in left) == []
 
 
 def test_core_imports_no_library_that_is_not_allowed_there():
-    wrong = []
+    listed, wrong = libraries(), []
+    plain = CORE_LIBRARIES | {CORE} | set(sys.stdlib_module_names)
     for path in sources(CORE):
-        allowed = CORE_LIBRARIES | {CORE} | set(sys.stdlib_module_names)
-        allowed |= HOST_LIBRARIES if path.parent.name == "hosts" else set()
-        allowed |= CLI_LIBRARIES if path.stem == "video" or path.stem.startswith("cli") else set()
-        wrong += [f"{at(path, x.line)} imports {x.module}" for x in imports(path) if top(x.module) not in allowed]
+        place = path.relative_to(ROOT / CORE).as_posix()
+        allowed = plain | {name for name, files in listed.items() if place in files}
+        used = [(x.line, x.module) for x in imports(path)] + late_imports(path)
+        wrong += [f"{at(path, line)} imports {module}" for line, module in used if top(module) not in allowed]
     assert wrong == []
+
+
+def late_imports(path: Path) -> list[tuple[int, str]]:
+    """Names of library modules that stand in strings, as late imports have them: `"diffusers.hooks"`."""
+    strings = [
+        node for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    names = "|".join(libraries())
+    return [(node.lineno, node.value) for node in strings if re.fullmatch(rf"({names})(\.\w+)+", node.value)]
+
+
+def test_every_named_library_is_used_where_it_is_named():
+    named = [(name, ROOT / CORE / file) for name, files in libraries().items() for file in files]
+    unused = [at(path) for name, path in named if not re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
+    assert unused == []
 
 
 def test_training_and_benchmarks_never_import_nodes_or_comfyui():

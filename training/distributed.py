@@ -25,8 +25,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from contextanyone_core.blocks import TransformerBlock
 from contextanyone_core.errors import InputError
+from contextanyone_core.model.blocks import TransformerBlock
 from training.parts.base import Metrics, Part
 
 _PATIENCE = timedelta(hours=2)  # that the others have while one saves, samples or exports

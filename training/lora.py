@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from contextanyone_core.errors import InputError, MissingDependencyError
-from contextanyone_core.lora import Lora, LowRank
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.lora import Lora, LowRank
 from training.patterns import matches, require_matches
 
 # Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from contextanyone_core.flow import SigmaKind, add_noise, sample_sigmas, velocity_target
-from contextanyone_core.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
-from contextanyone_core.reading import Concatenation
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.sampling.flow import SigmaKind, add_noise, sample_sigmas, velocity_target
+from contextanyone_core.sampling.reference_modes import Concatenation
 from training.parts.base import Metrics, PartSettings
 
 

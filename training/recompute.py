@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, autocast
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from contextanyone_core.blocks import TransformerBlock
-from contextanyone_core.precision import under_autocast
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.blocks import TransformerBlock
+from contextanyone_core.model.precision import under_autocast
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 
 Recompute = Literal["none", "full", "selective"]
 _Result = TypeVar("_Result")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from ..keymap import image_table, inverse, text_table, transformer_table, translate, vae_table
+from .name_tables import image_table, inverse, text_table, transformer_table, translate, vae_table
 
 TRANSFORMER = "contextanyone-transformer"
 WAN = "wan-transformer"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from server import PromptServer
 
-from ...contextanyone_core.familiarity import round_trip_psnr
+from ...contextanyone_core.generation.domain_check import round_trip_psnr
 from .references import ReferencePicture
 
 THRESHOLD = "contextanyone_familiar_psnr"

@@ -9,7 +9,11 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...contextanyone_core.checkpoint import (
+from ...contextanyone_core.config import ContextAnyoneConfig
+from ...contextanyone_core.errors import CheckpointError
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
+from ...contextanyone_core.model_kinds import MODELS
+from ...contextanyone_core.weights.checkpoint import (
     IMAGE_ENCODER,
     TEXT_ENCODER,
     TRANSFORMER,
@@ -19,10 +23,6 @@ from ...contextanyone_core.checkpoint import (
     require_finite,
     transformer_config,
 )
-from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.errors import CheckpointError
-from ...contextanyone_core.kinds import MODELS
-from ...contextanyone_core.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.weights.naming import LORA, WAN
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
 from ...contextanyone_core.weights.source import WeightSource, open_source

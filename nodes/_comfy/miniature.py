@@ -13,11 +13,11 @@ import comfy.text_encoders.wan
 import numpy as np
 import torch
 
-from ...contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
+from ...contextanyone_core.encoders.text import SPIECE
 from ...contextanyone_core.errors import CheckpointError
-from ...contextanyone_core.familiarity import familiar_threshold
-from ...contextanyone_core.hosts.text import SPIECE
-from ...contextanyone_core.pictures import read_picture
+from ...contextanyone_core.generation.domain_check import familiar_threshold
+from ...contextanyone_core.media.image_io import read_picture
+from ...contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
 from .familiarity import THRESHOLD
 from .loading import load_contextanyone
 

@@ -15,9 +15,9 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
-from ...contextanyone_core.conditioning import fit_text_embeds
 from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.memory import forward_bytes
+from ...contextanyone_core.encoders.reference import fit_text_embeds
+from ...contextanyone_core.runtime.memory import forward_bytes
 from .network import ContextAnyoneNetwork
 from .run import with_runs
 

@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 from .run import current_run
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ...contextanyone_core.memory import forward_bytes
-from ...contextanyone_core.reading import behind
-from ...contextanyone_core.transformer import ContextAnyoneTransformer
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
+from ...contextanyone_core.runtime.memory import forward_bytes
+from ...contextanyone_core.sampling.reference_modes import behind
 from .model import ContextAnyoneModel
 from .network import ContextAnyoneNetwork, host_attention
 

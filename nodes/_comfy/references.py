@@ -11,14 +11,14 @@ import comfy.model_management
 import node_helpers
 import torch
 
-from ...contextanyone_core.conditioning import (
+from ...contextanyone_core.config import ContextAnyoneConfig
+from ...contextanyone_core.encoders.reference import (
     check_picture,
     clip_picture,
     fit_text_embeds,
     on_white,
     pad_picture,
 )
-from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
 from .model import EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel

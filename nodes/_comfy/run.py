@@ -15,8 +15,8 @@ import comfy.patcher_extension
 import comfy.sampler_helpers
 import torch
 
-from ...contextanyone_core.losses import reconstruction
-from ...contextanyone_core.transformer import ReferenceCache, ReferenceInputs, forget_tables
+from ...contextanyone_core.model.losses import reconstruction
+from ...contextanyone_core.model.transformer import ReferenceCache, ReferenceInputs, forget_tables
 
 _RUN = "contextanyone_run"
 _WRAPPER = "contextanyone"

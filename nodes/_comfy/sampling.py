@@ -12,8 +12,8 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ...contextanyone_core.flow import sigma_schedule
-from ...contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance
+from ...contextanyone_core.sampling.flow import sigma_schedule
+from ...contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance
 from .references import config_of, references_of, with_references_of, without_references_of
 from .run import current_run
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import memory
 from benchmarks.steps import Case
-from contextanyone_core.memory import MODES
+from contextanyone_core.runtime.memory import MODES
 
 
 def test_every_mode_runs_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from benchmarks import proof
 from benchmarks.random_files import plan_parts, random_tensor
 from benchmarks.stack import full_sizes, small_sizes
-from contextanyone_core.video import read_metadata
+from contextanyone_core.media.video_io import read_metadata
 
 SMALL = ["--small", "--frames", "5", "--size", "32x32", "--steps", "1"]
 

@@ -14,19 +14,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import recognise, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, ShapeError
-from contextanyone_core.flow import sigma_schedule
-from contextanyone_core.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.keymap import rename, transformer_table
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.parts import find_part, need_part, strange_transformer
-from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
-from contextanyone_core.reading import Concatenation
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.video import read_metadata
+from contextanyone_core.sampling.flow import sigma_schedule
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
+from contextanyone_core.sampling.reference_modes import Concatenation
+from contextanyone_core.weights.checkpoint import recognise, save_transformer
+from contextanyone_core.weights.locate import find_part, need_part, strange_transformer
+from contextanyone_core.weights.name_tables import rename, transformer_table
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
 SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=4, seed=3)

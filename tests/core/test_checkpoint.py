@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from contextanyone_core.checkpoint import (
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import CheckpointError
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import (
     TRANSFORMER,
     VAE,
     describe,
@@ -20,9 +23,6 @@ from contextanyone_core.checkpoint import (
     save_safetensors,
     save_transformer,
 )
-from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.errors import CheckpointError
-from contextanyone_core.transformer import ContextAnyoneTransformer
 
 CONFIG = ContextAnyoneConfig.tiny()
 

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from contextanyone_core import cli, cli_generate_options
-from contextanyone_core.checkpoint import read_header
-from contextanyone_core.familiarity import HEADER_KEY, familiar_threshold, round_trip_psnr
-from contextanyone_core.hosts import schedulers
-from contextanyone_core.pictures import picture_to_images
-from contextanyone_core.video import read_metadata
+from contextanyone_core import cli
+from contextanyone_core.cli import generate_options
+from contextanyone_core.generation.domain_check import HEADER_KEY, familiar_threshold, round_trip_psnr
+from contextanyone_core.media.image_io import picture_to_images
+from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.sampling import schedulers
+from contextanyone_core.weights.checkpoint import read_header
 
 SMALL = ("--frames", "5", "--size", "32x32", "--steps", "1", "--guidance-scale", "1")
 
@@ -208,7 +209,7 @@ def test_every_option_changes_the_video(made, desk):
 
 
 def test_samplers_are_the_ones_that_exist():
-    assert cli_generate_options.SAMPLERS == schedulers.SAMPLERS
+    assert generate_options.SAMPLERS == schedulers.SAMPLERS
 
 
 class Redraws:
@@ -248,7 +249,7 @@ def inspect(capsys, path) -> str:
 
 
 def test_inspect_weights(desk, tiny_folder, capsys, monkeypatch):
-    monkeypatch.setattr("contextanyone_core.checkpoint.load_file", None)
+    monkeypatch.setattr("contextanyone_core.weights.checkpoint.load_file", None)
     for part, kind in (
         ("transformer", "contextanyone-transformer"),
         ("vae", "wan-vae"),

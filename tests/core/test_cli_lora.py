@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import load_transformer, save_transformer
-from contextanyone_core.cli_generate_options import lora_file
-from contextanyone_core.lora import load_lora, merge_loras
-from contextanyone_core.video import read_metadata
+from contextanyone_core.cli.generate_options import lora_file
+from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
+from contextanyone_core.weights.lora import load_lora, merge_loras
 
 SMALL = ("--frames", "1", "--size", "32x32", "--steps", "1", "--guidance-scale", "1", "--first", "A woman.")
 

@@ -59,7 +59,8 @@ def test_interrupted_while_sampling(words, tmp_path):
 
 SLOW = """
 import sys, time
-from contextanyone_core import cli, {module}
+from contextanyone_core import cli
+from contextanyone_core.{package} import {module}
 real = {module}.{name}
 def slow(*args, **kwargs):
     sys.stderr.write("HERE\\n")
@@ -72,24 +73,25 @@ sys.exit(cli.main())
 
 
 @pytest.mark.parametrize(
-    ("module", "name"),
+    ("package", "module", "name"),
     [
-        ("cli_generate", "read_request"),
-        ("cli_generate", "_load"),
-        ("video", "_check_free"),
-        ("video", "_write_mp4"),
-        ("video", "_save_png"),
+        ("cli", "generate", "read_request"),
+        ("cli", "generate", "_load"),
+        ("media", "video_io", "_check_free"),
+        ("media", "video_io", "_write_mp4"),
+        ("media", "video_io", "_save_png"),
     ],
 )
-def test_interrupted_elsewhere(words, tmp_path, module, name):
-    process = start([sys.executable, "-c", SLOW.format(module=module, name=name), *words[3:]])
+def test_interrupted_elsewhere(words, tmp_path, package, module, name):
+    process = start([sys.executable, "-c", SLOW.format(package=package, module=module, name=name), *words[3:]])
     wait_for(process, b"HERE")
     assert_interrupted(process, tmp_path / "out")
 
 
 ANGRY = """
 import sys
-from contextanyone_core import cli, cli_generate
+from contextanyone_core import cli
+from contextanyone_core.cli import generate
 def angry(options):
     try:
         sys.stderr.write("HERE\\n")
@@ -98,7 +100,7 @@ def angry(options):
         time.sleep(60)
     except KeyboardInterrupt as error:
         raise ImportError("half a library") from error
-cli_generate._load = angry
+generate._load = angry
 sys.exit(cli.main())
 """
 
@@ -157,7 +159,7 @@ def test_out_of_memory_in_whatever_words(monkeypatch, capsys, said):
         raise RuntimeError(said)
 
     for command in ("generate", "convert"):
-        monkeypatch.setattr(f"contextanyone_core.cli_{command}.{command}", fail)
+        monkeypatch.setattr(f"contextanyone_core.cli.{command}.{command}", fail)
         assert cli.main([command]) == 1
         err = capsys.readouterr().err
         assert err.startswith("contextanyone: out of memory; ")

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from contextanyone_core import cli
-from contextanyone_core.cli_clips import Clip
-from contextanyone_core.cli_processes import Process, this_process
+from contextanyone_core.cli.clips import Clip
+from contextanyone_core.cli.processes import Process, this_process
 from contextanyone_core.errors import InputError
-from contextanyone_core.pipeline import ContextAnyonePipeline
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 
 COMMAND = [sys.executable, "-c", "import sys; from contextanyone_core.cli import main; sys.exit(main())"]
 SMALL = ("--frames", "1", "--size", "32x32", "--guidance-scale", "1")

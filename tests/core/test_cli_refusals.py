@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import read_header
+from contextanyone_core.weights.checkpoint import read_header
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_inspect(refused, desk, tiny_folder):
 
 CHEAP = """
 import sys
-from contextanyone_core.cli import main
+from contextanyone_core.cli.main import main
 commands = [
     ["generate", "--first", "a", "--out", "missing/out.mp4"],
     ["generate", "--first", "a", "--out", "out.mp4", "--reference", "missing.png"],

@@ -9,16 +9,16 @@ import torch
 from torch.nn import functional
 
 from contextanyone_core import cli
-from contextanyone_core.attention import torch_attention
-from contextanyone_core.compiled import compile_blocks
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, MissingDependencyError
-from contextanyone_core.execution import Execution
-from contextanyone_core.guidance import make_guidance
-from contextanyone_core.hosts import kernels
-from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.video import read_metadata
+from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.model.attention import torch_attention
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.runtime import kernels
+from contextanyone_core.runtime.compile import compile_blocks
+from contextanyone_core.runtime.options import Execution
+from contextanyone_core.sampling.guidance import make_guidance
 
 CONFIG = replace(ContextAnyoneConfig.tiny(), num_layers=4)
 CARD = torch.device("cuda")

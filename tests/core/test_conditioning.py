@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contextanyone_core.conditioning import (
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.reference import (
     DualEncoder,
     check_picture,
     clip_picture,
@@ -16,7 +17,6 @@ from contextanyone_core.conditioning import (
     on_white,
     pad_picture,
 )
-from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.prompts import TwoStagePrompt, check_text_length
 

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import load_transformer, read_header, recognise
-from contextanyone_core.conversion import convert
+from contextanyone_core.checkpoints.convert import convert
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import load_text_encoder
+from contextanyone_core.encoders.vae import load_vae
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import load_text_encoder
-from contextanyone_core.hosts.vae import load_vae
+from contextanyone_core.weights.checkpoint import load_transformer, read_header, recognise
 
 PARTS = ("transformer", "vae", "text_encoder")
 

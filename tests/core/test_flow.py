@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contextanyone_core.errors import InputError, ShapeError
-from contextanyone_core.flow import (
+from contextanyone_core.sampling.flow import (
     add_noise,
     denoised_from_velocity,
     sample_sigmas,

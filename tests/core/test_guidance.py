@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
+from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
 
 SCALE = st.floats(0, 20)
 

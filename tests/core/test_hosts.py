@@ -9,13 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contextanyone_core.checkpoint import read_header, save_safetensors
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.image import CLIP_MEAN, CLIP_STD, ImageEncoder, build_image_model, load_image_encoder
+from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
+from contextanyone_core.encoders.vae import (
+    VideoVAE,
+    build_vae,
+    load_vae,
+    mini_vae_config,
+    save_vae,
+    set_latent_statistics,
+)
 from contextanyone_core.errors import CheckpointError, InputError, MissingDependencyError, ShapeError
-from contextanyone_core.hosts.image import CLIP_MEAN, CLIP_STD, ImageEncoder, build_image_model, load_image_encoder
-from contextanyone_core.hosts.loading import host_class
-from contextanyone_core.hosts.text import TextEncoder, load_text_encoder
-from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
+from contextanyone_core.late_import import host_class
+from contextanyone_core.weights.checkpoint import read_header, save_safetensors
 
 
 def images(*shape: int) -> torch.Tensor:

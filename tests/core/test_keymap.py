@@ -7,7 +7,8 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.keymap import (
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.name_tables import (
     inverse,
     rename,
     transformer_table,
@@ -15,7 +16,6 @@ from contextanyone_core.keymap import (
     vae_table,
     vae_to_diffusers,
 )
-from contextanyone_core.transformer import ContextAnyoneTransformer
 
 
 @pytest.fixture(scope="module")

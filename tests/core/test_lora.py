@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from contextanyone_core.checkpoint import recognise
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.keymap import transformer_table
-from contextanyone_core.lora import Lora, LowRank, attach_loras, load_lora, merge_loras, save_lora
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.weights.checkpoint import recognise
+from contextanyone_core.weights.lora import Lora, LowRank, attach_loras, load_lora, merge_loras, save_lora
+from contextanyone_core.weights.name_tables import transformer_table
 
 CONFIG = ContextAnyoneConfig.tiny()
 RANK = 3

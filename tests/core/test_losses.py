@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contextanyone_core.errors import InputError, ShapeError
-from contextanyone_core.losses import dual_guidance_loss, per_sample_error, reconstruction
+from contextanyone_core.model.losses import dual_guidance_loss, per_sample_error, reconstruction
 
 
 def tensors(seed, frames=3, batch=2):

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.memory import cache_bytes, forward_bytes
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.runtime.memory import cache_bytes, forward_bytes
 
 
 class PeakOfStorages(TorchDispatchMode):

@@ -14,20 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from contextanyone_core import budget, cli
-from contextanyone_core.checkpoint import read_header
+from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders import on_demand
+from contextanyone_core.encoders.text import TextEncoder
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.execution import Execution, Video
-from contextanyone_core.guidance import make_guidance
-from contextanyone_core.hosts import lent
-from contextanyone_core.hosts.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
-from contextanyone_core.hosts.text import TextEncoder
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.generation import budget
+from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
-from contextanyone_core.video import read_metadata
+from contextanyone_core.runtime.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
+from contextanyone_core.runtime.options import Execution, Video
+from contextanyone_core.sampling.guidance import make_guidance
+from contextanyone_core.weights.checkpoint import read_header
 
 PROMPT = TwoStagePrompt("A woman in the park.", "She waves.")
 PICTURES = [torch.linspace(-1, 1, 3 * 40 * 30).view(1, 3, 40, 30), torch.full((1, 3, 20, 20), 0.3)]
@@ -215,7 +216,7 @@ def test_encoders_are_read_once_for_all_prompts_and_gone_afterwards(pipelines, m
         return loaded
 
     for name in ("load_text_encoder", "load_image_encoder"):
-        monkeypatch.setattr(lent, name, spy(getattr(lent, name)))
+        monkeypatch.setattr(on_demand, name, spy(getattr(on_demand, name)))
     pipeline = pipelines("balanced")
     assert seen == []
     prompts = [PROMPT, TwoStagePrompt("A man.", "")]
@@ -280,8 +281,8 @@ def test_a_config_that_lacks_a_key_is_told_in_every_mode(tiny_folder, tmp_path, 
     save_file(load_file(file), file, metadata | {"config": json.dumps(config)})
     place = (torch.float32, torch.device("cpu"))
     read = {
-        "text_encoder": lambda: lent.LentTextEncoder(file, *place),
-        "image_encoder": lambda: lent.LentImageEncoder(file, *place),
+        "text_encoder": lambda: on_demand.LentTextEncoder(file, *place),
+        "image_encoder": lambda: on_demand.LentImageEncoder(file, *place),
         "vae": lambda: budget.model_sizes(folder, MODELS["contextanyone"]),
     }
     with pytest.raises(CheckpointError, match=f"missing {key}, unknown nothing"):

@@ -13,14 +13,22 @@ from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from contextanyone_core.budget import model_sizes
 from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
-from contextanyone_core.execution import Video
-from contextanyone_core.hosts.text import build_text_model
-from contextanyone_core.hosts.vae import VideoVAE, build_vae, mini_vae_config
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.memory import _ENCODING, _TEXT_WORK, MODES, ModelSizes, decode_bytes, fitting_mode, stage_bytes
-from contextanyone_core.pipeline import ContextAnyonePipeline
+from contextanyone_core.encoders.text import build_text_model
+from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
+from contextanyone_core.generation.budget import model_sizes
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline
+from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.runtime.memory import (
+    _ENCODING,
+    _TEXT_WORK,
+    MODES,
+    ModelSizes,
+    decode_bytes,
+    fitting_mode,
+    stage_bytes,
+)
+from contextanyone_core.runtime.options import Video
 
 _spec = importlib.util.spec_from_file_location("tracker", Path(__file__).with_name("test_memory.py"))
 _module = importlib.util.module_from_spec(_spec)

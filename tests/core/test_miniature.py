@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import describe
-from contextanyone_core.conditioning import pad_picture
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.pictures import picture_to_images, read_picture
-from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.encoders.reference import pad_picture
+from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.media.image_io import picture_to_images, read_picture
+from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.weights.checkpoint import describe
 
 DEMO = Path(__file__).parents[2] / "assets/examples/red_hair_striped_shirt.png"
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")

@@ -8,8 +8,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.keymap import inverse, rename, transformer_table
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from contextanyone_core.weights.name_tables import inverse, rename, transformer_table
 
 TINY = ContextAnyoneConfig.tiny()
 EMPHASIZE = re.compile(r"\.(norm_emphasize|emphasize_attn)\.")

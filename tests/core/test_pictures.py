@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.pictures import MIN_SIDE, images_to_frames, picture_to_images, read_picture
+from contextanyone_core.media.image_io import MIN_SIDE, images_to_frames, picture_to_images, read_picture
 
 
 @pytest.fixture

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.devices import check_device
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
-from contextanyone_core.flow import sigma_schedule
-from contextanyone_core.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.hosts.schedulers import make_sampler
-from contextanyone_core.pipeline import (
+from contextanyone_core.generation.pipeline import (
     Conditions,
     ContextAnyonePipeline,
     GenerationSettings,
     stack_conditions,
 )
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.runtime.devices import check_device
+from contextanyone_core.sampling.flow import sigma_schedule
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
+from contextanyone_core.sampling.schedulers import make_sampler
+from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 
 SMALL = GenerationSettings(num_frames=5, width=32, height=32, steps=2, seed=5, guidance=CfgGuidance(3.0))
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")

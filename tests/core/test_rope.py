@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contextanyone_core.errors import ShapeError
-from contextanyone_core.rope import apply_rotary, axis_widths, grid_positions, reference_positions, rotary_table
+from contextanyone_core.model.rope import apply_rotary, axis_widths, grid_positions, reference_positions, rotary_table
 
 
 def difference(ours, theirs):

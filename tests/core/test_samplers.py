@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.flow import sigma_schedule
-from contextanyone_core.hosts.schedulers import SAMPLERS, make_sampler
+from contextanyone_core.sampling.flow import sigma_schedule
+from contextanyone_core.sampling.schedulers import SAMPLERS, make_sampler
 
 
 def straight(steps: int, shift: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import describe, load_transformer, read_header, recognise
-from contextanyone_core.conversion import convert
-from contextanyone_core.starting import write_starting_checkpoint
-from contextanyone_core.transformer import ReferenceInputs
+from contextanyone_core.checkpoints.convert import convert
+from contextanyone_core.checkpoints.init import write_starting_checkpoint
+from contextanyone_core.model.transformer import ReferenceInputs
+from contextanyone_core.weights.checkpoint import describe, load_transformer, read_header, recognise
 
 
 def test_it_is_whole_and_generates_what_the_backbone_does(wan_file, tmp_path):

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from contextanyone_core import cli
-from contextanyone_core.compiled import compile_blocks
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.execution import Execution
-from contextanyone_core.guidance import make_guidance
-from contextanyone_core.hosts.step_cache import cache_steps
-from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.reading import Concatenation, TwoStreams
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.video import read_metadata
+from contextanyone_core.runtime.compile import compile_blocks
+from contextanyone_core.runtime.options import Execution
+from contextanyone_core.runtime.step_cache import cache_steps
+from contextanyone_core.sampling.guidance import make_guidance
+from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
 
 CONFIG = replace(ContextAnyoneConfig.tiny(), num_layers=4)
 STEPS = 12

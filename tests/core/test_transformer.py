@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import autocast, nn
 
-from contextanyone_core.attention import torch_attention
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
-from contextanyone_core.losses import dual_guidance_loss, reconstruction
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.attention import torch_attention
+from contextanyone_core.model.losses import dual_guidance_loss, reconstruction
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 
 CONFIG = ContextAnyoneConfig.tiny()
 BATCH = 2

@@ -16,13 +16,13 @@ from diffusers import WanVACETransformer3DModel
 from PIL import Image
 
 from contextanyone_core import cli
-from contextanyone_core.conditioning import pad_picture
+from contextanyone_core.encoders.reference import pad_picture
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.hosts.vace import VacePipeline
-from contextanyone_core.pipeline import GenerationSettings
+from contextanyone_core.generation.pipeline import GenerationSettings
+from contextanyone_core.generation.vace import VacePipeline
+from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.video import read_metadata
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "She waves.")
 SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=2, seed=3)

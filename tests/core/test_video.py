@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextanyone_core import video
-from contextanyone_core.contact import contact_sheet, frame_choice
 from contextanyone_core.errors import InputError, MissingDependencyError
+from contextanyone_core.media import video_io as video
+from contextanyone_core.media.contact_sheet import contact_sheet, frame_choice
 
 METADATA = {
     "first": 'one = 1; # "two" \\ three\nfour \x00 emoji \U0001f600 \u4e2d\u6587',
@@ -144,8 +144,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from contextanyone_core import video
-from contextanyone_core.contact import contact_sheet
+from contextanyone_core.media import video_io as video
+from contextanyone_core.media.contact_sheet import contact_sheet
 frames = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
 sheet = contact_sheet([], frames)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))

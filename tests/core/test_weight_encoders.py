@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, recognise
 from contextanyone_core.config import WAN_LATENTS_MEAN
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import SPIECE, load_text_encoder, read_tokenizer
+from contextanyone_core.encoders.vae import load_vae
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import SPIECE, load_text_encoder, read_tokenizer
-from contextanyone_core.hosts.vae import load_vae
-from contextanyone_core.keymap import vae_from_diffusers
+from contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, recognise
+from contextanyone_core.weights.name_tables import vae_from_diffusers
 
 FORMS = ("original", "comfyui", "folder")
 

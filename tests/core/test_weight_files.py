@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch.nn import Linear
 
 from contextanyone_core import cli
-from contextanyone_core.checkpoint import TRANSFORMER, WAN, load_transformer, open_source, recognise
 from contextanyone_core.errors import CheckpointError, MissingDependencyError
-from contextanyone_core.keymap import rename, transformer_table
+from contextanyone_core.weights.checkpoint import TRANSFORMER, WAN, load_transformer, open_source, recognise
+from contextanyone_core.weights.name_tables import rename, transformer_table
 
 FP8 = torch.float8_e4m3fn
 

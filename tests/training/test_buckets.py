@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.data.buckets import (
     Bucket,
     BucketSettings,

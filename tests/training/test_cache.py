@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.pictures import picture_to_images, read_picture
-from contextanyone_core.pipeline import ContextAnyonePipeline
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline
+from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.prompts import TwoStagePrompt
 from training import files
 from training.cache import main

@@ -25,9 +25,9 @@ from processes import (
 )
 
 import training.trainer
-from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import save_transformer
 from training.loop import train
 from training.randomness import rank_seed
 

@@ -8,9 +8,9 @@ import pytest
 import sentencepiece
 import torch
 
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import load_text_encoder
 from training.parts.base import PartContext
 from training.parts.captions_tokenizer import END_ID, PAD_ID, UNKNOWN_ID, train_tokenizer
 from training.parts.encoder_data import LABELS, UNKNOWN, Variety, draw_caption, draw_pairs, fit_square

@@ -11,13 +11,13 @@ import sentencepiece
 import torch
 from diffusers import WanVACETransformer3DModel
 
-from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.image import build_image_model, mini_image_config, save_image_encoder
+from contextanyone_core.encoders.text import TextEncoder, build_text_model, mini_text_config, save_text_encoder
+from contextanyone_core.encoders.vae import build_vae, mini_vae_config, save_vae
 from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.image import build_image_model, mini_image_config, save_image_encoder
-from contextanyone_core.hosts.text import TextEncoder, build_text_model, mini_text_config, save_text_encoder
-from contextanyone_core.hosts.vae import build_vae, mini_vae_config, save_vae
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import save_transformer
 from training.config import PRESETS
 from training.evaluate import main
 from training.evaluation.accuracy import attributes_right, chance, confidence, drift, scene_accuracy, summary

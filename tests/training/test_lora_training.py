@@ -11,11 +11,11 @@ from cached_world import build, settings_for, write_small_world
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.lora import attach_loras, load_lora, merge_loras
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
+from contextanyone_core.weights.lora import attach_loras, load_lora, merge_loras
 from training.config import load_config, presets
 from training.export import main as export_main
 from training.lora import NEW_PARTS, trained_lora

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.video import write_clip
+from contextanyone_core.media.video_io import write_clip
 from training.data.buckets import Bucket, BucketSettings
 from training.data.check import check_files
 from training.data.manifest import REASONS, ManifestRow, drop_table, read_manifest, write_manifest

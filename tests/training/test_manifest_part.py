@@ -8,8 +8,8 @@ import pytest
 import torch
 from cached_world import build, change_rows, settings_for, write_small_world
 
-from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.errors import CheckpointError, InputError
+from contextanyone_core.weights.checkpoint import load_transformer
 from training.config import load_config
 from training.data.batches import CachedData
 from training.data.shards import ShardStore

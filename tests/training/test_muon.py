@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import Conv2d, Linear
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.hosts.vae import build_vae, mini_vae_config
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.encoders.vae import build_vae, mini_vae_config
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.muon import MuonAdamW, orthogonal
 from training.parts.base import default_groups
 

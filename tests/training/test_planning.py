@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.flow import sample_sigmas
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.sampling.flow import sample_sigmas
+from contextanyone_core.weights.checkpoint import save_transformer
 from training.config import InitSettings, OptimSettings, load_config, parse_config, presets
 from training.data.buckets import Bucket, BucketSettings
 from training.data.settings import DataSettings

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from contextanyone_core.checkpoint import save_safetensors
 from contextanyone_core.errors import CheckpointError, ShapeError
-from contextanyone_core.pipeline import MINIATURE
+from contextanyone_core.generation.pipeline import MINIATURE
+from contextanyone_core.weights.checkpoint import save_safetensors
 from training.evaluation.probe import FRAME_HEADS, Probe, ProbeConfig, load_probe, prepare, read_clips
 from training.evaluation.probe_check import check_probe
 from training.parts.base import PartContext

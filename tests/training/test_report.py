@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextanyone_core.video import write_clip
+from contextanyone_core.media.video_io import write_clip
 from training.report import main
 from training.reporting.charts import line_chart, ticks
 from training.reporting.history import read_history

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import TrainConfig, parse_config
 from training.loop import train
 from training.patterns import matches

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 
-from contextanyone_core.attention import torch_attention
-from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.vae import VideoVAE, load_vae
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.model.attention import torch_attention
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import load_transformer
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, encoders_hash, open_pool
 from training.files import write_tensors

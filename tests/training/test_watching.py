@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, MissingDependencyError
-from contextanyone_core.transformer import ContextAnyoneTransformer
-from contextanyone_core.video import write_clip
+from contextanyone_core.media.video_io import write_clip
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import parse_config
 from training.flops import backward_flops, forward_flops
 from training.loop import train

@@ -23,10 +23,10 @@ from processes import (
 )
 
 import training.trainer
-from contextanyone_core.checkpoint import save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import save_transformer
 from training.distributed import open_world
 from training.loop import train
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contextanyone_core.conditioning import DualEncoder, check_picture, pad_picture
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.reference import DualEncoder, check_picture, pad_picture
+from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import TextEncoder, load_text_encoder
-from contextanyone_core.hosts.vae import VideoVAE, load_vae
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.check import CheckedClip, Unusable
 from training.data.frames import latent_masks, to_images

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from contextanyone_core.errors import InputError, MissingDependencyError
-from contextanyone_core.pictures import read_picture
+from contextanyone_core.media.image_io import read_picture
 from training.data.frames import FPS
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"})

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from contextanyone_core.conditioning import clip_picture
-from contextanyone_core.hosts.image import ImageEncoder
-from contextanyone_core.hosts.vae import VideoVAE
+from contextanyone_core.encoders.image import ImageEncoder
+from contextanyone_core.encoders.reference import clip_picture
+from contextanyone_core.encoders.vae import VideoVAE
 from training.data.frames import latent_masks
 from training.files import write_tensors
 from training.parts.vae_forward import encode_whole

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.video import write_clip
+from contextanyone_core.media.video_io import write_clip
 from training.data.manifest import ManifestRow, Split, write_manifest
 from training.world import TEST_SEED_START, WorldSample, random_frame, sample
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contextanyone_core.conditioning import Reference
+from contextanyone_core.encoders.reference import Reference
 from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.vace import VacePipeline
-from contextanyone_core.pictures import images_to_frames, picture_to_images
-from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
+from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
+from contextanyone_core.generation.vace import VacePipeline
+from contextanyone_core.media.image_io import images_to_frames, picture_to_images
 from contextanyone_core.prompts import TwoStagePrompt
 from training.evaluation.characters import Subject, neighbour
 from training.evaluation.settings import EvaluateSettings

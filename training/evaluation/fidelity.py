@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contextanyone_core.hosts.vae import VideoVAE
-from contextanyone_core.pictures import images_to_frames
+from contextanyone_core.encoders.vae import VideoVAE
+from contextanyone_core.media.image_io import images_to_frames
 from training.evaluation.characters import Subject
 from training.evaluation.clips import Clips
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from contextanyone_core.checkpoint import load_transformer
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import load_text_encoder
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import load_text_encoder
-from contextanyone_core.hosts.vace import VacePipeline
-from contextanyone_core.hosts.vae import VideoVAE, load_vae
-from contextanyone_core.parts import need_part
-from contextanyone_core.pipeline import MINIATURE, ContextAnyonePipeline
+from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline
+from contextanyone_core.generation.vace import VacePipeline
+from contextanyone_core.weights.checkpoint import load_transformer
+from contextanyone_core.weights.locate import need_part
 from training.evaluation.probe import Probe, load_probe
 from training.evaluation.settings import EvaluateSettings, torch_dtype
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from contextanyone_core.hosts.vae import VideoVAE, load_vae
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from training.evaluation.accuracy import attributes_right, chance, confidence, drift, scene_accuracy, summary
 from training.evaluation.characters import Subject, first_seed, neighbour, subjects
 from training.evaluation.clips import Clips, Maker, make_maker

@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.kinds import MODELS, ModelKind
-from contextanyone_core.pipeline import GenerationSettings
+from contextanyone_core.generation.pipeline import GenerationSettings
+from contextanyone_core.model_kinds import MODELS, ModelKind
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from training.config import describe_errors, read_settings
 from training.data.buckets import FrameCount
 

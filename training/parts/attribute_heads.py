@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contextanyone_core.blocks import TransformerBlock
+from contextanyone_core.model.blocks import TransformerBlock
 from training.world import ATTRIBUTES
 
 

@@ -12,21 +12,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.image import (
+from contextanyone_core.encoders.image import (
     build_image_model,
     clip_pixels,
     load_image_encoder,
     mini_image_config,
     save_image_encoder,
 )
-from contextanyone_core.hosts.text import (
+from contextanyone_core.encoders.text import (
     TextEncoder,
     build_text_model,
     load_text_encoder,
     mini_text_config,
     save_text_encoder,
 )
+from contextanyone_core.errors import InputError
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.captions_tokenizer import END_ID, PAD_ID, train_tokenizer
 from training.parts.encoder_data import Pair, Variety, draw_pairs, stack_labels

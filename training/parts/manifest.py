@@ -19,12 +19,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.hosts.vae import VideoVAE, load_vae
-from contextanyone_core.pictures import images_to_frames
-from contextanyone_core.pipeline import Conditions, GenerationSettings, LatentSampler
-from contextanyone_core.transformer import ReferenceInputs
-from contextanyone_core.video import write_clip
+from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
+from contextanyone_core.media.image_io import images_to_frames
+from contextanyone_core.media.video_io import write_clip
+from contextanyone_core.model.transformer import ReferenceInputs
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash

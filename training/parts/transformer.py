@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from contextanyone_core.blocks import TransformerBlock
-from contextanyone_core.checkpoint import read_header
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.hosts.image import load_image_encoder
-from contextanyone_core.hosts.text import load_text_encoder
-from contextanyone_core.hosts.vae import VideoVAE, load_vae
-from contextanyone_core.kinds import MODELS
-from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import load_text_encoder
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
+from contextanyone_core.model.blocks import TransformerBlock
+from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.weights.checkpoint import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.files import file_sha256

@@ -14,12 +14,12 @@ import torch._dynamo
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from contextanyone_core.blocks import TransformerBlock
-from contextanyone_core.checkpoint import load_transformer, save_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.lora import merge_loras, save_lora
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.blocks import TransformerBlock
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
+from contextanyone_core.weights.lora import merge_loras, save_lora
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
 from training.objective import (

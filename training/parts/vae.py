@@ -19,8 +19,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from contextanyone_core.encoders.vae import (
+    VideoVAE,
+    build_vae,
+    load_vae,
+    mini_vae_config,
+    save_vae,
+    set_latent_statistics,
+)
 from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.vae import VideoVAE, build_vae, load_vae, mini_vae_config, save_vae, set_latent_statistics
 from contextanyone_core.weights.container import open_container
 from training.data.buckets import FrameCount
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups

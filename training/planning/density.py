@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from contextanyone_core.flow import SigmaKind
+from contextanyone_core.sampling.flow import SigmaKind
 
 _SIZE, _MARGIN = (640, 320), 40
 _INK, _LINE, _RULE = (40, 40, 40), (31, 99, 181), (205, 205, 205)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from contextanyone_core.checkpoint import read_header
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
-from contextanyone_core.hosts.image import mini_image_config
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import read_header
 from contextanyone_core.weights.naming import TRANSFORMER
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from contextanyone_core import transformer as core_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.transformer import ContextAnyoneTransformer
+from contextanyone_core.model import transformer as core_transformer
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import OptimSettings
 from training.data.buckets import Bucket
 from training.objective import Draws, EncodedClips, ReferenceDraws, loss_terms

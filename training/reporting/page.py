@@ -12,7 +12,7 @@ import yaml
 from tqdm import tqdm
 
 from contextanyone_core.errors import ContextAnyoneError
-from contextanyone_core.video import read_metadata
+from contextanyone_core.media.video_io import read_metadata
 from training.reporting.charts import line_chart
 from training.reporting.history import History, read_history
 

@@ -21,7 +21,7 @@ def small(**changed):
     sizes = {"dim": 256, "ffn_dim": 64, "num_heads": 2, "num_layers": 2}
     config = dataclasses.replace(base, **sizes | changed)
     torch.manual_seed(4)
-    network = pack("contextanyone_core.transformer").ContextAnyoneTransformer(config)
+    network = pack("contextanyone_core.model.transformer").ContextAnyoneTransformer(config)
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)

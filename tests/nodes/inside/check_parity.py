@@ -58,7 +58,7 @@ def check_the_guider_equals_headless_dual_guidance():
 
 
 def check_the_guider_takes_the_models_own_scales():
-    core = pack("contextanyone_core.guidance")
+    core = pack("contextanyone_core.sampling.guidance")
     model, positive, negative, _ = applied()
     given = {"model": model, "positive": positive, "negative": negative, "reference_scale": 2.0}
     (own,) = call("ContextAnyoneGuider", guidance_scale=0.0, **given)
@@ -135,7 +135,7 @@ def check_the_redrawn_reference_is_the_headless_one():
 
 def plain_wan() -> tuple[dict[str, torch.Tensor], object]:
     """Random weights of a small plain Wan transformer, and its config."""
-    transformer = pack("contextanyone_core.transformer").ContextAnyoneTransformer
+    transformer = pack("contextanyone_core.model.transformer").ContextAnyoneTransformer
     config_class = pack("contextanyone_core.config").ContextAnyoneConfig
     sizes = {"dim": 128, "ffn_dim": 64, "num_heads": 1, "num_layers": 2, "text_dim": 32}
     config = dataclasses.replace(config_class.wan_1_3b(), **sizes, image_dim=None, emphasize=False)

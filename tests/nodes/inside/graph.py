@@ -41,7 +41,7 @@ DATA = Path()  # the folder that prepare/<name>.py filled, if there is one; set 
 
 
 def pack(name: str) -> ModuleType:
-    """A module of the pack as ComfyUI sees it, such as pack("contextanyone_core.flow")."""
+    """A module of the pack as ComfyUI sees it, such as pack("contextanyone_core.sampling.flow")."""
     return importlib.import_module(f"{PACK.module}.{name}")
 
 

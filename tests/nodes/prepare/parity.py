@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from contextanyone_core.guidance import DualGuidance
-from contextanyone_core.pictures import picture_to_images, read_picture
-from contextanyone_core.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
+from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.sampling.guidance import DualGuidance
 
 PICTURES = ("red_hair_bag_teal_shirt.png", "red_hair_bag_teal_shirt_other_view.png")
 EXAMPLES = Path(__file__).resolve().parents[3] / "assets" / "examples"

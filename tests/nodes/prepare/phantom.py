@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from contextanyone_core.checkpoint import load_transformer
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.pictures import picture_to_images, read_picture
-from contextanyone_core.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
+from contextanyone_core.media.image_io import picture_to_images, read_picture
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.reading import Concatenation
-from contextanyone_core.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
+from contextanyone_core.sampling.reference_modes import Concatenation
+from contextanyone_core.weights.checkpoint import load_transformer
 
 PICTURES = ("red_hair_bag_teal_shirt.png", "red_hair_bag_teal_shirt_other_view.png")
 EXAMPLES = Path(__file__).resolve().parents[3] / "assets" / "examples"

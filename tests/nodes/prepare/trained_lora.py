@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from contextanyone_core.checkpoint import load_transformer, save_transformer
-from contextanyone_core.lora import merge_loras, save_lora
+from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
+from contextanyone_core.weights.lora import merge_loras, save_lora
 from training.lora import trained_lora
 from training.trainable import TrainSettings, choose_trained
 

@@ -1,0 +1,66 @@
+"""Names and shapes that a weight file of an encoder must hold, by its config, without allocating anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..encoders.image import build_image_model
+from ..encoders.loading import on_meta
+from ..encoders.text import SPIECE, build_text_model
+from ..encoders.vae import build_vae
+from ..errors import CheckpointError
+from ..weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, compare_names, expected_tensors, open_source
+from ..weights.name_tables import vae_from_diffusers
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def host_tensors(kind: str, config: Mapping[str, Any]) -> Shapes | None:
+    """Name and shape of every tensor in a file of `kind`, as the `save_...` of the encoders writes it.
+
+    The tokenizer in a text encoder's file may have any length, which stands as the shape ().
+
+    Returns: None for a kind that is no host's.
+    Raises: whatever diffusers or transformers raise for a config that they cannot build.
+    """
+    known: dict[str, Callable[[Mapping[str, Any]], Shapes]] = {VAE: _vae, TEXT_ENCODER: _text, IMAGE_ENCODER: _image}
+    return known[kind](config) if kind in known else None
+
+
+def compare_host(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]] | None:
+    """What a file of `kind` lacks, has beyond, and has in another shape (each with both shapes), by its config.
+
+    Returns: None for a kind that is no host's.
+    Raises: CheckpointError where the config cannot be built.
+    """
+    try:
+        expected = host_tensors(kind, config)
+    except Exception as error:  # diffusers and transformers refuse a bad config in any way they like
+        raise CheckpointError(f"{path}: no {kind} can be built from the config of this file ({error}).") from error
+    if expected is None:
+        return None
+    source = open_source(path)
+    if SPIECE in source.tensors:
+        expected[SPIECE] = source.tensors[SPIECE].shape
+    elif SPIECE in expected and not source.recognised.stated:
+        del expected[SPIECE]  # public files may have the tokenizer beside them
+    missing, unknown, wrong = compare_names(expected, source.tensors)
+    return missing, unknown + source.unknown, wrong
+
+
+def _vae(config: Mapping[str, Any]) -> Shapes:
+    state = on_meta(lambda: build_vae(config)).state_dict()
+    return {name: tuple(value.shape) for name, value in vae_from_diffusers(state).items()}
+
+
+def _text(config: Mapping[str, Any]) -> Shapes:
+    shapes = expected_tensors(on_meta(lambda: build_text_model(config)))
+    shapes.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
+    return shapes | {SPIECE: ()}
+
+
+def _image(config: Mapping[str, Any]) -> Shapes:
+    shapes = expected_tensors(on_meta(lambda: build_image_model(config)))
+    return {"vision_model." + name.removeprefix("vision_model."): shape for name, shape in shapes.items()}

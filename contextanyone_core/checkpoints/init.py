@@ -1,0 +1,155 @@
+"""A starting checkpoint for training: a public backbone, a public CLIP branch, and new parts as DESIGN 1 has them.
+
+Everything goes tensor by tensor, so that a 1.3B model is made in the memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ContextAnyoneConfig
+from ..errors import CheckpointError
+from ..model.transformer import ContextAnyoneTransformer, initialise_layer
+from ..weights.checkpoint import compare_names, expected_tensors, transformer_config
+from ..weights.naming import TRANSFORMER
+from ..weights.safetensors_file import printable
+from ..weights.source import WeightSource, open_source
+from ..weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo, cast, empty, is_finite
+from ..weights.writer import NAMES, write_streamed
+
+_CLIP_PARTS = ("img_emb.", ".k_img.", ".v_img.", ".norm_k_img.")
+_NEW_PARTS = (".emphasize_attn.", ".norm_emphasize.")
+
+
+def write_starting_checkpoint(
+    backbone: Path,
+    out: Path,
+    *,
+    clip_branch: Path | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ContextAnyoneConfig:
+    """Write a whole ContextAnyone transformer that, without a picture, generates what its backbone does until trained.
+
+    The video reads a picture's stream from the first step on, through the backbone's own attention, untrained for it.
+
+    Args:
+        backbone: Wan 2.1 T2V or Phantom-Wan, in any form that `open_source` reads.
+        out: the safetensors file to write.
+        clip_branch: a file with Wan's CLIP branch at the backbone's size, such as Wan2.1-Fun-1.3B-InP; None starts the
+            branch anew (with zero values, so that it says nothing at first).
+        dtype: of the weights; None takes the backbone's, bf16 for fp8 and GGUF.
+        progress: called with (tensors written, of how many).
+
+    Returns: the config of the new model.
+
+    Raises:
+        CheckpointError: a file is damaged, of another kind, or of another size than the other.
+        OSError: the disk is full.
+    """
+    base = open_source(backbone)
+    clip = None if clip_branch is None else _open_clip(clip_branch)
+    config = _config(base, clip)
+    model = ContextAnyoneTransformer(config, device="meta")
+    expected = expected_tensors(model)
+    origin = {name: _origin(name, base, clip) for name in expected}
+    _check(base, clip, expected, origin)
+    stored = dtype or _main_dtype(base)
+
+    def read(name: str) -> Tensor:
+        source = origin[name]
+        value = _new(model, name, stored) if source is None else source.read(name, stored)
+        if not is_finite(value):
+            file = out if source is None else source.path
+            raise CheckpointError(f"{file} holds NaN or infinite values in {name} in {stored}.")
+        return value
+
+    plan = {name: TensorInfo(NAMES[stored], shape) for name, shape in expected.items()}
+    made_of = {"backbone": f"{base.path.name}: {base.recognised}"}
+    made_of["clip_branch"] = "new" if clip is None else f"{clip.path.name}: {clip.recognised}"
+    metadata = {
+        "kind": TRANSFORMER,
+        "config": json.dumps(config.to_dict(), sort_keys=True),
+        "made_of": json.dumps(made_of),
+    }
+    write_streamed(out, plan, read, metadata, progress)
+    return config
+
+
+def _open_clip(path: Path) -> WeightSource:
+    source = open_source(path)
+    if "img_emb.proj.0.weight" not in source.tensors:
+        raise CheckpointError(
+            f"{path} is {source.recognised}, without a CLIP branch (img_emb); Wan2.1-Fun-1.3B-InP or Control has one."
+        )
+    return source
+
+
+def _config(base: WeightSource, clip: WeightSource | None) -> ContextAnyoneConfig:
+    config = transformer_config(base, plain=True)
+    if config.emphasize:
+        raise CheckpointError(f"{base.path} is {base.recognised} and whole already; train it as it is.")
+    image_dim = config.image_dim or ContextAnyoneConfig.wan_1_3b().image_dim
+    if clip is not None:
+        image_dim = (*clip.tensors["img_emb.proj.0.weight"].shape, 0)[0]
+    return replace(config, emphasize=True, image_dim=image_dim)
+
+
+def _origin(name: str, base: WeightSource, clip: WeightSource | None) -> WeightSource | None:
+    """The file that a tensor comes from; None for a new one."""
+    if clip is not None and any(part in name for part in _CLIP_PARTS):
+        return clip
+    return base if name in base.tensors else None
+
+
+def _check(
+    base: WeightSource,
+    clip: WeightSource | None,
+    expected: dict[str, tuple[int, ...]],
+    origin: dict[str, WeightSource | None],
+) -> None:
+    branch = any(part in name for name in base.tensors for part in _CLIP_PARTS)
+    allowed = _NEW_PARTS if branch else (*_NEW_PARTS, *_CLIP_PARTS)
+    lost = [name for name, source in origin.items() if source is None and not any(part in name for part in allowed)]
+    unknown = base.unknown + [name for name in base.tensors if name not in expected]
+    if lost or unknown:
+        word = "misses" if lost else "has the unknown"
+        names = ", ".join(printable(name) for name in (lost or unknown)[:8])
+        raise CheckpointError(f"{base.path} is {base.recognised} and {word} {names}; a whole backbone is needed.")
+    for source in (base, clip):
+        wanted = {name: shape for name, shape in expected.items() if source is not None and origin[name] is source}
+        missing, _, wrong = compare_names(wanted, source.tensors if source is not None else {})
+        if source is not None and (missing or wrong):
+            first = wrong[0] if wrong else f"{missing[0]} is missing"
+            raise CheckpointError(
+                f"{source.path} is {source.recognised} and does not fit the backbone {base.recognised}: {first}."
+            )
+
+
+def _main_dtype(base: WeightSource) -> torch.dtype:
+    dtypes = base.recognised.dtypes
+    main = max(dtypes, key=lambda name: dtypes[name])
+    return TORCH_DTYPES[main] if main in COMPUTED else torch.bfloat16
+
+
+def _new(model: ContextAnyoneTransformer, name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor of a part that no file has, the same at every call."""
+    module_name, _, leaf = name.rpartition(".")
+    layer = model.get_submodule(module_name)
+    places = {key: (tuple(value.shape), torch.float32) for key, value in layer.named_parameters()}
+    layer.load_state_dict({key: empty(*place) for key, place in places.items()}, assign=True)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(zlib.crc32(module_name.encode()))
+        if isinstance(layer, torch.nn.LayerNorm | torch.nn.RMSNorm):
+            layer.reset_parameters()
+        initialise_layer(module_name, layer)
+        value = cast(layer.get_parameter(leaf).detach(), dtype)
+    layer.to("meta")
+    return value

@@ -1,0 +1,5 @@
+"""The command `contextanyone`."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,125 @@
+"""Which clips a command asks for: prompts from the options or from a JSONL file, and a safe name for each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..media.video_io import contact_path, ending_of
+from .parsing import MAX_SEED, did_you_mean, prompt_text
+
+KEYS = ("first", "later", "out", "seed")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video to make: its two prompts (either may be empty), its seed and where it goes."""
+
+    first: str
+    later: str
+    seed: int
+    out: Path
+
+
+def clips_from_options(first: str | None, laters: Sequence[str], seed: int, out: Path) -> list[Clip]:
+    """One clip for every later prompt; several are numbered: out-1.mp4, out-2.mp4.
+
+    Raises: InputError without any prompt.
+    """
+    if first is None and not laters:
+        raise InputError("there is no prompt; say what is seen with --first, what happens with --later, or both.")
+    if len(laters) < 2:
+        return [Clip(first or "", "".join(laters), seed, out)]
+    ending = out.suffix if ending_of(out) else ""
+    names = [out.with_name(f"{out.name.removesuffix(ending)}-{index}{ending}") for index in range(1, len(laters) + 1)]
+    return [Clip(first or "", later, seed, name) for later, name in zip(laters, names, strict=True)]
+
+
+def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> list[Clip]:
+    """One clip for every line {"first", "later", "out"?, "seed"?} of a JSONL file, all inside `folder`.
+
+    `first` and `seed` of the options stand in where a line has none; the names default to clip-001.mp4 and so on.
+
+    Raises: InputError, with the line's number, for anything else, and for names that would leave the folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--out {folder} is no folder; with --prompts give an existing folder for the clips.")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--prompts {file} cannot be read: {error}.") from error
+    clips: list[Clip] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                name = f"clip-{len(clips) + 1:03d}.mp4"
+                clips.append(_clip(_parse(line), Clip(first or "", "", seed, folder / name)))
+            except (InputError, argparse.ArgumentTypeError) as error:
+                raise InputError(f"{file}, line {number}: {error}") from error
+    if not clips:
+        raise InputError(f'--prompts {file} has no lines; each is an object such as {{"first": ..., "later": ...}}.')
+    return clips
+
+
+def refuse_collisions(clips: Sequence[Clip], read: Sequence[Path]) -> None:
+    """No clip or contact sheet may replace another one of this run, or a file that the run reads.
+
+    Names that differ in capitals alone are one file on macOS and Windows.
+
+    Raises: InputError naming the path.
+    """
+    taken = {_place(path) for path in read}
+    for clip in clips:
+        for path in (clip.out, contact_path(clip.out)):
+            if _place(path) in taken:
+                raise InputError(f"{path} would be written over a file of this very run; give another name.")
+            taken.add(_place(path))
+
+
+def _place(path: Path) -> str:
+    return os.path.realpath(path).casefold()
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise InputError('an object such as {"first": ..., "later": ...} is needed.')
+    for key in values:
+        if key not in KEYS:
+            raise InputError(f"{key!r} is unknown; known are {', '.join(KEYS)}.{did_you_mean(key, KEYS)}")
+    return values
+
+
+def _clip(values: Mapping[str, Any], default: Clip) -> Clip:
+    texts = {key: _text(key, values[key]) for key in ("first", "later", "out") if key in values}
+    first, later = texts.get("first", default.first), texts.get("later", "")
+    prompt_text(first + later)
+    for key in ("first", "later"):
+        if key in texts:
+            prompt_text(texts[key])
+    seed = values.get("seed", default.seed)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed is {seed!r}; a whole number from 0 to {MAX_SEED} is needed.")
+    out = default.out.parent / _plain_name(texts["out"]) if "out" in texts else default.out
+    return Clip(first, later, seed, out)
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{key} is {value!r}; a text is needed.")
+    return value
+
+
+def _plain_name(name: str) -> str:
+    if not name or name.startswith(".") or any(c in "/\\:" or not c.isprintable() for c in name):
+        raise InputError(f"out is {name!r}; a plain file name such as beach.mp4 is needed, without folders.")
+    return name

@@ -1,0 +1,224 @@
+"""`contextanyone generate`: pictures and prompts become clips.
+
+In this order, so that a mistake is told before anything slow happens: options, prompts, output names, pictures; then
+torch, the device, the weights, the prompts' lengths; then the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, InputError
+from ..media.image_io import read_picture
+from ..media.video_io import check_name, check_output, save_clip
+from ..model_kinds import MODELS, ModelKind, is_full_size
+from ..prompts import TwoStagePrompt
+from ..runtime.options import Execution, Video
+from .clips import Clip, clips_from_file, clips_from_options, refuse_collisions
+from .generate_options import SMALL_SIZE, generate_parser
+from .parsing import PARTS
+from .processes import Process, this_process
+from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
+
+if TYPE_CHECKING:
+    from .record import Pipeline
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for, checked as far as possible without torch; `clips` are those of this process."""
+
+    kind: ModelKind
+    options: argparse.Namespace
+    execution: Execution
+    process: Process
+    clips: list[Clip]
+    pictures: list[NDArray[np.uint8]]
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Run the command; every finished clip puts two lines on stdout: the video's path and the contact sheet's.
+
+    Raises: InputError, CheckpointError for what cannot be met; OSError if the disk is full.
+    """
+    request = read_request(argv)
+    if not request.clips:
+        _note(f"process {request.process.rank} of {request.process.count} has no clip to make")
+        return 0
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    pipeline = _load(request)
+    _check_prompts(pipeline, request)
+    if not request.pictures and request.kind.references:
+        _note("no --reference is given: plain text to video")
+    _warn_of_strangers(pipeline, request)
+    _warn_of_surprises(pipeline, request)
+    record = record_of(pipeline, request.options)
+    clips = _unfinished(request, record)
+    if clips:
+        prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
+        pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
+    for clip in clips:
+        sheet = _make(pipeline, request, clip, record)
+        sys.stdout.write(f"{clip.out}\n{sheet}\n")
+        sys.stdout.flush()
+    return 0
+
+
+def read_request(argv: Sequence[str]) -> Request:
+    """Parse the options and check prompts, names and pictures.
+
+    Raises: InputError.
+    """
+    options = generate_parser().parse(argv)
+    kind = MODELS[options.model]
+    kind.check(guidance=options.guidance, references=len(options.reference), emphasis=options.emphasis)
+    if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
+        raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
+    execution = _execution(options)
+    execution.check(kind)
+    if options.prompts is not None:
+        if options.later:
+            raise InputError("--later and --prompts exclude each other; put the later prompts into the file.")
+        clips = clips_from_file(options.prompts, options.first, options.seed, options.out)
+    else:
+        check_name(options.out)
+        clips = clips_from_options(options.first, options.later, options.seed, options.out)
+    read = [*options.reference, *([options.prompts] if options.prompts else []), *(lora.path for lora in options.lora)]
+    process = this_process(os.environ)
+    share = process.share(clips)
+    for clip in share:
+        if not (options.resume and clip.out.exists()):
+            check_output(clip.out)
+    refuse_collisions(clips, [*read, *_weight_files(options.weights)])
+    return Request(kind, options, execution, process, share, [read_picture(path) for path in options.reference])
+
+
+def _execution(options: argparse.Namespace) -> Execution:
+    height, width = options.size
+    return Execution(
+        loras=tuple(options.lora),
+        attention=options.attention,
+        compile=options.compile,
+        memory=options.memory,
+        step_cache=options.step_cache,
+        video=Video(options.frames, height, width, len(options.reference)),
+    )
+
+
+def _load(request: Request) -> Pipeline:
+    options, kind = request.options, request.kind
+    if not options.weights.is_dir():
+        raise CheckpointError(f"--weights {options.weights} is no folder; it must hold the files {', '.join(PARTS)}.")
+    import torch
+
+    from ..generation.pipeline import ContextAnyonePipeline
+    from ..generation.vace import VacePipeline
+    from ..runtime.devices import check_device
+
+    device = check_device(request.process.device(options.device))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams, and kernels of other packages, go by it
+    dtype = getattr(torch, options.dtype)
+    if kind.name == VacePipeline.kind.name:
+        return VacePipeline.from_folder(options.weights, device, dtype)
+    return ContextAnyonePipeline.from_folder(options.weights, device, dtype, kind, request.execution)
+
+
+def _check_prompts(pipeline: Pipeline, request: Request) -> None:
+    for clip in request.clips:
+        pipeline.check_prompt(TwoStagePrompt(clip.first, clip.later), negative_prompt(pipeline, request.options))
+
+
+def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
+    """Tell of pictures that are far from what the model was trained on; they are used all the same."""
+    from ..generation.domain_check import familiar_threshold, round_trip_psnr
+    from ..media.image_io import picture_to_images
+    from ..weights.checkpoint import open_source
+    from ..weights.locate import need_part
+
+    options = request.options
+    threshold = familiar_threshold(open_source(need_part(options.weights, "vae")).metadata)
+    if threshold is None:
+        return
+    for path, picture in zip(options.reference, request.pictures, strict=True):
+        quality = round_trip_psnr(pipeline.vae, picture_to_images(picture))
+        if quality < threshold:
+            _note(
+                f"warning: {path} is far from what these weights were trained on (redrawn at {quality:.1f} dB, "
+                f"familiar pictures have {threshold:.1f} or more); the character will hardly be kept"
+            )
+
+
+def _warn_of_surprises(pipeline: Pipeline, request: Request) -> None:
+    """Tell of weights that by their name are another model's, and of the miniature's size at full size."""
+    from ..weights.locate import strange_transformer
+
+    found = strange_transformer(request.options.weights, request.kind)
+    if found is not None:
+        _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.kind.title} all the same")
+    if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:
+        _note("128x128, the default, is the miniature's; Wan's models know --size 832x480 --frames 81 --steps 50")
+
+
+def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:
+    """The clips to make: all, or with --resume those that this very command has not made before.
+
+    Raises: InputError where an unfinished clip cannot be written.
+    """
+    if not request.options.resume:
+        return request.clips
+    left = []
+    for clip in request.clips:
+        if is_made(clip, record):
+            _note(f"{clip.out} is finished")
+        else:
+            check_output(clip.out)
+            left.append(clip)
+    return left
+
+
+def _make(pipeline: Pipeline, request: Request, clip: Clip, record: dict[str, Any]) -> Path:
+    """Make and write one clip; returns the path of its contact sheet."""
+    from tqdm import tqdm
+
+    from ..media.contact_sheet import contact_sheet
+    from ..media.image_io import images_to_frames, picture_to_images
+
+    settings = settings_of(pipeline, request.options, clip.seed)
+    with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
+        result = pipeline.generate(
+            [picture_to_images(picture) for picture in request.pictures],
+            TwoStagePrompt(clip.first, clip.later),
+            settings,
+            negative=negative_prompt(pipeline, request.options),
+            progress=lambda done, _: _advance(bar, done),
+        )
+        bar.set_postfix_str("done")
+    frames = images_to_frames(result.images)
+    return save_clip(clip.out, frames, contact_sheet(request.pictures, frames), metadata_of(clip, record))
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
+    if done == bar.total:
+        bar.set_postfix_str("decoding")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What stands in the folder of the weights, which no clip may replace."""
+    return [path for path in folder.glob("*") if path.is_file()]
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"contextanyone: {text}\n")

@@ -1,0 +1,123 @@
+"""The options of `contextanyone generate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..model_kinds import MODELS
+from ..runtime.options import ATTENTIONS, MEMORIES, LoraFile
+from .parsing import (
+    MAX_SEED,
+    Parser,
+    any_text,
+    device_name,
+    frame_count,
+    frame_size,
+    one_of,
+    prompt_text,
+    real,
+    whole,
+)
+
+MINIATURE = Path(__file__).parents[1] / "miniature"
+# The names that sampling.schedulers knows; repeated here because that module imports torch.
+SAMPLERS = ("euler", "unipc", "dpmpp_2m")
+SMALL_SIZE = (128, 128)
+"""The size where none is given: the miniature's."""
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_SCALE = 100.0
+
+
+def lora_file(text: str) -> LoraFile:
+    """A type for `add_argument`: FILE, or FILE:STRENGTH."""
+    before, colon, after = text.rpartition(":")
+    if not colon or Path(text).is_file() or not Path(before).is_file():  # a name may hold a colon itself
+        if not Path(text).is_file():
+            raise argparse.ArgumentTypeError(f"{text} is no file; a LoRA is asked for as FILE or FILE:STRENGTH")
+        return LoraFile(Path(text))
+    return LoraFile(Path(before), real(-MAX_SCALE, MAX_SCALE)(after))
+
+
+def generate_parser() -> Parser:
+    """The parser of `contextanyone generate`."""
+    parser = Parser("contextanyone generate", "Make videos of the character in a picture.")
+    add = parser.add_argument
+    add("--reference", type=Path, action="append", default=[], metavar="PICTURE", help="the character; may be repeated")
+    add("--first", type=prompt_text, metavar="TEXT", help="how the first frame looks: who, where")
+    add(
+        "--later",
+        type=prompt_text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what happens then; repeat it for several clips, numbered OUT-1, OUT-2",
+    )
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='several clips, one a line: {"first": ..., "later": ..., "out": ..., "seed": ...}; --out is then a folder',
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help=".mp4, .gif or .webp; without an ending a folder of PNG; what exists is replaced",
+    )
+    add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
+    add("--frames", type=frame_count, default=17, help="4k + 1 (17)")
+    add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
+    add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
+    add("--seed", type=whole(0, MAX_SEED), default=0, help="of the noise, the same for every clip (0)")
+    add("--guidance", type=one_of("guidance", "cfg", "dual"), help="cfg or dual (cfg; Phantom's own is dual)")
+    add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="how much the prompt counts (the model's own)")
+    add(
+        "--reference-scale",
+        type=real(0, MAX_SCALE),
+        metavar="S",
+        help="how much the picture counts, dual only (the model's own)",
+    )
+    add("--emphasis", type=real(0, MAX_SCALE), metavar="E", help="of the picture: 1 as trained (default), 0 none")
+    add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")
+    add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")
+    add("--negative", type=any_text, metavar="TEXT", help="what shall not be seen (the model's own)")
+    add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
+    add("--weights", type=Path, default=MINIATURE, metavar="FOLDER", help="the model's files (the shipped miniature)")
+    _add_execution(parser)
+    return parser
+
+
+def _add_execution(parser: Parser) -> None:
+    """How the model is run."""
+    add = parser.add_argument
+    add(
+        "--lora",
+        type=lora_file,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="added to the weights, 1 as trained (default); may be repeated",
+    )
+    add(
+        "--attention",
+        type=one_of("attention", *ATTENTIONS),
+        default="sdpa",
+        help="sdpa (default), torch's own; flash or sage, where installed; auto: flash where it can work",
+    )
+    add("--compile", action="store_true", help="compile the blocks first; worth it for long or many clips")
+    add(
+        "--memory",
+        type=one_of("memory", *MEMORIES),
+        default="auto",
+        help="high: everything on the card; balanced: each part while it works; low: block by block, in fp8; "
+        "auto (default): the first that fits",
+    )
+    add(
+        "--step-cache",
+        type=real(0, 1, above=True),
+        metavar="T",
+        help="skip the blocks of a pass whose first block changed by less than T, such as 0.1 (off)",
+    )
+    add("--device", type=device_name, default="cpu", help="cpu (default), cuda, cuda:1, mps, xpu")
+    add("--dtype", type=one_of("dtype", *DTYPES), default="float32", help=f"{', '.join(DTYPES)} (float32)")

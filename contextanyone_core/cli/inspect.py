@@ -1,0 +1,131 @@
+"""`contextanyone inspect`: what a weight file is, from its header alone, or how a clip was made, from its metadata."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, InputError
+from ..media.video_io import ENDINGS, ending_of, read_metadata
+from .parsing import PARTS, Parser
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import Description
+
+SHOWN_NAMES = 20
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Run the command: a report on stdout.
+
+    Raises: InputError, CheckpointError for what cannot be read.
+    """
+    parser = Parser("contextanyone inspect", "Say what a weight file is, or how a video was made; nothing is loaded.")
+    parser.add_argument(
+        "file", type=Path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
+    )
+    path: Path = parser.parse(argv).file
+    if path.is_dir() and not any(path.glob("frame_*.png")):
+        reports = list(_folder(path))
+    elif path.is_dir() or ending_of(path) in (*ENDINGS, ".png"):
+        reports = [json.dumps(read_metadata(path), indent=2, ensure_ascii=False)]
+    else:
+        reports = ["\n".join(_describe(path))]
+    sys.stdout.write(_printable("\n\n".join(reports)) + "\n")
+    return 0
+
+
+def _folder(path: Path) -> Iterator[str]:
+    """A report on every model in a folder, a diffusers pipeline's parts included."""
+    from ..weights.locate import weight_files
+
+    models = weight_files(path)
+    models += [part for part in sorted(path.iterdir()) if part.is_dir() and weight_files(part)]
+    if not models and any(path.glob("*.safetensors")):
+        models = [path]  # shards without an index; what is wrong is said where it is opened
+    if not models:
+        raise InputError(
+            f"{path} is a folder without frame_*.png or weight files; give a video, a folder of frames or of weights."
+        )
+    for model in models:
+        yield "\n".join(_describe(model) if len(models) == 1 else _described_or_not(model))
+    absent = [f"{part}.safetensors" for part in PARTS if _is_absent(path, part)]
+    if len(absent) < len(PARTS):
+        yield f"missing files: {', '.join(absent) or 'none'}"
+
+
+def _described_or_not(path: Path) -> list[str]:
+    """One of several reports: a damaged file does not hide the others."""
+    try:
+        return _describe(path)
+    except CheckpointError as error:
+        return [f"file:        {path}", f"unreadable:  {error}"]
+
+
+def _is_absent(folder: Path, part: str) -> bool:
+    """Whether `generate` finds no file for a part; where several may be meant, or a damaged one, it is not absent."""
+    from ..weights.locate import find_part
+
+    try:
+        return find_part(folder, part) is None
+    except CheckpointError:
+        return False
+
+
+def _describe(path: Path) -> list[str]:
+    from ..weights.checkpoint import describe
+
+    found = describe(path)
+    what = found.recognised
+    lines = [
+        f"file:        {path}",
+        f"kind:        {what.kind or 'unknown'}" + (" (by its tensor names)" if what.kind and not what.stated else ""),
+        f"this is:     {what}",
+        f"size:        {found.size_bytes:,} bytes",
+        f"parameters:  {found.parameters:,}",
+        f"dtype:       {', '.join(f'{name} ({count:,})' for name, count in sorted(what.dtypes.items())) or 'none'}",
+        f"config:      {_origin(found)}".rstrip(),
+    ]
+    lines += [f"  {name} = {json.dumps(value)}" for name, value in sorted(found.config.items())]
+    lines += _parts(path, found)
+    extra = {key: value for key, value in sorted(found.metadata.items()) if key not in ("format", "kind", "config")}
+    return lines + [f"{key}: {value}" for key, value in extra.items()]
+
+
+def _origin(found: Description) -> str:
+    if "config" in found.metadata:
+        return ""
+    return "read off the shapes" if found.config else "none in the header"
+
+
+def _parts(path: Path, found: Description) -> list[str]:
+    missing, unknown, wrong = found.missing, found.unknown, found.wrong_shape
+    kind = found.recognised.kind
+    if missing is None and kind is not None and found.config:
+        from ..checkpoints.expected import compare_host
+
+        missing, unknown, wrong = compare_host(path, kind, found.config) or (None, None, None)
+    if missing is None or unknown is None or wrong is None:
+        return ["parts:       not known, without a config"]
+    if not (missing or unknown or wrong):
+        return ["parts:       complete"]
+    return [
+        line
+        for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", wrong))
+        for line in _listed(what, names)
+    ]
+
+
+def _listed(what: str, names: Sequence[str]) -> Iterable[str]:
+    yield f"{what + ':':<12} {len(names) or 'none'}"
+    yield from (f"  {name}" for name in names[:SHOWN_NAMES])
+    if len(names) > SHOWN_NAMES:
+        yield f"  and {len(names) - SHOWN_NAMES} more"
+
+
+def _printable(text: str) -> str:
+    """Text of a stranger's file, without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

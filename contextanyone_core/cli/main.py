@@ -1,0 +1,150 @@
+"""The command `contextanyone`: dispatch, exit codes, Ctrl-C.
+
+Exit codes: 0 done; 2 the request cannot be met as given (one line says why); 1 it failed on the way (disk full, out of
+memory); 130 interrupted. Results go to stdout, everything else to stderr. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import ContextAnyoneError, InputError
+from .parsing import Parser, did_you_mean, package_version
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+_NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)  # of Python, CUDA, MPS, C++
+
+SUMMARY = """One picture of a character and two prompts become a video of that same character.
+
+commands:
+  generate   make a video: contextanyone generate --reference P.png --first "..." --later "..." --out out.mp4
+  inspect    say what a weight file is, or how a video was made: contextanyone inspect FILE
+  init       make a starting checkpoint for training: contextanyone init --backbone FILE --out FILE
+  convert    weights under other names, in another dtype: contextanyone convert FILE --naming diffusers --out FILE
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the words after the command's name; None takes the process's own.
+
+    Returns: the exit code.
+    """
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)  # a file name need not be text
+    words = list(sys.argv[1:] if argv is None else argv)
+    with _interrupts() as seen, _warnings():
+        try:
+            return _run(words)
+        except KeyboardInterrupt:
+            return _say("interrupted", INTERRUPTED)
+        except Exception as error:
+            if seen:  # a library made another error of the interrupt
+                return _say("interrupted", INTERRUPTED)
+            if isinstance(error, ContextAnyoneError):
+                return _say(str(error), REFUSED)
+            if message := _failure(error, words):
+                return _say(message, FAILED)
+            raise
+
+
+def _run(words: list[str]) -> int:
+    commands = {"generate": _generate, "inspect": _inspect, "init": _init, "convert": _convert}
+    if words and words[0] in commands:
+        return commands[words[0]](words[1:])
+    parser = Parser("contextanyone", SUMMARY)
+    parser.add_argument("--version", action="version", version=f"contextanyone {package_version()}")
+    if words and not words[0].startswith("-"):
+        raise InputError(
+            f"there is no command {words[0]!r}; use {', '.join(commands)}.{did_you_mean(words[0], commands)}"
+        )
+    parser.parse(words)
+    parser.print_help(sys.stderr)
+    return REFUSED
+
+
+def _generate(words: Sequence[str]) -> int:
+    from .generate import generate
+
+    return generate(words)
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from .inspect import inspect
+
+    return inspect(words)
+
+
+def _init(words: Sequence[str]) -> int:
+    from .init import init
+
+    return init(words)
+
+
+def _convert(words: Sequence[str]) -> int:
+    from .convert import convert
+
+    return convert(words)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C raises KeyboardInterrupt and is remembered, for libraries that turn it into another error."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """What the core warns of stands on stderr, a line for each."""
+    logger, handler = logging.getLogger(__package__.partition(".")[0]), _Line(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Line(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message; names out of files may hold anything."""
+        text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(record.getMessage().split()))
+        sys.stderr.write(f"contextanyone: {text}\n")
+
+
+def _failure(error: Exception, words: list[str]) -> str | None:
+    """One line for what a machine can run out of; None for everything else, which is a bug and shows its traceback."""
+    from ..media.video_io import is_disk_full
+
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if named or _NO_MEMORY.search(str(error)):
+        less = "ask for fewer --frames or a smaller --size" if words[:1] == ["generate"] else "close other programs"
+        return f"out of memory; {less}"
+    if not isinstance(error, OSError):
+        return None
+    if is_disk_full(error):
+        return f"no room left to write ({error}); nothing was kept. Free some space and run it again"
+    return f"the system refused: {error}"
+
+
+def _say(message: str, code: int) -> int:
+    sys.stderr.write(f"contextanyone: {' '.join(message.split())}\n")
+    return code

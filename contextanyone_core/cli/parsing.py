@@ -1,0 +1,167 @@
+"""Parsing for the command line: every mistake is one line that says what was meant, before anything heavy loads."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from ..errors import InputError
+
+MAX_SEED = 2**63 - 1
+PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
+"""The weight files of a folder, each with the ending .safetensors."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises InputError in place of printing its usage, and guesses what a wrong option meant."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`.
+
+        Raises: InputError for an option that is unknown, missing or badly filled.
+        """
+        for word in argv:  # before argparse can complain that the option which was meant is missing
+            if word == "--":
+                break  # no options after it
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                self.refuse(word)
+        arguments, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            self.refuse("--" if "--" in unknown else unknown[0])
+        return arguments
+
+    def refuse(self, word: str) -> NoReturn:
+        """Say that a word of the command is not understood, and which option is nearest."""
+        if not word.startswith("-") or word == "--":
+            raise InputError(f"{_short(word)} is left over; put quotes around a text of several words.")
+        option = word.partition("=")[0]
+        raise InputError(f"{self.prog} has no option {option}.{did_you_mean(option, self._option_string_actions)}")
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's own complaints, as an exception."""
+        message = message.removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message += f"; write {message.partition(':')[0]}=TEXT for a text that begins with a dash"
+        raise InputError(message + ("" if message.endswith((".", "?")) else "."))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean --steps?`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def package_version(package: str = "contextanyone") -> str:
+    """A package's version, as installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def one_of(what: str, *names: str) -> Callable[[str], str]:
+    """A type for `add_argument`: one of these names."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"there is no {what} {_short(text)}; known are {', '.join(names)}.{did_you_mean(text, names)}"
+            )
+        return text
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A type for `add_argument`: a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text) if len(text) < 30 else None
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{_short(text)} is given; a whole number from {low} to {high} is needed")
+        return number
+
+    return parse
+
+
+def real(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """A type for `add_argument`: a finite number from `low` to `high`; with `above`, `low` itself is refused."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high or (above and number == low):
+            wanted = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{_short(text)} is given; a number {wanted} is needed")
+        return number
+
+    return parse
+
+
+def frame_count(text: str) -> int:
+    """A number of frames: 4k + 1, as the video VAE needs."""
+    number = whole(1, 2001)(text)
+    if number % 4 != 1:
+        below = number - (number - 1) % 4
+        raise argparse.ArgumentTypeError(f"{number} frames; Wan needs 4k + 1 frames, such as {below} or {below + 4}")
+    return number
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels, as (height, width), multiples of 16."""
+    match = re.fullmatch(r"([0-9]{1,5})[xX×]([0-9]{1,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is given; WIDTHxHEIGHT in pixels is needed, such as 128x128")
+    width, height = (int(side) for side in match.groups())
+    for side in (width, height):
+        if side % 16 or not 16 <= side <= 4096:
+            near = min(max(16 * round(side / 16), 16), 4096)
+            raise argparse.ArgumentTypeError(
+                f"{text} has a side of {side}; a multiple of 16 from 16 to 4096 is needed, such as {near}"
+            )
+    return height, width
+
+
+def device_name(text: str) -> str:
+    """A device's name as torch writes it; whether it is there shows later."""
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:[0-9]{1,3})?", text):
+        known = ("cpu", "cuda", "cuda:0", "mps", "xpu")
+        raise argparse.ArgumentTypeError(
+            f"there is no device {_short(text)}; known are cpu, cuda, cuda:N, mps and xpu.{did_you_mean(text, known)}"
+        )
+    return text
+
+
+def prompt_text(text: str) -> str:
+    """A prompt that is not empty and is text."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the prompt is empty; describe the picture or what happens")
+    return any_text(text)
+
+
+def any_text(text: str) -> str:
+    """A text that may be empty."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("the prompt is not valid UTF-8 text") from error
+    return text
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -1,0 +1,118 @@
+"""What the options of `generate` amount to: the settings of a clip, and the record that every clip carries."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..media.video_io import contact_path, read_metadata
+from ..model_kinds import ModelKind
+from .clips import Clip
+from .parsing import PARTS, package_version
+
+if TYPE_CHECKING:
+    from ..generation.pipeline import ContextAnyonePipeline, GenerationSettings
+    from ..generation.vace import VacePipeline
+
+    Pipeline = ContextAnyonePipeline | VacePipeline
+
+
+def negative_prompt(pipeline: Pipeline, options: argparse.Namespace) -> str:
+    """The negative prompt of the run: the model's own where none is given."""
+    return pipeline.own_negative if options.negative is None else str(options.negative)
+
+
+def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> GenerationSettings:
+    """The options as settings of one clip.
+
+    Raises: InputError for a number that cannot be met.
+    """
+    from ..generation.pipeline import GenerationSettings
+    from ..sampling.guidance import make_guidance
+
+    height, width = options.size
+    scales = {"guidance_scale": options.guidance_scale, "reference_scale": options.reference_scale}
+    guidance = make_guidance(options.guidance or pipeline.kind.guidances[0], pipeline.config, **scales)
+    return GenerationSettings(
+        num_frames=options.frames,
+        width=width,
+        height=height,
+        steps=options.steps,
+        seed=seed,
+        sampler=options.sampler,
+        shift=options.shift,
+        guidance=guidance,
+        emphasis=1.0 if options.emphasis is None else options.emphasis,
+    )
+
+
+def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
+    """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
+    import torch
+
+    execution = pipeline.execution
+    settings = asdict(settings_of(pipeline, options, options.seed))
+    del settings["seed"]
+    settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
+    settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}
+    if not pipeline.kind.emphasis:  # neither is heard
+        del settings["emphasis"], settings["gap"]
+    return {
+        "generator": "contextanyone",
+        "model": pipeline.kind.name,
+        "negative": negative_prompt(pipeline, options),
+        "settings": settings | {"device": options.device, "dtype": options.dtype},
+        "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
+        "weights": _weights(options.weights, pipeline.kind),
+        "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory", "step_cache")},
+        "loras": [
+            {"name": lora.path.name, "sha256": _sha256(lora.path), "strength": lora.strength}
+            for lora in execution.loras
+        ],
+        "versions": {
+            "contextanyone": package_version(),
+            "torch": str(torch.__version__),
+            "diffusers": package_version("diffusers"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def metadata_of(clip: Clip, record: dict[str, Any]) -> dict[str, Any]:
+    """What a clip carries."""
+    return record | {"first": clip.first, "later": clip.later, "seed": clip.seed}
+
+
+def is_made(clip: Clip, record: dict[str, Any]) -> bool:
+    """Whether the clip and its sheet are there and were made from exactly this: weights, pictures, settings, versions.
+
+    Clips are moved to their names whole, so one that can be read is complete.
+    """
+    if not contact_path(clip.out).is_file():
+        return False
+    try:
+        found = read_metadata(clip.out)
+    except InputError:
+        return False
+    return bool(found == json.loads(json.dumps(metadata_of(clip, record))))
+
+
+def _weights(folder: Path, kind: ModelKind) -> dict[str, str]:
+    """The hash of every file that holds weights of the parts, shards one by one, by its path in the folder."""
+    from ..weights.container import open_container
+    from ..weights.locate import find_part
+
+    found = [find_part(folder, part, kind) for part in PARTS]
+    held = {tensor.file for part in found if part is not None for tensor in open_container(part).tensors.values()}
+    return {file.relative_to(folder).as_posix(): _sha256(file) for file in sorted(held)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

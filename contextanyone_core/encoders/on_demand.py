@@ -1,0 +1,107 @@
+"""Encoders that are read from their files for each use and freed after it, so that only one is in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..runtime.devices import free_cached
+from ..runtime.offload import stream_text_encoder
+from ..weights.checkpoint import IMAGE_ENCODER, open_source
+from .image import IMAGE_KEYS, ImageEncoder, load_image_encoder
+from .loading import checked_config
+from .text import TextEncoder, Tokenizer, load_text_encoder, read_tokenizer
+
+
+class LentTextEncoder(Tokenizer):
+    """What a `TextEncoder` is for, with its weights in memory only while it encodes; the tokenizer stays.
+
+    Args:
+        path: as for `load_text_encoder`.
+        dtype: to compute in.
+        device: where it computes; its blocks come there one after the other.
+
+    Raises:
+        CheckpointError, MissingDependencyError: as `read_tokenizer`.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+        tokenizer, self.text_dim = read_tokenizer(path)
+        super().__init__(tokenizer.spiece_model, tokenizer.text_len)
+        self._path, self._dtype, self._device = path, dtype, device
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def keep(self, prompts: Sequence[str]) -> None:
+        """Encode prompts that will be asked for, all in one go, and keep what comes of them (CPU, float32)."""
+        left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        if not left:
+            return
+        with _lent(self._device):
+            encoder = load_text_encoder(self._path, self._dtype)
+            encoder = TextEncoder(encoder.model, self.spiece_model, self.text_len, device=self._device)
+            stream_text_encoder(encoder.model, self._device)
+            for prompt in left:
+                self._kept[prompt] = encoder.encode([prompt])[0, : self.count_tokens(prompt)].cpu()
+            del encoder
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text embeddings as `TextEncoder.encode` gives them, on the CPU.
+
+        Raises:
+            InputError: a prompt has more than `text_len` tokens.
+        """
+        self.keep(prompts)
+        embeds = torch.zeros(len(prompts), self.text_len, self.text_dim)
+        for row, prompt in zip(embeds, prompts, strict=True):
+            kept = self._kept[prompt]
+            row[: len(kept)] = kept
+        return embeds
+
+
+class LentImageEncoder:
+    """What an `ImageEncoder` is for, with its weights in memory only while it encodes; what it made of a picture stays.
+
+    Args:
+        path: as for `load_image_encoder`.
+        dtype, device: to compute in, and where.
+
+    Raises:
+        CheckpointError: the file is of another kind, or damaged as far as the header tells.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+        config = checked_config(open_source(path), IMAGE_ENCODER, IMAGE_KEYS)
+        self.image_size, self.image_dim = int(config["image_size"]), int(config["hidden_size"])
+        self._path, self._dtype, self._device = path, dtype, device
+        self._kept: dict[bytes, torch.Tensor] = {}
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Penultimate hidden states as `ImageEncoder.encode` gives them, on the CPU; read once for the same pictures.
+
+        Raises:
+            ShapeError: the pictures are not of the tower's `image_size`.
+        """
+        key = hashlib.sha256(images.float().cpu().numpy().tobytes()).digest()
+        if key not in self._kept:
+            with _lent(self._device):
+                self._kept[key] = load_image_encoder(self._path, self._dtype, self._device).encode(images).cpu()
+        return self._kept[key]
+
+
+AnyTextEncoder = TextEncoder | LentTextEncoder
+AnyImageEncoder = ImageEncoder | LentImageEncoder
+
+
+@contextmanager
+def _lent(device: torch.device) -> Iterator[None]:
+    """What was made inside and is not held any more is freed at the end, hooks and modules that hold each other too."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        free_cached(device)

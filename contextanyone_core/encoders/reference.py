@@ -1,0 +1,179 @@
+"""From a reference picture to what the model reads: the dual encoder (paper, method; DESIGN 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from ..config import ContextAnyoneConfig
+from ..errors import InputError, ShapeError
+from ..media.image_io import MIN_SIDE
+
+WHITE = 1.0
+
+
+class SemanticEncoder(Protocol):
+    """CLIP or its like: hidden states of square pictures (encoders/image.py)."""
+
+    image_size: int
+
+    def encode(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Tokens (B, N, D) of images (B, 3, S, S) in [-1, 1], S = `image_size`."""
+        ...
+
+
+class VideoEncoder(Protocol):
+    """The video VAE: normalised latents of images (encoders/vae.py)."""
+
+    def encode(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Latents (B, 16, t, h, w) of images (B, 3, T, H, W) in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference picture as the model reads it.
+
+    Attributes:
+        latents: (B, 16, 1, h, w), normalised.
+        image_embeds: (B, N, D) CLIP tokens, or None for a model without the CLIP branch.
+    """
+
+    latents: torch.Tensor
+    image_embeds: torch.Tensor | None
+
+
+class DualEncoder:
+    """The two encoders of a reference picture: the video VAE for its look, CLIP for its meaning.
+
+    Args:
+        video_encoder: gives the reference latents.
+        semantic_encoder: gives the CLIP tokens; None for a model without the CLIP branch.
+    """
+
+    def __init__(self, video_encoder: VideoEncoder, semantic_encoder: SemanticEncoder | None) -> None:
+        self.video_encoder = video_encoder
+        self.semantic_encoder = semantic_encoder
+
+    def encode(self, image: torch.Tensor, size: tuple[int, int]) -> Reference:
+        """Encode one picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width) pixels.
+
+        Raises:
+            ShapeError: the picture is not (1, 3, H, W).
+        """
+        # Paper: the reference's preparation is not described; aspect kept, padded with white, as Phantom does.
+        latents = self.video_encoder.encode(pad_picture(image, size)[:, :, None])
+        if self.semantic_encoder is None:
+            return Reference(latents, None)
+        return Reference(latents, self.semantic_encoder.encode(clip_picture(image, self.semantic_encoder.image_size)))
+
+
+def fitted_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a picture scaled to just fit inside `size`, aspect kept to the nearest pixel, at least 1."""
+    (height, width), (high, wide) = picture, size
+    scale = min(high / height, wide / width)
+    return min(high, max(1, round(height * scale))), min(wide, max(1, round(width * scale)))
+
+
+def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Fit a picture (1, 3, H, W) in [-1, 1] into `size` = (height, width): aspect kept, white around, never cropped.
+
+    The picture stands in the middle. It is resized by an antialiased bicubic filter (torch's; the same in every
+    host), and left as it is when it already fits exactly.
+
+    Returns:
+        (1, 3, height, width) float32 in [-1, 1].
+
+    Raises:
+        ShapeError: the picture is not (1, 3, H, W) with H and W of at least 1.
+    """
+    if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
+        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
+    image = image.float()
+    fitted = fitted_size((image.shape[2], image.shape[3]), size)
+    if fitted != tuple(image.shape[2:]):
+        image = F.interpolate(image, size=fitted, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    below, beside = size[0] - fitted[0], size[1] - fitted[1]
+    margins = (beside // 2, beside - beside // 2, below // 2, below - below // 2)
+    return F.pad(image, margins, value=WHITE)
+
+
+def clip_picture(image: torch.Tensor, side: int) -> torch.Tensor:
+    """A picture (1, 3, H, W) as the square (1, 3, side, side) that CLIP reads: white around, never cropped."""
+    return pad_picture(image, (side, side))
+
+
+def check_picture(image: torch.Tensor) -> None:
+    """Refuse a picture that no encoder can make sense of.
+
+    Args:
+        image: (1, 3, H, W) in [-1, 1].
+
+    Raises:
+        ShapeError: it is not (1, 3, H, W).
+        InputError: it is too small, or holds NaN or infinite values.
+    """
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
+    height, width = image.shape[2:]
+    if min(height, width) < MIN_SIDE:
+        raise InputError(f"The picture is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed.")
+    if not bool(torch.isfinite(image).all()):
+        raise InputError("The picture holds NaN or infinite values; what made it went wrong. Use another picture.")
+
+
+def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The subject of a picture on white, as Phantom's references are.
+
+    Args:
+        image: (1, 3, H, W) in [-1, 1].
+        mask: (1, 1, h, w), 1 where the subject is, 0 elsewhere; brought to the picture's size.
+
+    Raises:
+        ShapeError: the mask is not (1, 1, h, w).
+        InputError: the mask holds NaN, or covers nothing.
+    """
+    if mask.ndim != 4 or mask.shape[:2] != (1, 1):
+        raise ShapeError(f"The mask has shape {tuple(mask.shape)}; (1, 1, H, W) is needed.")
+    if not bool(torch.isfinite(mask).all()):
+        raise InputError("The mask holds NaN or infinite values; what made it went wrong. Use another mask.")
+    if float(mask.max()) <= 0:
+        raise InputError("The mask is empty: no pixel of it is above 0. It must be 1 where the subject is.")
+    share = mask.float().clamp(0, 1)
+    if share.shape[2:] != image.shape[2:]:
+        size = (image.shape[2], image.shape[3])
+        share = F.interpolate(share, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return image * share + WHITE * (1 - share)
+
+
+def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig) -> torch.Tensor:
+    """Text embeddings of any length as the model reads them: (B, text_len, text_dim), zero rows after the tokens.
+
+    ComfyUI pads every prompt to 512 rows; rows of zeros beyond `text_len` are cut, and fewer rows are padded.
+
+    Raises:
+        ShapeError: the width is another encoder's, or it is not (B, L, text_dim).
+        InputError: there are more tokens than the model reads.
+    """
+    if text_embeds.ndim != 3 or text_embeds.shape[2] != config.text_dim:
+        width = text_embeds.shape[-1]
+        raise ShapeError(
+            f"This text encoder (CLIP) gives {width} channels, the model wants {config.text_dim}: use "
+            f"{_text_encoder_name(config)}."
+        )
+    beyond = text_embeds[:, config.text_len :]
+    if bool(beyond.any()):
+        extra = int(beyond.flatten(0, 1).any(-1).view(beyond.shape[:2]).any(0).nonzero().max()) + 1
+        raise InputError(
+            f"The prompt has {config.text_len + extra} tokens, {extra} more than the {config.text_len} that the model "
+            "reads; shorten it."
+        )
+    kept = text_embeds[:, : config.text_len]
+    return F.pad(kept, (0, 0, 0, config.text_len - kept.shape[1]))
+
+
+def _text_encoder_name(config: ContextAnyoneConfig) -> str:
+    return "umt5_xxl" if config.text_dim == 4096 else "the text encoder that belongs to it"

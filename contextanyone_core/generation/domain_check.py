@@ -1,0 +1,57 @@
+"""Whether a picture belongs to the world that a model was trained on, told by how well its VAE redraws it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from ..encoders.reference import fitted_size, pad_picture
+
+HEADER_KEY = "familiar_psnr"
+"""Metadata of a VAE's weight file: below this many dB a picture is foreign to it."""
+_SIZE = (128, 128)  # (height, width) that the threshold is measured at, in training/parts/vae.py: others give other dB
+
+
+class RoundTrip(Protocol):
+    """A video VAE: `encoders.vae.VideoVAE` or its like."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents of images (B, 3, T, H, W) in [-1, 1]."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images of latents."""
+        ...
+
+
+def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
+    """PSNR in dB between a picture at 128 x 128 and what the VAE makes of it; the white margins do not count.
+
+    A VAE trained on one small world redraws its own pictures well and anything else badly, whatever it shows. The size
+    of the video does not matter: fewer pixels are redrawn worse, more of them better.
+
+    Args:
+        vae: the model's own.
+        image: (1, 3, H, W) in [-1, 1].
+
+    Source: project.
+    """
+    padded = pad_picture(image, _SIZE)
+    redrawn = vae.decode(vae.encode(padded[:, :, None]))[:, :, 0].to(padded)
+    (high, wide), (height, width) = fitted_size((image.shape[2], image.shape[3]), _SIZE), _SIZE
+    top, left = (height - high) // 2, (width - wide) // 2
+    error = (redrawn - padded)[..., top : top + high, left : left + wide]
+    mean = float(error.double().square().mean())
+    return math.inf if mean == 0 else 10 * math.log10(4 / mean)
+
+
+def familiar_threshold(metadata: Mapping[str, str]) -> float | None:
+    """The threshold in a VAE file's metadata; None where it holds none, as full-size VAEs do."""
+    try:
+        threshold = float(metadata[HEADER_KEY])
+    except (KeyError, ValueError):
+        return None
+    return threshold if math.isfinite(threshold) else None

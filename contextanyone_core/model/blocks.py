@@ -1,0 +1,163 @@
+"""The parts of the transformer: block, head and CLIP embedding, with Wan's parameter names (DESIGN 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ContextAnyoneConfig
+from .attention import AttentionFunction, CrossAttention, EmphasizeAttention, KeysValues, SelfAttention
+from .precision import full_precision
+from .rope import RotaryTable
+
+
+class BlockCache(NamedTuple):
+    """What the video reads from the references in one block; None where the model or the run has no such branch."""
+
+    self_attn: KeysValues
+    emphasize: KeysValues | None
+    image: KeysValues | None
+
+
+class Stream(NamedTuple):
+    """What a block needs to know of the tokens it works on: their modulation, text, positions and sequence lengths."""
+
+    modulation: Tensor  # (B, 6, C), float32 where the weights are
+    text: Tensor  # (B, text_len, C)
+    rotary: RotaryTable
+    lengths: Sequence[int]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, text (and CLIP) cross-attention, Emphasize-Attention, feed-forward."""
+
+    def __init__(self, config: ContextAnyoneConfig, ops: Any, **factory: Any) -> None:
+        super().__init__()
+        dim, heads, eps = config.dim, config.num_heads, config.eps
+        self.norm1 = ops.LayerNorm(dim, eps=eps, elementwise_affine=False, **factory)
+        self.self_attn = SelfAttention(dim, heads, eps, ops, **factory)
+        self.norm3 = ops.LayerNorm(dim, eps=eps, elementwise_affine=True, **factory)
+        self.cross_attn = CrossAttention(dim, heads, eps, config.image_dim is not None, ops, **factory)
+        self.norm_emphasize = self.emphasize_attn = None
+        if config.emphasize:
+            self.norm_emphasize = ops.LayerNorm(dim, eps=eps, elementwise_affine=True, **factory)
+            self.emphasize_attn = EmphasizeAttention(dim, heads, eps, ops, **factory)
+        self.norm2 = ops.LayerNorm(dim, eps=eps, elementwise_affine=False, **factory)
+        self.ffn = nn.Sequential(
+            ops.Linear(dim, config.ffn_dim, **factory),
+            nn.GELU(approximate="tanh"),
+            ops.Linear(config.ffn_dim, dim, **factory),
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
+
+    def encode_reference(
+        self, x: Tensor, stream: Stream, image: Tensor | None, attention: AttentionFunction
+    ) -> tuple[Tensor, BlockCache]:
+        """Run the reference stream through the block.
+
+        Args:
+            x: (B, tokens of all references end to end, C).
+            image: embedded CLIP tokens (B, N, C); the video's affair, only projected here.
+
+        Returns:
+            The stream after the block, and what the video reads from it here.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)
+        h = _modulated(self.norm1, x, shift1, scale1)
+        own = self.self_attn.keys_values(h, stream.rotary)
+        queries = self.self_attn.queries(h, stream.rotary)
+        x = _gated(x, self.self_attn.attend_apart(queries, own, stream.lengths, attention), gate1)
+        x = x + self.cross_attn(self.norm3(x), stream.text, None, attention)
+        emphasize = None
+        if self.norm_emphasize is not None and self.emphasize_attn is not None:
+            # Paper: which features of the reference are emphasized is not stated: those at the very place in the
+            # block where the video asks for them, after both attentions, through the same norm.
+            emphasize = self.emphasize_attn.keys_values(self.norm_emphasize(x), stream.rotary)
+        x = _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
+        clip = None if image is None else self.cross_attn.image_keys_values(image)
+        return x, BlockCache(own, emphasize, clip)
+
+    def forward(
+        self, x: Tensor, stream: Stream, cache: BlockCache | None, emphasis: float, attention: AttentionFunction
+    ) -> Tensor:
+        """Run the video stream x (B, tokens, C) through the block; `cache` None is a block without any reference."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)
+        h = _modulated(self.norm1, x, shift1, scale1)
+        read = self.self_attn.keys_values(h, stream.rotary)
+        if cache is not None:
+            pairs = zip(read, cache.self_attn, strict=True)
+            read = KeysValues(*(torch.cat((own, _batched(given, x)), dim=1) for own, given in pairs))
+        queries = self.self_attn.queries(h, stream.rotary)
+        x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
+        image = None if cache is None else _batched_pair(cache.image, x)
+        x = x + self.cross_attn(self.norm3(x), stream.text, image, attention)
+        emphasized = None if cache is None or emphasis == 0 else _batched_pair(cache.emphasize, x)
+        if emphasized is not None and self.norm_emphasize is not None and self.emphasize_attn is not None:
+            x = x + emphasis * self.emphasize_attn(self.norm_emphasize(x), emphasized, stream.rotary, attention)
+        return _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
+
+    def _modulation(self, stream: Stream) -> tuple[Tensor, ...]:
+        return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)
+
+
+class Head(nn.Module):
+    """The last norm, modulation and projection from tokens to patches."""
+
+    def __init__(self, config: ContextAnyoneConfig, ops: Any, **factory: Any) -> None:
+        super().__init__()
+        self.norm = ops.LayerNorm(config.dim, eps=config.eps, elementwise_affine=False, **factory)
+        self.head = ops.Linear(config.dim, config.out_dim * math.prod(config.patch_size), **factory)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory))
+
+    def forward(self, x: Tensor, time_embeds: Tensor) -> Tensor:
+        """x (B, tokens, C) and time_embeds (B, C) -> (B, tokens, out_dim * patch)."""
+        shift, scale = _add_parameter(self.modulation, time_embeds.unsqueeze(1)).chunk(2, dim=1)
+        with full_precision(x.device):
+            patches: Tensor = self.head(_modulated(self.norm, x, shift, scale))
+        return patches
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP tokens (B, N, image_dim) -> (B, N, dim), as Wan I2V's `img_emb`."""
+
+    def __init__(self, image_dim: int, dim: int, ops: Any, **factory: Any) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            ops.LayerNorm(image_dim, **factory),
+            ops.Linear(image_dim, image_dim, **factory),
+            nn.GELU(),
+            ops.Linear(image_dim, dim, **factory),
+            ops.LayerNorm(dim, **factory),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed the CLIP tokens."""
+        embedded: Tensor = self.proj(tokens)
+        return embedded
+
+
+def _modulated(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift in float32, back in x's dtype."""
+    return torch.addcmul(shift, norm(x.float()), 1 + scale).to(x.dtype)
+
+
+def _gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x + update * gate in float32, back in x's dtype."""
+    return torch.addcmul(x.float(), update.float(), gate).to(x.dtype)
+
+
+def _add_parameter(parameter: Tensor, x: Tensor) -> Tensor:
+    """parameter + x in float32, on x's device (a host may keep its weights elsewhere)."""
+    return parameter.to(x.device, torch.float32) + x.float()
+
+
+def _batched(given: Tensor, like: Tensor) -> Tensor:
+    return given if given.shape[0] == like.shape[0] else given.expand(like.shape[0], -1, -1)
+
+
+def _batched_pair(pair: KeysValues | None, like: Tensor) -> KeysValues | None:
+    return None if pair is None else KeysValues(_batched(pair.keys, like), _batched(pair.values, like))

@@ -1,0 +1,100 @@
+"""Rotary position embedding with positions as data.
+
+A position is (t, y, x) of one token, float64, made on the CPU: never bf16, where 257 becomes 256. The rotary arithmetic
+is real float32 and knows nothing of grids or references (DESIGN 1, Gap-RoPE). A table equals the one of diffusers'
+`WanRotaryPosEmbed` exactly for a plain grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+
+RotaryTable = tuple[Tensor, Tensor]
+
+
+def grid_positions(frames: int, rows: int, columns: int, *, first_frame: float = 0.0) -> Tensor:
+    """Positions of a grid of tokens in Wan's order (time, then rows, then columns).
+
+    Returns:
+        float64 (frames * rows * columns, 3) on the CPU: t counts from `first_frame`, y and x from 0.
+
+    Raises:
+        ShapeError: an axis has no token.
+    """
+    if min(frames, rows, columns) < 1:
+        raise ShapeError(f"A grid of {frames} x {rows} x {columns} tokens is empty; every axis needs at least 1.")
+    axes = [torch.arange(length, dtype=torch.float64, device="cpu") for length in (frames, rows, columns)]
+    axes[0] = axes[0] + first_frame
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def reference_positions(index: int, rows: int, columns: int, gap: float) -> Tensor:
+    """Positions of reference `index` (from 0): the video's own rows and columns, at t = -gap * (index + 1).
+
+    Args:
+        gap: latent frames between neighbours; a fraction is fine.
+
+    Returns:
+        float64 (rows * columns, 3) on the CPU.
+
+    Raises:
+        ShapeError: an axis has no token.
+    """
+    # Paper: the side and the size of the gap are not stated. Here references lie before the video, whose own times
+    # stay the backbone's 0, 1, ...; only distances enter attention, so this equals a video that starts at the gap.
+    # Paper: only a temporal gap is described, so rows and columns are not shifted.
+    return grid_positions(1, rows, columns, first_frame=-gap * (index + 1))
+
+
+def axis_widths(head_dim: int) -> tuple[int, int, int]:
+    """How many channels of a head carry t, y and x (Wan: 44, 42, 42 of 128)."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float = 1e4) -> RotaryTable:
+    """Cosine and signed sine of every token's rotation angles, ready for `apply_rotary`.
+
+    Args:
+        positions: (tokens, 3), any real values; computed in float64.
+        head_dim: even width of one attention head.
+
+    Returns:
+        Two float32 tensors (tokens, head_dim). Each pair of neighbouring channels has one angle a: cos(a), cos(a) in
+        the first tensor, -sin(a), sin(a) in the second.
+
+    Raises:
+        ShapeError: positions are not (tokens, 3).
+    """
+    if positions.ndim != 2 or positions.shape[1] != 3:
+        raise ShapeError(f"Positions have shape {tuple(positions.shape)}; needed is (tokens, 3).")
+    angles = []
+    for axis, width in enumerate(axis_widths(head_dim)):
+        exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
+        angles.append(torch.outer(positions[:, axis].double(), 1.0 / theta**exponents))
+    table = torch.cat(angles, dim=1)
+    cos, sin = table.cos().float(), table.sin().float()
+    return torch.stack((cos, cos), dim=-1).flatten(1), torch.stack((-sin, sin), dim=-1).flatten(1)
+
+
+def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
+    """Rotate each pair of neighbouring channels by its token's angle: (a, b) -> (a cos - b sin, b cos + a sin).
+
+    Args:
+        x: (B, tokens, heads, head_dim); the arithmetic is at least float32, the result has x's dtype.
+        table: from `rotary_table`, on x's device.
+
+    Raises:
+        ShapeError: the table was made for another number of tokens or another head width.
+    """
+    cos, sin = table
+    if (x.shape[1], x.shape[-1]) != (cos.shape[0], cos.shape[1]):
+        raise ShapeError(
+            f"The rotary table is for {cos.shape[0]} tokens of width {cos.shape[1]}; "
+            f"the tensor has {x.shape[1]} of width {x.shape[-1]}."
+        )
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos.unsqueeze(-2), swapped, sin.unsqueeze(-2)).to(x.dtype)

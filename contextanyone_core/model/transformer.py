@@ -1,0 +1,329 @@
+"""The ContextAnyone transformer: Wan 2.1's blocks with a reference stream and Emphasize-Attention (DESIGN 1).
+
+Reference tokens and video tokens share every weight. References are run first and leave, for every block, the keys and
+values that the video will read; the video is run second. The video can therefore never change a reference, and a
+cached reference is the same computation as an uncached one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ContextAnyoneConfig
+from ..errors import InputError, ShapeError
+from .attention import AttentionFunction, KeysValues, torch_attention
+from .blocks import BlockCache, Head, ImageEmbedding, Stream, TransformerBlock
+from .precision import full_precision
+from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
+
+
+@dataclass(frozen=True)
+class ReferenceInputs:
+    """What is known of the references, one entry per reference picture.
+
+    Attributes:
+        latents: normalised latents, each (B, in_dim, 1, h, w); sizes may differ between references.
+        text_embeds: (B, text_len, text_dim), the first-frame prompt.
+        image_embeds: CLIP tokens, each (B, N, image_dim); empty for a model or a run without the CLIP branch.
+        timesteps: (B,), 1000 * sigma of the references; None is 0 (clean).
+        gap: latent frames between references and video; None takes the config's.
+    """
+
+    latents: list[Tensor]
+    text_embeds: Tensor
+    image_embeds: list[Tensor]
+    timesteps: Tensor | None = None
+    gap: float | None = None
+
+    def at_gap(self, gap: float | None) -> ReferenceInputs:
+        """The same at another gap; None leaves it."""
+        return self if gap is None else replace(self, gap=gap)
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """Everything the video reads from the references, one entry per block, independent of the denoising step.
+
+    A cache made for a batch of 1 serves any batch.
+
+    Attributes:
+        blocks: keys and values, one entry per block.
+        outputs: the reference stream's own output, one (B, out_dim, 1, h, w) per reference, for `reconstruction`.
+    """
+
+    blocks: list[BlockCache]
+    outputs: list[Tensor]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:
+        """The cache on another device or in another dtype."""
+
+        def move(pair: KeysValues) -> KeysValues:
+            return KeysValues(*(part.to(device=device, dtype=dtype) for part in pair))
+
+        def move_block(block: BlockCache) -> BlockCache:
+            emphasize = None if block.emphasize is None else move(block.emphasize)
+            return BlockCache(move(block.self_attn), emphasize, None if block.image is None else move(block.image))
+
+        outputs = [output.to(device=device, dtype=dtype) for output in self.outputs]
+        return ReferenceCache([move_block(block) for block in self.blocks], outputs)
+
+
+class TransformerOutput(NamedTuple):
+    """`velocity` (B, out_dim, T, h, w); `reference_output`, one (B, out_dim, 1, h, w) per reference, None without."""
+
+    velocity: Tensor
+    reference_output: list[Tensor] | None
+
+
+class ContextAnyoneTransformer(nn.Module):
+    """Predicts the velocity of noisy video latents from text and any number of references.
+
+    Args:
+        config: sizes and constants.
+        ops: namespace of Linear, Conv3d, LayerNorm and RMSNorm: `torch.nn`, or a host's own layers. Weights are
+            initialised only with torch.nn; a host's layers are filled from a file.
+        attention: the attention kernel.
+        device, dtype: where and in which dtype the weights are made.
+    """
+
+    def __init__(
+        self,
+        config: ContextAnyoneConfig,
+        ops: Any = nn,
+        attention: AttentionFunction = torch_attention,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        factory = {"device": device, "dtype": dtype}
+        dim = config.dim
+        self.patch_embedding = ops.Conv3d(
+            config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size, **factory
+        )
+        self.text_embedding = nn.Sequential(
+            ops.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), ops.Linear(dim, dim, **factory)
+        )
+        self.time_embedding = nn.Sequential(
+            ops.Linear(config.freq_dim, dim, **factory), nn.SiLU(), ops.Linear(dim, dim, **factory)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), ops.Linear(dim, 6 * dim, **factory))
+        self.img_emb: ImageEmbedding | None = None
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config.image_dim, dim, ops, **factory)
+        self.blocks = nn.ModuleList(TransformerBlock(config, ops, **factory) for _ in range(config.num_layers))
+        self.head = Head(config, ops, **factory)
+        if ops is nn and not self.head.modulation.is_meta:
+            initialise(self)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        references: ReferenceInputs | None = None,
+        cache: ReferenceCache | None = None,
+        emphasis: float = 1.0,
+        attention: AttentionFunction | None = None,
+    ) -> TransformerOutput:
+        """Velocity (noise - clean) of the video and, with `references`, the reference stream's own output.
+
+        Args:
+            latents: (B, in_dim, T, h, w), normalised, in the dtype of the weights (float32 under autocast).
+            timesteps: (B,), 1000 * sigma.
+            text_embeds: (B, text_len, text_dim), zero-padded; what happens in the video.
+            references: the references themselves, or
+            cache: what `encode_references` made of them. Neither means: no reference tokens, no CLIP tokens, no
+                Emphasize-Attention.
+            emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
+            attention: another kernel for this call only.
+
+        Raises:
+            ShapeError: a tensor does not fit the config.
+            InputError: both `references` and `cache` are given.
+        """
+        if references is not None and cache is not None:
+            raise InputError("Both references and their cache are given; give one of the two.")
+        attention = attention or self.attention
+        self._check_latents("latents", latents)
+        self._check_text(text_embeds)
+        reference_output = None
+        if references is not None:
+            cache = self.encode_references(references, attention=attention)
+            reference_output = cache.outputs
+        grid = self._grid(latents)
+        time_embeds, modulation = self._embed_time(timesteps, latents)
+        table = _table((grid,), None, self.config.head_dim, latents.device)
+        stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
+        x = self._embed_patches(latents)
+        for index, block in enumerate(self.blocks):
+            x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
+        velocity = self._unpatch(self.head(x, time_embeds), grid)
+        return TransformerOutput(velocity, reference_output)
+
+    def encode_references(
+        self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
+    ) -> ReferenceCache:
+        """Run the reference stream once and keep what the video reads from it, for all denoising steps.
+
+        Raises:
+            ShapeError: a tensor does not fit the config.
+        """
+        attention = attention or self.attention
+        self._check_references(references)
+        latents, first = references.latents, references.latents[0]
+        grids = [self._grid(item) for item in latents]
+        lengths = [math.prod(grid) for grid in grids]
+        timesteps = references.timesteps
+        if timesteps is None:
+            timesteps = torch.zeros(first.shape[0], device=first.device)
+        time_embeds, modulation = self._embed_time(timesteps, first)
+        gap = self.config.gap if references.gap is None else references.gap
+        table = _table(tuple(grids), gap, self.config.head_dim, first.device)
+        stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
+        image = None
+        if references.image_embeds and self.img_emb is not None:
+            image = self.img_emb(torch.cat(references.image_embeds, dim=1))
+        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)
+        blocks = []
+        for block in cast("Iterable[TransformerBlock]", self.blocks):
+            x, kept = block.encode_reference(x, stream, image, attention)
+            blocks.append(kept)
+        patches = self.head(x, time_embeds).split(lengths, dim=1)
+        outputs = [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
+        return ReferenceCache(blocks, outputs)
+
+    def _embed_time(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        with full_precision(like.device):
+            waves = _sinusoids(timesteps.to(like.device), self.config.freq_dim)
+            time_embeds = self.time_embedding(waves.to(like.dtype))
+            modulation: Tensor = self.time_projection(time_embeds)
+            return time_embeds, modulation.float().view(-1, 6, self.config.dim)
+
+    def _embed_patches(self, latents: Tensor) -> Tensor:
+        with full_precision(latents.device):  # the residual stream stays in the latents' dtype
+            patches: Tensor = self.patch_embedding(latents)
+        return patches.flatten(2).transpose(1, 2).contiguous()
+
+    def _unpatch(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        split = patches.view(patches.shape[0], *grid, *self.config.patch_size, self.config.out_dim)
+        return split.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def _grid(self, latents: Tensor) -> tuple[int, int, int]:
+        patch = self.config.patch_size
+        return (latents.shape[2] // patch[0], latents.shape[3] // patch[1], latents.shape[4] // patch[2])
+
+    def _check_latents(self, name: str, latents: Tensor) -> None:
+        config = self.config
+        fits = latents.ndim == 5 and latents.shape[1] == config.in_dim
+        if not fits or any(size % patch for size, patch in zip(latents.shape[2:], config.patch_size, strict=True)):
+            raise ShapeError(
+                f"{name} have shape {tuple(latents.shape)}; needed is (batch, {config.in_dim}, T, h, w) with T, h, w "
+                f"multiples of {config.patch_size}."
+            )
+
+    def _check_text(self, text_embeds: Tensor) -> None:
+        config = self.config
+        if text_embeds.ndim != 3 or tuple(text_embeds.shape[1:]) != (config.text_len, config.text_dim):
+            raise ShapeError(
+                f"text_embeds have shape {tuple(text_embeds.shape)}; needed is (batch, {config.text_len}, "
+                f"{config.text_dim}), padded with zeros."
+            )
+
+    def _check_references(self, references: ReferenceInputs) -> None:
+        if not references.latents:
+            raise ShapeError("There is no reference in references.latents; leave references out to run without one.")
+        for latents in references.latents:
+            self._check_latents("reference_latents", latents)
+            if latents.shape[2] != 1:
+                raise ShapeError(
+                    f"A reference has {latents.shape[2]} latent frames; each must be one picture, 1 frame."
+                )
+        self._check_text(references.text_embeds)
+        for tokens in references.image_embeds:
+            if tokens.ndim != 3 or tokens.shape[2] != self.config.image_dim:
+                raise ShapeError(
+                    f"image_embeds have shape {tuple(tokens.shape)}; this model needs (batch, N, "
+                    f"{self.config.image_dim})."
+                    if self.config.image_dim
+                    else "image_embeds are given, and this model has no CLIP branch; leave them out."
+                )
+
+
+def initialise(model: ContextAnyoneTransformer) -> None:
+    """Fill a transformer with Wan 2.1's initial weights; new parts start as if they were not there.
+
+    Linear layers Xavier, embeddings of text and time normal (0.02), the head zero, modulation normal / sqrt(dim).
+    """
+    for name, module in model.named_modules():
+        initialise_layer(name, module)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("modulation"):
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+
+def initialise_layer(name: str, module: nn.Module) -> None:
+    """Fill one Linear or Conv3d layer as `initialise` does, by its name in the transformer; others stay."""
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight.flatten(1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if name.startswith(("text_embedding.", "time_embedding.")) and isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+    # Paper: how the CLIP branch and Emphasize-Attention start is not stated. Zero values (v_img) and a zero output
+    # (o) leave a pretrained backbone unchanged at step 0; their keys and queries are not zero, so both learn.
+    if name.endswith((".v_img", "emphasize_attn.o")) or name == "head.head":
+        nn.init.zeros_(module.get_parameter("weight"))
+
+
+def _sinusoids(timesteps: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of timesteps (B,) at width / 2 frequencies from 1 to 1 / 10000: float32 (B, width)."""
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * steps / half)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def _table(
+    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
+) -> RotaryTable:
+    """The rotary table of a video (gap None, one grid) or of references laid end to end."""
+    if torch.compiler.is_compiling():
+        return _build_table(grids, gap, head_dim, device)
+    return _kept_table(grids, gap, head_dim, device)
+
+
+def _build_table(
+    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
+) -> RotaryTable:
+    if gap is None:
+        positions = grid_positions(*grids[0])
+    else:
+        parts = [reference_positions(index, rows, columns, gap) for index, (_, rows, columns) in enumerate(grids)]
+        positions = torch.cat(parts)
+    cos, sin = rotary_table(positions, head_dim)
+    return cos.to(device), sin.to(device)
+
+
+@lru_cache(maxsize=8)
+def _kept_table(
+    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
+) -> RotaryTable:
+    """The same table, kept between denoising steps; no inference tensor, so that it can serve a training step too."""
+    with torch.inference_mode(mode=False):
+        return _build_table(grids, gap, head_dim, device)
+
+
+def forget_tables() -> None:
+    """Free the rotary tables that are kept between calls: 34 MB for 832 x 480 x 81, on whatever device they are."""
+    _kept_table.cache_clear()

@@ -1,0 +1,152 @@
+"""How much memory a forward pass and a whole generation take, by arithmetic (DESIGN 1; measured in tests/core)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..config import ContextAnyoneConfig
+from .options import Video
+
+
+def cache_bytes(config: ContextAnyoneConfig, reference_tokens: int, image_tokens: int, dtype_size: int) -> int:
+    """Bytes of a reference cache: keys and values of every block, for references and CLIP tokens, batch 1.
+
+    At 832 x 480 in bf16 one reference of the 1.3B model takes 548 MiB and its CLIP tokens 45 MiB.
+    """
+    pairs = 2 if config.emphasize else 1
+    per_block = (pairs * reference_tokens + image_tokens) * 2 * config.dim * dtype_size
+    return config.num_layers * per_block
+
+
+def forward_bytes(
+    config: ContextAnyoneConfig,
+    latents_shape: Sequence[int],
+    *,
+    reference_tokens: int = 0,
+    image_tokens: int = 0,
+    dtype_size: int = 2,
+) -> int:
+    """Peak bytes of one call without gradients, the reference cache included.
+
+    Counted at the widest moment of a block, the feed-forward: its hidden layer before and after the activation, the
+    residual stream, its normed form and that in float32; and the keys and values of the references beside the video's.
+
+    Args:
+        latents_shape: (B, C, T, h, w).
+        reference_tokens: of all references of one sample; the cache is shared by the batch.
+        image_tokens: CLIP tokens, likewise.
+        dtype_size: bytes of a number in compute.
+    """
+    tokens = latents_shape[0] * math.prod(latents_shape[2:]) // math.prod(config.patch_size)
+    block = tokens * (2 * config.ffn_dim * dtype_size + config.dim * (3 * dtype_size + 8))
+    joined = (tokens + latents_shape[0] * reference_tokens) * 2 * config.dim * dtype_size
+    text = latents_shape[0] * config.text_len * (config.text_dim + 4 * config.dim) * dtype_size
+    return block + joined + text + cache_bytes(config, reference_tokens, image_tokens, dtype_size)
+
+
+MODES = ("high", "balanced", "low")
+"""Of `execution.MEMORIES`, from the fastest to the smallest."""
+
+_TILE = 256  # pixels a side, diffusers' own
+_CLIP_TOKENS = 257
+_TEXT_WORK = 300 << 20  # three prompts of 512 tokens through umT5-XXL
+# Numbers alive at the widest moment of Wan's VAE at its full width of 96, for each pixel of a frame; measured on
+# tensors without data. Decoding goes by four frames at a time, so it does not grow with the video.
+_DECODING, _ENCODING = 5080, 970
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Numbers of parameters.
+
+    Attributes:
+        transformer, block: of the whole, and of one block.
+        text, text_table, text_block: of the text encoder, of its largest piece, of one block.
+        image, vae: of the image encoder (0 without) and of the VAE.
+        vae_width: channels of the VAE's outermost blocks.
+    """
+
+    transformer: int
+    block: int
+    text: int
+    text_table: int
+    text_block: int
+    image: int
+    vae: int
+    vae_width: int = 96
+
+
+def stage_bytes(
+    mode: str, sizes: ModelSizes, config: ContextAnyoneConfig, video: Video, dtype_size: int = 2
+) -> dict[str, int]:
+    """Peak bytes on the device of each stage of a generation: `prompts`, `references`, `denoise`, `decode`.
+
+    What a CUDA context and the allocator's gaps take comes on top.
+
+    Args:
+        mode: one of `MODES`.
+        sizes: of the parts.
+        config: of the transformer.
+        video: what is made.
+        dtype_size: bytes of a number in compute.
+    """
+    encoding = _ENCODING * sizes.vae_width // 96 * video.height * video.width * dtype_size
+    working = _denoising_bytes(mode, config, video, dtype_size)
+    decoding = decode_bytes(video, dtype_size, sizes.vae_width, tiled=mode != "high")
+    vae, image = sizes.vae * dtype_size, sizes.image * dtype_size
+    transformer, text = sizes.transformer * dtype_size, sizes.text * dtype_size
+    if mode == "high":
+        held = transformer + text + image + vae
+        work = {"prompts": _TEXT_WORK, "references": encoding, "denoise": working, "decode": decoding}
+        return {stage: held + size for stage, size in work.items()}
+    if mode == "low":  # two blocks in fp8, and the matrix at work
+        rest = sizes.transformer - config.num_layers * sizes.block
+        transformer = rest * dtype_size + 2 * sizes.block + config.dim * config.ffn_dim * dtype_size
+    return {
+        "prompts": vae + (sizes.text_table + 2 * sizes.text_block) * dtype_size + _TEXT_WORK,
+        "references": vae + max(image, encoding),
+        "denoise": vae + transformer + working,
+        "decode": vae + decoding,
+    }
+
+
+def decode_bytes(video: Video, dtype_size: int, width: int = 96, *, tiled: bool) -> int:
+    """Peak bytes of decoding one video with Wan's VAE of this width, beside its weights."""
+    pixels = video.frames * video.height * video.width * 3
+    handed_over = pixels * (dtype_size + 4)
+    tiled = tiled and max(video.height, video.width) > _TILE
+    area = min(video.height, _TILE) * min(video.width, _TILE) if tiled else video.height * video.width
+    kept = pixels * dtype_size * (1.8 if tiled else 1)  # tiles overlap
+    return max(handed_over, int(_DECODING * width // 96 * area * dtype_size + kept))
+
+
+def step_cache_bytes(config: ContextAnyoneConfig, video: Video, dtype_size: int) -> int:
+    """What a step cache keeps of three passes: of each, the first block's output and update and the others' update."""
+    stride, patch = config.vae_stride, config.patch_size
+    frames = 1 + (video.frames - 1) // stride[0]
+    tokens = frames * (video.height // stride[1] // patch[1]) * (video.width // stride[2] // patch[2])
+    return 3 * 3 * tokens * config.dim * dtype_size
+
+
+def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str:
+    """The fastest mode whose largest stage fits into nine tenths of the free bytes; `low` where none does."""
+    for mode in MODES:
+        if max(stages[mode].values()) <= 0.9 * free:
+            return mode
+    return MODES[-1]
+
+
+def _denoising_bytes(mode: str, config: ContextAnyoneConfig, video: Video, dtype_size: int) -> int:
+    stride, patch = config.vae_stride, config.patch_size
+    height, width = video.height // stride[1], video.width // stride[2]
+    shape = (1, config.in_dim, 1 + (video.frames - 1) // stride[0], height, width)
+    tokens = video.references * (height // patch[1]) * (width // patch[2])
+    clip = video.references * _CLIP_TOKENS if config.image_dim is not None else 0
+    whole = forward_bytes(config, shape, reference_tokens=tokens, image_tokens=clip, dtype_size=dtype_size)
+    cache = cache_bytes(config, tokens, clip, dtype_size)
+    if mode != "low":
+        return whole
+    # the cache rests on the CPU, and comes block by block; it is whole on the device once, before the video is there
+    return max(whole - cache + 2 * cache // config.num_layers, cache)

@@ -1,0 +1,94 @@
+"""How a model is run: what is added to its weights, which kernels work on them, and where they are meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError
+from ..model_kinds import ModelKind
+
+ATTENTIONS = ("sdpa", "flash", "sage", "auto")
+MEMORIES = ("auto", "low", "balanced", "high")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA to add, and how strongly.
+
+    Attributes:
+        path: the file.
+        strength: factor of what it adds: 1 as trained, negative for its opposite.
+    """
+
+    path: Path
+    strength: float = 1.0
+
+
+class Video(NamedTuple):
+    """What `auto` memory has to make room for: frames, height and width in pixels, and pictures read."""
+
+    frames: int = 81
+    height: int = 480
+    width: int = 832
+    references: int = 1
+
+
+FULL_SIZE = Video()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a model is run, apart from what is made with it.
+
+    Attributes:
+        loras: added to the transformer's weights, in this order.
+        attention: one of `ATTENTIONS`.
+        compile: whether the blocks are compiled.
+        memory: one of `MEMORIES`. `high`: all parts are on the device all the time. `balanced`: each only while it
+            works, the encoders read for each use, the video decoded in tiles. `low`: the transformer's blocks come to
+            the device one by one, too, their matrices kept in fp8. `auto`: the first of these that fits.
+        video: what `auto` reckons with.
+        step_cache: relative change of the first block up to which the other blocks of a pass are skipped; None is off.
+    """
+
+    loras: tuple[LoraFile, ...] = ()
+    attention: str = "sdpa"
+    compile: bool = False
+    memory: str = "high"
+    video: Video = FULL_SIZE
+    step_cache: float | None = None
+
+    def check(self, kind: ModelKind) -> None:
+        """Refuse what this model cannot do, or what does not go together.
+
+        Raises:
+            InputError: naming the option and what to do.
+        """
+        asked = {
+            "--lora": bool(self.loras),
+            "--attention": self.attention not in ("sdpa", "auto"),
+            "--compile": self.compile,
+            "--step-cache": self.step_cache is not None,
+            f"--memory {self.memory}": self.memory in ("low", "balanced"),
+        }
+        for option, given in asked.items():
+            if given and kind.hosted:
+                raise InputError(
+                    f"{option} is for the models on our transformer; with --model {kind.name} leave it out."
+                )
+        if self.compile and self.memory == "low":
+            raise InputError(
+                "--compile and --memory low exclude each other: low casts every matrix from fp8 as it comes; leave "
+                "--compile out, or use --memory balanced."
+            )
+        if self.step_cache is not None and self.memory == "low":
+            raise InputError(
+                "--step-cache and --memory low exclude each other: blocks are fetched ahead, even those that are then "
+                "skipped; leave --step-cache out, or use --memory balanced."
+            )
+
+
+PLAIN = Execution()
+"""As the weights are, by torch's own kernels."""

@@ -1,0 +1,168 @@
+"""Guidance: which passes through the network a denoising step needs, and how their velocities are combined (DESIGN 1).
+
+Without a reference always means no reference tokens, no CLIP tokens and no Emphasize-Attention.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
+
+from ..config import ContextAnyoneConfig
+from ..errors import InputError
+
+Interval = tuple[float, float]
+"""(low, high) sigmas, both included, between which guidance acts (Kynkaanniemi et al. 2024)."""
+
+
+class Branch(Enum):
+    """One pass through the network: with which prompt, with or without the references."""
+
+    PROMPT_REFERENCE = "prompt and reference"
+    NEGATIVE_REFERENCE = "negative prompt and reference"
+    NEGATIVE = "negative prompt, no reference"
+
+    @property
+    def negative(self) -> bool:
+        """Whether the pass reads the negative prompt."""
+        return self is not Branch.PROMPT_REFERENCE
+
+    @property
+    def reference(self) -> bool:
+        """Whether the pass sees the references."""
+        return self is not Branch.NEGATIVE
+
+
+class Guidance(Protocol):
+    """Names the passes of a step and combines their velocities."""
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        """The passes needed at noise level sigma."""
+
+    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
+        """One velocity from those of `branches`, all of one shape."""
+
+
+@dataclass(frozen=True)
+class CfgGuidance:
+    """Two passes: neg + guidance_scale * (prompt with reference - neg); the price of plain Wan.
+
+    At a scale of 1, and outside the interval, the conditional pass alone.
+
+    Raises:
+        InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
+    """
+
+    guidance_scale: float = 5.0
+    interval: Interval = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_scale("guidance_scale", self.guidance_scale)
+        _check_interval(self.interval)
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        """The passes needed at noise level sigma."""
+        if self.guidance_scale == 1 or not _inside(sigma, self.interval):
+            return (Branch.PROMPT_REFERENCE,)
+        return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE)
+
+    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
+        """One velocity from those of `branches`."""
+        prompt = velocities[Branch.PROMPT_REFERENCE]
+        if len(velocities) == 1:
+            return prompt
+        negative = velocities[Branch.NEGATIVE]
+        return negative + self.guidance_scale * (prompt - negative)
+
+
+@dataclass(frozen=True)
+class DualGuidance:
+    """Three passes: neg + reference_scale * (ref,neg - neg) + guidance_scale * (ref,prompt - ref,neg), as Phantom.
+
+    With equal scales (ref,neg) cancels: two passes, as cfg. With both scales at 1, and outside the interval, the
+    conditional pass alone.
+
+    Raises:
+        InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
+    """
+
+    # Paper: guidance at inference is not stated; the form and the default scales are Phantom's.
+    guidance_scale: float = 7.5
+    reference_scale: float = 5.0
+    interval: Interval = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_scale("guidance_scale", self.guidance_scale)
+        _check_scale("reference_scale", self.reference_scale)
+        _check_interval(self.interval)
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        """The passes needed at noise level sigma."""
+        if self.guidance_scale == self.reference_scale == 1 or not _inside(sigma, self.interval):
+            return (Branch.PROMPT_REFERENCE,)
+        if self.guidance_scale == self.reference_scale:
+            return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE)
+        return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
+
+    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
+        """One velocity from those of `branches`."""
+        prompt = velocities[Branch.PROMPT_REFERENCE]
+        if len(velocities) == 1:
+            return prompt
+        unseen = velocities[Branch.NEGATIVE]
+        seen = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
+        return unseen + self.reference_scale * (seen - unseen) + self.guidance_scale * (prompt - seen)
+
+
+def make_guidance(
+    name: str,
+    config: ContextAnyoneConfig | None = None,
+    *,
+    guidance_scale: float | None = None,
+    reference_scale: float | None = None,
+    interval: Interval = (0.0, 1.0),
+) -> CfgGuidance | DualGuidance:
+    """Guidance by name, `cfg` or `dual`; a scale of None is the model's own, or without a config the class's.
+
+    Raises:
+        InputError: an unknown name, a bad number, or a reference_scale where `cfg` has none.
+    """
+    scales = {"guidance_scale": guidance_scale, "reference_scale": reference_scale}
+    given = _own_scales(name, config) | {key: value for key, value in scales.items() if value is not None}
+    if name == "cfg":
+        if reference_scale is not None:
+            raise InputError("reference_scale belongs to dual guidance; with cfg, leave it out or choose dual.")
+        return CfgGuidance(**given, interval=interval)
+    if name == "dual":
+        return DualGuidance(**given, interval=interval)
+    near = difflib.get_close_matches(name, ("cfg", "dual"), n=1, cutoff=0.3)
+    raise InputError(f"Unknown guidance '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; use cfg or dual."))
+
+
+def _own_scales(name: str, config: ContextAnyoneConfig | None) -> dict[str, float]:
+    if config is None:
+        return {}
+    if name == "cfg":
+        return {"guidance_scale": config.cfg_scale}
+    return dict(zip(("guidance_scale", "reference_scale"), config.dual_scales, strict=True))
+
+
+def _inside(sigma: float, interval: Interval) -> bool:
+    return interval[0] <= sigma <= interval[1]
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f"{name} is {value}; it must be a finite number of at least 0, such as 5.")
+
+
+def _check_interval(interval: Interval) -> None:
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"interval is {low} to {high}; both must be sigmas with 0 <= low <= high <= 1.")

@@ -1,0 +1,322 @@
+"""Weight files: safetensors with the model's config in the header, written whole or not at all, read strictly.
+
+Every file of this project carries the metadata `format` ("pt"), `kind` and `config` (JSON) (DESIGN 2).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..config import ContextAnyoneConfig
+from ..errors import CheckpointError, InputError
+from ..model.attention import AttentionFunction, torch_attention
+from ..model.transformer import ContextAnyoneTransformer
+from .naming import IMAGE_ENCODER, LORA, PROBE, TEXT_ENCODER, TRANSFORMER, VAE, WAN
+from .recognition import RUNS_HERE, Recognised, recognise
+from .safetensors_file import Header, read_header
+from .source import WeightSource, open_source
+from .tensors import INTEGERS, TensorInfo, is_finite
+from .writer import whole_file
+
+__all__ = [
+    "IMAGE_ENCODER",
+    "LORA",
+    "PROBE",
+    "TEXT_ENCODER",
+    "TRANSFORMER",
+    "VAE",
+    "WAN",
+    "Description",
+    "Header",
+    "Recognised",
+    "TensorInfo",
+    "WeightSource",
+    "compare_names",
+    "describe",
+    "expected_tensors",
+    "load_tensors",
+    "load_transformer",
+    "open_source",
+    "read_header",
+    "recognise",
+    "require_finite",
+    "require_kind",
+    "save_safetensors",
+    "save_transformer",
+    "transformer_config",
+]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A weight file in words and numbers, for `contextanyone inspect`.
+
+    `missing`, `unknown` and `wrong_shape` are measured against the file's config (the header's, or for Wan's public
+    files the one that the shapes tell) and are None where the file is no transformer.
+    """
+
+    path: Path
+    recognised: Recognised
+    size_bytes: int
+    parameters: int
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    missing: list[str] | None = None
+    unknown: list[str] | None = None
+    wrong_shape: list[str] | None = None
+
+
+def save_safetensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Write `tensors` with `kind`, `config` and `extra` in the header; the file appears under its name only when whole.
+
+    Raises:
+        CheckpointError: the folder does not exist, or `extra` would replace a reserved key.
+        OSError: the disk is full or the folder read-only; nothing is left behind.
+    """
+    metadata = {"format": "pt", "kind": kind, "config": json.dumps(dict(config), sort_keys=True)}
+    if extra and (taken := sorted(metadata.keys() & extra.keys())):
+        raise CheckpointError(f"{', '.join(taken)} are reserved names in a weight file's header; use others in extra.")
+    with whole_file(Path(path)) as beside:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(plain, beside, metadata=metadata | dict(extra or {}))
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+
+
+def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU, as stored; with `kind`, a file of another kind is refused.
+
+    Raises:
+        CheckpointError: as `read_header`, or the file is of another kind.
+    """
+    header = read_header(path)
+    if kind is not None:
+        require_kind(path, header, kind)
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def require_kind(path: str | Path, header: Header | WeightSource, kind: str) -> None:
+    """Refuse a file whose header says, or whose tensor names tell, that it is of another kind than `kind`.
+
+    A file of another project counts by its tensor names; of `probe` and the like the header itself must say it.
+
+    Raises:
+        CheckpointError: the file is of another kind or of none that is known.
+    """
+    if isinstance(header, Header) and header.kind == kind:
+        return
+    found = header.recognised if isinstance(header, WeightSource) else recognise(path)
+    if isinstance(header, WeightSource) and found.kind == kind:
+        return
+    given = f"a {found.kind} file" if found.stated else f"by its tensor names {found}"
+    if found.kind == kind:
+        given += " without this project's header"
+    raise CheckpointError(f"{path} is {given}; a {kind} file is needed here.")
+
+
+def require_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights with NaN or infinite values.
+
+    Raises:
+        CheckpointError: names the first tensors that hold such values.
+    """
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    _refuse_values(path, bad)
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    ops: Any = torch.nn,
+    attention: AttentionFunction = torch_attention,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    plain: bool = False,
+) -> ContextAnyoneTransformer:
+    """Build the transformer that a file describes and fill it from the file, every name and shape checked.
+
+    Reads our files in any naming, with the config in the header, and Wan's and Phantom's public files (.pth,
+    safetensors, single or sharded, ComfyUI's prefixes, fp8 and scaled fp8, GGUF, diffusers folders), whose config
+    follows from the shapes.
+
+    Args:
+        path: a weight file, an index of shards, or a folder with one model.
+        ops, attention: as in `ContextAnyoneTransformer`.
+        dtype: dtype of the weights in memory; None keeps the file's, and gives bf16 for fp8 and GGUF.
+        device: where the weights go.
+        plain: accept a backbone without Emphasize-Attention, as Wan's and Phantom's files are.
+
+    Raises:
+        CheckpointError: another kind of file, missing or unknown or misshaped tensors (all listed), NaN or infinity.
+        MissingDependencyError: a GGUF file, without the gguf package.
+    """
+    source = open_source(path)
+    config = transformer_config(source, plain=plain)
+    model = _empty_transformer(path, config, ops, attention)
+    missing, unknown, wrong = compare_names(expected_tensors(model), source.tensors)
+    unknown += source.unknown
+    if missing or unknown or wrong:
+        fits = "its own config" if "config" in source.metadata else str(source.recognised)
+        raise CheckpointError(f"{path} does not fit {fits}: {_differences(missing, unknown, wrong)}")
+    state, bad = {}, []
+    for name in source.tensors:
+        tensor = source.read(name, dtype)
+        if not is_finite(tensor):
+            bad.append(name)
+        state[name] = tensor.to(device)
+    _refuse_values(path, bad)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneConfig:
+    """The config of an opened transformer file: the header's, else the one that the shapes tell.
+
+    Args:
+        source: any opened file.
+        plain: accept a backbone without Emphasize-Attention.
+
+    Raises:
+        CheckpointError: no transformer, a relative of Wan T2V with other inputs, or a plain backbone that was not asked
+            for.
+    """
+    found = source.recognised
+    if found.kind != WAN and not (plain and found.kind == TRANSFORMER):
+        if plain:
+            given = f"a {found.kind} file" if found.stated else found
+            raise CheckpointError(
+                f"{source.path} is {given}; a transformer of Wan 2.1 T2V, Phantom-Wan or this project is needed here."
+            )
+        require_kind(source.path, source, TRANSFORMER)
+    config = _read_config(source)
+    if found.kind == WAN and not found.family.startswith(RUNS_HERE):
+        raise CheckpointError(
+            f"{source.path} is {found}, which takes other inputs; Wan 2.1 T2V, Phantom-Wan or a ContextAnyone "
+            "transformer is needed. A file with a CLIP branch serves as --clip-branch of contextanyone init."
+        )
+    if found.kind == WAN and not plain:
+        raise CheckpointError(
+            f"{source.path} is {found}, without Emphasize-Attention; a ContextAnyone transformer is needed. "
+            "contextanyone init --backbone makes one to be trained from it; generate --model wan or phantom runs it "
+            "unchanged."
+        )
+    return config
+
+
+def save_transformer(
+    path: str | Path, model: ContextAnyoneTransformer, *, dtype: torch.dtype, extra: Mapping[str, str] | None = None
+) -> None:
+    """Write a transformer and its config as `load_transformer` reads it, weights in `dtype`.
+
+    Raises:
+        CheckpointError, OSError: as `save_safetensors`.
+    """
+    tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    save_safetensors(path, tensors, kind=TRANSFORMER, config=model.config.to_dict(), extra=extra)
+
+
+def describe(path: str | Path) -> Description:
+    """Say what a weight file is from its header alone.
+
+    Raises:
+        CheckpointError: as `read_header`, or the transformer config in the header is invalid.
+    """
+    source = open_source(path)
+    found = source.recognised
+    config = source.config() if "config" in source.metadata else _guessed_config(source)
+    differences: tuple[list[str] | None, ...] = (None, None, None)
+    if found.kind in (TRANSFORMER, WAN) and (config or found.stated):
+        model = _empty_transformer(path, _read_config(source), torch.nn, torch_attention)
+        missing, unknown, wrong = compare_names(expected_tensors(model), source.tensors)
+        differences = (missing, unknown + source.unknown, wrong)
+    parameters = sum(count for dtype, count in found.dtypes.items() if dtype not in INTEGERS)
+    size = source.size_bytes
+    return Description(Path(path), found, size, parameters, config, source.metadata, *differences)
+
+
+def _guessed_config(source: WeightSource) -> dict[str, Any]:
+    try:
+        return source.config()
+    except CheckpointError:  # no whole model; the description says what there is
+        return {}
+
+
+def expected_tensors(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a module's weight file must hold."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def compare_names(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]
+) -> tuple[list[str], list[str], list[str]]:
+    """Names that are missing, names that are unknown, and "name: found shape, needed shape" where shapes differ."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} is {_shape(found[name].shape)}, needed {_shape(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    return missing, unknown, wrong
+
+
+def _read_config(source: WeightSource) -> ContextAnyoneConfig:
+    try:
+        config = ContextAnyoneConfig.from_dict(source.config())
+    except InputError as error:
+        raise CheckpointError(f"{source.path} has a config that this version cannot read: {error}") from error
+    if config.num_layers > len(source.tensors):
+        raise CheckpointError(
+            f"{source.path} has a config that does not fit: num_layers is {config.num_layers}, with "
+            f"{len(source.tensors)} tensors in the file."
+        )
+    return config
+
+
+def _empty_transformer(
+    path: str | Path, config: ContextAnyoneConfig, ops: Any, attention: AttentionFunction
+) -> ContextAnyoneTransformer:
+    try:
+        return ContextAnyoneTransformer(config, ops, attention, device="meta")
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own for sizes beyond 64 bits
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} has a config that this version cannot read: {reason}") from error
+
+
+def _refuse_values(path: str | Path, bad: list[str]) -> None:
+    if bad:
+        raise CheckpointError(f"{path} holds NaN or infinite values in {_listed(bad)}; the weights are unusable.")
+
+
+def _differences(missing: list[str], unknown: list[str], wrong: list[str]) -> str:
+    parts = (("missing", missing), ("unknown", unknown), ("of the wrong shape", wrong))
+    return "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in parts if names) + "."
+
+
+def _listed(names: list[str], limit: int = 12) -> str:
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
