@@ -24,11 +24,12 @@ def check_side(side: object, name: str) -> None:
     """Refuse a width or height that is not a multiple of 16.
 
     Raises:
-        InputError: naming the nearest one that is.
+        InputError: naming the two nearest that are.
     """
     pixels = require_whole(name, side, 1)
     if pixels % SIDE_STEP:
-        near = max(SIDE_STEP, SIDE_STEP * round(pixels / SIDE_STEP))
+        below = pixels - pixels % SIDE_STEP
+        near = f"{below} or {below + SIDE_STEP}" if below else f"{SIDE_STEP}"
         raise InputError(f"{name} is {pixels}; it must be a multiple of {SIDE_STEP}, such as {near}.")
 
 

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from comfy_api.latest import io
 
-from ._comfy.familiarity import say_how_familiar
+from ._comfy.notes import note_on
 from ._comfy.references import (
+    PromptNames,
     ReferencePicture,
     apply_references,
     config_of,
     empty_latents,
+    given_references,
     without_references_of,
 )
+from ._comfy.types import Conditioning, Model
 from .inputs import (
     CATEGORY,
-    GAP_TOOLTIP,
+    RANGES,
     Reference,
-    checked_size,
+    SizeSettings,
+    check_numbers,
     emphasis_input,
+    gap_input,
     own_number,
     size_inputs,
-    size_mistake,
 )
+
+_NAMES = PromptNames(
+    positive="The prompt at positive of Apply ContextAnyone",
+    first="The first-frame prompt (first of ContextAnyone Prompt)",
+    negative="The negative prompt at negative of Apply ContextAnyone",
+)
+
+
+class ApplySettings(SizeSettings):
+    """The widgets of Apply ContextAnyone."""
+
+    batch_size: int
+    emphasis: float
+    gap: float
 
 
 class ApplyContextAnyone(io.ComfyNode):
@@ -45,11 +63,9 @@ class ApplyContextAnyone(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="From ContextAnyone Prompt (or CLIP Text Encode)."),
                 Reference.Input("reference", optional=True, tooltip="The character. Without it: plain text to video."),
                 *size_inputs(),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, advanced=True, tooltip="Videos at a time, of one character."
-                ),
+                RANGES["batch_size"].whole("batch_size", 1, "Videos at a time, of one character.", advanced=True),
                 emphasis_input(),
-                io.Float.Input("gap", default=0.0, min=0.0, max=100.0, step=0.5, advanced=True, tooltip=GAP_TOOLTIP),
+                gap_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, checked against all that is connected."),
@@ -57,27 +73,43 @@ class ApplyContextAnyone(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt, without references."),
                 io.Latent.Output(display_name="latent", tooltip="An empty latent of the video's size."),
             ],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # its note comes with every run, also where the node is cached
         )
 
     @classmethod
     def validate_inputs(
-        cls, width: int | None = None, height: int | None = None, length: int | None = None
-    ) -> bool | str:
-        """Sizes that cannot be made are told before the run."""
-        return size_mistake(width, height, length) or True
+        cls,
+        width: int | None = None,
+        height: int | None = None,
+        length: int | None = None,
+        emphasis: float | None = None,
+        gap: float | None = None,
+    ) -> bool:
+        """Numbers that no video can be made with are told before the run.
+
+        Raises:
+            InputError: naming the first of them.
+        """
+        check_numbers(width=width, height=height, length=length, emphasis=emphasis, gap=gap)
+        return True
 
     @classmethod
     def execute(
         cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
+        model: Model,
+        positive: Conditioning,
+        negative: Conditioning,
         reference: tuple[ReferencePicture, ...] = (),
-        **settings: Any,
+        **settings: Unpack[ApplySettings],
     ) -> io.NodeOutput:
-        """Encode the references for this size."""
-        size = checked_size(settings["width"], settings["height"], settings["length"])
+        """Encode the references for this size.
+
+        Raises:
+            InputError, ShapeError: something that is connected does not fit; the message says what to do.
+        """
+        check_numbers(**settings)
+        reference = given_references(reference)
+        size = (settings["height"], settings["width"])
         applied = apply_references(
             model,
             positive,
@@ -85,9 +117,10 @@ class ApplyContextAnyone(io.ComfyNode):
             reference,
             size,
             emphasis=settings["emphasis"],
-            gap=own_number("gap", settings["gap"]),
+            gap=own_number(settings["gap"]),
+            names=_NAMES,
         )
-        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference)
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
         unseen = without_references_of(model, applied, negative)
-        return io.NodeOutput(model, applied, unseen, {"samples": latents})
+        note = note_on(model, reference, "Apply ContextAnyone")
+        return io.NodeOutput(model, applied, unseen, {"samples": latents}, ui=note)

@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Unpack
 
 from comfy_api.latest import io
 
 from ..contextanyone_core.prompts import TwoStagePrompt
-from ..contextanyone_core.sampling.guidance import make_guidance
-from ._comfy.familiarity import say_how_familiar
+from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, make_guidance
+from ._comfy.notes import note_on
 from ._comfy.references import (
+    PromptNames,
     ReferencePicture,
     apply_references,
     config_of,
     empty_latents,
     encode_prompt,
+    given_references,
 )
 from ._comfy.sampling import ReferenceGuider, sample, sampler_names
+from ._comfy.types import Clip, Conditioning, Model
 from .inputs import (
     CATEGORY,
     FIRST_TOOLTIP,
-    GAP_TOOLTIP,
     LATER_TOOLTIP,
     NEGATIVE_TOOLTIP,
+    RANGES,
     Reference,
-    checked_size,
+    SizeSettings,
+    check_choice,
+    check_numbers,
+    check_prompts,
     emphasis_input,
+    gap_input,
     own_number,
-    prompt_mistake,
+    prompt_input,
     size_inputs,
-    size_mistake,
 )
 
-_SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
 _OWN = "0 takes the model's own."
+_GUIDANCES = ["cfg", "dual"]
+_NAMES = PromptNames(
+    positive="The prompt (first and later of ContextAnyone Sampler together)",
+    first="The first-frame prompt (first of ContextAnyone Sampler)",
+    negative="The negative prompt (negative of ContextAnyone Sampler)",
+)
+
+
+class SamplerSettings(SizeSettings):
+    """The widgets of ContextAnyone Sampler."""
+
+    first: str
+    later: str
+    steps: int
+    seed: int
+    negative: str
+    guidance: str
+    guidance_scale: float
+    reference_scale: float
+    emphasis: float
+    sampler_name: str
+    shift: float
+    gap: float
 
 
 class ContextAnyoneGuider(io.ComfyNode):
@@ -53,22 +82,42 @@ class ContextAnyoneGuider(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Apply ContextAnyone."),
                 io.Conditioning.Input("positive", tooltip="From Apply ContextAnyone: it carries the references."),
                 io.Conditioning.Input("negative", tooltip="From Apply ContextAnyone."),
-                io.Float.Input("guidance_scale", default=0.0, tooltip=f"How hard the prompt pulls. {_OWN}", **_SCALE),
-                io.Float.Input("reference_scale", default=0.0, tooltip=f"How hard the picture pulls. {_OWN}", **_SCALE),
+                RANGES["guidance_scale"].input("guidance_scale", 0.0, f"How hard the prompt pulls. {_OWN}"),
+                RANGES["reference_scale"].input("reference_scale", 0.0, f"How hard the picture pulls. {_OWN}"),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
+    def validate_inputs(cls, guidance_scale: float | None = None, reference_scale: float | None = None) -> bool:
+        """Scales that guide nothing are told before the run.
+
+        Raises:
+            InputError: naming the first of them.
+        """
+        check_numbers(guidance_scale=guidance_scale, reference_scale=reference_scale)
+        return True
+
+    @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, guidance_scale: float, reference_scale: float
+        cls,
+        model: Model,
+        positive: Conditioning,
+        negative: Conditioning,
+        guidance_scale: float,
+        reference_scale: float,
     ) -> io.NodeOutput:
-        """Make the guider."""
+        """Make the guider.
+
+        Raises:
+            InputError: something that is connected does not fit; the message says what to do.
+        """
+        check_numbers(guidance_scale=guidance_scale, reference_scale=reference_scale)
         guidance = make_guidance(
             "dual",
             config_of(model),
-            guidance_scale=own_number("guidance_scale", guidance_scale),
-            reference_scale=own_number("reference_scale", reference_scale),
+            guidance_scale=own_number(guidance_scale),
+            reference_scale=own_number(reference_scale),
         )
         return io.NodeOutput(ReferenceGuider(model, positive, negative, guidance))
 
@@ -90,10 +139,10 @@ class ContextAnyoneSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Load ContextAnyone, through LoRA loaders if you like."),
                 io.Clip.Input("clip", tooltip="The text encoder."),
                 Reference.Input("reference", optional=True, tooltip="The character. Without it: plain text to video."),
-                io.String.Input("first", multiline=True, default="", tooltip=FIRST_TOOLTIP),
-                io.String.Input("later", multiline=True, default="", tooltip=LATER_TOOLTIP),
+                prompt_input("first", FIRST_TOOLTIP),
+                prompt_input("later", LATER_TOOLTIP),
                 *size_inputs(),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Denoising steps: 20 to 50 are usual."),
+                RANGES["steps"].whole("steps", 20, "Denoising steps: 20 to 50 are usual."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -112,37 +161,34 @@ class ContextAnyoneSampler(io.ComfyNode):
                     "Zeros without a reference.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,  # its note comes with every run, also where the node is cached
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        first: str | None = None,
-        later: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        length: int | None = None,
-    ) -> bool | str:
-        """Empty prompts and impossible sizes are told before the run."""
-        return prompt_mistake(first, later) or size_mistake(width, height, length) or True
+    def validate_inputs(cls, **given: object) -> bool:
+        """Empty prompts and numbers and names that no video can be made with are told before the run.
+
+        Raises:
+            InputError: naming the first of them.
+        """
+        _check(given)
+        return True
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, reference: tuple[ReferencePicture, ...] = (), **settings: Any
+        cls, model: Model, clip: Clip, reference: tuple[ReferencePicture, ...] = (), **settings: Unpack[SamplerSettings]
     ) -> io.NodeOutput:
-        """Encode, apply, sample."""
+        """Encode, apply, sample.
+
+        Raises:
+            InputError, ShapeError: something that is connected does not fit; the message says what to do.
+        """
+        _check(settings)
         prompt = TwoStagePrompt(settings["first"], settings["later"])
-        size = checked_size(settings["width"], settings["height"], settings["length"])
+        reference = given_references(reference)
+        size = (settings["height"], settings["width"])
         config = config_of(model)
-        guidance = make_guidance(
-            settings["guidance"],
-            config,
-            guidance_scale=own_number("guidance_scale", settings["guidance_scale"]),
-            reference_scale=own_number("reference_scale", settings["reference_scale"])
-            if settings["guidance"] == "dual"
-            else None,
-        )
+        guidance = _guidance(model, settings)
         positive, negative = encode_prompt(clip, prompt, settings["negative"])
         positive = apply_references(
             model,
@@ -151,42 +197,55 @@ class ContextAnyoneSampler(io.ComfyNode):
             reference,
             size,
             emphasis=settings["emphasis"],
-            gap=own_number("gap", settings["gap"]),
+            gap=own_number(settings["gap"]),
+            names=_NAMES,
         )
-        say_how_familiar(getattr(cls.hidden, "unique_id", None), reference)
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),
             sampler_name=settings["sampler_name"],
             steps=settings["steps"],
-            shift=own_number("shift", settings["shift"]),
+            shift=own_number(settings["shift"]),
             seed=settings["seed"],
         )
         shown = empty_latents(config, size, 1, 1) if redrawn is None else redrawn
-        return io.NodeOutput({"samples": video}, {"samples": shown})
+        note = note_on(model, reference, "ContextAnyone Sampler")
+        return io.NodeOutput({"samples": video}, {"samples": shown}, ui=note)
 
 
-def _advanced_inputs() -> list[Any]:
+def _check(given: Mapping[str, object]) -> None:
+    """Refuse the first widget's value that no video can be made with; those over a link are None before the run."""
+    check_prompts(given.get("first"), given.get("later"))
+    check_numbers(**{name: given.get(name) for name in RANGES})
+    check_choice("guidance", given.get("guidance"), _GUIDANCES)
+    check_choice("sampler_name", given.get("sampler_name"), sampler_names())
+
+
+def _guidance(model: Model, settings: SamplerSettings) -> CfgGuidance | DualGuidance:
+    dual = settings["guidance"] == "dual"
+    return make_guidance(
+        settings["guidance"],
+        config_of(model),
+        guidance_scale=own_number(settings["guidance_scale"]),
+        reference_scale=own_number(settings["reference_scale"]) if dual else None,
+    )
+
+
+def _advanced_inputs() -> list[io.String.Input | io.Combo.Input | io.Float.Input]:
     return [
-        io.String.Input("negative", multiline=True, default="", advanced=True, tooltip=NEGATIVE_TOOLTIP),
+        prompt_input("negative", NEGATIVE_TOOLTIP, advanced=True),
         io.Combo.Input(
             "guidance",
-            options=["cfg", "dual"],
+            options=_GUIDANCES,
             default="cfg",
             advanced=True,
             tooltip="cfg: two passes a step. dual: three, with the picture guided apart from the prompt.",
         ),
-        io.Float.Input(
-            "guidance_scale", default=0.0, advanced=True, tooltip=f"How hard the prompt pulls. {_OWN}", **_SCALE
+        RANGES["guidance_scale"].input("guidance_scale", 0.0, f"How hard the prompt pulls. {_OWN}", advanced=True),
+        RANGES["reference_scale"].input(
+            "reference_scale", 0.0, f"How hard the picture pulls, with dual guidance. {_OWN}", advanced=True
         ),
-        io.Float.Input(
-            "reference_scale",
-            default=0.0,
-            advanced=True,
-            tooltip=f"How hard the picture pulls, with dual guidance. {_OWN}",
-            **_SCALE,
-        ),
-        _advanced(emphasis_input()),
+        emphasis_input(advanced=True),
         io.Combo.Input(
             "sampler_name",
             options=sampler_names(),
@@ -194,17 +253,11 @@ def _advanced_inputs() -> list[Any]:
             advanced=True,
             tooltip="The sampling method: any of ComfyUI's. dpm_fast and dpm_adaptive end noisy on this kind of model.",
         ),
-        io.Float.Input(
+        RANGES["shift"].input(
             "shift",
-            default=0.0,
+            0.0,
+            f"Moves the schedule towards noise: more for motion and layout, less for detail. {_OWN}",
             advanced=True,
-            tooltip=f"Moves the schedule towards noise: more for motion and layout, less for detail. {_OWN}",
-            **_SCALE,
         ),
-        io.Float.Input("gap", default=0.0, min=0.0, max=100.0, step=0.5, advanced=True, tooltip=GAP_TOOLTIP),
+        gap_input(),
     ]
-
-
-def _advanced(given: Any) -> Any:
-    given.advanced = True
-    return given

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 from comfy_api.latest import io
 
 from ..contextanyone_core.errors import InputError
 from ..contextanyone_core.prompts import TwoStagePrompt
-from ..contextanyone_core.shapes import check_frames, check_side
+from ..contextanyone_core.shapes import check_frames, check_side, require_whole
 
 CATEGORY = "ContextAnyone"
 Reference = io.Custom("CONTEXTANYONE_REFERENCE")
@@ -23,76 +27,141 @@ EMPHASIS_TOOLTIP = (
 GAP_TOOLTIP = "Latent frames between the reference and the video in time. 0 takes the model's own (10)."
 
 
-_LARGEST = {"width": 16384, "height": 16384, "length": 16385}
+@dataclass(frozen=True)
+class Range:
+    """What a number may be: the limits of its widget, which a value that comes over a link has to keep as well."""
+
+    low: float
+    high: float
+    step: float
+    own: bool = False
+
+    @property
+    def zero(self) -> str:
+        """What an error adds where 0 is no number."""
+        return ", and 0 takes the model's own" if self.own else ""
+
+    def input(self, name: str, default: float, tooltip: str, *, advanced: bool = False) -> io.Float.Input:
+        """The widget."""
+        return io.Float.Input(
+            name, default=default, min=self.low, max=self.high, step=self.step, advanced=advanced, tooltip=tooltip
+        )
+
+    def whole(self, name: str, default: int, tooltip: str, *, advanced: bool = False) -> io.Int.Input:
+        """The widget of a whole number."""
+        low, high, step = int(self.low), int(self.high), int(self.step) if self.step > 1 else None
+        return io.Int.Input(name, default=default, min=low, max=high, step=step, advanced=advanced, tooltip=tooltip)
 
 
-def size_inputs() -> list[Any]:
+_SCALE = Range(0.0, 100.0, 0.1, own=True)
+RANGES = {
+    "width": Range(16, 16384, 16),
+    "height": Range(16, 16384, 16),
+    "length": Range(1, 16385, 4),
+    "batch_size": Range(1, 64, 1),
+    "steps": Range(1, 1000, 1),
+    "seed": Range(0, 2**64 - 1, 1),
+    "emphasis": Range(0.0, 4.0, 0.05),
+    "gap": Range(0.0, 100.0, 0.5, own=True),
+    "guidance_scale": _SCALE,
+    "reference_scale": _SCALE,
+    "shift": _SCALE,
+}
+_WHOLE = ("width", "height", "length", "batch_size", "steps", "seed")
+
+
+class SizeSettings(TypedDict):
+    """Size of the video: pixels and frames."""
+
+    width: int
+    height: int
+    length: int
+
+
+def size_inputs() -> list[io.Int.Input]:
     """Width, height and length."""
-    side = {"min": 16, "max": _LARGEST["width"], "step": 16}
     return [
-        io.Int.Input("width", default=832, tooltip="Width of the video in pixels, a multiple of 16.", **side),
-        io.Int.Input("height", default=480, tooltip="Height of the video in pixels, a multiple of 16.", **side),
-        io.Int.Input(
-            "length",
-            default=81,
-            min=1,
-            max=_LARGEST["length"],
-            step=4,
-            tooltip="Frames of the video: 4k + 1, such as 17 or 81.",
-        ),
+        RANGES["width"].whole("width", 832, "Width of the video in pixels, a multiple of 16."),
+        RANGES["height"].whole("height", 480, "Height of the video in pixels, a multiple of 16."),
+        RANGES["length"].whole("length", 81, "Frames of the video: 4k + 1, such as 17 or 81."),
     ]
 
 
-def emphasis_input() -> Any:
+def emphasis_input(*, advanced: bool = False) -> io.Float.Input:
     """The artist's knob."""
-    return io.Float.Input("emphasis", default=1.0, min=0.0, max=4.0, step=0.05, tooltip=EMPHASIS_TOOLTIP)
+    return RANGES["emphasis"].input("emphasis", 1.0, EMPHASIS_TOOLTIP, advanced=advanced)
 
 
-def own_number(name: str, value: float) -> float | None:
-    """None where a number is 0, which means: the model's own. Raises InputError below 0."""
-    if value < 0:
-        raise InputError(f"{name} is {value}; it must be at least 0, and 0 takes the model's own.")
+def gap_input() -> io.Float.Input:
+    """The distance between references and video."""
+    return RANGES["gap"].input("gap", 0.0, GAP_TOOLTIP, advanced=True)
+
+
+def prompt_input(name: str, tooltip: str, *, advanced: bool = False) -> io.String.Input:
+    """A prompt as in CLIP Text Encode: the page resolves {a|b} and drops comments when Run is pressed."""
+    return io.String.Input(name, multiline=True, dynamic_prompts=True, default="", advanced=advanced, tooltip=tooltip)
+
+
+def own_number(value: float) -> float | None:
+    """None where a number is 0, which means: the model's own."""
     return value or None
 
 
-def checked_size(width: int, height: int, length: int) -> tuple[int, int]:
-    """(height, width), in the run: what came over a link was not known before.
+def check_numbers(**given: object) -> None:
+    """Refuse the first of these numbers, by name, that no video can be made with.
+
+    `validate_inputs` raises this too, where a text would be told once for every input that it looks at. Numbers that
+    come over a link are not known there (None) and are checked in the run.
 
     Raises:
-        InputError: a size that cannot be made.
+        InputError: naming the number and what it may be.
     """
-    mistake = size_mistake(width, height, length)
-    if mistake is not None:
-        raise InputError(mistake)
-    return height, width
+    for name, value in given.items():
+        if value is not None:
+            _check(name, value)
 
 
-def size_mistake(width: int | None, height: int | None, length: int | None) -> str | None:
-    """What is wrong with a size, before the run; values that come over a link are not known yet (None)."""
-    try:
-        for name, value in (("width", width), ("height", height), ("length", length)):
-            if value is not None:
-                _check(name, value)
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _check(name: str, value: int) -> None:
+def _check(name: str, value: object) -> None:
+    allowed = RANGES[name]
+    if name in _WHOLE:
+        number: float = require_whole(name, value, int(allowed.low) if name == "seed" else 1)
+    else:
+        number = _finite(name, value, allowed)
+    if number > allowed.high:
+        most = f"{allowed.high:g}" if isinstance(allowed.high, float) else allowed.high
+        raise InputError(f"{name} is {number}; it must be at most {most}{allowed.zero}.")
     if name == "length":
         check_frames(value, name)
-    else:
+    elif name in ("width", "height"):
         check_side(value, name)
-    if value > _LARGEST[name]:
-        raise InputError(f"{name} is {value}; it must be at most {_LARGEST[name]}.")
 
 
-def prompt_mistake(first: str | None, later: str | None) -> str | None:
-    """What is wrong with a prompt, before the run."""
-    if first is None or later is None:
-        return None
-    try:
+def _finite(name: str, value: object, allowed: Range) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        low, high = allowed.low, allowed.high
+        raise InputError(f"{name} is {value}; it must be a number from {low:g} to {high:g}{allowed.zero}.")
+    if value < allowed.low:
+        raise InputError(f"{name} is {value}; it must be at least {allowed.low:g}{allowed.zero}.")
+    return value
+
+
+def check_prompts(first: object, later: object) -> None:
+    """Refuse two empty prompts; a prompt that comes over a link is not known before the run (None).
+
+    Raises:
+        InputError: both are empty.
+    """
+    if isinstance(first, str) and isinstance(later, str):
         TwoStagePrompt(first, later)
-    except InputError as error:
-        return str(error)
-    return None
+
+
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """Refuse a name that is not in a list; one that comes over a link is not known before the run (None).
+
+    Raises:
+        InputError: with the nearest names, or all where there are few.
+    """
+    if value is None or value in options:
+        return
+    near = difflib.get_close_matches(str(value), options, n=3) or options[:12]
+    raise InputError(f"{name} is {value!r}; it must be one of the list, such as {', '.join(near)}.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from ._comfy.familiarity import say
 from ._comfy.loading import WEIGHT_DTYPES, load_by_name, model_names
 from ._comfy.miniature import example_names, example_picture, load_miniature
-from .inputs import CATEGORY
+from .inputs import CATEGORY, check_choice
+
+_LOG = logging.getLogger(__name__)
 
 
 class LoadContextAnyone(io.ComfyNode):
@@ -46,14 +49,18 @@ class LoadContextAnyone(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers.")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
-        """Load the file."""
+        """Load the file.
+
+        Raises:
+            InputError, CheckpointError: nothing of that name, or another kind of file.
+        """
+        check_choice("weight_dtype", weight_dtype, list(WEIGHT_DTYPES))
         model, abilities = load_by_name(model_name, weight_dtype)
-        say(getattr(cls.hidden, "unique_id", None), abilities)
+        _LOG.info("%s is %s", model_name, abilities)
         return io.NodeOutput(model)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ._comfy.references import encode_prompt
-from .inputs import CATEGORY, FIRST_TOOLTIP, LATER_TOOLTIP, NEGATIVE_TOOLTIP, prompt_mistake
+from ._comfy.types import Clip
+from .inputs import CATEGORY, FIRST_TOOLTIP, LATER_TOOLTIP, NEGATIVE_TOOLTIP, check_prompts, prompt_input
 
 
 class ContextAnyonePrompt(io.ComfyNode):
@@ -22,13 +21,14 @@ class ContextAnyonePrompt(io.ComfyNode):
             display_name="ContextAnyone Prompt",
             category=CATEGORY,
             description="The prompt in two stages: how the first frame looks, then what happens. The reference reads "
-            "the first, the video reads both. Text is taken as it is written; brackets set no weights.",
+            "the first, the video reads both. {a|b} picks one of the two; the rest is taken as it is written, also "
+            "brackets and embedding:name.",
             search_aliases=["contextanyone", "text encode", "two-stage prompt", "caption"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder: umT5-XXL for full size, the miniature's own."),
-                io.String.Input("first", multiline=True, default="", tooltip=FIRST_TOOLTIP),
-                io.String.Input("later", multiline=True, default="", tooltip=LATER_TOOLTIP),
-                io.String.Input("negative", multiline=True, default="", tooltip=NEGATIVE_TOOLTIP),
+                prompt_input("first", FIRST_TOOLTIP),
+                prompt_input("later", LATER_TOOLTIP),
+                prompt_input("negative", NEGATIVE_TOOLTIP),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="Both prompts, and the first alone."),
@@ -37,11 +37,20 @@ class ContextAnyonePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, first: str | None = None, later: str | None = None) -> bool | str:
-        """An empty prompt is told before the run."""
-        return prompt_mistake(first, later) or True
+    def validate_inputs(cls, first: str | None = None, later: str | None = None) -> bool:
+        """An empty prompt is told before the run.
+
+        Raises:
+            InputError: both prompts are empty.
+        """
+        check_prompts(first, later)
+        return True
 
     @classmethod
-    def execute(cls, clip: Any, first: str, later: str, negative: str) -> io.NodeOutput:
-        """Encode."""
+    def execute(cls, clip: Clip, first: str, later: str, negative: str) -> io.NodeOutput:
+        """Encode.
+
+        Raises:
+            InputError: both prompts are empty, or clip is null.
+        """
         return io.NodeOutput(*encode_prompt(clip, TwoStagePrompt(first, later), negative))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from ._comfy.references import ReferencePicture, shown, take_pictures
+from ._comfy.references import ReferencePicture, given_references, shown, take_pictures
+from ._comfy.types import ClipVision, Vae
 from .inputs import CATEGORY, Reference
 
 if TYPE_CHECKING:
@@ -53,11 +54,15 @@ class ContextAnyoneReference(io.ComfyNode):
     def execute(
         cls,
         image: Tensor,
-        vae: Any,
-        clip_vision: Any = None,
+        vae: Vae,
+        clip_vision: ClipVision | None = None,
         mask: Tensor | None = None,
         reference: tuple[ReferencePicture, ...] = (),
     ) -> io.NodeOutput:
-        """Prepare the pictures and show them."""
-        pictures = (*reference, *take_pictures(image, mask, vae, clip_vision))
+        """Prepare the pictures and show them.
+
+        Raises:
+            InputError, ShapeError: no picture, or one that says nothing; the message says what to do.
+        """
+        pictures = (*given_references(reference), *take_pictures(image, mask, vae, clip_vision))
         return io.NodeOutput(pictures, ui=ui.PreviewImage(shown(pictures), cls=cls))

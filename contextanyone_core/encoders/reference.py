@@ -149,10 +149,16 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return image * share + WHITE * (1 - share)
 
 
-def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig) -> torch.Tensor:
+def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig, name: str = "The prompt") -> torch.Tensor:
     """Text embeddings of any length as the model reads them: (B, text_len, text_dim), zero rows after the tokens.
 
-    ComfyUI pads every prompt to 512 rows; rows of zeros beyond `text_len` are cut, and fewer rows are padded.
+    ComfyUI pads every prompt to 512 rows; rows of zeros beyond `text_len` are cut, and fewer rows are padded. Where
+    tokens stand beyond `text_len`, because prompts were joined with their padding, the padding between is left out.
+
+    Args:
+        text_embeds: (B, L, text_dim).
+        config: the model's.
+        name: what an error calls the prompt.
 
     Raises:
         ShapeError: the width is another encoder's, or it is not (B, L, text_dim).
@@ -164,13 +170,14 @@ def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig) -> t
             f"This text encoder (CLIP) gives {width} channels, the model wants {config.text_dim}: use "
             f"{_text_encoder_name(config)}."
         )
-    beyond = text_embeds[:, config.text_len :]
-    if bool(beyond.any()):
-        extra = int(beyond.flatten(0, 1).any(-1).view(beyond.shape[:2]).any(0).nonzero().max()) + 1
-        raise InputError(
-            f"The prompt has {config.text_len + extra} tokens, {extra} more than the {config.text_len} that the model "
-            "reads; shorten it."
-        )
+    if bool(text_embeds[:, config.text_len :].any()):
+        text_embeds = text_embeds[:, text_embeds.any(-1).any(0)]
+        count = text_embeds.shape[1]
+        if count > config.text_len:
+            raise InputError(
+                f"{name} has {count} tokens, {count - config.text_len} more than the {config.text_len} that the model "
+                "reads; shorten it."
+            )
     kept = text_embeds[:, : config.text_len]
     return F.pad(kept, (0, 0, 0, config.text_len - kept.shape[1]))
 

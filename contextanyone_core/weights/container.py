@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .gguf_file import read_gguf_file
 from .safetensors_file import printable, read_header
+from .saved_header import restore_header
 from .tensors import StoredTensor
 from .torch_file import read_torch_file
 
@@ -57,7 +58,7 @@ def open_container(path: str | Path) -> Container:
     if start.startswith(b"GGUF") and start[8:9] != b"{":
         return Container(path, "GGUF", *read_gguf_file(path), size)
     header = read_header(path)
-    return Container(path, "safetensors", dict(header.tensors), header.metadata, size)
+    return Container(path, "safetensors", *restore_header(path, header.tensors, header.metadata), size)
 
 
 def _open_folder(folder: Path) -> Container:

@@ -14,7 +14,7 @@ from .tensors import TensorInfo
 HEAD_WIDTH = 128
 """Channels of an attention head in every Wan transformer."""
 _CLIP_HEAD_WIDTH = 80  # ViT-H/14
-_TEXT_LEN = 512
+_TEXT_LEN, _TEXT_DIM = 512, 4096
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -51,20 +51,29 @@ def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
     image = tensors.get("img_emb.proj.0.weight")
     if dim % HEAD_WIDTH:
         raise ValueError(f"its width is {dim}, and Wan's heads are {HEAD_WIDTH} wide")
+    emphasize, text_dim = (
+        any(".emphasize_attn." in name for name in tensors),
+        tensors["text_embedding.0.weight"].shape[1],
+    )
+    if emphasize and text_dim != _TEXT_DIM:  # heads, gap and statistics of the latents cannot be read off the shapes
+        raise ValueError(
+            f"its config is missing, and with text embeddings {text_dim} wide, where the full size has {_TEXT_DIM}, it "
+            "is a smaller model that cannot be run without one; take the file that it was saved from"
+        )
     wan = in_dim == len(WAN_LATENTS_MEAN)
     config = ContextAnyoneConfig(
         dim=dim,
         ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
         num_heads=dim // HEAD_WIDTH,
         num_layers=num_layers,
-        text_dim=tensors["text_embedding.0.weight"].shape[1],
+        text_dim=text_dim,
         text_len=_TEXT_LEN,
         image_dim=None if image is None else image.shape[0],
         in_dim=in_dim,
         out_dim=tensors["head.head.weight"].shape[0] // math.prod(patch),
         freq_dim=tensors["time_embedding.0.weight"].shape[1],
         patch_size=(patch[0], patch[1], patch[2]),
-        emphasize=any(".emphasize_attn." in name for name in tensors),
+        emphasize=emphasize,
         latents_mean=WAN_LATENTS_MEAN if wan else (0.0,) * in_dim,
         latents_std=WAN_LATENTS_STD if wan else (1.0,) * in_dim,
     )

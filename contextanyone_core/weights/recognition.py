@@ -13,6 +13,8 @@ from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Na
 from .tensors import TensorInfo
 
 _SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
+FAMILY = "family"
+"""Key of a header's metadata that names the family where the tensors cannot tell: Phantom-Wan."""
 RUNS_HERE = ("Wan 2.1 T2V", "Phantom-Wan", "Wan T2V with a CLIP branch")
 """How the families begin whose inputs are this project's: 16 channels of latents, and text."""
 # A tensor that only this relative of Wan's transformer has, in any naming.
@@ -91,7 +93,7 @@ def recognise_container(container: Container) -> Recognised:
     kind, family, label = stated, stated or _other(container), ""
     if found is not None:
         named = our_names(container.tensors, *found)
-        guessed, family = describe_named(named, container.tensors, container.path)
+        guessed, family = describe_named(named, container)
         kind = stated or guessed
         label = named.naming.name if "diffusion_model." not in named.prefix else "ComfyUI"
     elif is_lora(container.tensors):
@@ -101,11 +103,11 @@ def recognise_container(container: Container) -> Recognised:
     )
 
 
-def describe_named(named: Named, tensors: Mapping[str, TensorInfo], path: Path) -> tuple[str, str]:
+def describe_named(named: Named, container: Container) -> tuple[str, str]:
     """Kind and family of tensors whose names are understood."""
-    kind = named.naming.kind
+    kind, tensors = named.naming.kind, container.tensors
     if kind == WAN:
-        return _transformer(named, tensors, path)
+        return _transformer(named, container)
     widths = {VAE: "decoder.conv1.weight", TEXT_ENCODER: "shared.weight"}
     shape = _shape(named, tensors, widths.get(kind, "vision_model.embeddings.class_embedding"))
     if kind == VAE:
@@ -116,7 +118,8 @@ def describe_named(named: Named, tensors: Mapping[str, TensorInfo], path: Path) 
     return kind, "CLIP ViT-H/14" if width == 1280 else f"CLIP vision tower of width {width}"
 
 
-def _transformer(named: Named, tensors: Mapping[str, TensorInfo], path: Path) -> tuple[str, str]:
+def _transformer(named: Named, container: Container) -> tuple[str, str]:
+    tensors, path = container.tensors, container.path
     patch = _shape(named, tensors, "patch_embedding.weight")
     dim, channels = (*patch[:2], 0, 0)[:2]
     size = _SIZES.get((dim, named.num_layers), f"of width {dim} with {named.num_layers} blocks")
@@ -125,8 +128,9 @@ def _transformer(named: Named, tensors: Mapping[str, TensorInfo], path: Path) ->
     unknown = set(named.unknown) | named.names.keys()
     relative = next((name for mark, name in _RELATIVES if mark in unknown), None)
     if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.names:
-        # Phantom's files have the very names and shapes of Wan T2V: only the file's name can tell.
-        phantom = "phantom" in path.name.lower() or "phantom" in path.parent.name.lower()
+        # Phantom's files have the very names and shapes of Wan T2V: only the file's name can tell, or who saved it.
+        named_so = f"{path.parent.name}/{path.name} {container.metadata.get(FAMILY, '')}"
+        phantom = "phantom" in named_so.lower()
         return WAN, f"{'Phantom-Wan' if phantom else 'Wan 2.1 T2V'} {size}"
     if relative is None:
         relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import folder_paths
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.errors import CheckpointError
+from ...contextanyone_core.errors import CheckpointError, ContextAnyoneError
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_kinds import MODELS
 from ...contextanyone_core.weights.checkpoint import (
@@ -25,6 +28,7 @@ from ...contextanyone_core.weights.checkpoint import (
 )
 from ...contextanyone_core.weights.naming import LORA, WAN
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
+from ...contextanyone_core.weights.saved_header import HEADER
 from ...contextanyone_core.weights.source import WeightSource, open_source
 from .model import ContextAnyoneModel, Storage, native_model
 from .phantom import PhantomModel
@@ -59,9 +63,18 @@ def load_by_name(name: str, weight_dtype: str) -> tuple[Any, str]:
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise CheckpointError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
-    source = _open(Path(path))
-    patcher = load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype])
-    return patcher, _abilities(source.recognised)
+    with file_names_only(Path(path)):
+        source = _open(Path(path))
+        return load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype]), _abilities(source.recognised)
+
+
+@contextmanager
+def file_names_only(path: Path) -> Iterator[None]:
+    """Errors within name the file without its folder, which is the server's and says nothing to whoever uses it."""
+    try:
+        yield
+    except ContextAnyoneError as error:
+        raise type(error)(str(error).replace(f"{path.parent}{os.sep}", "")) from None
 
 
 def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dynamic: bool = False) -> Any:
@@ -112,6 +125,7 @@ def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
     stored, metadata = comfy.utils.load_torch_file(str(source.path), safe_load=True, return_metadata=True)
     prefix = next((name.removesuffix("head.modulation") for name in stored if name.endswith("head.modulation")), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    tensors.pop(HEADER, None)
     if not source.recognised.quantisation.startswith("scaled"):
         return tensors, None
     tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)

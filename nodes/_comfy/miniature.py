@@ -18,8 +18,8 @@ from ...contextanyone_core.errors import CheckpointError
 from ...contextanyone_core.generation.domain_check import familiar_threshold
 from ...contextanyone_core.media.image_io import read_picture
 from ...contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
-from .familiarity import THRESHOLD
-from .loading import load_contextanyone
+from .loading import file_names_only, load_contextanyone
+from .notes import THRESHOLD
 
 _PACK = Path(__file__).resolve().parents[2]
 _WEIGHTS = _PACK / "contextanyone_core" / "miniature"
@@ -32,8 +32,8 @@ def load_miniature() -> tuple[Any, Any, Any, Any]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    model = load_contextanyone(_WEIGHTS / "transformer.safetensors")
-    return model, _clip(), _vae(), _clip_vision()
+    with file_names_only(_WEIGHTS / "transformer.safetensors"):
+        return load_contextanyone(_WEIGHTS / "transformer.safetensors"), _clip(), _vae(), _clip_vision()
 
 
 def example_names() -> list[str]:
@@ -47,7 +47,9 @@ def example_picture(name: str) -> torch.Tensor:
     Raises:
         InputError: there is no such picture.
     """
-    pixels = read_picture(_EXAMPLES / Path(name).name)
+    path = _EXAMPLES / Path(name).name
+    with file_names_only(path):
+        pixels = read_picture(path)
     return torch.from_numpy(np.array(pixels, dtype=np.float32) / 255.0)[None]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
 from ...contextanyone_core.runtime.memory import forward_bytes
+from ...contextanyone_core.weights.recognition import FAMILY
+from ...contextanyone_core.weights.saved_header import HEADER, header_tensor
 from .network import ContextAnyoneNetwork
 from .run import with_runs
 
@@ -72,10 +76,12 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
     Attributes:
         network: the class of `diffusion_model`.
         blanks: whether a pass without the references reads blank ones in their place.
+        family: what a saved file has to say of itself where its tensors cannot tell.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
     blanks = False
+    family = ""
 
     def __init__(self, model_config: ModelConfig, device: torch.device | None = None) -> None:
         kind = comfy.model_base.ModelType.FLOW
@@ -88,12 +94,18 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         """Whether it was trained to."""
         return self.config.emphasize
 
+    def state_dict_for_saving(self, unet_state_dict: dict[str, torch.Tensor], *parts: Any, **more: Any) -> Any:
+        """What ModelSave and CheckpointSave write: they keep tensors only, so the config goes along as one."""
+        stated = {"config": json.dumps(self.config.to_dict()), FAMILY: self.family}
+        unet_state_dict = unet_state_dict | {HEADER: header_tensor(stated)}
+        return super().state_dict_for_saving(unet_state_dict, *parts, **more)
+
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The network's keyword arguments out of a conditioning."""
         out = super().extra_conds(**kwargs)
         text = kwargs.get("cross_attn")
         if text is not None:
-            out["c_crossattn"] = comfy.conds.CONDRegular(fit_text_embeds(text, self.config))
+            out["c_crossattn"] = comfy.conds.CONDRegular(fit_text_embeds(text, self.config, _prompt_name(kwargs)))
         out["emphasis"] = comfy.conds.CONDConstant(float(kwargs.get(EMPHASIS, 1.0)))
         applied = kwargs.get(REFERENCES)
         if applied is None:
@@ -130,6 +142,11 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
             image_tokens=numbers["reference_image_embeds"] // (config.image_dim or 1),
             dtype_size=comfy.model_management.dtype_size(self.get_dtype_inference()),
         )
+
+
+def _prompt_name(conditioning: Mapping[str, Any]) -> str:
+    """What an error calls the prompt of a pass; ComfyUI hands over which of a guider's conditionings it is."""
+    return "The negative prompt" if str(conditioning.get("prompt_type")).startswith("negative") else "The prompt"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import comfy.model_management
 import torch
 
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
+from ...contextanyone_core.model_kinds import MODELS
 from ...contextanyone_core.runtime.memory import forward_bytes
 from ...contextanyone_core.sampling.reference_modes import behind
 from .model import ContextAnyoneModel
@@ -38,6 +39,7 @@ class PhantomModel(ContextAnyoneModel):
 
     network = PhantomNetwork
     blanks = True
+    family = MODELS["phantom"].family
 
     @property
     def follows_references(self) -> bool:

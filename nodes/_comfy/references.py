@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,11 @@ from ...contextanyone_core.encoders.reference import (
 )
 from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
+from .given import checked_images, checked_masks, require_conditioning, require_given
 from .model import EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
 
-_LOG = logging.getLogger(__name__)
+_NO_TEXT = "\0\0embedding"
+"""What no prompt holds."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ class AppliedReferences:
         object.__setattr__(self, "key", _hash(self))
 
 
+@dataclass(frozen=True)
+class PromptNames:
+    """What a message calls the prompts: where they are written, as sentences begin."""
+
+    positive: str
+    first: str
+    negative: str
+
+
 def take_pictures(image: torch.Tensor, mask: torch.Tensor | None, vae: Any, clip_vision: Any) -> list[ReferencePicture]:
     """Prepare a batch of pictures (n, H, W, 3 or 4) in [0, 1] as references.
 
@@ -71,13 +82,13 @@ def take_pictures(image: torch.Tensor, mask: torch.Tensor | None, vae: Any, clip
         vae, clip_vision: ComfyUI's; clip_vision may be None.
 
     Raises:
-        InputError: a picture or a mask that says nothing.
-        ShapeError: as many masks as pictures are needed, or one.
+        InputError: no picture, or a picture or a mask that says nothing.
+        ShapeError: other channels, or as many masks as pictures are needed, or one.
     """
+    image = checked_images(image)
+    require_given(vae=vae)
     if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:])
-    if mask is not None and len(mask) not in (1, len(image)):
-        raise ShapeError(f"There are {len(mask)} masks for {len(image)} pictures; give one, or one for each picture.")
+        mask = checked_masks(mask, len(image))
     taken = []
     for index, pixels in enumerate(image):
         picture = pixels.float().movedim(-1, 0)[None]
@@ -95,6 +106,21 @@ def take_pictures(image: torch.Tensor, mask: torch.Tensor | None, vae: Any, clip
     return taken
 
 
+def given_references(value: Any) -> tuple[ReferencePicture, ...]:
+    """What comes over a socket CONTEXTANYONE_REFERENCE; () where nothing is connected.
+
+    Raises:
+        InputError: null, or another kind of value.
+    """
+    if value is None:
+        raise InputError(
+            "reference is null; connect ContextAnyone Reference, or disconnect the input to work without a picture."
+        )
+    if not isinstance(value, tuple) or not all(isinstance(picture, ReferencePicture) for picture in value):
+        raise InputError(f"reference is a {type(value).__name__}; connect ContextAnyone Reference.")
+    return value
+
+
 def shown(reference: tuple[ReferencePicture, ...]) -> torch.Tensor:
     """The references as squares side by side in a batch (n, S, S, 3) in [0, 1], white-padded: what is encoded."""
     side = max(max(picture.image.shape[2:]) for picture in reference)
@@ -103,7 +129,12 @@ def shown(reference: tuple[ReferencePicture, ...]) -> torch.Tensor:
 
 
 def encode_prompt(clip: Any, prompt: TwoStagePrompt, negative: str) -> tuple[Any, Any]:
-    """Positive and negative CONDITIONING of a two-stage prompt; the positive one carries the first-frame prompt."""
+    """Positive and negative CONDITIONING of a two-stage prompt; the positive one carries the first-frame prompt.
+
+    Raises:
+        InputError: clip is null.
+    """
+    require_given(clip=clip)
     positive = _encode_text(clip, prompt.video_text)
     first = _encode_text(clip, prompt.reference_text)[0][0]
     return node_helpers.conditioning_set_values(positive, {FIRST_PROMPT: first}), _encode_text(clip, negative)
@@ -118,17 +149,19 @@ def apply_references(
     *,
     emphasis: float,
     gap: float | None,
+    names: PromptNames,
 ) -> Any:
     """Check that everything belongs together, encode the references for a video of `size`, return the new positive.
 
     Raises:
-        InputError: a model of another kind, or a prompt that is too long.
+        InputError: a model of another kind, or a prompt that is missing or too long.
         ShapeError: an encoder of another model.
     """
     config = config_of(model)
-    for conditioning in (positive, negative):
+    require_conditioning(positive=positive, negative=negative)
+    for conditioning, name in ((positive, names.positive), (negative, names.negative)):
         for text, _ in conditioning:
-            fit_text_embeds(text, config)
+            fit_text_embeds(text, config, name)
     values: dict[str, Any] = {EMPHASIS: float(emphasis)}
     latents = tuple(_encode_picture(picture, size, config) for picture in reference)
     tokens = _tokens(reference, config)
@@ -136,11 +169,9 @@ def apply_references(
     for text, extras in positive:
         if latents:
             first = extras.get(FIRST_PROMPT, text)
-            fit_text_embeds(first, config)
+            fit_text_embeds(first, config, names.first)
             values[REFERENCES] = AppliedReferences(latents, tokens, first, gap)
         applied += node_helpers.conditioning_set_values([[text, extras]], values)
-    if latents and not model.model.follows_references:
-        _LOG.warning("This model is plain Wan 2.1: it was not trained to follow reference pictures.")
     return applied
 
 
@@ -171,12 +202,14 @@ def config_of(model: Any) -> ContextAnyoneConfig:
     """The config of a MODEL of ours.
 
     Raises:
-        InputError: it is another model.
+        InputError: it is null, or another model.
     """
-    if not isinstance(model.model, ContextAnyoneModel):
-        kind = type(model.model).__name__
+    require_given(model=model)
+    inner = getattr(model, "model", model)
+    if not isinstance(inner, ContextAnyoneModel):
+        kind = type(inner).__name__
         raise InputError(f"This MODEL is a {kind}; ContextAnyone's nodes need one from Load ContextAnyone.")
-    return model.model.config
+    return inner.config
 
 
 def empty_latents(config: ContextAnyoneConfig, size: tuple[int, int], length: int, batch_size: int) -> torch.Tensor:
@@ -187,9 +220,15 @@ def empty_latents(config: ContextAnyoneConfig, size: tuple[int, int], length: in
 
 
 def _encode_text(clip: Any, text: str) -> Any:
-    """CONDITIONING of a text taken literally: ComfyUI's brackets mean nothing here."""
-    literal = text.replace("(", "\\(").replace(")", "\\)")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(literal))
+    """CONDITIONING of a text taken literally: ComfyUI's brackets and `embedding:name` mean nothing here."""
+    clip = clip.clone()
+    clip.tokenizer = copy.copy(clip.tokenizer)
+    for name, tokenizer in vars(clip.tokenizer).items():
+        if hasattr(tokenizer, "embedding_identifier"):
+            literal = copy.copy(tokenizer)
+            literal.embedding_directory, literal.embedding_identifier = None, _NO_TEXT
+            setattr(clip.tokenizer, name, literal)
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text.replace("(", "\\(").replace(")", "\\)")))
 
 
 def _clip_tokens(clip_vision: Any, image: torch.Tensor) -> torch.Tensor:

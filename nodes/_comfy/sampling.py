@@ -14,6 +14,7 @@ import torch
 
 from ...contextanyone_core.sampling.flow import sigma_schedule
 from ...contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance
+from .given import require_conditioning
 from .references import config_of, references_of, with_references_of, without_references_of
 from .run import current_run
 
@@ -39,8 +40,9 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
     """
 
     def __init__(self, model: Any, positive: Any, negative: Any, guidance: CfgGuidance | DualGuidance) -> None:
-        super().__init__(model)
         config_of(model)
+        require_conditioning(positive=positive, negative=negative)
+        super().__init__(model)
         self.reconstructions: list[torch.Tensor] = []
         self._references = references_of(positive)
         if isinstance(guidance, DualGuidance) and self._references is None:  # both negative passes would be the same

@@ -102,8 +102,11 @@ DIALOGS = """() => [...document.querySelectorAll(
 
 NODE_BOX = """type => {
     const margin = 160;  // clear of the page's bars
-    const node = window.app.graph.nodes.find(node => node.type === type);
+    const graph = window.app.graph, node = graph.nodes.find(node => node.type === type);
     const {ds, canvas} = window.app.canvas;
+    for (const group of [...graph.groups]) graph.remove(group);
+    graph.nodes.forEach((other, index) => { other.pos = other === node ? [0, 0] : [0, 50_000 + 2_000 * index]; });
+    window.app.canvas.links_render_mode = window.LiteGraph.HIDDEN_LINK;
     ds.scale = 1;
     ds.offset = [margin - node.pos[0], margin - node.pos[1]];
     window.app.canvas.setDirty(true, true);
@@ -194,6 +197,14 @@ class Page:
         self._tab.wait_for_timeout(1500)
         return set(self._tab.evaluate(OFFERED))
 
+    def notes(self, awaited: str | None = None) -> list[str]:
+        """The messages at the page's edge; waits until there is one with `awaited`, else a moment."""
+        if awaited is None:
+            self._tab.wait_for_timeout(2000)
+        else:
+            self._tab.locator(".p-toast-message", has_text=awaited).first.wait_for(timeout=LOAD_MS)
+        return [text.replace("\n", " ") for text in self._tab.locator(".p-toast-message").all_inner_texts()]
+
     def screenshot(self, path: Path) -> None:
         """A picture of the page with the whole graph in view."""
         self._tab.evaluate("() => window.app.extensionManager?.command?.execute('Comfy.Canvas.FitView')")
@@ -201,7 +212,7 @@ class Page:
         self._tab.screenshot(path=str(path))
 
     def node_picture(self, node_type: str, path: Path) -> None:
-        """A picture of the first node of a type, in its own size."""
+        """A picture of the first node of a type alone, in its own size: the others and the groups are moved away."""
         box = self._tab.evaluate(NODE_BOX, node_type)
         self._tab.wait_for_timeout(1000)
         self._tab.screenshot(path=str(path), clip=box)

@@ -113,3 +113,35 @@ def test_what_is_wrong_is_seen(tab, small_file):
     report = tab.drop(small_file)
     assert set(report.problems) >= {"bad_combos"}
     assert report.problems or report.dialogs
+
+
+def test_the_page_resolves_wildcards_in_prompts(tab, small_file):
+    prompt = workflow_files.small_prompt(steps=2)
+    texts = {name: f"A {{{name}|{name}}} person {{waving|dancing}}." for name in ("first", "later", "negative")}
+    prompt["sampler"]["inputs"] |= texts
+    small_file.write_text(json.dumps(prompt), encoding="utf-8")
+    tab.drop(small_file, nodes=len(prompt))
+    (sampler,) = (node for node in tab.prompt().values() if node["class_type"] == "ContextAnyoneSampler")
+    for name in texts:
+        assert sampler["inputs"][name] in {f"A {name} person {action}." for action in ("waving", "dancing")}
+
+
+def test_a_note_reaches_the_page_that_ran_and_goes_with_the_next_run(tab, chromium, server, small_file):
+    prompt = workflow_files.small_prompt(steps=1)
+    prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
+    small_file.write_text(json.dumps(prompt), encoding="utf-8")
+    tab.drop(small_file, nodes=len(prompt))
+    other = page.Page(chromium.new_context(viewport=page.SIZE).new_page(), server)
+    other.drop(small_file, nodes=len(prompt))
+    for _ in range(2):  # a cached node says it again
+        assert_runs(tab, server)
+        (told,) = tab.notes("far from the miniature's drawn world")
+        assert "ContextAnyone Sampler" in told
+        assert other.notes() == []
+    other.close()
+    prompt["picture"] = workflow_files.small_prompt(steps=1)["picture"]
+    small_file.write_text(json.dumps(prompt), encoding="utf-8")
+    tab.drop(small_file, nodes=len(prompt))
+    assert_runs(tab, server)
+    assert tab.notes() == []
+    assert tab.console == []

@@ -102,6 +102,14 @@ class Run:
     ui: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     previews: int = 0
+    events: list[tuple[str, Any, str | None]] = field(default_factory=list, repr=False)
+
+    def told(self, node_id: str) -> dict[str, Any]:
+        """What the page was sent as the UI output of a node."""
+        sent = [
+            data["output"] or {} for event, data, _ in self.events if event == "executed" and data["node"] == node_id
+        ]
+        return sent[-1] if sent else {}
 
     @property
     def ok(self) -> bool:
@@ -128,10 +136,13 @@ class Recorder:
         self.sockets_metadata: dict[str, Any] = {}
         self.interrupt_at = interrupt_at
         self.executing: list[str] = []
+        self.events: list[tuple[str, Any, str | None]] = []
         self.steps = 0
         self.previews = 0
 
     def send_sync(self, event: Any, data: Any, sid: str | None = None) -> None:
+        if isinstance(event, str):
+            self.events.append((event, data, sid))
         if event == "executing" and data["node"] is not None:
             self.executing.append(data["node"])
         elif event == "progress":
@@ -182,4 +193,5 @@ class Session:
             ui=self._executor.history_result["outputs"],
             steps=recorder.steps,
             previews=recorder.previews,
+            events=recorder.events,
         )

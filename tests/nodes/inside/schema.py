@@ -8,7 +8,10 @@ import graph
 
 # Lists that come from ComfyUI or from the user's folders.
 FROM_OUTSIDE = {"model_name", "sampler_name", "scheduler", "picture"}
-KEPT = ("default", "min", "max", "step", "multiline", "advanced", "control_after_generate", "forceInput", "lazy")
+KEPT = (
+    *("default", "min", "max", "step", "multiline", "dynamicPrompts", "advanced", "control_after_generate"),
+    *("forceInput", "lazy"),
+)
 
 
 def describe(node_id: str) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""What a run has to say although it goes on: notes beside a node's outputs, which web/js/notes.js shows on the page.
+
+ComfyUI hands them to the client that queued the prompt and keeps them in its history. Where nothing is wrong there are
+none.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ...contextanyone_core.generation.domain_check import round_trip_psnr
+from .references import ReferencePicture
+from .types import Model, Vae
+
+NOTE = "contextanyone_note"
+"""Key of a node's UI output: a list of texts."""
+THRESHOLD = "contextanyone_familiar_psnr"
+"""Attribute of the miniature's VAE: below this many dB a picture is foreign to it. Other VAEs have none."""
+_LOG = logging.getLogger(__name__)
+
+
+class _RoundTrip:
+    """ComfyUI's VAE for images (B, 3, T, H, W) in [-1, 1]."""
+
+    def __init__(self, vae: Vae) -> None:
+        self.vae = vae
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vae.encode((images[:, :, 0].movedim(1, -1) + 1.0) / 2.0)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
+
+
+def note_on(model: Model, reference: tuple[ReferencePicture, ...], node: str) -> dict[str, list[str]] | None:
+    """The UI output of a node that applies references: why the character will hardly be kept, or None.
+
+    Args:
+        model: a MODEL of ours.
+        node: the node's name on the page.
+    """
+    words = [_on_plain_wan(model, reference), _on_strange_pictures(reference)]
+    told = [f"{node}: {text}" for text in words if text]
+    for text in told:
+        _LOG.warning(text)
+    return {NOTE: told} if told else None
+
+
+def _on_plain_wan(model: Model, reference: tuple[ReferencePicture, ...]) -> str:
+    if not reference or model.model.follows_references:
+        return ""
+    return "This model is plain Wan 2.1: it was not trained to follow reference pictures."
+
+
+def _on_strange_pictures(reference: tuple[ReferencePicture, ...]) -> str:
+    strange = [str(index) for index, picture in enumerate(reference, 1) if _is_strange(picture)]
+    if not strange:
+        return ""
+    which = "The picture is" if len(reference) == 1 else f"Picture {', '.join(strange)} is"
+    return f"{which} far from the miniature's drawn world; the character will hardly be kept."
+
+
+def _is_strange(picture: ReferencePicture) -> bool:
+    """Whether a picture is foreign to its VAE; a VAE without a threshold does not say."""
+    threshold = getattr(picture.vae, THRESHOLD, None)
+    return threshold is not None and round_trip_psnr(_RoundTrip(picture.vae), picture.image) < threshold
