@@ -53,6 +53,7 @@ def checked_images(image: Any) -> torch.Tensor:
         ShapeError: no batch of RGB or RGBA pictures.
     """
     require_given(image=image)
+    pixels: torch.Tensor = image
     if image.ndim != 4:
         raise ShapeError(
             f"image has shape {tuple(image.shape)}; a batch of pictures (n, height, width, 3) is needed. The node that "
@@ -76,7 +77,7 @@ def checked_images(image: Any) -> torch.Tensor:
             f"image holds {image.dtype} from {low:g} to {high:g}; an IMAGE holds numbers from 0 (black) to 1 (white). "
             "Scale it, such as dividing by 255."
         )
-    return image
+    return pixels
 
 
 def checked_masks(mask: torch.Tensor, pictures: int) -> torch.Tensor:

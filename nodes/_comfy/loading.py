@@ -32,6 +32,7 @@ from ...contextanyone_core.weights.saved_header import HEADER
 from ...contextanyone_core.weights.source import WeightSource, open_source
 from .model import ContextAnyoneModel, Storage, native_model
 from .phantom import PhantomModel
+from .types import Model
 
 FOLDER = "diffusion_models"
 WEIGHT_DTYPES = {
@@ -54,7 +55,7 @@ def model_names() -> list[str]:
     return list(folder_paths.get_filename_list(FOLDER))
 
 
-def load_by_name(name: str, weight_dtype: str) -> tuple[Any, str]:
+def load_by_name(name: str, weight_dtype: str) -> tuple[Model, str]:
     """MODEL of a file of `models/diffusion_models`, and what it is and can do, in words.
 
     Raises:
@@ -77,7 +78,7 @@ def file_names_only(path: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(f"{path.parent}{os.sep}", "")) from None
 
 
-def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dynamic: bool = False) -> Any:
+def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dynamic: bool = False) -> Model:
     """MODEL of a transformer file: ours, Wan 2.1 T2V or Phantom-Wan, in any of their public forms.
 
     Raises:
@@ -91,7 +92,7 @@ def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dy
     require_finite(path, tensors)
     if quantization:
         storage = Storage(storage.dtype, storage.fp8_optimizations, quantization)
-    patcher = native_model(
+    patcher: Model = native_model(
         config, tensors, storage, model_class=_model_class(source.recognised), disable_dynamic=disable_dynamic
     )
     patcher.cached_patcher_init = (load_contextanyone, (path, storage))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
@@ -20,13 +19,14 @@ from ...contextanyone_core.media.image_io import read_picture
 from ...contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
 from .loading import file_names_only, load_contextanyone
 from .notes import THRESHOLD
+from .types import Clip, ClipVision, Model, Vae
 
 _PACK = Path(__file__).resolve().parents[2]
 _WEIGHTS = _PACK / "contextanyone_core" / "miniature"
 _EXAMPLES = _PACK / "assets" / "examples"
 
 
-def load_miniature() -> tuple[Any, Any, Any, Any]:
+def load_miniature() -> tuple[Model, Clip, Vae, ClipVision]:
     """MODEL, CLIP, VAE and CLIP_VISION of the miniature.
 
     Raises:
@@ -53,7 +53,7 @@ def example_picture(name: str) -> torch.Tensor:
     return torch.from_numpy(np.array(pixels, dtype=np.float32) / 255.0)[None]
 
 
-def _clip() -> Any:
+def _clip() -> Clip:
     path = _WEIGHTS / "text_encoder.safetensors"
     config, tensors = read_header(path).config, load_tensors(path, kind=TEXT_ENCODER)
     sizes = {key: config[key] for key in ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")}
@@ -67,7 +67,7 @@ def _clip() -> Any:
     return clip
 
 
-def _vae() -> Any:
+def _vae() -> Vae:
     path = _WEIGHTS / "vae.safetensors"
     vae = comfy.sd.VAE(sd=load_tensors(path, kind=VAE))
     vae.throw_exception_if_invalid()
@@ -75,7 +75,7 @@ def _vae() -> Any:
     return vae
 
 
-def _clip_vision() -> Any:
+def _clip_vision() -> ClipVision:
     path = _WEIGHTS / "image_encoder.safetensors"
     config, tensors = read_header(path).config, load_tensors(path, kind=IMAGE_ENCODER)
     model = comfy.clip_vision.ClipVisionModel(config | {"model_type": "clip_vision_model", "num_channels": 3})

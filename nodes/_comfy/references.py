@@ -23,6 +23,7 @@ from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
 from .given import checked_images, checked_masks, require_conditioning, require_given
 from .model import EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
+from .types import Clip, ClipVision, Conditioning, Model, Vae
 
 _NO_TEXT = "\0\0embedding"
 """What no prompt holds."""
@@ -39,7 +40,7 @@ class ReferencePicture:
     """
 
     image: torch.Tensor
-    vae: Any
+    vae: Vae
     image_embeds: torch.Tensor | None
 
 
@@ -74,7 +75,9 @@ class PromptNames:
     negative: str
 
 
-def take_pictures(image: torch.Tensor, mask: torch.Tensor | None, vae: Any, clip_vision: Any) -> list[ReferencePicture]:
+def take_pictures(
+    image: torch.Tensor, mask: torch.Tensor | None, vae: Vae, clip_vision: ClipVision | None
+) -> list[ReferencePicture]:
     """Prepare a batch of pictures (n, H, W, 3 or 4) in [0, 1] as references.
 
     Args:
@@ -128,7 +131,7 @@ def shown(reference: tuple[ReferencePicture, ...]) -> torch.Tensor:
     return torch.cat([(clip_picture(picture.image, side).movedim(1, -1) + 1.0) / 2.0 for picture in reference])
 
 
-def encode_prompt(clip: Any, prompt: TwoStagePrompt, negative: str) -> tuple[Any, Any]:
+def encode_prompt(clip: Clip, prompt: TwoStagePrompt, negative: str) -> tuple[Conditioning, Conditioning]:
     """Positive and negative CONDITIONING of a two-stage prompt; the positive one carries the first-frame prompt.
 
     Raises:
@@ -141,16 +144,16 @@ def encode_prompt(clip: Any, prompt: TwoStagePrompt, negative: str) -> tuple[Any
 
 
 def apply_references(
-    model: Any,
-    positive: Any,
-    negative: Any,
+    model: Model,
+    positive: Conditioning,
+    negative: Conditioning,
     reference: tuple[ReferencePicture, ...],
     size: tuple[int, int],
     *,
     emphasis: float,
     gap: float | None,
     names: PromptNames,
-) -> Any:
+) -> Conditioning:
     """Check that everything belongs together, encode the references for a video of `size`, return the new positive.
 
     Raises:
@@ -175,20 +178,20 @@ def apply_references(
     return applied
 
 
-def references_of(positive: Any) -> AppliedReferences | None:
+def references_of(positive: Conditioning) -> AppliedReferences | None:
     """The references that a positive CONDITIONING carries, None without."""
     found = next((extras[REFERENCES] for _, extras in positive if extras.get(REFERENCES) is not None), None)
     return found if isinstance(found, AppliedReferences) else None
 
 
-def with_references_of(positive: Any, negative: Any) -> Any:
+def with_references_of(positive: Conditioning, negative: Conditioning) -> Conditioning:
     """The negative CONDITIONING seeing what the positive one sees: its references and emphasis, with its own text."""
-    seen = next((extras for _, extras in positive if extras.get(REFERENCES) is not None), {})
+    seen: dict[str, Any] = next((extras for _, extras in positive if extras.get(REFERENCES) is not None), {})
     values = {key: seen[key] for key in (REFERENCES, EMPHASIS) if key in seen}
     return node_helpers.conditioning_set_values(negative, values)
 
 
-def without_references_of(model: Any, positive: Any, negative: Any) -> Any:
+def without_references_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:
     """The negative CONDITIONING for the pass that sees no references: for Phantom, zeros stand in their place."""
     applied = references_of(positive)
     if applied is None or not model.model.blanks:
@@ -198,7 +201,7 @@ def without_references_of(model: Any, positive: Any, negative: Any) -> Any:
     return node_helpers.conditioning_set_values(negative, {REFERENCES: blank})
 
 
-def config_of(model: Any) -> ContextAnyoneConfig:
+def config_of(model: Model) -> ContextAnyoneConfig:
     """The config of a MODEL of ours.
 
     Raises:
@@ -219,7 +222,7 @@ def empty_latents(config: ContextAnyoneConfig, size: tuple[int, int], length: in
     return torch.zeros(shape, device=comfy.model_management.intermediate_device())
 
 
-def _encode_text(clip: Any, text: str) -> Any:
+def _encode_text(clip: Clip, text: str) -> Conditioning:
     """CONDITIONING of a text taken literally: ComfyUI's brackets and `embedding:name` mean nothing here."""
     clip = clip.clone()
     clip.tokenizer = copy.copy(clip.tokenizer)
@@ -231,7 +234,7 @@ def _encode_text(clip: Any, text: str) -> Any:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text.replace("(", "\\(").replace(")", "\\)")))
 
 
-def _clip_tokens(clip_vision: Any, image: torch.Tensor) -> torch.Tensor:
+def _clip_tokens(clip_vision: ClipVision, image: torch.Tensor) -> torch.Tensor:
     """Penultimate hidden states (1, N, D) of the white-padded picture, neither cropped nor rounded to 8 bits."""
     pixels = (clip_picture(image, clip_vision.image_size) + 1.0) / 2.0
     mean, std = (

@@ -17,6 +17,7 @@ from ...contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGui
 from .given import require_conditioning
 from .references import config_of, references_of, with_references_of, without_references_of
 from .run import current_run
+from .types import Conditioning, Model
 
 _LOG = logging.getLogger(__name__)
 _NAMES = {
@@ -39,7 +40,9 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         reconstructions: after a run, what the reference stream made of each reference: normalised latents.
     """
 
-    def __init__(self, model: Any, positive: Any, negative: Any, guidance: CfgGuidance | DualGuidance) -> None:
+    def __init__(
+        self, model: Model, positive: Conditioning, negative: Conditioning, guidance: CfgGuidance | DualGuidance
+    ) -> None:
         config_of(model)
         require_conditioning(positive=positive, negative=negative)
         super().__init__(model)

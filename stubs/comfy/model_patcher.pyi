@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+class ModelPatcher:
+    # Any BaseModel; the nodes ask with isinstance which one it is.
+    model: Any
+    model_options: dict[str, Any]
+    cached_patcher_init: tuple[Callable[..., Any], tuple[Any, ...]]
+    def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device) -> None: ...
+    def clone(self) -> ModelPatcher: ...
+    def get_model_object(self, name: str) -> Any: ...
+    def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Callable[..., Any]) -> None: ...
+
+def create_model_options_clone(orig_model_options: dict[str, Any]) -> dict[str, Any]: ...
