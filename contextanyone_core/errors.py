@@ -4,6 +4,10 @@
 class ContextAnyoneError(Exception):
     """Base of every error that this package raises on purpose; the command line shows its text without a traceback."""
 
+    def __init_subclass__(cls) -> None:
+        # ComfyUI loads the package under the path of its folder, and shows the type of an error with its module.
+        cls.__module__ = "contextanyone_core.errors"
+
 
 class ShapeError(ContextAnyoneError):
     """A tensor has the wrong shape for the place it was handed to."""

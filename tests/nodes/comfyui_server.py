@@ -68,9 +68,12 @@ class Finished:
 
 
 class Server:
-    """A ComfyUI server of its own folder. Start it with `start`; `stop` ends it with all that it started."""
+    """A ComfyUI server of its own folder. Start it with `start`; `stop` ends it with all that it started.
 
-    def __init__(self, comfy: ComfyUI, base: Path) -> None:
+    `more` is put behind the start options that every process of the tests has.
+    """
+
+    def __init__(self, comfy: ComfyUI, base: Path, *more: str) -> None:
         self.base = base
         self.log = base / "server.log"
         make_base(base)
@@ -81,7 +84,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        options = ["--listen", "127.0.0.1", "--port", str(port), *arguments(base)]
+        options = ["--listen", "127.0.0.1", "--port", str(port), *arguments(base), *more]
         self._command = [str(comfy.python), str(comfy.root / "main.py"), *options]
         self._comfy = comfy
         self._process: subprocess.Popen[bytes] | None = None

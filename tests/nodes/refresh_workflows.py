@@ -37,7 +37,7 @@ def main() -> int:
         return 2
     wanted = [path for path in workflow_files.workflows() if not sys.argv[1:] or path.stem in sys.argv[1:]]
     with tempfile.TemporaryDirectory(prefix="comfyui-") as folder, sync_playwright() as driver:
-        server = Server(comfy, Path(folder))
+        server = Server(comfy, Path(folder), "--preview-method", "none")  # as ComfyUI starts by default
         server.start()
         server.set({"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Graph.CanvasInfo": False})  # small text, no timings
         browser = driver.chromium.launch(executable_path=chromium, headless=True, args=page.SWITCHES)

@@ -181,6 +181,7 @@ def check_null_inputs_are_named():
     assert "clip is null; connect Load CLIP" in refusal(lambda: call("ContextAnyonePrompt", clip=None, **texts))
     run = Session().run(prompt(reference=None), keep={"latent": ("4", 0)})
     assert run.problem.startswith("reference is null"), run.problem
+    assert run.error["exception_type"] == "contextanyone_core.errors.InputError", "no path of the server's folders"
     picture = call("ContextAnyoneExamplePicture", picture=stack.PICTURE)[0]
     given = {"image": picture, "vae": vae, "clip_vision": None, "mask": None, "reference": None}
     assert "reference is null" in refusal(lambda: call("ContextAnyoneReference", **given))
