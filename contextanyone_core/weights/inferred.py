@@ -49,17 +49,15 @@ def infer_config(kind: str, tensors: Tensors, num_layers: int) -> dict[str, Any]
 def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
     dim, in_dim, *patch = tensors["patch_embedding.weight"].shape
     image = tensors.get("img_emb.proj.0.weight")
-    if dim % HEAD_WIDTH:
-        raise ValueError(f"its width is {dim}, and Wan's heads are {HEAD_WIDTH} wide")
-    emphasize, text_dim = (
-        any(".emphasize_attn." in name for name in tensors),
-        tensors["text_embedding.0.weight"].shape[1],
-    )
+    text_dim = tensors["text_embedding.0.weight"].shape[1]
+    emphasize = any(".emphasize_attn." in name for name in tensors)
     if emphasize and text_dim != _TEXT_DIM:  # heads, gap and statistics of the latents cannot be read off the shapes
         raise ValueError(
             f"its config is missing, and with text embeddings {text_dim} wide, where the full size has {_TEXT_DIM}, it "
             "is a smaller model that cannot be run without one; take the file that it was saved from"
         )
+    if dim % HEAD_WIDTH:
+        raise ValueError(f"its width is {dim}, and Wan's heads are {HEAD_WIDTH} wide")
     wan = in_dim == len(WAN_LATENTS_MEAN)
     config = ContextAnyoneConfig(
         dim=dim,

@@ -171,6 +171,18 @@ def test_text_embeds_of_any_length_become_text_len_rows():
     assert torch.equal(fit_text_embeds(long, config), long[:, : config.text_len])
 
 
+def test_padding_between_joined_prompts_is_left_out():
+    config = ContextAnyoneConfig.tiny()
+    one, two = torch.randn(1, 3, config.text_dim), torch.randn(1, 4, config.text_dim)
+    padding = torch.zeros(1, config.text_len, config.text_dim)
+    fitted = fit_text_embeds(torch.cat((one, padding, two, padding), 1), config)
+    assert torch.equal(fitted[:, :7], torch.cat((one, two), 1))
+    assert not fitted[:, 7:].any()
+    full = torch.ones(1, config.text_len, config.text_dim)
+    with pytest.raises(InputError, match=f"The negative prompt has {config.text_len + 4} tokens, 4 more"):
+        fit_text_embeds(torch.cat((full, padding, two), 1), config, "The negative prompt")
+
+
 def test_text_of_another_encoder_or_too_long_is_refused():
     config = ContextAnyoneConfig.tiny()
     with pytest.raises(ShapeError, match="gives 48 channels, the model wants 32"):

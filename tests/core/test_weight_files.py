@@ -3,19 +3,24 @@
 import json
 import sys
 import zipfile
+from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import Linear
 
 from contextanyone_core import cli
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, MissingDependencyError
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import TRANSFORMER, WAN, load_transformer, open_source, recognise
 from contextanyone_core.weights.name_tables import rename, transformer_table
+from contextanyone_core.weights.recognition import FAMILY
+from contextanyone_core.weights.saved_header import HEADER, header_tensor
 
 FP8 = torch.float8_e4m3fn
 
@@ -345,6 +350,51 @@ def test_our_files_keep_their_config(tiny_folder, tmp_path):
     assert source.recognised.kind == TRANSFORMER
     assert source.recognised.stated
     assert source.config()["text_len"] == 64
+
+
+def without_metadata(path, target, extra, prefix="model.diffusion_model."):
+    """A file as a saver writes it that knows nothing of ours: prefixed names, no header's text."""
+    tensors = load_file(path) | extra
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, target)
+    return target
+
+
+def test_a_header_that_travels_as_a_tensor_is_read(tiny_folder, tmp_path):
+    path = tiny_folder / "transformer.safetensors"
+    own = open_source(path)
+    stated = header_tensor({"config": own.metadata["config"], FAMILY: ""})
+    source = open_source(without_metadata(path, tmp_path / "saved.safetensors", {HEADER: stated}))
+    assert source.config() == own.config()
+    assert source.unknown == []
+    assert source.tensors == own.tensors
+    again = load_transformer(tmp_path / "saved.safetensors").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in load_file(path).items())
+
+
+def test_the_family_travels_with_a_saved_header(tmp_path):
+    small = replace(
+        ContextAnyoneConfig.wan_1_3b(), dim=128, ffn_dim=64, num_heads=1, num_layers=1, emphasize=False, image_dim=None
+    )
+    save_file(ContextAnyoneTransformer(small).state_dict(), tmp_path / "a.safetensors")
+    stated = header_tensor({"config": json.dumps(small.to_dict()), FAMILY: "Phantom-Wan"})
+    saved = without_metadata(tmp_path / "a.safetensors", tmp_path / "b.safetensors", {HEADER: stated})
+    assert recognise(tmp_path / "a.safetensors").family.startswith("Wan 2.1 T2V")
+    assert recognise(saved).family.startswith("Phantom-Wan")
+
+
+def test_a_small_model_without_its_config_is_refused(tiny_folder, tmp_path):
+    path = without_metadata(tiny_folder / "transformer.safetensors", tmp_path / "bare.safetensors", {})
+    with pytest.raises(CheckpointError, match="its config is missing, and with text embeddings 32 wide"):
+        load_transformer(path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(3), torch.tensor([91, 93], dtype=torch.uint8), torch.zeros(4, dtype=torch.uint8)]
+)
+def test_a_saved_header_that_is_not_one_is_refused(tiny_folder, tmp_path, wrong):
+    path = without_metadata(tiny_folder / "transformer.safetensors", tmp_path / "bad.safetensors", {HEADER: wrong})
+    with pytest.raises(CheckpointError, match="its contextanyone_header is not readable"):
+        open_source(path)
 
 
 def test_empty_tensors_are_read(tmp_path):
