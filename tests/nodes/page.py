@@ -197,13 +197,14 @@ class Page:
         self._tab.wait_for_timeout(1500)
         return set(self._tab.evaluate(OFFERED))
 
-    def notes(self, awaited: str | None = None) -> list[str]:
-        """The messages at the page's edge; waits until there is one with `awaited`, else a moment."""
-        if awaited is None:
-            self._tab.wait_for_timeout(2000)
-        else:
-            self._tab.locator(".p-toast-message", has_text=awaited).first.wait_for(timeout=LOAD_MS)
-        return [text.replace("\n", " ") for text in self._tab.locator(".p-toast-message").all_inner_texts()]
+    def wait_for_text(self, text: str) -> None:
+        """Wait until the page shows a text, whatever draws it."""
+        self._tab.get_by_text(text).filter(visible=True).first.wait_for(timeout=LOAD_MS)
+
+    def shows(self, text: str) -> bool:
+        """Does the page show a text, once what follows a run has had its moment?"""
+        self._tab.wait_for_timeout(2000)
+        return self._tab.get_by_text(text).filter(visible=True).count() > 0
 
     def screenshot(self, path: Path) -> None:
         """A picture of the page with the whole graph in view."""
