@@ -7,15 +7,24 @@ import { api } from "../../../scripts/api.js";
 const KEY = "contextanyone_note";
 const shown = new Map();
 
-function show(text) {
-  if (shown.has(text)) return;
+// The page's messages; newer pages (seen in 1.58) have dismiss in the place of remove. Gives what closes the message.
+function open(text) {
+  const { toast } = app.extensionManager;
+  if (toast.dismiss) {
+    const id = toast.warning("ContextAnyone", { description: text });
+    return () => toast.dismiss(id);
+  }
   const message = { severity: "warn", summary: "ContextAnyone", detail: text };
-  shown.set(text, message);
-  app.extensionManager.toast.add(message);
+  toast.add(message);
+  return () => toast.remove(message);
+}
+
+function show(text) {
+  if (!shown.has(text)) shown.set(text, open(text));
 }
 
 function forget() {
-  for (const message of shown.values()) app.extensionManager.toast.remove(message);
+  for (const close of shown.values()) close();
   shown.clear();
 }
 
