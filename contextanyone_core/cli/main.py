@@ -24,6 +24,7 @@ SUMMARY = """One picture of a character and two prompts become a video of that s
 
 commands:
   generate   make a video: contextanyone generate --reference P.png --first "..." --later "..." --out out.mp4
+  pose       poses of a video or a file of keypoints, fitted to a body: contextanyone pose dance.json --out dance.mp4
   inspect    say what a weight file is, or how a video was made: contextanyone inspect FILE
   init       make a starting checkpoint for training: contextanyone init --backbone FILE --out FILE
   convert    weights under other names, in another dtype: contextanyone convert FILE --naming diffusers --out FILE
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "inspect": _inspect, "init": _init, "convert": _convert}
+    commands = {"generate": _generate, "pose": _pose, "inspect": _inspect, "init": _init, "convert": _convert}
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
     parser = Parser("contextanyone", SUMMARY)
@@ -76,6 +77,12 @@ def _generate(words: Sequence[str]) -> int:
     from .generate import generate
 
     return generate(words)
+
+
+def _pose(words: Sequence[str]) -> int:
+    from .pose import pose
+
+    return pose(words)
 
 
 def _inspect(words: Sequence[str]) -> int:
