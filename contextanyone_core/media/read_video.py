@@ -67,20 +67,22 @@ def _of_one_size(path: Path, frames: Iterator[NDArray[np.uint8]]) -> Iterator[ND
     for frame in frames:
         first = first or frame.shape
         if frame.shape != first:
-            raise InputError(
-                f"{path} has frames of different sizes, {first[1]} x {first[0]} among them; one is needed."
-            )
+            sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (first, frame.shape))
+            raise InputError(f"{path} has frames of different sizes, {sizes}; one size is needed.")
         yield frame
 
 
 def _animation(path: Path) -> VideoFrames:
+    frames, total = [], 0
     try:
         with Image.open(path, formats=["GIF", "WEBP"]) as image:
-            frames = [np.array(_on_white(frame)) for frame in ImageSequence.Iterator(image)]
-            total = sum(frame.info.get("duration", 0) for frame in ImageSequence.Iterator(image))
+            for frame in ImageSequence.Iterator(image):
+                frames.append(np.array(_on_white(frame)))
+                total += int(frame.info.get("duration", 0))  # milliseconds; there once the frame is decoded
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded ({error}).") from error
-    ours = not total or abs(total - 1000 * len(frames) / FPS) <= len(frames)  # times are whole milliseconds
+    rounding = max(len(frames), 5)  # a GIF's times are whole centiseconds
+    ours = not total or abs(total - 1000 * len(frames) / FPS) <= rounding
     return VideoFrames(FPS if ours else 1000 * len(frames) / total, _of_one_size(path, iter(frames)))
 
 
