@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from .parsing import Parser, frame_count, frame_size, one_of, package_version, r
 Frame = NDArray[np.uint8]
 STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
 KEYPOINTS = (".json", ".safetensors")
+_log = logging.getLogger(__name__)
 _SHEET_SIDE = 320  # pixels of a frame on the sheet
 _OVER = PoseStyle(half_width=2.0)
 
@@ -41,7 +43,7 @@ def pose(argv: Sequence[str]) -> int:
 
     Raises: InputError for what cannot be met; MissingDependencyError without an extra that is needed.
     """
-    options = _parser().parse(argv)
+    options = command_parser().parse(argv)
     _check(options)
     if options.drawn:
         frames = _drawn_frames(options)
@@ -58,7 +60,8 @@ def pose(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def command_parser() -> Parser:
+    """The command's options."""
     parser = Parser(
         "contextanyone pose",
         "Take the poses out of a video or a file of keypoints, fit them to a person's body, write them as keypoints\n"
@@ -216,7 +219,7 @@ def _drawn_frames(options: argparse.Namespace) -> Frame:
             "multiples of 16. Give keypoints, which are drawn at any size."
         )
     if not inspect_drawn(frames).shows_skeleton:
-        raise InputError(f"{options.source} shows no skeleton in the colours of DWPose on its plain background.")
+        _log.warning("%s shows no skeleton in the colours of DWPose on its plain background.", options.source)
     frames = recolour(frames, STYLES[options.style].background)
     if options.frames is not None and len(frames) < options.frames:
         raise InputError(

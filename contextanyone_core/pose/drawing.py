@@ -23,6 +23,7 @@ JOINT_COLORS: tuple[Color, ...] = (
 )
 """RGB of the 18 joints, and of the limbs in the order of `BONES` before they are darkened."""
 
+# Paper: AnimateAnywhere gives its base model pose pictures and does not say which points they show, nor how.
 _LIMB_SHADE = 0.6
 LIMB_COLORS: tuple[Color, ...] = tuple(
     (int(red * _LIMB_SHADE), int(green * _LIMB_SHADE), int(blue * _LIMB_SHADE))

@@ -9,6 +9,7 @@ from ..errors import InputError
 from .body import BONE_TO, BONES, Body, ancestors, bone_lengths
 from .sequence import BODY, HAND, SEEN, Points, PoseSequence
 
+# Paper: AnimateAnywhere does not say whose proportions its pose videos have, the driver's or the character's.
 FITS = ("none", "affine", "bones")
 RATIO = (0.5, 2.0)
 """Ratios of bone lengths are clipped to this, after their median is divided out."""

@@ -22,14 +22,14 @@ from contextanyone_core.pose.selfie import SelfieSegmenter
 from contextanyone_core.pose.sequence import BODY_18, SEEN
 
 ASTRONAUT = {
-    "nose": (222.7, 128.0), "right_shoulder": (112.7, 240.0), "left_shoulder": (306.2, 256.6), "right_eye": (205.0, 103.3),
-    "left_eye": (249.0, 112.5), "right_ear": (190.4, 107.4), "left_ear": (268.0, 122.8),
+    "nose": (222.7, 128.0), "right_shoulder": (112.7, 240.0), "left_shoulder": (306.2, 256.6),
+    "right_eye": (205.0, 103.3), "left_eye": (249.0, 112.5), "right_ear": (190.4, 107.4), "left_ear": (268.0, 122.8),
 }  # fmt: skip
 WALKER = {
     "nose": (143.3, 445.8), "neck": (122.5, 493.4), "right_shoulder": (84.1, 494.7), "right_elbow": (114.8, 571.0),
     "right_wrist": (180.1, 553.8), "left_shoulder": (160.9, 492.1), "left_elbow": (187.4, 556.9),
-    "left_wrist": (142.8, 558.8), "right_hip": (109.7, 649.2), "right_knee": (98.4, 759.3), "right_ankle": (68.9, 859.6),
-    "left_hip": (152.4, 642.6), "left_knee": (163.9, 748.2), "left_ankle": (185.0, 854.2),
+    "left_wrist": (142.8, 558.8), "right_hip": (109.7, 649.2), "right_knee": (98.4, 759.3),
+    "right_ankle": (68.9, 859.6), "left_hip": (152.4, 642.6), "left_knee": (163.9, 748.2), "left_ankle": (185.0, 854.2),
 }  # fmt: skip
 
 
