@@ -202,7 +202,7 @@ def _body(options: argparse.Namespace) -> Body | None:
     if path.suffix.lower() == ".safetensors" and not states_keypoints(path):
         return read_personal_body(path)
     if is_keypoints(path):
-        return body_of(read_poses(path, PoseSource(options.canvas)))
+        return body_of(read_poses(path, PoseSource(options.canvas, choose="a body is one person's")))
     return body_of(_estimated(path, options.models)[0])
 
 

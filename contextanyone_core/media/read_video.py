@@ -95,7 +95,9 @@ def _decoded(path: Path) -> VideoFrames:
     remarks = tempfile.TemporaryFile()  # noqa: SIM115
     words = ["-hide_banner", "-nostdin", "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
     decoder = subprocess.Popen(
-        [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "ppm", "pipe:1"], stdout=subprocess.PIPE, stderr=remarks
+        [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"],
+        stdout=subprocess.PIPE,
+        stderr=remarks,
     )
     frames = _from_pipe(path, decoder, remarks)
     first = next(frames)  # by now ffmpeg has said at which rate it writes

@@ -20,14 +20,21 @@ _SHARES_UP_TO = 2.0  # no clip stays within two pixels of a corner; a point out 
 
 @dataclass(frozen=True)
 class PoseFrames:
-    """What a file of keypoints shows: for each frame the people in it, each (130, 3), x and y in pixels.
+    """What a file of keypoints shows: for each frame the people in it, each (130, 3).
 
     size: (height, width) of the canvas, fps: frames a second; None where the file does not say.
+    shares: whether x and y are shares of the canvas, not pixels.
     """
 
     people: list[list[Points]]
     size: tuple[int, int] | None
     fps: float | None
+    shares: bool = False
+
+    def in_pixels(self, size: tuple[int, int]) -> list[list[Points]]:
+        """The people on a canvas of `size` = (height, width)."""
+        scale = (size[1], size[0], 1) if self.shares else (1, 1, 1)
+        return [[person * scale for person in frame] for frame in self.people]
 
 
 def parse_json(path: Path) -> Any:
@@ -114,9 +121,7 @@ def _openpose(frames: Sequence[Mapping[str, Any]]) -> PoseFrames:
     if len(rates) > 1:
         raise InputError("its frames state different rates; one is needed.")
     (size,), (rate,) = sizes, rates
-    if size is not None:
-        people = [[_in_pixels(person, size, _are_shares(people)) for person in frame] for frame in people]
-    return PoseFrames(people, size, None if rate is None else float(rate))
+    return PoseFrames(people, size, None if rate is None else float(rate), _are_shares(people))
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
@@ -158,10 +163,6 @@ def _are_shares(people: list[list[Points]]) -> bool:
     """Whether all coordinates are shares of the canvas: decided by the largest of the whole clip."""
     largest = [float(np.abs(person[:, :2]).max()) for frame in people for person in frame]
     return max(largest, default=np.inf) <= _SHARES_UP_TO
-
-
-def _in_pixels(person: Points, size: tuple[int, int], shares: bool) -> Points:
-    return person * (size[1], size[0], 1) if shares else person
 
 
 def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:

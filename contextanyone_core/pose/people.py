@@ -9,7 +9,7 @@ from ..errors import InputError
 from .sequence import BODY, SEEN, WHOLE, Points
 
 
-def choose_person(frames: list[list[Points]], person: int | None, name: str) -> Points:
+def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> Points:
     """One person's points in every frame, (T, 130, 3), zero where that person is missing.
 
     People are followed by place, whatever their order within a frame, and numbered from 1 as they appear.
@@ -17,7 +17,8 @@ def choose_person(frames: list[list[Points]], person: int | None, name: str) -> 
     Args:
         frames: for each frame the people in it, each (130, 3) in pixels.
         person: whom to take; None if there is one only.
-        name: of the file, for messages.
+        name: of the file, and
+        choose: how a person is chosen, for messages.
 
     Raises: InputError if nobody is seen, several are and none is chosen, or there is no such number.
     """
@@ -25,9 +26,7 @@ def choose_person(frames: list[list[Points]], person: int | None, name: str) -> 
     if not tracks:
         raise InputError(f"{name} shows nobody: no point of a body has a score above {SEEN:g} in any of its frames.")
     if person is None and len(tracks) > 1:
-        raise InputError(
-            f"{name} shows {len(tracks)} people ({_places(tracks)}); choose one by its number: --person 1."
-        )
+        raise InputError(f"{name} shows {len(tracks)} people ({_places(tracks)}); {choose}.")
     number = 1 if person is None else person
     if not 1 <= number <= len(tracks):
         raise InputError(f"person {number} is asked for; {name} shows {len(tracks)} ({_places(tracks)}).")

@@ -17,11 +17,15 @@ from .sequence import SEEN, PoseSequence, sequence_of
 
 @dataclass(frozen=True)
 class PoseSource:
-    """What a file of keypoints may leave open: canvas (height, width) in pixels, frames a second, and which person."""
+    """What a file of keypoints may leave open: canvas (height, width) in pixels, frames a second, and which person.
+
+    `choose` says how one of several people is chosen, for the message where none is.
+    """
 
     canvas: tuple[int, int] | None = None
     fps: float | None = None
     person: int | None = None
+    choose: str = "choose one, such as --person 1"
 
 
 def is_keypoints(path: Path) -> bool:
@@ -55,7 +59,8 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
         )
     if frames.size and source.canvas and frames.size != source.canvas:
         raise InputError(f"{name} states a canvas of {_wide(frames.size)}, asked for is {_wide(source.canvas)}.")
-    return sequence_of(choose_person(frames.people, source.person, name), size, frames.fps or source.fps or FPS)
+    person = choose_person(frames.in_pixels(size), source.person, name, source.choose)
+    return sequence_of(person, size, frames.fps or source.fps or FPS)
 
 
 def _one_person(poses: PoseSequence, source: PoseSource, path: Path) -> PoseSequence:

@@ -169,7 +169,8 @@ def test_what_a_file_shows_may_be_refused(refused):
         frame["people"] *= 2
     content[0]["people"][1] = {"pose_keypoints_2d": figure(neck=(600, 150)).reshape(-1).tolist()}
     Path("two.json").write_text(json.dumps(content))
-    assert "choose one" in refused("two.json", "--out", "out.json")
+    assert "choose one, such as --person 1" in refused("two.json", "--out", "out.json")
+    assert "a body is one person's" in refused("dance.json", "--body", "two.json", "--out", "out.json")
     for frame in content:
         frame["people"] = []
     Path("nobody.json").write_text(json.dumps(content))

@@ -73,6 +73,12 @@ def test_pose_keypoint_in_pixels_and_in_shares_are_the_same(tmp_path):
     assert shared.num_frames == 2
 
 
+def test_shares_without_a_canvas_lie_on_the_one_that_is_stated(tmp_path):
+    """OpenPose writes shares with --keypoint_scale 3."""
+    poses = read(tmp_path, {"people": [person(figure() / (832, 480, 1))]}, canvas=(480, 832))
+    np.testing.assert_allclose(poses.body[0], figure(), atol=1e-9)
+
+
 def test_shares_are_told_from_pixels_by_the_largest_value_of_the_whole_clip(tmp_path):
     near = figure() * 0
     near[0] = (0.5, 0.5, 1)  # half a pixel from the corner

@@ -94,6 +94,15 @@ def test_wide_pixels_become_square_and_the_default_stream_is_taken(tmp_path):
     assert video.fps == 16
 
 
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv444p", "gray"])
+def test_other_forms_of_pixels_become_rgb_of_eight_bits(tmp_path, pixels):
+    write_clip(tmp_path / "a.mp4", clip(), {})
+    ffmpeg("-i", tmp_path / "a.mp4", "-pix_fmt", pixels, tmp_path / "b.mp4")
+    frames = list(open_video(tmp_path / "b.mp4").frames)
+    assert len(frames) == 6
+    assert np.abs(frames[5][40].astype(int) - 160).max() < 8  # grey below the corner
+
+
 def test_reading_may_stop_early(tmp_path):
     write_clip(tmp_path / "a.mp4", clip(17, 480, 640), {})
     frames = open_video(tmp_path / "a.mp4").frames
