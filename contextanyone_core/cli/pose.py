@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError
@@ -27,10 +26,9 @@ from ..pose.openpose import to_json
 from ..pose.pose_file import pose_file_bytes, states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare
-from ..pose.sequence import SEEN, PoseSequence
+from ..pose.sequence import SEEN, Pixels, PoseSequence
 from .parsing import Parser, frame_count, frame_size, one_of, package_version, real, whole
 
-Frame = NDArray[np.uint8]
 STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
 KEYPOINTS = (".json", ".safetensors")
 _log = logging.getLogger(__name__)
@@ -132,8 +130,9 @@ def _check(options: argparse.Namespace) -> None:
     if ending_of(options.out) in KEYPOINTS:
         if not options.out.parent.is_dir():
             raise InputError(f"the output folder {options.out.parent} does not exist; make it first.")
-        if options.out.is_dir():
-            raise InputError(f"{options.out} is a folder; give a file's name.")
+        for path in (options.out, _sheet_path(options.out)):
+            if path.is_dir():
+                raise InputError(f"{path} is a folder, and a file of that name would be written; give another name.")
         if options.drawn:
             raise InputError(f"--drawn keeps pictures; --out {options.out} must be a video or a folder of frames.")
     elif ending_of(options.out) not in (*ENDINGS, ""):
@@ -145,7 +144,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--drawn takes a video of drawn poses, and no --body; keypoints are needed to fit a body.")
 
 
-def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Frame]]:
+def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
     """The poses of the source, and for a video or picture some of its frames with their skeletons over them."""
     if is_keypoints(options.source):
         return read_poses(options.source, PoseSource(options.canvas, options.fps, options.person)), []
@@ -153,19 +152,21 @@ def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Frame]]:
         raise InputError(
             "the estimator finds one person, the most likely one; --person chooses in a file of keypoints."
         )
+    if options.canvas is not None or (options.fps is not None and not options.source.is_dir()):
+        raise InputError(f"{options.source} has its own size and rate; --canvas and --fps are for files without these.")
     poses, pictures = _estimated(options.source, options.models)
     over = [_with_skeleton(pictures[index], poses, index) for index in frame_choice(len(pictures))]
     return (poses if options.fps is None else replace(poses, fps=options.fps)), over
 
 
-def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Frame]]:
+def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Pixels]]:
     """Poses of a video or a picture, and its frames made small."""
     from tqdm import tqdm
 
     estimator, small = _estimator(path, models), []
     video = open_video(path)
 
-    def noted() -> Iterator[Frame]:
+    def noted() -> Iterator[Pixels]:
         for frame in tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True):
             step = -(-max(frame.shape[:2]) // _SHEET_SIDE)
             small.append(np.asarray(Image.fromarray(frame).reduce(step)))
@@ -177,7 +178,7 @@ def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Fram
     return poses, small
 
 
-def _with_skeleton(picture: Frame, poses: PoseSequence, index: int) -> Frame:
+def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
     frame = picture.copy()
     placed = poses.moved(frame.shape[0] / poses.height, (0, 0), frame.shape[:2])
     draw_figure(frame, placed.body[index], (), None, _OVER)
@@ -206,7 +207,7 @@ def _body(options: argparse.Namespace) -> Body | None:
     return body_of(_estimated(path, options.models)[0])
 
 
-def _drawn_frames(options: argparse.Namespace) -> Frame:
+def _drawn_frames(options: argparse.Namespace) -> Pixels:
     video = open_video(options.source)
     frames = np.stack(list(video.frames))
     if video.fps != FPS:  # whole frames are taken: a mixture of two would show two skeletons
@@ -228,7 +229,7 @@ def _drawn_frames(options: argparse.Namespace) -> Frame:
     return frames[: options.frames]
 
 
-def _write(options: argparse.Namespace, poses: PoseSequence, over: list[Frame]) -> None:
+def _write(options: argparse.Namespace, poses: PoseSequence, over: list[Pixels]) -> None:
     """Write the poses and the sheet: over the source's frames, or drawn where it has none; both or neither."""
     out, style = options.out, STYLES[options.style]
     if ending_of(out) not in KEYPOINTS:

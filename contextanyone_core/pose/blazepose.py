@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimation import Pixels
 from .layouts import from_coco
 from .litert import Model, Tensor, crop, model_bytes, sigmoid
-from .sequence import BODY, Points
+from .sequence import BODY, Pixels, Points
 
 _DETECTOR, _LANDMARKS = ("pose_detection.tflite", 224), ("pose_landmark_full.tflite", 256)
 _STRIDES = ((8, 2), (16, 2), (32, 6))  # of the detector's maps, and how many anchors each of their cells has

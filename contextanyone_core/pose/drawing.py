@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from .body import BONES
-from .sequence import SEEN, Points, PoseSequence
+from .sequence import SEEN, Pixels, Points, PoseSequence
 
 Color = tuple[int, int, int]
-Pixels = NDArray[np.uint8]
 
 JOINT_COLORS: tuple[Color, ...] = (
     *((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0)),

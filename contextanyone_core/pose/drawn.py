@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .drawing import FACE_DOT, HAND_COLORS, HAND_DOT, JOINT_COLORS, LIMB_COLORS, Color, Pixels
+from .drawing import FACE_DOT, HAND_COLORS, HAND_DOT, JOINT_COLORS, LIMB_COLORS, Color
+from .sequence import Pixels
 
 TOLERANCE = 12
 """How far a channel may be from the background's and still belong to it: video codecs move it by a few steps."""

@@ -8,9 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .sequence import BODY, Points, PoseSequence
-
-Pixels = NDArray[np.uint8]
+from .sequence import BODY, Pixels, Points, PoseSequence
 
 
 class PoseEstimator(Protocol):

@@ -57,8 +57,7 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
         raise InputError(
             f"{name} does not say how large the picture is that its points lie on; state it: --canvas WIDTHxHEIGHT."
         )
-    if frames.size and source.canvas and frames.size != source.canvas:
-        raise InputError(f"{name} states a canvas of {_wide(frames.size)}, asked for is {_wide(source.canvas)}.")
+    _agree(frames.size, frames.fps, source, name)
     person = choose_person(frames.in_pixels(size), source.person, name, source.choose)
     return sequence_of(person, size, frames.fps or source.fps or FPS)
 
@@ -66,6 +65,7 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
 def _one_person(poses: PoseSequence, source: PoseSource, path: Path) -> PoseSequence:
     if source.person not in (None, 1):
         raise InputError(f"person {source.person} is asked for; a pose file as {path} holds one.")
+    _agree((poses.height, poses.width), poses.fps, source, str(path))
     if not (poses.body[..., 2] > SEEN).any():
         raise InputError(f"{path} shows nobody: no point of a body has a score above {SEEN:g} in any of its frames.")
     return poses
@@ -85,6 +85,14 @@ def _folder(path: Path) -> PoseFrames:
 def _json_files(path: Path) -> Sequence[Path]:
     files = [file for file in path.iterdir() if file.suffix.lower() == ".json" and not file.name.startswith(".")]
     return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def _agree(size: tuple[int, int] | None, fps: float | None, source: PoseSource, name: str) -> None:
+    """Refuse a canvas or rate other than the file states."""
+    if size and source.canvas and size != source.canvas:
+        raise InputError(f"{name} states a canvas of {_wide(size)}, asked for is {_wide(source.canvas)}; leave it out.")
+    if fps and source.fps and fps != source.fps:
+        raise InputError(f"{name} states {fps:g} frames a second, asked for are {source.fps:g}; leave it out.")
 
 
 def _wide(size: tuple[int, int]) -> str:

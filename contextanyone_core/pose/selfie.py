@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .estimation import Pixels
 from .litert import Model, crop, model_bytes
+from .sequence import Pixels
 
 _FILE, _SIDE = "selfie_segmentation.tflite", 256
 

@@ -13,6 +13,9 @@ from ..errors import InputError
 Points = NDArray[np.float64]
 """Keypoints (..., 3): x and y in pixels of the canvas, (0, 0) its upper left corner, and a score from 0 to 1."""
 
+Pixels = NDArray[np.uint8]
+"""Pictures (..., 3), upright RGB."""
+
 BODY_18 = (
     *("nose", "neck"),
     *("right_shoulder", "right_elbow", "right_wrist"),

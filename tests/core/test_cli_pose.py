@@ -158,9 +158,12 @@ def test_mistakes_are_one_line(refused, desk):
     assert "4k + 1" in refused("dance.json", "--frames", 12, "--out", "out.json")
     assert "such as 1920x1080" in refused("dance.json", "--canvas", "0x5", "--out", "out.json")
     assert "states a canvas" in refused("dance.json", "--canvas", "64x48", "--out", "out.json")
+    assert "states 16 frames" in refused("dance.json", "--fps", 30, "--out", "out.json")
     assert "person 2 is asked for" in refused("dance.json", "--person", 2, "--out", "out.json")
     (desk / "folder.json").mkdir()
     assert "is a folder" in refused("dance.json", "--out", "folder.json")
+    (desk / "out.contact.png").mkdir()
+    assert "out.contact.png is a folder" in refused("dance.json", "--out", "out.json")
 
 
 def test_what_a_file_shows_may_be_refused(refused):
@@ -190,6 +193,8 @@ def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
     write_clip(Path("drawn.mp4"), draw_poses(dance().placed((128, 208)), MINIATURE), {})
     assert "mediapipe==0.10.21" in refused("plain.mp4", "--out", "out.json")
     assert "holds no pose_detection.tflite" in refused("plain.mp4", "--models", desk, "--out", "out.json")
+    assert "its own size and rate" in refused("plain.mp4", "--fps", 8, "--out", "out.json")
+    assert "its own size and rate" in refused("plain.mp4", "--canvas", "64x64", "--out", "out.json")
     assert "chooses in a file" in refused("plain.mp4", "--person", 2, "--out", "out.json")
     assert "no plain background" in refused("photo.mp4", "--drawn", "--out", "out.mp4")
     assert "never resized" in refused("drawn.mp4", "--drawn", "--size", "416x256", "--out", "out.mp4")

@@ -180,6 +180,9 @@ def test_a_pose_file_states_its_layout_canvas_and_rate(tmp_path):
     save_file({"keypoints": np.full((3, 14, 3), np.nan, np.float32)}, path, whole)
     with pytest.raises(InputError, match="finite"):
         read_poses(path, PoseSource())
+    save_file({"keypoints": keypoints}, path, whole)
+    with pytest.raises(InputError, match="states 24 frames"):
+        read_poses(path, PoseSource(fps=16.0))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="cannot be read"):
         read_poses(path, PoseSource())
