@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..media.read_video import natural_key
 from .layouts import from_coco, from_flat_body, padded_face
 from .sequence import BODY, HAND, WHOLE, Points, PoseSequence
 
@@ -166,8 +167,8 @@ def _are_shares(people: list[list[Points]]) -> bool:
 
 
 def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
-    """COCO's keypoint annotations: a frame for each image, sorted by file name; visibility 0 is missing, else seen."""
-    images = sorted(content["images"], key=lambda image: (str(image.get("file_name", "")), image["id"]))
+    """COCO's keypoint annotations: a frame for each image, in the natural order of file names; visibility 0 is missing, else seen."""
+    images = sorted(content["images"], key=lambda image: (natural_key(str(image.get("file_name", ""))), image["id"]))
     sizes = {_size(image["height"], image["width"]) for image in images}
     if len(sizes) != 1:
         raise InputError("its images have different sizes, or there are none; frames of one clip are needed.")

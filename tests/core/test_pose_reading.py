@@ -138,8 +138,8 @@ def test_cocos_annotations_and_results(tmp_path):
     points[COCO.index("right_wrist")] = (9, 9, 0)
     entry = {"keypoints": points.reshape(-1).tolist(), "category_id": 1}
     images = [
-        {"id": 7, "file_name": "b.jpg", "height": 480, "width": 832},
-        {"id": 9, "file_name": "a.jpg", "height": 480, "width": 832},
+        {"id": 7, "file_name": "f10.jpg", "height": 480, "width": 832},
+        {"id": 9, "file_name": "f9.jpg", "height": 480, "width": 832},
     ]
     poses = read(tmp_path, {"images": images, "annotations": [entry | {"image_id": 9}]})
     assert poses.num_frames == 2
