@@ -165,14 +165,14 @@ def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Pixe
 
     estimator, small = _estimator(path, models), []
     video = open_video(path)
+    with tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
 
-    def noted() -> Iterator[Pixels]:
-        for frame in tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True):
-            step = -(-max(frame.shape[:2]) // _SHEET_SIDE)
-            small.append(np.asarray(Image.fromarray(frame).reduce(step)))
-            yield frame
+        def noted() -> Iterator[Pixels]:
+            for frame in bar:
+                small.append(np.asarray(Image.fromarray(frame).reduce(-(-max(frame.shape[:2]) // _SHEET_SIDE))))
+                yield frame
 
-    poses = estimated(noted(), video.fps, estimator)
+        poses = estimated(noted(), video.fps, estimator)
     if not (poses.body[..., 2] > SEEN).any():
         raise InputError(f"{path} shows nobody whom the estimator finds in any of its {poses.num_frames} frames.")
     return poses, small

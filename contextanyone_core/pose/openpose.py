@@ -167,7 +167,7 @@ def _are_shares(people: list[list[Points]]) -> bool:
 
 
 def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
-    """COCO's keypoint annotations: a frame for each image, in the natural order of file names; visibility 0 is missing, else seen."""
+    """COCO's keypoint annotations: a frame for each image in the natural order of names; visibility 0 is missing."""
     images = sorted(content["images"], key=lambda image: (natural_key(str(image.get("file_name", ""))), image["id"]))
     sizes = {_size(image["height"], image["width"]) for image in images}
     if len(sizes) != 1:
