@@ -23,10 +23,9 @@ from ..media.video_io import check_name, check_output, save_clip
 from ..model_kinds import MODELS, ModelKind, is_full_size
 from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
-from .clips import Clip, clips_from_file, clips_from_options, refuse_collisions
+from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
 from .parsing import PARTS
-from .processes import Process, this_process
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
 
 if TYPE_CHECKING:
