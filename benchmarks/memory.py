@@ -29,7 +29,7 @@ from benchmarks.stack import UMT5_LAYERS, full_sizes, small_sizes
 from benchmarks.steps import Case
 from benchmarks.video import stages
 from contextanyone_core.cli.parsing import Parser, one_of, whole
-from contextanyone_core.generation.budget import model_sizes
+from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt

@@ -19,7 +19,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders import on_demand
 from contextanyone_core.encoders.text import TextEncoder
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.generation import budget
+from contextanyone_core.generation import load
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
@@ -244,13 +244,13 @@ def test_tiles_are_for_decoding_alone(pipelines):
 
 @pytest.mark.parametrize(("free", "mode"), [(80 << 30, "high"), (12_000_000, "balanced"), (1_000_000, "low")])
 def test_auto_takes_the_first_that_fits(tiny_folder, monkeypatch, caplog, free, mode):
-    monkeypatch.setattr(budget, "free_bytes", lambda device: free)
+    monkeypatch.setattr(load, "free_bytes", lambda device: free)
     execution = Execution(memory="auto", video=Video(5, 32, 32, 1))
     stages = {}
-    monkeypatch.setattr(budget, "stage_bytes", lambda mode, *_: stages[mode])
+    monkeypatch.setattr(load, "stage_bytes", lambda mode, *_: stages[mode])
     stages |= {"high": {"a": 20_000_000}, "balanced": {"a": 9_000_000, "b": 1}, "low": {"a": 2_000_000}}
     given = (tiny_folder, torch.device("cpu"), torch.float32, MODELS["contextanyone"], execution)
-    assert budget.settle_memory(*given) == mode
+    assert load.settle_memory(*given) == mode
     assert ("memory: " in caplog.text) is (mode != "high")
 
 
@@ -265,7 +265,7 @@ def test_files_of_other_kinds_are_told_before_the_memory_is_planned(tiny_folder,
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "weights"))
     shutil.copy(folder / f"{wrong}.safetensors", folder / f"{right}.safetensors")
     with pytest.raises(CheckpointError, match=words):
-        budget.model_sizes(folder, MODELS["contextanyone"])
+        load.model_sizes(folder, MODELS["contextanyone"])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_config_that_lacks_a_key_is_told_in_every_mode(tiny_folder, tmp_path, 
     read = {
         "text_encoder": lambda: on_demand.LentTextEncoder(file, *place),
         "image_encoder": lambda: on_demand.LentImageEncoder(file, *place),
-        "vae": lambda: budget.model_sizes(folder, MODELS["contextanyone"]),
+        "vae": lambda: load.model_sizes(folder, MODELS["contextanyone"]),
     }
     with pytest.raises(CheckpointError, match=f"missing {key}, unknown nothing"):
         read[part]()

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
 from contextanyone_core.encoders.text import build_text_model
 from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
-from contextanyone_core.generation.budget import model_sizes
+from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.runtime.memory import (
