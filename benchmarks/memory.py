@@ -72,7 +72,7 @@ def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.
     dtype = getattr(torch, options.dtype)
     execution = Execution(memory=mode, attention=options.attention)
     config, sizes = model_sizes(folder, MODELS["contextanyone"])
-    video = Video(case.frames, case.height, case.width, case.references)
+    video = Video(case.shape, case.references)
     by_stage = stage_bytes(mode, sizes, config, video, dtype.itemsize)
     found: dict[str, Any] = {"memory": mode, "by_arithmetic": by_stage, "peak": None, "reserved": None, "error": None}
     rounds: list[dict[str, float]] = []

@@ -59,7 +59,7 @@ def measure_case(
         "width": case.width,
         "height": case.height,
         "references": case.references,
-        "tokens": case.tokens(networks.config),
+        "tokens": case.shape.token_count(networks.config),
         "matmul": {"tflops_per_second": rate / 1e12, "each": [value / 1e12 for value in rates]},
         "variants": variants,
         "cache": cache,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guidance
 from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
+from contextanyone_core.shapes import VideoShape
 
 VARIANTS = ("wan", "wan-diffusers", "ours", "ours-uncached", "ours-dual", "phantom", "vace")
 """Plain Wan in our transformer and in diffusers; ours with the cache (cfg), without it, with dual guidance; others."""
@@ -32,14 +32,10 @@ class Case:
     height: int
     references: int
 
-    def latent_shape(self, config: ContextAnyoneConfig) -> tuple[int, int, int]:
-        """(t, h, w) of the video's latents."""
-        stride = config.vae_stride
-        return 1 + (self.frames - 1) // stride[0], self.height // stride[1], self.width // stride[2]
-
-    def tokens(self, config: ContextAnyoneConfig) -> int:
-        """Tokens of the video."""
-        return math.prod(self.latent_shape(config)) // math.prod(config.patch_size)
+    @property
+    def shape(self) -> VideoShape:
+        """The video's size."""
+        return VideoShape(self.frames, self.height, self.width)
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.frames}, {self.references} reference" + "s" * (self.references > 1)
@@ -165,18 +161,17 @@ class Networks:
 
 def random_inputs(config: ContextAnyoneConfig, case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
     """Conditions of the sizes that a run of `case` has."""
-    frames, height, width = case.latent_shape(config)
 
     def random(*shape: int) -> Tensor:
         return torch.empty(shape, device=device, dtype=dtype).normal_()
 
     text = (1, config.text_len, config.text_dim)
-    still, clip = (1, config.in_dim, 1, height, width), []
+    still, clip = case.shape.picture.latents_shape(config), []
     if config.image_dim is not None:
         clip = [random(1, 1 + (_CLIP_PICTURE // _CLIP_PATCH) ** 2, config.image_dim) for _ in range(case.references)]
     references = ReferenceInputs([random(*still) for _ in range(case.references)], random(*text), clip)
     timesteps = torch.full((1,), 1000 * _SIGMA, device=device)
-    latents = random(1, config.in_dim, frames, height, width)
+    latents = random(*case.shape.latents_shape(config))
     return Inputs(latents, timesteps, random(*text), random(*text), references)
 
 

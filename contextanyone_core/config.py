@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from .errors import InputError
+from .errors import InputError, did_you_mean
 
 # Per-channel statistics of the latents of Wan 2.1's VAE (its published config).
 WAN_LATENTS_MEAN = (
@@ -123,10 +122,7 @@ class ContextAnyoneConfig:
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise InputError(
-                    f"Unknown key '{key}' in a model config" + (f"; did you mean '{near[0]}'?" if near else ".")
-                )
+                raise InputError(f"Unknown key {key!r} in a model config.{did_you_mean(key, known)}")
         try:
             return cls(**{key: _to_tuples(value) for key, value in values.items()})
         except TypeError as error:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..media.video_io import contact_path, ending_of
-from .parsing import MAX_SEED, did_you_mean, prompt_text
+from .parsing import MAX_SEED, prompt_text
 
 KEYS = ("first", "later", "out", "seed")
 _MAX_PROCESSES = 1_000_000

@@ -23,6 +23,7 @@ from ..media.video_io import check_name, check_output, save_clip
 from ..model_kinds import MODELS, ModelKind, is_full_size
 from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
+from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
 from .parsing import PARTS
@@ -111,7 +112,7 @@ def _execution(options: argparse.Namespace) -> Execution:
         compile=options.compile,
         memory=options.memory,
         step_cache=options.step_cache,
-        video=Video(options.frames, height, width, len(options.reference)),
+        video=Video(VideoShape(options.frames, height, width), len(options.reference)),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
 from ..late_import import host_class
+from ..shapes import frames_mistake
 from ..weights.checkpoint import VAE, save_safetensors
 from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
 from .loading import fill, on_meta, open_weights
@@ -103,7 +104,7 @@ class VideoVAE:
         if images.ndim != 5 or images.shape[1] != 3:
             raise ShapeError(f"images have shape {tuple(images.shape)}; the VAE needs (B, 3, T, H, W).")
         frames, height, width = images.shape[2:]
-        if frames % 4 != 1 or height % 8 or width % 8:
+        if frames_mistake(frames) or height % 8 or width % 8:
             raise ShapeError(
                 f"images are {frames} frames of {height} x {width}; the VAE needs 4k + 1 frames, sides multiples of 8."
             )

@@ -134,7 +134,7 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     config, sizes = model_sizes(folder, kind)
     stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
     if execution.step_cache is not None:
-        kept = step_cache_bytes(config, execution.video, dtype.itemsize)
+        kept = step_cache_bytes(config, execution.video.shape, dtype.itemsize)
         stages = {mode: peaks | {"denoise": peaks["denoise"] + kept} for mode, peaks in stages.items()}
     mode = fitting_mode(free, stages)
     if mode != "high":

@@ -25,9 +25,10 @@ from ..runtime.options import PLAIN, Execution
 from ..runtime.step_cache import forget_steps, named_pass
 from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, Guidance, make_guidance
+from ..sampling.names import check_sampler_name
 from ..sampling.reference_modes import Concatenation, Reading, TwoStreams
-from ..sampling.schedulers import check_sampler_name, make_sampler
-from ..shapes import check_frames, check_side, require_whole
+from ..sampling.schedulers import make_sampler
+from ..shapes import VideoShape, check_frames, check_side, require_whole
 from .load import check_parts, load_parts
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
@@ -49,7 +50,7 @@ class GenerationSettings:
         width, height: pixels, multiples of 16.
         steps: denoising steps, at most 1000.
         seed: of the noise; the same seed gives the same video.
-        sampler: one of `sampling.schedulers.SAMPLERS`.
+        sampler: one of `sampling.names.SAMPLERS`.
         shift: shift of the sigma schedule; None takes the model's.
         guidance: which passes a step makes and how they combine; None is the model's own at its own scales.
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
@@ -90,6 +91,11 @@ class GenerationSettings:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.height, self.width
+
+    @property
+    def shape(self) -> VideoShape:
+        """Frames, height and width together."""
+        return VideoShape(self.num_frames, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -148,9 +154,7 @@ class LatentSampler:
 
     def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
         """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
-        stride = self.config.vae_stride
-        frames = 1 + (settings.num_frames - 1) // stride[0]
-        shape = (1, self.config.in_dim, frames, settings.height // stride[1], settings.width // stride[2])
+        shape = settings.shape.latents_shape(self.config)
         return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     @torch.no_grad()

@@ -132,12 +132,8 @@ class VacePipeline:
     def _noise(self, settings: GenerationSettings, references: int) -> torch.Tensor:
         """Noise of the references' places, then that of the video, which is the other models' for the same seed."""
         generator = torch.Generator().manual_seed(settings.seed)
-        stride = self.config.vae_stride
-        frames = 1 + (settings.num_frames - 1) // stride[0]
-        shape = (settings.height // stride[1], settings.width // stride[2])
-        parts = [
-            torch.randn((1, self.config.in_dim, length, *shape), generator=generator) for length in (frames, references)
-        ]
+        batch, channels, frames, *sides = settings.shape.latents_shape(self.config)
+        parts = [torch.randn((batch, channels, length, *sides), generator=generator) for length in (frames, references)]
         return torch.cat(parts[::-1], dim=2).to(self.device)
 
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..model_kinds import ModelKind
+from ..shapes import VideoShape
 
 ATTENTIONS = ("sdpa", "flash", "sage", "auto")
+DTYPES = ("float32", "bfloat16", "float16")
 MEMORIES = ("auto", "low", "balanced", "high")
 
 
@@ -27,15 +29,13 @@ class LoraFile:
 
 
 class Video(NamedTuple):
-    """What `auto` memory has to make room for: frames, height and width in pixels, and pictures read."""
+    """What `auto` memory has to make room for: a video of this size, and so many references."""
 
-    frames: int = 81
-    height: int = 480
-    width: int = 832
+    shape: VideoShape
     references: int = 1
 
 
-FULL_SIZE = Video()
+FULL_SIZE = Video(VideoShape(81, 480, 832))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ Without a reference always means no reference tokens, no CLIP tokens and no Emph
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..config import ContextAnyoneConfig
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
+from .names import GUIDANCES
 
 Interval = tuple[float, float]
 """(low, high) sigmas, both included, between which guidance acts (Kynkaanniemi et al. 2024)."""
@@ -141,8 +141,9 @@ def make_guidance(
         return CfgGuidance(**given, interval=interval)
     if name == "dual":
         return DualGuidance(**given, interval=interval)
-    near = difflib.get_close_matches(name, ("cfg", "dual"), n=1, cutoff=0.3)
-    raise InputError(f"Unknown guidance '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; use cfg or dual."))
+    raise InputError(
+        f"There is no guidance {name!r}; use one of {', '.join(GUIDANCES)}.{did_you_mean(name, GUIDANCES)}"
+    )
 
 
 def _own_scales(name: str, config: ContextAnyoneConfig | None) -> dict[str, float]:

@@ -21,6 +21,7 @@ from ...contextanyone_core.encoders.reference import (
 )
 from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
+from ...contextanyone_core.shapes import VideoShape
 from .model import EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
 
 _LOG = logging.getLogger(__name__)
@@ -181,8 +182,7 @@ def config_of(model: Any) -> ContextAnyoneConfig:
 
 def empty_latents(config: ContextAnyoneConfig, size: tuple[int, int], length: int, batch_size: int) -> torch.Tensor:
     """Zeros (B, 16, t, h, w) for a video of (height, width) and `length` frames."""
-    stride = config.vae_stride
-    shape = (batch_size, config.in_dim, 1 + (length - 1) // stride[0], size[0] // stride[1], size[1] // stride[2])
+    shape = VideoShape(length, *size).latents_shape(config, batch_size)
     return torch.zeros(shape, device=comfy.model_management.intermediate_device())
 
 
@@ -207,7 +207,7 @@ def _clip_tokens(clip_vision: Any, image: torch.Tensor) -> torch.Tensor:
 def _encode_picture(picture: ReferencePicture, size: tuple[int, int], config: ContextAnyoneConfig) -> torch.Tensor:
     pixels = (pad_picture(picture.image, size).movedim(1, -1) + 1.0) / 2.0
     latents = picture.vae.encode(pixels)
-    wanted = (1, config.in_dim, 1, size[0] // config.vae_stride[1], size[1] // config.vae_stride[2])
+    wanted = VideoShape(1, *size).latents_shape(config)
     if tuple(latents.shape) != wanted:
         raise ShapeError(
             f"This VAE makes latents of shape {tuple(latents.shape)} from a picture, the model needs {wanted}: use "

@@ -28,6 +28,7 @@ from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
 from contextanyone_core.runtime.options import Execution, Video
 from contextanyone_core.sampling.guidance import make_guidance
+from contextanyone_core.shapes import VideoShape
 from contextanyone_core.weights.checkpoint import read_header
 
 PROMPT = TwoStagePrompt("A woman in the park.", "She waves.")
@@ -245,7 +246,7 @@ def test_tiles_are_for_decoding_alone(pipelines):
 @pytest.mark.parametrize(("free", "mode"), [(80 << 30, "high"), (12_000_000, "balanced"), (1_000_000, "low")])
 def test_auto_takes_the_first_that_fits(tiny_folder, monkeypatch, caplog, free, mode):
     monkeypatch.setattr(load, "free_bytes", lambda device: free)
-    execution = Execution(memory="auto", video=Video(5, 32, 32, 1))
+    execution = Execution(memory="auto", video=Video(VideoShape(5, 32, 32)))
     stages = {}
     monkeypatch.setattr(load, "stage_bytes", lambda mode, *_: stages[mode])
     stages |= {"high": {"a": 20_000_000}, "balanced": {"a": 9_000_000, "b": 1}, "low": {"a": 2_000_000}}
