@@ -25,9 +25,9 @@ from ..runtime.compile import check_compiler, compile_blocks
 from ..runtime.devices import free_bytes
 from ..runtime.kernels import make_attention
 from ..runtime.memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_cache_bytes
-from ..runtime.offload import store_in_fp8, stream_transformer
+from ..runtime.offload import StreamedTransformer, store_in_fp8
 from ..runtime.options import Execution
-from ..runtime.step_cache import cache_steps
+from ..runtime.step_cache import check_step_cache
 from ..weights.checkpoint import load_transformer, open_source, transformer_config
 from ..weights.locate import need_part
 from ..weights.lora import load_lora, merge_loras
@@ -73,10 +73,10 @@ def load_parts(
     if execution.compile:
         compile_blocks(transformer)
     if execution.step_cache is not None:
-        cache_steps(transformer, execution.step_cache)
+        check_step_cache(transformer)
     if execution.memory == "low":
         store_in_fp8(transformer, dtype)
-        stream_transformer(transformer, device)
+        transformer = StreamedTransformer(transformer, device)
     vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), transformer.config, tiled=away)
     text_encoder, image_encoder = _load_encoders(folder, device, dtype, transformer.config, away=away)
     return Parts(transformer, vae, text_encoder, image_encoder), execution

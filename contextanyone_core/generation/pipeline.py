@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,7 +22,7 @@ from ..model_kinds import MODELS, ModelKind
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached
 from ..runtime.options import PLAIN, Execution
-from ..runtime.step_cache import forget_steps, named_pass
+from ..runtime.step_cache import cached_steps, named_pass
 from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, Guidance, make_guidance
 from ..sampling.names import check_sampler_name
@@ -181,24 +181,27 @@ class LatentSampler:
         latents = noise.to(self.device, torch.float32)
         with self._at_work():
             reading = self.reading(self.transformer, references, settings.emphasis)
-            for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-                velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
-                latents = sampler.step(velocity, index, latents)
-                if progress is not None:
-                    progress(index + 1, settings.steps)
+            with self._step_cache():
+                for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
+                    velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
+                    latents = sampler.step(velocity, index, latents)
+                    if progress is not None:
+                        progress(index + 1, settings.steps)
         return latents
+
+    def _step_cache(self) -> AbstractContextManager[None]:
+        threshold = self.execution.step_cache
+        return nullcontext() if threshold is None else cached_steps(self.transformer, threshold)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The weights are on the device; in balanced memory they leave it afterwards. A step cache forgets."""
+        """The weights are on the device; in balanced memory they leave it afterwards."""
         rest = self.transformer.state_dict() if self.execution.memory == "balanced" else None
         try:
             if rest is not None:
                 self.transformer.to(self.device)
             yield
         finally:
-            if self.execution.step_cache is not None:
-                forget_steps(self.transformer)
             if rest is not None:  # what is on the device is dropped, not copied back
                 self.transformer.load_state_dict(rest, assign=True)
                 forget_tables()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from ..config import ContextAnyoneConfig
 from .attention import AttentionFunction, CrossAttention, EmphasizeAttention, KeysValues, SelfAttention
 from .precision import full_precision
 from .rope import RotaryTable
+
+Mode = Literal["video", "reference"]
+"""Which of the two streams runs through a block."""
 
 
 class BlockCache(NamedTuple):
@@ -54,6 +57,14 @@ class TransformerBlock(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
 
+    def forward(self, x: Tensor, stream: Stream, *inputs: Any, mode: Mode = "video") -> Any:
+        """Run one stream through the block: arguments and result as those of `denoise_video` or `encode_reference`.
+
+        The one entrance for both, so that a host's hooks, which hang on `forward`, meet every use of the weights.
+        """
+        run = self.encode_reference if mode == "reference" else self.denoise_video
+        return run(x, stream, *inputs)
+
     def encode_reference(
         self, x: Tensor, stream: Stream, image: Tensor | None, attention: AttentionFunction
     ) -> tuple[Tensor, BlockCache]:
@@ -81,7 +92,7 @@ class TransformerBlock(nn.Module):
         clip = None if image is None else self.cross_attn.image_keys_values(image)
         return x, BlockCache(own, emphasize, clip)
 
-    def forward(
+    def denoise_video(
         self, x: Tensor, stream: Stream, cache: BlockCache | None, emphasis: float, attention: AttentionFunction
     ) -> Tensor:
         """Run the video stream x (B, tokens, C) through the block; `cache` None is a block without any reference."""

@@ -8,10 +8,9 @@ cached reference is the same computation as an uncached one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +158,7 @@ class ContextAnyoneTransformer(nn.Module):
         self._check_text(text_embeds)
         reference_output = None
         if references is not None:
-            cache = self.encode_references(references, attention=attention)
+            cache = self._run_references(references, attention)
             reference_output = cache.outputs
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
@@ -179,7 +178,9 @@ class ContextAnyoneTransformer(nn.Module):
         Raises:
             ShapeError: a tensor does not fit the config.
         """
-        attention = attention or self.attention
+        return self._run_references(references, attention or self.attention)
+
+    def _run_references(self, references: ReferenceInputs, attention: AttentionFunction) -> ReferenceCache:
         self._check_references(references)
         latents, first = references.latents, references.latents[0]
         grids = [self._grid(item) for item in latents]
@@ -196,8 +197,8 @@ class ContextAnyoneTransformer(nn.Module):
             image = self.img_emb(torch.cat(references.image_embeds, dim=1))
         x = torch.cat([self._embed_patches(item) for item in latents], dim=1)
         blocks = []
-        for block in cast("Iterable[TransformerBlock]", self.blocks):
-            x, kept = block.encode_reference(x, stream, image, attention)
+        for block in self.blocks:
+            x, kept = block(x, stream, image, attention, mode="reference")
             blocks.append(kept)
         patches = self.head(x, time_embeds).split(lengths, dim=1)
         outputs = [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..late_import import host_class
-from ..model.transformer import ContextAnyoneTransformer, ReferenceCache
+from ..model.attention import AttentionFunction
+from ..model.blocks import Mode
+from ..model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 
 FP8 = torch.float8_e4m3fn
 
@@ -19,22 +20,34 @@ def store_in_fp8(transformer: ContextAnyoneTransformer, dtype: torch.dtype) -> N
     cast_layers(transformer.blocks, storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=("norm",))
 
 
-def stream_transformer(transformer: ContextAnyoneTransformer, device: torch.device) -> None:
-    """Let a transformer compute on `device` while its blocks, and what they keep of references, rest on the CPU.
+class StreamedTransformer(ContextAnyoneTransformer):
+    """A transformer that computes on a device while its blocks, and what they keep of references, rest on the CPU.
 
-    At any time two blocks are on the card: one works, the next is fetched meanwhile.
+    At any time two blocks are on the device: one works, the next is fetched meanwhile. The hooks that do so hang on
+    `forward`, of the whole and of each block: both streams go through it.
+
+    Args:
+        transformer: whose layers these are from now on.
+        device: where they work.
     """
-    for block in transformer.blocks:
-        _one_entrance(block, "encode_reference")
-    _one_entrance(transformer, "encode_references")
-    _stream(transformer, device, exclude_kwargs=["cache"])
-    whole = cast("Callable[..., ReferenceCache]", transformer.encode_references)
 
-    def encode_references(*args: Any, **kwargs: Any) -> ReferenceCache:
-        kept = whole(*args, **kwargs)  # the hooks on the blocks bring each its part
-        return ReferenceCache(ReferenceCache(kept.blocks, []).to("cpu").blocks, kept.outputs)
+    def __init__(self, transformer: ContextAnyoneTransformer, device: torch.device) -> None:
+        super().__init__(transformer.config, attention=transformer.attention, device="meta")
+        for name, layers in transformer.named_children():
+            setattr(self, name, layers)
+        _stream(self, device, exclude_kwargs=["cache"])
 
-    cast("Any", transformer).encode_references = encode_references
+    def forward(self, *inputs: Any, mode: Mode = "video", **options: Any) -> Any:
+        """Run one stream: arguments and result as those of the transformer's `forward` or `encode_references`."""
+        run = super().encode_references if mode == "reference" else super().forward
+        return run(*inputs, **options)
+
+    def encode_references(
+        self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
+    ) -> ReferenceCache:
+        """As the transformer's; the keys and values rest on the CPU, whence the hooks bring each block its own."""
+        cache: ReferenceCache = self(references, mode="reference", attention=attention)
+        return ReferenceCache(ReferenceCache(cache.blocks, []).to("cpu").blocks, cache.outputs)
 
 
 def stream_text_encoder(model: Any, device: torch.device) -> None:
@@ -54,22 +67,3 @@ def _stream(module: Any, device: torch.device, **options: Any) -> None:
         use_stream=device.type == "cuda",
         **options,
     )
-
-
-def _one_entrance(module: Any, other: str) -> None:
-    """Let another method of a module run through its `forward`, on which the hooks hang."""
-    ways = {"forward": module.forward, other: getattr(module, other)}
-    inside: list[str] = []
-
-    def enter(*args: Any, way: str = "forward", **kwargs: Any) -> Any:
-        inside.append(way)
-        try:
-            return ways[way](*args, **kwargs)
-        finally:
-            inside.pop()
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return ways[other](*args, **kwargs) if inside else module(*args, way=other, **kwargs)
-
-    module.forward = enter
-    setattr(module, other, call)

@@ -25,7 +25,7 @@ from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.runtime.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
+from contextanyone_core.runtime.offload import FP8, StreamedTransformer, store_in_fp8, stream_text_encoder
 from contextanyone_core.runtime.options import Execution, Video
 from contextanyone_core.sampling.guidance import make_guidance
 from contextanyone_core.shapes import VideoShape
@@ -143,7 +143,7 @@ def watched(monkeypatch):
 
 def test_a_streamed_transformer_reads_no_weight_that_rests(model, watched):
     wanted = run(model)
-    stream_transformer(model, torch.device("cpu"))
+    model = StreamedTransformer(model, torch.device("cpu"))
     assert torch.isnan(model.blocks[0].self_attn.q.weight).all()
     assert torch.isnan(model.patch_embedding.weight).all()
     for _ in range(2):
@@ -187,7 +187,7 @@ def test_rotary_tables_leave_the_card_with_the_weights(model):
 
 
 def test_what_references_leave_rests_on_the_cpu(model):
-    stream_transformer(model, torch.device("cpu"))
+    model = StreamedTransformer(model, torch.device("cpu"))
     text = torch.zeros(1, CONFIG.text_len, CONFIG.text_dim)
     cache = model.encode_references(ReferenceInputs([torch.zeros(1, 16, 1, 4, 4)], text, []))
     assert {part.device.type for block in cache.blocks for part in block.self_attn} == {"cpu"}
@@ -349,7 +349,7 @@ class OneDevice(TorchDispatchMode):
 
 
 def test_everything_of_a_streamed_model_meets_on_the_card(model, elsewhere, tiny_text):
-    stream_transformer(model, elsewhere)
+    model = StreamedTransformer(model, elsewhere)
     text = torch.zeros(1, CONFIG.text_len, CONFIG.text_dim, device=elsewhere)
     references = ReferenceInputs(
         [torch.zeros(1, 16, 1, 4, 4, device=elsewhere)], text, [torch.zeros(1, 3, CONFIG.image_dim, device=elsewhere)]

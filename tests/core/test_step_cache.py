@@ -14,7 +14,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer, Refer
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.runtime.options import Execution
-from contextanyone_core.runtime.step_cache import cache_steps
+from contextanyone_core.runtime.step_cache import check_step_cache
 from contextanyone_core.sampling.guidance import make_guidance
 from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
 
@@ -57,7 +57,9 @@ class Restated:
         self.each_step = each_step
         blocks, first = list(model.blocks), model.blocks[0].forward
 
-        def forward(x, stream, cache, *rest):
+        def forward(x, stream, cache, *rest, mode="video"):
+            if mode == "reference":
+                return first(x, stream, cache, *rest, mode=mode)
             key = self.passes % each_step
             self.passes += 1
             out = first(x, stream, cache, *rest)
@@ -73,7 +75,9 @@ class Restated:
         def rest_of(block, last):
             inner = block.forward
 
-            def forward(x, *args):
+            def forward(x, *args, mode="video"):
+                if mode == "reference":
+                    return inner(x, *args, mode=mode)
                 if self.skip:
                     return x
                 out = inner(x, *args)
@@ -92,7 +96,6 @@ class Restated:
 def test_it_is_the_plain_restatement(model, guidance, reading):
     threshold = 0.1
     whole = sample(model, None, guidance, reading=reading)
-    cache_steps(model, threshold)
     cached = [sample(model, threshold, guidance, reading=reading) for _ in range(2)]
     torch.manual_seed(0)
     other = ContextAnyoneTransformer(CONFIG).requires_grad_(False).eval()
@@ -107,25 +110,22 @@ def test_it_is_the_plain_restatement(model, guidance, reading):
 
 def test_a_threshold_that_nothing_is_below_changes_nothing(model):
     whole = sample(model, None)
-    cache_steps(model, 1e-9)
     assert torch.equal(sample(model, 1e-9), whole)
 
 
 def test_it_goes_with_compiled_blocks(model):
     torch._dynamo.reset()
     compile_blocks(model, backend="eager")
-    cache_steps(model, 0.1)
     compiled = sample(model, 0.1)
     torch.manual_seed(0)
     plain = ContextAnyoneTransformer(CONFIG).requires_grad_(False).eval()
     plain.load_state_dict(model.state_dict())
-    cache_steps(plain, 0.1)
     assert torch.allclose(compiled, sample(plain, 0.1), atol=1e-5)
 
 
 def test_a_transformer_of_one_block_has_nothing_to_skip():
     with pytest.raises(InputError, match="has one block"):
-        cache_steps(ContextAnyoneTransformer(replace(CONFIG, num_layers=1)), 0.1)
+        check_step_cache(ContextAnyoneTransformer(replace(CONFIG, num_layers=1)))
 
 
 @pytest.mark.parametrize("memory", ["high", "balanced"])
