@@ -68,8 +68,9 @@ def generate(argv: Sequence[str]) -> int:
     if clips:
         prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
         pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
+        references = _encode_references(pipeline, request)
     for clip in clips:
-        sheet = _make(pipeline, request, clip, record)
+        sheet = _make(pipeline, request, clip, references, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
         sys.stdout.flush()
     return 0
@@ -188,17 +189,25 @@ def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:
     return left
 
 
-def _make(pipeline: Pipeline, request: Request, clip: Clip, record: dict[str, Any]) -> Path:
+def _encode_references(pipeline: Pipeline, request: Request) -> Any:
+    """The pictures as the pipeline takes them, encoded once for all clips."""
+    from ..media.image_io import picture_to_images
+
+    images = [picture_to_images(picture) for picture in request.pictures]
+    return pipeline.encode_references(images, request.options.size)
+
+
+def _make(pipeline: Pipeline, request: Request, clip: Clip, references: Any, record: dict[str, Any]) -> Path:
     """Make and write one clip; returns the path of its contact sheet."""
     from tqdm import tqdm
 
     from ..media.contact_sheet import contact_sheet
-    from ..media.image_io import images_to_frames, picture_to_images
+    from ..media.image_io import images_to_frames
 
     settings = settings_of(pipeline, request.options, clip.seed)
     with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         result = pipeline.generate(
-            [picture_to_images(picture) for picture in request.pictures],
+            references,
             TwoStagePrompt(clip.first, clip.later),
             settings,
             negative=negative_prompt(pipeline, request.options),

@@ -49,6 +49,9 @@ class Reference:
 class DualEncoder:
     """The two encoders of a reference picture: the video VAE for its look, CLIP for its meaning.
 
+    Every host goes through it, with its own encoders. CLIP tokens are the same at every size of the video, so they can
+    be made before that is known.
+
     Args:
         video_encoder: gives the reference latents.
         semantic_encoder: gives the CLIP tokens; None for a model without the CLIP branch.
@@ -64,11 +67,25 @@ class DualEncoder:
         Raises:
             ShapeError: the picture is not (1, 3, H, W).
         """
+        return Reference(self.latents(image, size), self.semantic_tokens(image))
+
+    def latents(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Latents (1, 16, 1, h, w) of a picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width).
+
+        Raises:
+            ShapeError: the picture is not (1, 3, H, W).
+        """
         # Paper: the reference's preparation is not described; aspect kept, padded with white, as Phantom does.
-        latents = self.video_encoder.encode(pad_picture(image, size)[:, :, None])
-        if self.semantic_encoder is None:
-            return Reference(latents, None)
-        return Reference(latents, self.semantic_encoder.encode(clip_picture(image, self.semantic_encoder.image_size)))
+        return self.video_encoder.encode(pad_picture(image, size)[:, :, None])
+
+    def semantic_tokens(self, image: torch.Tensor) -> torch.Tensor | None:
+        """CLIP tokens (1, N, D) of a picture (1, 3, H, W) in [-1, 1]; None for a model without the CLIP branch.
+
+        Raises:
+            ShapeError: the picture is not (1, 3, H, W).
+        """
+        encoder = self.semantic_encoder
+        return None if encoder is None else encoder.encode(clip_picture(image, encoder.image_size))
 
 
 def fitted_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

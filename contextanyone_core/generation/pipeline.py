@@ -293,9 +293,17 @@ class ContextAnyonePipeline(LatentSampler):
         """The miniature that this package ships (DESIGN 2); raises as `from_folder`."""
         return cls.from_folder(MINIATURE, device, dtype)
 
+    def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[Reference]:
+        """Encode pictures (1, 3, H, W) in [-1, 1] once, for any number of videos of `size` = (height, width) pixels.
+
+        Raises:
+            ShapeError: a picture is not (1, 3, H, W).
+        """
+        return [self.dual_encoder.encode(image, size) for image in images]
+
     def generate(
         self,
-        references: Sequence[torch.Tensor],
+        references: Sequence[torch.Tensor] | Sequence[Reference],
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
@@ -305,7 +313,8 @@ class ContextAnyonePipeline(LatentSampler):
         """One video of the character in the references.
 
         Args:
-            references: pictures (1, 3, H, W) in [-1, 1] of any size; none is plain text to video.
+            references: pictures (1, 3, H, W) in [-1, 1] of any size, or what `encode_references` made of them for the
+                size of the video; none is plain text to video.
             prompt: how the reference looks, and what happens.
             settings: size, steps, seed and so on.
             negative: the negative prompt; None takes the model's own.
@@ -317,7 +326,10 @@ class ContextAnyonePipeline(LatentSampler):
         """
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
-        encoded = [self.dual_encoder.encode(image, settings.size) for image in references]
+        encoded = [
+            item if isinstance(item, Reference) else self.dual_encoder.encode(item, settings.size)
+            for item in references
+        ]
         conditions = self.conditions(encoded, prompt, negative=negative)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu())
@@ -353,9 +365,9 @@ class ContextAnyonePipeline(LatentSampler):
         video, unwanted, first = embeds[0:1], embeds[1:2], embeds[2:3]
         if not references:
             return Conditions(video, unwanted, None)
-        latents = [reference.latents.to(self.device, self.dtype) for reference in references]
-        tokens = [r.image_embeds.to(self.device, self.dtype) for r in references if r.image_embeds is not None]
-        return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens))
+        latents = [reference.latents for reference in references]
+        tokens = [reference.image_embeds for reference in references if reference.image_embeds is not None]
+        return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens).to(self.device, self.dtype))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, T, H, W) in [-1, 1], float32, on the CPU; one video after the other, to spare memory."""

@@ -92,6 +92,14 @@ class VacePipeline:
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
         """Nothing: the text encoder is there all the time."""
 
+    def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+        """Pictures brought to the size of the video; diffusers' pipeline encodes them for each.
+
+        Raises:
+            ShapeError: a picture is not (1, 3, H, W).
+        """
+        return [pad_picture(image, size) for image in images]
+
     @torch.no_grad()
     def generate(
         self,

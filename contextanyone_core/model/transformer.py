@@ -41,6 +41,16 @@ class ReferenceInputs:
     timesteps: Tensor | None = None
     gap: float | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> ReferenceInputs:
+        """The same on a device, in a dtype to compute in; timesteps stay float32."""
+        return replace(
+            self,
+            latents=[item.to(device, dtype) for item in self.latents],
+            text_embeds=self.text_embeds.to(device, dtype),
+            image_embeds=[tokens.to(device, dtype) for tokens in self.image_embeds],
+            timesteps=None if self.timesteps is None else self.timesteps.to(device),
+        )
+
     def at_gap(self, gap: float | None) -> ReferenceInputs:
         """The same at another gap; None leaves it."""
         return self if gap is None else replace(self, gap=gap)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
+from contextanyone_core.encoders.reference import DualEncoder
 from contextanyone_core.generation.domain_check import HEADER_KEY, familiar_threshold, round_trip_psnr
 from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.media.video_io import read_metadata
@@ -104,6 +105,22 @@ def test_the_same_command_gives_the_same_pixels(made, desk):
 
 
 @pytest.mark.parametrize("name", ["o.gif", "o.webp", "frames"])
+def test_references_of_a_command_are_encoded_once_for_all_clips(made, desk, monkeypatch):
+    encoded, latents_of = [], DualEncoder.latents
+
+    def note(encoder, image, size):
+        encoded.append(size)
+        return latents_of(encoder, image, size)
+
+    monkeypatch.setattr(DualEncoder, "latents", note)
+    picture(30, 40).save("other.png")
+    both = ("--reference", "good.png", "--reference", "other.png")
+    made(*both, "--first", "A woman.", "--later", "She waves.", "--later", "She sits.", "--out", "out.mp4")
+    assert encoded == [(32, 32), (32, 32)]
+    made(*both, "--first", "A woman.", "--later", "She sits.", "--out", "alone.mp4")
+    assert np.array_equal(decode("out-2.mp4"), decode("alone.mp4"))
+
+
 def test_other_endings(made, desk, name):
     out, _ = made(*ONE, "--out", name)
     assert out[0] == name
