@@ -38,7 +38,7 @@ class ModelKind:
         """The negative prompt where none is given: a text encoder below Wan's size has never seen the long one."""
         return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
 
-    def check(self, *, guidance: str | None, references: int, emphasis: float | None) -> None:
+    def check(self, *, guidance: str | None, references: int, emphasis: float | None, interval: bool = False) -> None:
         """Refuse what the model does not have; None was not asked for.
 
         Raises:
@@ -46,6 +46,10 @@ class ModelKind:
         """
         if guidance is not None and guidance not in self.guidances:
             raise InputError(f"{self.title} has no {guidance} guidance; with --model {self.name} use cfg.")
+        if interval and self.hosted:
+            raise InputError(
+                f"{self.title} is guided at every step; with --model {self.name} leave --guidance-interval out."
+            )
         if references and not self.references:
             raise InputError(f"{self.title} reads no pictures; leave --reference out, or use another --model.")
         if emphasis is not None and not self.emphasis:

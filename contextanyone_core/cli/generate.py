@@ -23,6 +23,7 @@ from ..media.video_io import check_name, check_output, save_clip
 from ..model_kinds import MODELS, ModelKind, is_full_size
 from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
+from ..sampling.guidance import EVERYWHERE, check_interval
 from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
@@ -83,7 +84,13 @@ def read_request(argv: Sequence[str]) -> Request:
     """
     options = generate_parser().parse(argv)
     kind = MODELS[options.model]
-    kind.check(guidance=options.guidance, references=len(options.reference), emphasis=options.emphasis)
+    kind.check(
+        guidance=options.guidance,
+        references=len(options.reference),
+        emphasis=options.emphasis,
+        interval=options.guidance_interval is not None,
+    )
+    check_interval(options.guidance_interval or EVERYWHERE)
     if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
         raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
     execution = _execution(options)

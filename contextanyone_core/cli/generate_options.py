@@ -76,6 +76,13 @@ def generate_parser() -> Parser:
         metavar="S",
         help="how much the picture counts, dual only (the model's own)",
     )
+    add(
+        "--guidance-interval",
+        type=real(0, 1),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels (sigmas) between which a step is guided; elsewhere one pass (0 1: every step)",
+    )
     add("--emphasis", type=real(0, MAX_SCALE), metavar="E", help="of the picture: 1 as trained (default), 0 none")
     add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")
     add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")

@@ -22,7 +22,7 @@ from ..prompts import TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device
 from ..runtime.options import PLAIN
 from ..sampling.flow import sigma_schedule
-from ..sampling.guidance import CfgGuidance, make_guidance
+from ..sampling.guidance import EVERYWHERE, CfgGuidance, make_guidance
 from ..sampling.schedulers import Sampler, make_sampler
 from ..weights.checkpoint import load_tensors, require_finite
 from ..weights.locate import need_part
@@ -174,7 +174,7 @@ def _reversed(frames: list[Any]) -> list[Any] | None:
 
 def _scale(settings: GenerationSettings, config: ContextAnyoneConfig) -> float:
     guidance = settings.guidance or make_guidance("cfg", config)
-    if not isinstance(guidance, CfgGuidance) or guidance.guidance_scale < 1 or guidance.interval != (0.0, 1.0):
+    if not isinstance(guidance, CfgGuidance) or guidance.guidance_scale < 1 or guidance.interval != EVERYWHERE:
         raise InputError(f"guidance is {guidance}; VACE needs cfg with a scale of at least 1 and no interval.")
     return guidance.guidance_scale
 

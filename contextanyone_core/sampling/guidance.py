@@ -9,16 +9,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from ..config import ContextAnyoneConfig
 from ..errors import InputError, did_you_mean
 from .names import GUIDANCES
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Interval = tuple[float, float]
-"""(low, high) sigmas, both included, between which guidance acts (Kynkaanniemi et al. 2024)."""
+"""(low, high) sigmas, both included, between which guidance acts (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+EVERYWHERE: Interval = (0.0, 1.0)
 
 
 class Branch(Enum):
@@ -60,11 +62,11 @@ class CfgGuidance:
     """
 
     guidance_scale: float = 5.0
-    interval: Interval = (0.0, 1.0)
+    interval: Interval = EVERYWHERE
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.guidance_scale)
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         """The passes needed at noise level sigma."""
@@ -95,12 +97,12 @@ class DualGuidance:
     # Paper: guidance at inference is not stated; the form and the default scales are Phantom's.
     guidance_scale: float = 7.5
     reference_scale: float = 5.0
-    interval: Interval = (0.0, 1.0)
+    interval: Interval = EVERYWHERE
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.guidance_scale)
         _check_scale("reference_scale", self.reference_scale)
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         """The passes needed at noise level sigma."""
@@ -126,7 +128,7 @@ def make_guidance(
     *,
     guidance_scale: float | None = None,
     reference_scale: float | None = None,
-    interval: Interval = (0.0, 1.0),
+    interval: Interval = EVERYWHERE,
 ) -> CfgGuidance | DualGuidance:
     """Guidance by name, `cfg` or `dual`; a scale of None is the model's own, or without a config the class's.
 
@@ -163,7 +165,15 @@ def _check_scale(name: str, value: float) -> None:
         raise InputError(f"{name} is {value}; it must be a finite number of at least 0, such as 5.")
 
 
-def _check_interval(interval: Interval) -> None:
+def check_interval(interval: Interval) -> None:
+    """Refuse what is no interval of noise levels.
+
+    Raises:
+        InputError: a bound outside 0 <= low <= high <= 1.
+    """
     low, high = interval
     if not 0 <= low <= high <= 1:
-        raise InputError(f"interval is {low} to {high}; both must be sigmas with 0 <= low <= high <= 1.")
+        raise InputError(
+            f"The guidance interval is {low:g} to {high:g}; two noise levels (sigmas) are needed, the lower one first, "
+            "from 0 (clean) to 1 (noise)."
+        )

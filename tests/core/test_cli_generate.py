@@ -61,7 +61,8 @@ ONE = ("--reference", "good.png", *PROMPTS)
 
 
 def test_a_clip_its_sheet_and_what_made_it(made, desk, tiny_folder):
-    out, err = made(*ONE, "--out", "out.mp4", "--seed", "5", "--negative", "blurred", "--shift", "2")
+    asked = ("--negative", "blurred", "--shift", "2", "--guidance-interval", "0.1", "0.9")
+    out, err = made(*ONE, "--out", "out.mp4", "--seed", "5", *asked)
     assert out == ["out.mp4", "out.contact.png"]
     assert "out.mp4:" in err
     assert "1/1" in err
@@ -71,7 +72,7 @@ def test_a_clip_its_sheet_and_what_made_it(made, desk, tiny_folder):
     assert (metadata["first"], metadata["later"], metadata["seed"]) == ("A woman in the park.", "She waves.", 5)
     assert metadata["negative"] == "blurred"
     assert metadata["settings"]["shift"] == 2
-    assert metadata["settings"]["guidance"]["guidance_scale"] == 1
+    assert metadata["settings"]["guidance"] == {"name": "cfg", "guidance_scale": 1, "interval": [0.1, 0.9]}
     assert metadata["settings"]["num_frames"] == 5
     assert metadata["versions"]["torch"] == torch.__version__
     assert set(metadata["weights"]) == {f.name for f in tiny_folder.iterdir()}
@@ -104,7 +105,6 @@ def test_the_same_command_gives_the_same_pixels(made, desk):
     assert not np.array_equal(decode("a.mp4"), decode("c.mp4"))
 
 
-@pytest.mark.parametrize("name", ["o.gif", "o.webp", "frames"])
 def test_references_of_a_command_are_encoded_once_for_all_clips(made, desk, monkeypatch):
     encoded, latents_of = [], DualEncoder.latents
 
@@ -121,6 +121,7 @@ def test_references_of_a_command_are_encoded_once_for_all_clips(made, desk, monk
     assert np.array_equal(decode("out-2.mp4"), decode("alone.mp4"))
 
 
+@pytest.mark.parametrize("name", ["o.gif", "o.webp", "frames"])
 def test_other_endings(made, desk, name):
     out, _ = made(*ONE, "--out", name)
     assert out[0] == name
