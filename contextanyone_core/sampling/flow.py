@@ -1,4 +1,4 @@
-"""Flow matching: noising, velocity, sigma schedules (Wan 2.1; DESIGN 1).
+"""Flow matching: noising, velocity, sigma schedules (Wan 2.1).
 
 sigma 1 is noise, 0 is clean; noisy = (1 - sigma) * clean + sigma * noise; velocity = noise - clean.
 """
@@ -40,20 +40,6 @@ def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
     """
     _require_same("noise", noise, clean)
     return noise - clean
-
-
-def denoised_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """The clean sample that a velocity points at: noisy - sigma * velocity.
-
-    Args:
-        noisy, velocity: (B, ...), the same shape.
-        sigma: one number, or (B,) with one per sample.
-
-    Raises:
-        ShapeError: shapes differ, or sigma has another batch.
-    """
-    _require_same("velocity", velocity, noisy)
-    return noisy - _spread(sigma, noisy) * velocity
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
