@@ -22,7 +22,7 @@ WAN_LATENTS_STD = (
 
 @dataclass(frozen=True, kw_only=True)
 class ContextAnyoneConfig:
-    """Sizes and constants of a ContextAnyone model (DESIGN 1; the first block of fields is Wan 2.1's).
+    """Sizes and constants of a ContextAnyone model (the first block of fields is Wan 2.1's).
 
     Attributes:
         dim, ffn_dim, num_heads, num_layers: width, feed-forward width, attention heads and blocks of the transformer.
@@ -150,7 +150,7 @@ class ContextAnyoneConfig:
 
     @classmethod
     def miniature(cls) -> Self:
-        """The shipped miniature (DESIGN 2), before its latent statistics are measured."""
+        """The shipped miniature, before its latent statistics are measured."""
         return cls(
             dim=256,
             ffn_dim=1024,

@@ -1,4 +1,4 @@
-"""The two-stage prompt: how the reference looks, then what happens (paper, data captions; DESIGN 1)."""
+"""The two-stage prompt: how the reference looks, then what happens (paper, data captions)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it (DESIGN 1)."""
+"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a reference picture to what the model reads: the dual encoder (paper, method; DESIGN 1)."""
+"""From a reference picture to what the model reads: the dual encoder (paper, method)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ VAE_KEYS = frozenset(
 
 
 def mini_vae_config() -> dict[str, Any]:
-    """Config of the miniature VAE (DESIGN 2): Wan 2.1's architecture at width 16; keys are `AutoencoderKLWan`'s."""
+    """Config of the miniature VAE: Wan 2.1's architecture at width 16; keys are `AutoencoderKLWan`'s."""
     return {
         "base_dim": 16,
         "z_dim": 16,
@@ -52,7 +52,7 @@ def set_latent_statistics(vae: Any, mean: Sequence[float], std: Sequence[float])
 
 
 class VideoVAE:
-    """Images to normalised latents and back (DESIGN 1; Wan 2.1, stride 4 x 8 x 8, first frame alone).
+    """Images to normalised latents and back (Wan 2.1, stride 4 x 8 x 8, first frame alone).
 
     Latents are `(z - latents_mean) / latents_std`, the form in which the transformer reads and writes them.
     On a CPU with bf16 weights the convolutions run in channels-last order, several times faster than float32.

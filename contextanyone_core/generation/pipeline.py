@@ -1,4 +1,4 @@
-"""From reference pictures and prompts to a video, headless: encode, sample, decode (paper, method; DESIGN 1)."""
+"""From reference pictures and prompts to a video, headless: encode, sample, decode (paper, method)."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ class ContextAnyonePipeline(LatentSampler):
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """The miniature that this package ships (DESIGN 2); raises as `from_folder`."""
+        """The miniature that this package ships; raises as `from_folder`."""
         return cls.from_folder(MINIATURE, device, dtype)
 
     def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[Reference]:

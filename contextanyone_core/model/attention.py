@@ -1,4 +1,4 @@
-"""Self-, cross- and Emphasize-Attention on one `attention` seam, with Wan's parameter names (DESIGN 1).
+"""Self-, cross- and Emphasize-Attention on one `attention` seam, with Wan's parameter names.
 
 Layers come from an injected namespace `ops` (torch.nn, or ComfyUI's operations) and the attention kernel from an
 injected function. There is no mask anywhere: who reads whom is decided by which keys are handed over, so that fused

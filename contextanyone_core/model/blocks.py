@@ -1,4 +1,4 @@
-"""The parts of the transformer: block, head and CLIP embedding, with Wan's parameter names (DESIGN 1)."""
+"""The parts of the transformer: block, head and CLIP embedding, with Wan's parameter names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rotary position embedding with positions as data.
 
 A position is (t, y, x) of one token, float64, made on the CPU: never bf16, where 257 becomes 256. The rotary arithmetic
-is real float32 and knows nothing of grids or references (DESIGN 1, Gap-RoPE). A table equals the one of diffusers'
+is real float32 and knows nothing of grids or references (Gap-RoPE). A table equals the one of diffusers'
 `WanRotaryPosEmbed` exactly for a plain grid.
 """
 

@@ -1,4 +1,4 @@
-"""The ContextAnyone transformer: Wan 2.1's blocks with a reference stream and Emphasize-Attention (DESIGN 1).
+"""The ContextAnyone transformer: Wan 2.1's blocks with a reference stream and Emphasize-Attention.
 
 Reference tokens and video tokens share every weight. References are run first and leave, for every block, the keys and
 values that the video will read; the video is run second. The video can therefore never change a reference, and a

@@ -1,4 +1,4 @@
-"""How much memory a forward pass and a whole generation take, by arithmetic (DESIGN 1; measured in tests/core)."""
+"""How much memory a forward pass and a whole generation take, by arithmetic (measured in tests/core)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guidance: which passes through the network a denoising step needs, and how their velocities are combined (DESIGN 1).
+"""Guidance: which passes through the network a denoising step needs, and how their velocities are combined.
 
 Without a reference always means no reference tokens, no CLIP tokens and no Emphasize-Attention.
 """

@@ -1,4 +1,4 @@
-"""Samplers by name: diffusers' schedulers driven by this package's own sigmas (DESIGN 1, "Sigmas and time")."""
+"""Samplers by name: diffusers' schedulers driven by this package's own sigmas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ContextAnyone transformer as ComfyUI runs it: its layers, its attention, its wrappers (DESIGN 1).
+"""The ContextAnyone transformer as ComfyUI runs it: its layers, its attention, its wrappers.
 
 A subclass, not a holder: the keys stay `diffusion_model.blocks...`, so that LoRA files and weight streaming find them.
 """

@@ -1,4 +1,4 @@
-"""From pictures and prompts to conditionings, with ComfyUI's own encoders (DESIGN 1)."""
+"""From pictures and prompts to conditionings, with ComfyUI's own encoders."""
 
 from __future__ import annotations
 
