@@ -3,6 +3,8 @@
 Layers come from an injected namespace `ops` (torch.nn, or ComfyUI's operations) and the attention kernel from an
 injected function. There is no mask anywhere: who reads whom is decided by which keys are handed over, so that fused
 kernels keep working.
+
+Shapes in the bodies: b samples, n tokens, c channels = h heads x d, r references.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .precision import under_autocast
@@ -30,8 +33,8 @@ class KeysValues(NamedTuple):
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention through torch's fused kernels; shapes as in `AttentionFunction`."""
-    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 class Projections(nn.Module):
@@ -62,7 +65,10 @@ class Projections(nn.Module):
         return KeysValues(self._rotated(_normed(self.norm_k, self.k(x)), rotary).to(values.dtype), values)
 
     def _rotated(self, x: Tensor, rotary: RotaryTable | None) -> Tensor:
-        return x if rotary is None else apply_rotary(x.view(*x.shape[:2], self.heads, -1), rotary).flatten(-2)
+        if rotary is None:
+            return x
+        split = rearrange(x, "b n (h d) -> b n h d", h=self.heads)
+        return rearrange(apply_rotary(split, rotary), "b n h d -> b n (h d)")
 
 
 class SelfAttention(Projections):
@@ -80,13 +86,12 @@ class SelfAttention(Projections):
 
         Sequences of one length are folded into the batch (one kernel call, no copy); others take a call each.
         """
-        batch, tokens, width = queries.shape
         if len(set(lengths)) == 1:
-            q, k, v = (x.reshape(-1, lengths[0], width) for x in (queries, *own))
-            read = attention(q, k, v, self.heads).reshape(batch, tokens, width)
+            q, k, v = (rearrange(x, "b (r n) c -> (b r) n c", n=lengths[0]) for x in (queries, *own))
+            read = rearrange(attention(q, k, v, self.heads), "(b r) n c -> b (r n) c", r=len(lengths))
         else:
             pieces = zip(*(torch.split(x, list(lengths), dim=1) for x in (queries, *own)), strict=True)
-            read = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)
+            read = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)  # b (sum of lengths) c
         out: Tensor = self.o(read)
         return out
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ContextAnyoneConfig
@@ -77,8 +78,8 @@ class TransformerBlock(nn.Module):
         Returns:
             The stream after the block, and what the video reads from it here.
         """
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)
-        h = _modulated(self.norm1, x, shift1, scale1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)  # each b 1 c
+        h = _modulated(self.norm1, x, shift1, scale1)  # b (r n) c
         own = self.self_attn.keys_values(h, stream.rotary)
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend_apart(queries, own, stream.lengths, attention), gate1)
@@ -96,12 +97,12 @@ class TransformerBlock(nn.Module):
         self, x: Tensor, stream: Stream, cache: BlockCache | None, emphasis: float, attention: AttentionFunction
     ) -> Tensor:
         """Run the video stream x (B, tokens, C) through the block; `cache` None is a block without any reference."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)
-        h = _modulated(self.norm1, x, shift1, scale1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)  # each b 1 c
+        h = _modulated(self.norm1, x, shift1, scale1)  # b n c
         read = self.self_attn.keys_values(h, stream.rotary)
         if cache is not None:
             pairs = zip(read, cache.self_attn, strict=True)
-            read = KeysValues(*(torch.cat((own, _batched(given, x)), dim=1) for own, given in pairs))
+            read = KeysValues(*(torch.cat((own, _batched(given, x)), dim=1) for own, given in pairs))  # b (n + r m) c
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
         image = None if cache is None else _batched_pair(cache.image, x)
@@ -112,7 +113,7 @@ class TransformerBlock(nn.Module):
         return _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
 
     def _modulation(self, stream: Stream) -> tuple[Tensor, ...]:
-        return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)
+        return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)  # b 6 c -> six of b 1 c
 
 
 class Head(nn.Module):
@@ -126,7 +127,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time_embeds: Tensor) -> Tensor:
         """x (B, tokens, C) and time_embeds (B, C) -> (B, tokens, out_dim * patch)."""
-        shift, scale = _add_parameter(self.modulation, time_embeds.unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = _add_parameter(self.modulation, rearrange(time_embeds, "b c -> b 1 c")).chunk(2, dim=1)
         with full_precision(x.device):
             patches: Tensor = self.head(_modulated(self.norm, x, shift, scale))
         return patches

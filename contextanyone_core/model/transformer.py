@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ContextAnyoneConfig
@@ -224,11 +225,11 @@ class ContextAnyoneTransformer(nn.Module):
     def _embed_patches(self, latents: Tensor) -> Tensor:
         with full_precision(latents.device):  # the residual stream stays in the latents' dtype
             patches: Tensor = self.patch_embedding(latents)
-        return patches.flatten(2).transpose(1, 2).contiguous()
+        return rearrange(patches, "b c t h w -> b (t h w) c").contiguous()
 
     def _unpatch(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        split = patches.view(patches.shape[0], *grid, *self.config.patch_size, self.config.out_dim)
-        return split.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        (t, h, w), (i, j, k) = grid, self.config.patch_size
+        return rearrange(patches, "b (t h w) (i j k c) -> b c (t i) (h j) (w k)", t=t, h=h, w=w, i=i, j=j, k=k)
 
     def _grid(self, latents: Tensor) -> tuple[int, int, int]:
         patch = self.config.patch_size
