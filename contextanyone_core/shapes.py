@@ -94,3 +94,14 @@ def require_whole(name: str, value: object, low: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise InputError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
     return value
+
+
+def require_number(name: str, value: object, *, zero: bool) -> None:
+    """Refuse what is no finite number above 0, or with `zero` of at least 0.
+
+    Raises:
+        InputError: naming the value.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        raise InputError(f"{name} is {value!r}; it must be a finite number {'of at least' if zero else 'above'} 0.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import SigmaKind, add_noise, sample_sigmas, velocity_target
-from contextanyone_core.sampling.reference_modes import Concatenation
+from contextanyone_core.sampling.reference_modes import TemporalConcatenation
 from training.parts.base import Metrics, PartSettings
 
 
@@ -180,8 +180,8 @@ def _phantom_velocity(
     transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, noisy: Tensor, text: Tensor
 ) -> Tensor:
     """Phantom's one stream, references as frames behind the video: (B, 16, t, h, w)."""
-    reading = Concatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
-    return reading.velocity(noisy, 1000.0 * draws.sigma, text, seen=draws.reference is not None)
+    reading = TemporalConcatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
+    return reading.velocity(noisy, 1000.0 * draws.sigma, text, with_reference=draws.reference is not None)
 
 
 def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:

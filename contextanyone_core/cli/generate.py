@@ -62,8 +62,8 @@ def generate(argv: Sequence[str]) -> int:
     _check_prompts(pipeline, request)
     if not request.pictures and request.kind.references:
         _note("no --reference is given: plain text to video")
-    _warn_of_strangers(pipeline, request)
-    _warn_of_surprises(pipeline, request)
+    _warn_of_other_domains(pipeline, request)
+    _warn_of_mismatches(pipeline, request)
     record = record_of(pipeline, request.options)
     clips = _unfinished(request, record)
     if clips:
@@ -148,15 +148,15 @@ def _check_prompts(pipeline: Pipeline, request: Request) -> None:
         pipeline.check_prompt(TwoStagePrompt(clip.first, clip.later), negative_prompt(pipeline, request.options))
 
 
-def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
+def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
     """Tell of pictures that are far from what the model was trained on; they are used all the same."""
-    from ..generation.domain_check import familiar_threshold, round_trip_psnr
+    from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
     from ..weights.checkpoint import open_source
     from ..weights.locate import need_part
 
     options = request.options
-    threshold = familiar_threshold(open_source(need_part(options.weights, "vae")).metadata)
+    threshold = domain_threshold(open_source(need_part(options.weights, "vae")).metadata)
     if threshold is None:
         return
     for path, picture in zip(options.reference, request.pictures, strict=True):
@@ -168,11 +168,11 @@ def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
             )
 
 
-def _warn_of_surprises(pipeline: Pipeline, request: Request) -> None:
+def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
     """Tell of weights that by their name are another model's, and of the miniature's size at full size."""
-    from ..weights.locate import strange_transformer
+    from ..weights.locate import misnamed_transformer
 
-    found = strange_transformer(request.options.weights, request.kind)
+    found = misnamed_transformer(request.options.weights, request.kind)
     if found is not None:
         _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.kind.title} all the same")
     if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:

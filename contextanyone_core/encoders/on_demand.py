@@ -18,7 +18,7 @@ from .loading import checked_config
 from .text import TextEncoder, Tokenizer, load_text_encoder, read_tokenizer
 
 
-class LentTextEncoder(Tokenizer):
+class OnDemandTextEncoder(Tokenizer):
     """What a `TextEncoder` is for, with its weights in memory only while it encodes; the tokenizer stays.
 
     Args:
@@ -63,7 +63,7 @@ class LentTextEncoder(Tokenizer):
         return embeds
 
 
-class LentImageEncoder:
+class OnDemandImageEncoder:
     """What an `ImageEncoder` is for, with its weights in memory only while it encodes; what it made of a picture stays.
 
     Args:
@@ -93,8 +93,8 @@ class LentImageEncoder:
         return self._kept[key]
 
 
-AnyTextEncoder = TextEncoder | LentTextEncoder
-AnyImageEncoder = ImageEncoder | LentImageEncoder
+AnyTextEncoder = TextEncoder | OnDemandTextEncoder
+AnyImageEncoder = ImageEncoder | OnDemandImageEncoder
 
 
 @contextmanager

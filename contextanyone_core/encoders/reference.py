@@ -34,7 +34,7 @@ class VideoEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Reference:
+class EncodedReference:
     """One reference picture as the model reads it.
 
     Attributes:
@@ -61,13 +61,13 @@ class DualEncoder:
         self.video_encoder = video_encoder
         self.semantic_encoder = semantic_encoder
 
-    def encode(self, image: torch.Tensor, size: tuple[int, int]) -> Reference:
+    def encode(self, image: torch.Tensor, size: tuple[int, int]) -> EncodedReference:
         """Encode one picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width) pixels.
 
         Raises:
             ShapeError: the picture is not (1, 3, H, W).
         """
-        return Reference(self.latents(image, size), self.semantic_tokens(image))
+        return EncodedReference(self.latents(image, size), self.semantic_tokens(image))
 
     def latents(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Latents (1, 16, 1, h, w) of a picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width).

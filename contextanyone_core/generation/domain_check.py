@@ -48,7 +48,7 @@ def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
     return math.inf if mean == 0 else 10 * math.log10(4 / mean)
 
 
-def familiar_threshold(metadata: Mapping[str, str]) -> float | None:
+def domain_threshold(metadata: Mapping[str, str]) -> float | None:
     """The threshold in a VAE file's metadata; None where it holds none, as full-size VAEs do."""
     try:
         threshold = float(metadata[HEADER_KEY])

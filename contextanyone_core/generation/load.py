@@ -15,7 +15,7 @@ import torch
 from ..config import ContextAnyoneConfig
 from ..encoders.image import IMAGE_KEYS, load_image_encoder
 from ..encoders.loading import checked_config
-from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, LentImageEncoder, LentTextEncoder
+from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandImageEncoder, OnDemandTextEncoder
 from ..encoders.text import TEXT_KEYS, load_text_encoder
 from ..encoders.vae import VAE_KEYS, VideoVAE, load_vae
 from ..errors import CheckpointError
@@ -51,7 +51,7 @@ class Parts:
 def load_parts(
     folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution
 ) -> tuple[Parts, Execution]:
-    """Load transformer, VAE, text encoder and image encoder of a folder (`parts.find_part`), strictly.
+    """Load transformer, VAE, text encoder and image encoder of a folder (`locate.find_part`), strictly.
 
     Returns:
         The parts, and the execution as it took effect: without `auto`.
@@ -87,9 +87,9 @@ def _load_encoders(
 ) -> tuple[AnyTextEncoder, AnyImageEncoder | None]:
     image: AnyImageEncoder | None = None
     if config.image_dim is not None:
-        load_image = LentImageEncoder if away else load_image_encoder
+        load_image = OnDemandImageEncoder if away else load_image_encoder
         image = load_image(need_part(folder, "image_encoder"), dtype, device)
-    load_text = LentTextEncoder if away else load_text_encoder
+    load_text = OnDemandTextEncoder if away else load_text_encoder
     return load_text(need_part(folder, "text_encoder"), dtype, device), image
 
 

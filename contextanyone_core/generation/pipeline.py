@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Self
 import torch
 
 from ..config import ContextAnyoneConfig
-from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, LentTextEncoder
-from ..encoders.reference import DualEncoder, Reference
+from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandTextEncoder
+from ..encoders.reference import DualEncoder, EncodedReference
 from ..encoders.vae import VideoVAE
 from ..errors import InputError, ShapeError
 from ..model.losses import reconstruction
@@ -26,17 +25,14 @@ from ..runtime.step_cache import cached_steps, named_pass
 from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, Guidance, make_guidance
 from ..sampling.names import check_sampler_name
-from ..sampling.reference_modes import Concatenation, Reading, TwoStreams
+from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateStream, TemporalConcatenation
 from ..sampling.schedulers import make_sampler
-from ..shapes import VideoShape, check_frames, check_side, require_whole
+from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
 from .load import check_parts, load_parts
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 Progress = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps in all."""
-
-READINGS: dict[str, Reading] = {"contextanyone": TwoStreams, "wan": TwoStreams, "phantom": Concatenation}
-"""How the models of `kinds.MODELS` that run on our transformer read references."""
 
 _MAX_STEPS = 1000
 
@@ -82,10 +78,10 @@ class GenerationSettings:
         if self.seed >= 2**63:
             raise InputError(f"seed is {self.seed}; it must be below 2^63.")
         check_sampler_name(self.sampler)
-        _require_number("emphasis", self.emphasis, zero=True)
+        require_number("emphasis", self.emphasis, zero=True)
         for name in ("shift", "gap"):
             if getattr(self, name) is not None:
-                _require_number(name, getattr(self, name), zero=False)
+                require_number(name, getattr(self, name), zero=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -131,22 +127,22 @@ class LatentSampler:
 
     Args:
         transformer: in the dtype in which it shall run.
-        reading: how it reads references.
+        reference_mode: how it is conditioned on references.
         device: where it computes; None is where its weights are.
-        execution: how it is run (`assembly.load_parts` makes it so); here: whether its weights are on the device only
+        execution: how it is run (`load.load_parts` makes it so); here: whether its weights are on the device only
             while it works, and whether its passes are named for a step cache.
     """
 
     def __init__(
         self,
         transformer: ContextAnyoneTransformer,
-        reading: Reading = TwoStreams,
+        reference_mode: ReferenceMode = SeparateStream,
         *,
         device: torch.device | None = None,
         execution: Execution = PLAIN,
     ) -> None:
         self.config: ContextAnyoneConfig = transformer.config
-        self.reading = reading
+        self.reference_mode = reference_mode
         self.transformer = transformer.eval()
         weight = transformer.patch_embedding.weight
         self.device, self.dtype = weight.device if device is None else device, weight.dtype
@@ -175,15 +171,15 @@ class LatentSampler:
         if len(noise) != len(conditions.text_embeds):
             raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
         references = conditions.references and conditions.references.at_gap(settings.gap)
-        guidance = settings.guidance or make_guidance(self.reading.guidance, self.config)
+        guidance = settings.guidance or make_guidance(self.reference_mode.guidance, self.config)
         shift = self.config.shift if settings.shift is None else settings.shift
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         latents = noise.to(self.device, torch.float32)
         with self._at_work():
-            reading = self.reading(self.transformer, references, settings.emphasis)
+            conditioned = self.reference_mode(self.transformer, references, settings.emphasis)
             with self._step_cache():
                 for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-                    velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
+                    velocity = self._guided_velocity(latents, sigma, conditions, conditioned, guidance)
                     latents = sampler.step(velocity, index, latents)
                     if progress is not None:
                         progress(index + 1, settings.steps)
@@ -212,19 +208,19 @@ class LatentSampler:
         latents: torch.Tensor,
         sigma: float,
         conditions: Conditions,
-        reading: TwoStreams | Concatenation,
+        conditioned: SeparateStream | TemporalConcatenation,
         guidance: Guidance,
     ) -> torch.Tensor:
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
-        passes: dict[tuple[bool, bool], torch.Tensor] = {}
+        noisy, passes = latents.to(self.dtype), dict[tuple[bool, bool], torch.Tensor]()
         velocities: dict[Branch, torch.Tensor] = {}
         for branch in guidance.branches(sigma):
-            seen = branch.reference and conditions.references is not None
-            key = (branch.negative, seen)  # without any reference two branches can be one pass
+            with_reference = branch.reference and conditions.references is not None
+            key = (branch.negative, with_reference)  # without any reference two branches can be one pass
             if key not in passes:
                 text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
                 with nullcontext() if self.execution.step_cache is None else named_pass(self.transformer, str(key)):
-                    velocity = reading.velocity(latents.to(self.dtype), timesteps, text_embeds, seen=seen)
+                    velocity = conditioned.velocity(noisy, timesteps, text_embeds, with_reference=with_reference)
                 passes[key] = velocity.float()
             velocities[branch] = passes[key]
         return guidance.combine(velocities)
@@ -236,7 +232,7 @@ class ContextAnyonePipeline(LatentSampler):
     Args:
         transformer: in the dtype in which it shall run.
         vae, text_encoder, image_encoder: the encoders; no image encoder for a transformer without the CLIP branch.
-        kind: which of the models of `READINGS` the transformer is.
+        kind: which of the models of `REFERENCE_MODES` the transformer is.
         execution, device: as for `LatentSampler`.
 
     Raises:
@@ -254,7 +250,7 @@ class ContextAnyonePipeline(LatentSampler):
         execution: Execution = PLAIN,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(transformer, READINGS[kind.name], device=device, execution=execution)
+        super().__init__(transformer, REFERENCE_MODES[kind.name], device=device, execution=execution)
         self.kind = kind
         check_parts(self.config, text_encoder, image_encoder)
         self.vae = vae
@@ -270,12 +266,12 @@ class ContextAnyonePipeline(LatentSampler):
         kind: ModelKind = MODELS["contextanyone"],
         execution: Execution = PLAIN,
     ) -> Self:
-        """Load transformer, VAE, text encoder and image encoder of a folder (`assembly.load_parts`), strictly.
+        """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_parts`), strictly.
 
         Args:
             folder: with the weight files.
             device, dtype: where and in which dtype the model runs.
-            kind: which of the models of `READINGS` it is.
+            kind: which of the models of `REFERENCE_MODES` it is.
             execution: what is added to it, its attention kernel, and so on.
 
         Raises:
@@ -293,7 +289,7 @@ class ContextAnyonePipeline(LatentSampler):
         """The miniature that this package ships; raises as `from_folder`."""
         return cls.from_folder(MINIATURE, device, dtype)
 
-    def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[Reference]:
+    def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[EncodedReference]:
         """Encode pictures (1, 3, H, W) in [-1, 1] once, for any number of videos of `size` = (height, width) pixels.
 
         Raises:
@@ -303,7 +299,7 @@ class ContextAnyonePipeline(LatentSampler):
 
     def generate(
         self,
-        references: Sequence[torch.Tensor] | Sequence[Reference],
+        references: Sequence[torch.Tensor] | Sequence[EncodedReference],
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
@@ -327,7 +323,7 @@ class ContextAnyonePipeline(LatentSampler):
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
         encoded = [
-            item if isinstance(item, Reference) else self.dual_encoder.encode(item, settings.size)
+            item if isinstance(item, EncodedReference) else self.dual_encoder.encode(item, settings.size)
             for item in references
         ]
         conditions = self.conditions(encoded, prompt, negative=negative)
@@ -336,7 +332,7 @@ class ContextAnyonePipeline(LatentSampler):
 
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
         """Encode the prompts of several videos in one go, where the text encoder is not there all the time."""
-        if isinstance(self.text_encoder, LentTextEncoder):
+        if isinstance(self.text_encoder, OnDemandTextEncoder):
             self.text_encoder.keep([negative, *(t for p in prompts for t in (p.video_text, p.reference_text))])
 
     @property
@@ -353,7 +349,7 @@ class ContextAnyonePipeline(LatentSampler):
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
     def conditions(
-        self, references: Sequence[Reference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
+        self, references: Sequence[EncodedReference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
     ) -> Conditions:
         """Encode the prompts and put them together with encoded references, for one video.
 
@@ -380,7 +376,7 @@ class ContextAnyonePipeline(LatentSampler):
         if references is None:
             return []
         with self._at_work():
-            output = self.reading(self.transformer, references).outputs
+            output = self.reference_mode(self.transformer, references).outputs
         fed = references.latents if output else []
         return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
 
@@ -406,9 +402,3 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
     embeds = [torch.cat(views) for views in zip(*(item.image_embeds for item in references), strict=True)]
     first = torch.cat([item.text_embeds for item in references])
     return Conditions(text, negative, ReferenceInputs(latents, first, embeds))
-
-
-def _require_number(name: str, value: object, *, zero: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
-        raise InputError(f"{name} is {value!r}; it must be a finite number {'of at least' if zero else 'above'} 0.")

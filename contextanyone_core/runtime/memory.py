@@ -48,7 +48,7 @@ def forward_bytes(
 
 
 MODES = ("high", "balanced", "low")
-"""Of `execution.MEMORIES`, from the fastest to the smallest."""
+"""Of `options.MEMORIES`, from the fastest to the smallest."""
 
 _TILE = 256  # pixels a side, diffusers' own
 _CLIP_TOKENS = 257

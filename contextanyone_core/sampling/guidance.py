@@ -117,9 +117,9 @@ class DualGuidance:
         prompt = velocities[Branch.PROMPT_REFERENCE]
         if len(velocities) == 1:
             return prompt
-        unseen = velocities[Branch.NEGATIVE]
-        seen = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
-        return unseen + self.reference_scale * (seen - unseen) + self.guidance_scale * (prompt - seen)
+        negative = velocities[Branch.NEGATIVE]
+        reference = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
+        return negative + self.reference_scale * (reference - negative) + self.guidance_scale * (prompt - reference)
 
 
 def make_guidance(

@@ -15,7 +15,7 @@ from ..errors import ShapeError
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
 
 
-class TwoStreams:
+class SeparateStream:
     """ContextAnyone's way, and plain Wan's where there is no reference: a reference stream, run once, and its cache.
 
     Args:
@@ -41,14 +41,14 @@ class TwoStreams:
         self._cache = None if references is None else transformer.encode_references(references)
         self.outputs: list[Tensor] = [] if self._cache is None else self._cache.outputs
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
         """Velocity of noisy latents (B, in_dim, T, h, w); without `seen` there are no references at all."""
-        cache = self._cache if seen else None
+        cache = self._cache if with_reference else None
         output = self._transformer(latents, timesteps, text_embeds, cache=cache, emphasis=self._emphasis)
         return cast("Tensor", output.velocity)
 
 
-class Concatenation:
+class TemporalConcatenation:
     """Phantom's way: clean references as latent frames behind the video, zeros there in the pass that sees none.
 
     The whole is one video for the network: positions run on, every token has the same timestep, all read all. What
@@ -74,23 +74,29 @@ class Concatenation:
         self._references = [] if references is None else references.latents
         self.outputs: list[Tensor] = []
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
         """Velocity of noisy latents (B, in_dim, T, h, w); without `seen` zeros stand where the references would.
 
         Raises:
             ShapeError: a reference is not of the video's size.
         """
-        shown = self._references if seen else [torch.zeros_like(item) for item in self._references]
-        joined = behind(latents, shown)
+        shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
+        joined = append_references(latents, shown)
         velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds).velocity)
         return velocity[:, :, : latents.shape[2]]
 
 
-Reading = type[TwoStreams] | type[Concatenation]
+ReferenceMode = type[SeparateStream] | type[TemporalConcatenation]
 """A class of this file."""
+REFERENCE_MODES: dict[str, ReferenceMode] = {
+    "contextanyone": SeparateStream,
+    "wan": SeparateStream,
+    "phantom": TemporalConcatenation,
+}
+"""Of those `model_kinds.MODELS` that run on our transformer."""
 
 
-def behind(latents: Tensor, references: list[Tensor]) -> Tensor:
+def append_references(latents: Tensor, references: list[Tensor]) -> Tensor:
     """Latents (B, C, T, h, w) and, behind them in time, n references (B or 1, C, 1, h, w): (B, C, T + n, h, w).
 
     Raises:

@@ -10,14 +10,14 @@ import torch
 
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.runtime.memory import forward_bytes
-from ...contextanyone_core.sampling.reference_modes import behind
+from ...contextanyone_core.sampling.reference_modes import append_references
 from .model import ContextAnyoneModel, reference_numbers
 from .network import ContextAnyoneNetwork, host_attention
 from .run import KeyedReferences
 
 
 class PhantomNetwork(ContextAnyoneNetwork):
-    """`diffusion_model` of a Phantom MODEL: it reads references as `core.reading.Concatenation` does."""
+    """`diffusion_model` of a Phantom MODEL: conditioned on references as the core's `TemporalConcatenation`."""
 
     def _velocity(
         self,
@@ -29,7 +29,7 @@ class PhantomNetwork(ContextAnyoneNetwork):
         references: KeyedReferences | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        joined = behind(x, [] if references is None else references.inputs.latents)
+        joined = append_references(x, [] if references is None else references.inputs.latents)
         attention = partial(host_attention, options=transformer_options)
         output = ContextAnyoneTransformer.forward(self, joined, timestep, context, attention=attention)
         return output.velocity[:, :, : x.shape[2]]

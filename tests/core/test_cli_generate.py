@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
 from contextanyone_core.encoders.reference import DualEncoder
-from contextanyone_core.generation.domain_check import HEADER_KEY, familiar_threshold, round_trip_psnr
+from contextanyone_core.generation.domain_check import HEADER_KEY, domain_threshold, round_trip_psnr
 from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.weights.checkpoint import read_header
@@ -255,7 +255,7 @@ def test_a_picture_from_elsewhere_is_warned_of(desk, tiny_folder, capsys):
     weights = Path(shutil.copytree(tiny_folder, desk / "weights"))
     file = weights / "vae.safetensors"
     metadata = read_header(file).metadata
-    assert familiar_threshold(metadata) is None
+    assert domain_threshold(metadata) is None
     for threshold, warned in (("90.0", True), ("-90.0", False), ("words", False)):
         save_file(load_file(file), file, metadata | {HEADER_KEY: threshold})
         assert cli.main(["generate", "--weights", "weights", *SMALL, *ONE, "--out", "o.webp"]) == 0

@@ -13,7 +13,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
-from contextanyone_core.sampling.reference_modes import TwoStreams
+from contextanyone_core.sampling.reference_modes import SeparateStream
 
 SCALE = st.floats(0, 20)
 
@@ -97,7 +97,7 @@ def test_bad_scales_are_refused(bad):
         DualGuidance(5.0, bad)
 
 
-class Counted(TwoStreams):
+class Counted(SeparateStream):
     """A reference mode that notes the prompts of its passes."""
 
     passes: ClassVar[list[float]] = []

@@ -282,8 +282,8 @@ def test_a_config_that_lacks_a_key_is_told_in_every_mode(tiny_folder, tmp_path, 
     save_file(load_file(file), file, metadata | {"config": json.dumps(config)})
     place = (torch.float32, torch.device("cpu"))
     read = {
-        "text_encoder": lambda: on_demand.LentTextEncoder(file, *place),
-        "image_encoder": lambda: on_demand.LentImageEncoder(file, *place),
+        "text_encoder": lambda: on_demand.OnDemandTextEncoder(file, *place),
+        "image_encoder": lambda: on_demand.OnDemandImageEncoder(file, *place),
         "vae": lambda: load.model_sizes(folder, MODELS["contextanyone"]),
     }
     with pytest.raises(CheckpointError, match=f"missing {key}, unknown nothing"):

@@ -16,7 +16,7 @@ from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.runtime.options import Execution
 from contextanyone_core.runtime.step_cache import check_step_cache
 from contextanyone_core.sampling.guidance import make_guidance
-from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
+from contextanyone_core.sampling.reference_modes import SeparateStream, TemporalConcatenation
 
 CONFIG = replace(ContextAnyoneConfig.tiny(), num_layers=4)
 STEPS = 12
@@ -41,10 +41,10 @@ def conditions(seed: int = 1) -> Conditions:
     return Conditions(text, negative, ReferenceInputs([draw(1, 16, 1, 4, 4)], text, [draw(1, 3, CONFIG.image_dim)]))
 
 
-def sample(model, threshold: float | None, guidance: str = "cfg", seed: int = 1, reading=TwoStreams) -> torch.Tensor:
+def sample(model, threshold: float | None, guidance: str = "cfg", seed: int = 1, mode=SeparateStream) -> torch.Tensor:
     chosen = make_guidance(guidance, CONFIG, guidance_scale=2.0)
     settings = GenerationSettings(num_frames=5, width=32, height=32, steps=STEPS, guidance=chosen)
-    sampler = LatentSampler(model, reading, execution=Execution(step_cache=threshold))
+    sampler = LatentSampler(model, mode, execution=Execution(step_cache=threshold))
     return sampler.sample_latents(conditions(seed), settings, sampler.noise([seed], settings))
 
 
@@ -92,16 +92,18 @@ class Restated:
             block.forward = rest_of(block, index == len(blocks) - 1)
 
 
-@pytest.mark.parametrize(("guidance", "reading"), [("cfg", TwoStreams), ("dual", TwoStreams), ("dual", Concatenation)])
-def test_it_is_the_plain_restatement(model, guidance, reading):
+@pytest.mark.parametrize(
+    ("guidance", "mode"), [("cfg", SeparateStream), ("dual", SeparateStream), ("dual", TemporalConcatenation)]
+)
+def test_it_is_the_plain_restatement(model, guidance, mode):
     threshold = 0.1
-    whole = sample(model, None, guidance, reading=reading)
-    cached = [sample(model, threshold, guidance, reading=reading) for _ in range(2)]
+    whole = sample(model, None, guidance, mode=mode)
+    cached = [sample(model, threshold, guidance, mode=mode) for _ in range(2)]
     torch.manual_seed(0)
     other = ContextAnyoneTransformer(CONFIG).requires_grad_(False).eval()
     other.load_state_dict(model.state_dict())
     restated = Restated(other, threshold, {"cfg": 2, "dual": 3}[guidance])
-    wanted = sample(other, None, guidance, reading=reading)
+    wanted = sample(other, None, guidance, mode=mode)
     assert restated.each_step < restated.computed < restated.passes
     assert torch.equal(cached[0], wanted)
     assert torch.equal(cached[1], wanted)  # nothing is left of the run before
