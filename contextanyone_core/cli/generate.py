@@ -149,7 +149,7 @@ def _check_prompts(pipeline: Pipeline, request: Request) -> None:
 
 
 def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
-    """Tell of pictures that are far from what the model was trained on; they are used all the same."""
+    """Warn of pictures that are out of the model's training domain; they are used all the same."""
     from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
     from ..weights.checkpoint import open_source
@@ -169,7 +169,7 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
 
 
 def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
-    """Tell of weights that by their name are another model's, and of the miniature's size at full size."""
+    """Warn of weights that by their name are another model's, and of the miniature's size at full size."""
     from ..weights.locate import misnamed_transformer
 
     found = misnamed_transformer(request.options.weights, request.kind)

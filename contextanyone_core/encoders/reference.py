@@ -1,4 +1,4 @@
-"""From a reference picture to what the model reads: the dual encoder (paper, method)."""
+"""The dual encoder of reference pictures: VAE latents and CLIP tokens (paper, method)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class VideoEncoder(Protocol):
 
 @dataclass(frozen=True)
 class EncodedReference:
-    """One reference picture as the model reads it.
+    """One encoded reference picture.
 
     Attributes:
         latents: (B, 16, 1, h, w), normalised.
@@ -47,10 +47,10 @@ class EncodedReference:
 
 
 class DualEncoder:
-    """The two encoders of a reference picture: the video VAE for its look, CLIP for its meaning.
+    """The two encoders of a reference picture: the video VAE for dense appearance, CLIP for semantics.
 
-    Every host goes through it, with its own encoders. CLIP tokens are the same at every size of the video, so they can
-    be made before that is known.
+    Used by both hosts, each with its own encoders. CLIP tokens do not depend on the video's size, so they can be
+    computed before it is known.
 
     Args:
         video_encoder: gives the reference latents.
@@ -119,12 +119,12 @@ def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def clip_picture(image: torch.Tensor, side: int) -> torch.Tensor:
-    """A picture (1, 3, H, W) as the square (1, 3, side, side) that CLIP reads: white around, never cropped."""
+    """A picture (1, 3, H, W) as CLIP's square input (1, 3, side, side): padded with white, never cropped."""
     return pad_picture(image, (side, side))
 
 
 def check_picture(image: torch.Tensor) -> None:
-    """Refuse a picture that no encoder can make sense of.
+    """Refuse a picture that cannot be encoded.
 
     Args:
         image: (1, 3, H, W) in [-1, 1].
@@ -167,13 +167,13 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig) -> torch.Tensor:
-    """Text embeddings of any length as the model reads them: (B, text_len, text_dim), zero rows after the tokens.
+    """Text embeddings of any length as (B, text_len, text_dim), zero rows after the tokens.
 
     ComfyUI pads every prompt to 512 rows; rows of zeros beyond `text_len` are cut, and fewer rows are padded.
 
     Raises:
         ShapeError: the width is another encoder's, or it is not (B, L, text_dim).
-        InputError: there are more tokens than the model reads.
+        InputError: there are more than `text_len` tokens.
     """
     if text_embeds.ndim != 3 or text_embeds.shape[2] != config.text_dim:
         width = text_embeds.shape[-1]

@@ -1,6 +1,6 @@
 """The parts of a model, read from a folder and made ready to run in the way that is asked for.
 
-Which memory mode `auto` comes to on a device is told from the files' headers, before anything is loaded.
+The memory mode that `auto` selects on a device is computed from the files' headers, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `ContextAnyonePipeline` is made of; no image encoder for a transformer without the CLIP branch."""
+    """The networks of a `ContextAnyonePipeline`; no image encoder for a transformer without the CLIP branch."""
 
     transformer: ContextAnyoneTransformer
     vae: VideoVAE
@@ -54,7 +54,7 @@ def load_parts(
     """Load transformer, VAE, text encoder and image encoder of a folder (`locate.find_part`), strictly.
 
     Returns:
-        The parts, and the execution as it took effect: without `auto`.
+        The parts, and the execution with `auto` resolved.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
@@ -121,7 +121,7 @@ def check_parts(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyIma
 
 
 def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution) -> str:
-    """The memory mode to run in: what is asked for, or what `auto` comes to; other than `high` is said in the log.
+    """The memory mode to run in: as requested, or what `auto` selects; anything but `high` is logged.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another kind.

@@ -39,7 +39,7 @@ _MAX_STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How a video is made, apart from what is in it.
+    """Settings of a generation, apart from prompts and references.
 
     Attributes:
         num_frames: 4k + 1.
@@ -96,12 +96,12 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a batch of videos is made from, encoded.
+    """Encoded conditions of a batch of videos.
 
     Attributes:
         text_embeds: (B, text_len, text_dim), the video's prompt.
         negative_embeds: the same shape, the negative prompt.
-        references: what the reference stream reads; None is plain text to video.
+        references: inputs of the reference stream; None is plain text to video.
     """
 
     text_embeds: torch.Tensor
@@ -163,7 +163,7 @@ class LatentSampler:
     ) -> torch.Tensor:
         """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
 
-        What is read of the references is computed once, where the model allows it, and serves every step and pass.
+        What the model computes of the references alone is computed once and reused in every step and pass.
 
         Raises:
             ShapeError: noise and conditions are not of one batch.
@@ -371,7 +371,7 @@ class ContextAnyonePipeline(LatentSampler):
 
     @torch.no_grad()
     def reconstruct(self, conditions: Conditions, settings: GenerationSettings) -> list[torch.Tensor]:
-        """What the reference stream makes of each reference: pictures (B, 3, H, W); empty without such a stream."""
+        """The reference stream's reconstructions: a picture (B, 3, H, W) per reference; empty without such a stream."""
         references = conditions.references and conditions.references.at_gap(settings.gap)
         if references is None:
             return []

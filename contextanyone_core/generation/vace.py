@@ -1,4 +1,4 @@
-"""VACE (Wan 2.1) through diffusers' `WanVACEPipeline`, with our encoders, sigmas and noise around it."""
+"""VACE (Wan 2.1) through diffusers' `WanVACEPipeline`, with our encoders, sigmas and noise."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _WAN = "diffusers.models.transformers.transformer_wan"
 class VacePipeline:
     """Reference to video with VACE: what `ContextAnyonePipeline` is for ours, with the same `generate`.
 
-    References stand before the video in time, in the order given, and are cut off at the end. Both passes of a step
-    see them; only the prompt is guided.
+    References precede the video in time, in the order given, and are removed from the output. Both passes of a step
+    are conditioned on them; only the prompt is guided.
 
     Args:
         transformer: diffusers' `WanVACETransformer3DModel`, in the dtype in which it shall run.
@@ -110,7 +110,7 @@ class VacePipeline:
         negative: str | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
-        """One video; arguments as `ContextAnyonePipeline.generate`. `emphasis` and `gap` are not heard.
+        """One video; arguments as `ContextAnyonePipeline.generate`. `emphasis` and `gap` are unused.
 
         Raises:
             InputError: a prompt is too long, or a guidance that is not `cfg` with a scale of at least 1.

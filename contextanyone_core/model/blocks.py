@@ -20,7 +20,7 @@ Mode = Literal["video", "reference"]
 
 
 class BlockCache(NamedTuple):
-    """What the video reads from the references in one block; None where the model or the run has no such branch."""
+    """Keys and values of the references in one block; None where the model or the run lacks the branch."""
 
     self_attn: KeysValues
     emphasize: KeysValues | None
@@ -28,7 +28,7 @@ class BlockCache(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What a block needs to know of the tokens it works on: their modulation, text, positions and sequence lengths."""
+    """Inputs of a block that are the same for all of a stream's tokens."""
 
     modulation: Tensor  # (B, 6, C), float32 where the weights are
     text: Tensor  # (B, text_len, C)
@@ -61,7 +61,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, stream: Stream, *inputs: Any, mode: Mode = "video") -> Any:
         """Run one stream through the block: arguments and result as those of `denoise_video` or `encode_reference`.
 
-        The one entrance for both, so that a host's hooks, which hang on `forward`, meet every use of the weights.
+        The one entrance for both, so that hooks on `forward` run at every use of the weights.
         """
         run = self.encode_reference if mode == "reference" else self.denoise_video
         return run(x, stream, *inputs)
@@ -73,10 +73,10 @@ class TransformerBlock(nn.Module):
 
         Args:
             x: (B, tokens of all references end to end, C).
-            image: embedded CLIP tokens (B, N, C); the video's affair, only projected here.
+            image: embedded CLIP tokens (B, N, C); projected here, attended to by the video stream only.
 
         Returns:
-            The stream after the block, and what the video reads from it here.
+            The stream after the block, and the keys and values that the video attends to.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)  # each b 1 c
         h = _modulated(self.norm1, x, shift1, scale1)  # b (r n) c
@@ -86,8 +86,8 @@ class TransformerBlock(nn.Module):
         x = x + self.cross_attn(self.norm3(x), stream.text, None, attention)
         emphasize = None
         if self.norm_emphasize is not None and self.emphasize_attn is not None:
-            # Paper: which features of the reference are emphasized is not stated: those at the very place in the
-            # block where the video asks for them, after both attentions, through the same norm.
+            # Paper: which features of the reference are emphasized is not stated: those at the position in the block
+            # where the video queries them, after both attentions, through the same norm.
             emphasize = self.emphasize_attn.keys_values(self.norm_emphasize(x), stream.rotary)
         x = _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
         clip = None if image is None else self.cross_attn.image_keys_values(image)

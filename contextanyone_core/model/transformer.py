@@ -1,7 +1,7 @@
 """The ContextAnyone transformer: Wan 2.1's blocks with a reference stream and Emphasize-Attention.
 
-Reference tokens and video tokens share every weight. References are run first and leave, for every block, the keys and
-values that the video will read; the video is run second. The video can therefore never change a reference, and a
+Reference tokens and video tokens share every weight. The reference stream runs first and yields, for every block, the
+keys and values that the video attends to; the video stream runs second. So the video never changes a reference, and a
 cached reference is the same computation as an uncached one.
 """
 
@@ -26,7 +26,7 @@ from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
 
 @dataclass(frozen=True)
 class ReferenceInputs:
-    """What is known of the references, one entry per reference picture.
+    """Encoded references and their prompt, one entry per picture.
 
     Attributes:
         latents: normalised latents, each (B, in_dim, 1, h, w); sizes may differ between references.
@@ -59,7 +59,7 @@ class ReferenceInputs:
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Everything the video reads from the references, one entry per block, independent of the denoising step.
+    """Keys and values of the references that the video attends to, independent of the denoising step.
 
     A cache made for a batch of 1 serves any batch.
 
@@ -184,7 +184,7 @@ class ContextAnyoneTransformer(nn.Module):
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
     ) -> ReferenceCache:
-        """Run the reference stream once and keep what the video reads from it, for all denoising steps.
+        """Run the reference stream once and cache the keys and values that the video attends to in every step.
 
         Raises:
             ShapeError: a tensor does not fit the config.
@@ -331,11 +331,11 @@ def _build_table(
 def _kept_table(
     grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
 ) -> RotaryTable:
-    """The same table, kept between denoising steps; no inference tensor, so that it can serve a training step too."""
+    """The same table, cached between denoising steps; no inference tensor, so that a training step can use it too."""
     with torch.inference_mode(mode=False):
         return _build_table(grids, gap, head_dim, device)
 
 
 def forget_tables() -> None:
-    """Free the rotary tables that are kept between calls: 34 MB for 832 x 480 x 81, on whatever device they are."""
+    """Free the cached rotary tables: 34 MB for 832 x 480 x 81, on whatever device they are."""
     _kept_table.cache_clear()

@@ -1,4 +1,4 @@
-"""Weights that rest in the machine's memory and come to the card block by block, or rest in fp8 (diffusers' hooks)."""
+"""Offloading by diffusers' hooks: weights in host memory, copied to the device block by block, or stored in fp8."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FP8 = torch.float8_e4m3fn
 
 
 def store_in_fp8(transformer: ContextAnyoneTransformer, dtype: torch.dtype) -> None:
-    """Keep the blocks' matrices in fp8 and compute with each in `dtype`; norms, embeddings and head stay."""
+    """Store the blocks' matrices in fp8 and compute with each in `dtype`; norms, embeddings and head stay."""
     cast_layers = host_class("diffusers.hooks.layerwise_casting", "apply_layerwise_casting")
     cast_layers(transformer.blocks, storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=("norm",))
 
 
 class StreamedTransformer(ContextAnyoneTransformer):
-    """A transformer that computes on a device while its blocks, and what they keep of references, rest on the CPU.
+    """A transformer that computes on a device while its blocks, and the reference cache, are on the CPU.
 
-    At any time two blocks are on the device: one works, the next is fetched meanwhile. The hooks that do so hang on
-    `forward`, of the whole and of each block: both streams go through it.
+    At most two blocks are on the device: one computes while the next is prefetched. The hooks are on `forward`, of the
+    whole and of each block, so both streams go through it.
 
     Args:
-        transformer: whose layers these are from now on.
-        device: where they work.
+        transformer: whose layers are taken over.
+        device: where they compute.
     """
 
     def __init__(self, transformer: ContextAnyoneTransformer, device: torch.device) -> None:
@@ -45,13 +45,13 @@ class StreamedTransformer(ContextAnyoneTransformer):
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
     ) -> ReferenceCache:
-        """As the transformer's; the keys and values rest on the CPU, whence the hooks bring each block its own."""
+        """As the transformer's; keys and values are moved to the CPU, and the hooks copy each block's to the device."""
         cache: ReferenceCache = self(references, mode="reference", attention=attention)
         return ReferenceCache(ReferenceCache(cache.blocks, []).to("cpu").blocks, cache.outputs)
 
 
 def stream_text_encoder(model: Any, device: torch.device) -> None:
-    """Let transformers' `UMT5EncoderModel` compute on `device` while its blocks rest on the CPU."""
+    """Let transformers' `UMT5EncoderModel` compute on `device` while its blocks are on the CPU."""
     _stream(model.encoder, device)
 
 

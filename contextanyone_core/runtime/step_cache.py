@@ -1,7 +1,7 @@
-"""First-block cache (diffusers' hooks): where the first block says nothing new, the others are not asked again.
+"""First-block cache (diffusers' hooks): passes whose first block hardly changes reuse the other blocks' output.
 
-In every pass the first block runs. If what it adds has changed by less than a threshold since the last pass that was
-computed whole, in the mean and relative to its size, the other blocks add what they added then.
+In every pass the first block runs. If its residual has changed by less than a threshold since the last pass that was
+computed in full (mean absolute difference over mean), the other blocks' residual of that pass is added again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HOOKS = "diffusers.hooks"
 
 
 def check_step_cache(transformer: ContextAnyoneTransformer) -> None:
-    """See that there is something to skip.
+    """Refuse a transformer without blocks to skip.
 
     Raises:
         InputError: the transformer has fewer than two blocks.
@@ -31,7 +31,7 @@ def check_step_cache(transformer: ContextAnyoneTransformer) -> None:
 def cached_steps(transformer: ContextAnyoneTransformer, threshold: float) -> Iterator[None]:
     """The denoising steps of one run, inside of which every pass is named by `named_pass`.
 
-    Encode references before: the hooks are for the video's stream only. At the end they go, with all that they kept.
+    Encode references before: the hooks are for the video stream only. At the end they are removed with their state.
 
     Args:
         transformer: of two blocks or more.
@@ -55,7 +55,7 @@ def cached_steps(transformer: ContextAnyoneTransformer, threshold: float) -> Ite
 
 
 def named_pass(transformer: ContextAnyoneTransformer, name: str) -> AbstractContextManager[None]:
-    """What runs inside is the pass `name` of a step: it is compared with the same pass of earlier steps only."""
+    """The pass `name` of a step, inside: it is compared with the same pass of earlier steps only."""
     context: AbstractContextManager[None] = host_class("diffusers.models.cache_utils", "CacheMixin").cache_context(
         transformer, name
     )

@@ -32,12 +32,12 @@ class Branch(Enum):
 
     @property
     def negative(self) -> bool:
-        """Whether the pass reads the negative prompt."""
+        """Whether the pass uses the negative prompt."""
         return self is not Branch.PROMPT_REFERENCE
 
     @property
     def reference(self) -> bool:
-        """Whether the pass sees the references."""
+        """Whether the pass is conditioned on the references."""
         return self is not Branch.NEGATIVE
 
 
@@ -55,7 +55,7 @@ class Guidance(Protocol):
 class CfgGuidance:
     """Two passes: neg + guidance_scale * (prompt with reference - neg); the price of plain Wan.
 
-    At a scale of 1, and outside the interval, the conditional pass alone.
+    At a scale of 1, and outside the interval, one conditional pass.
 
     Raises:
         InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.

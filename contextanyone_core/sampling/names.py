@@ -1,4 +1,4 @@
-"""What can be asked for by name; the command line reads it without importing torch."""
+"""Names of samplers and guidances, for the command line too: torch is not imported here."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
     Attributes:
         network: the class of `diffusion_model`.
-        blanks: whether a pass without the references reads blank ones in their place.
+        blanks: whether an unconditional pass has blank references (zeros) in their place.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
@@ -174,7 +174,7 @@ def native_model(
         config: the model's.
         tensors: weights by Wan's names, without a prefix.
         storage: how the weights are kept.
-        model_class: how the model reads references.
+        model_class: of the model, which decides the reference mode.
         disable_dynamic: without weight streaming (ComfyUI asks for it when it reloads a model).
     """
     management = comfy.model_management
