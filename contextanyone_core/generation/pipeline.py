@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -177,17 +177,13 @@ class LatentSampler:
         latents = noise.to(self.device, torch.float32)
         with self._at_work():
             conditioned = self.reference_mode(self.transformer, references, settings.emphasis)
-            with self._step_cache():
+            with cached_steps(self.transformer, self.execution.step_cache):
                 for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
                     velocity = self._guided_velocity(latents, sigma, conditions, conditioned, guidance)
                     latents = sampler.step(velocity, index, latents)
                     if progress is not None:
                         progress(index + 1, settings.steps)
         return latents
-
-    def _step_cache(self) -> AbstractContextManager[None]:
-        threshold = self.execution.step_cache
-        return nullcontext() if threshold is None else cached_steps(self.transformer, threshold)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -289,17 +285,20 @@ class ContextAnyonePipeline(LatentSampler):
         """The miniature that this package ships; raises as `from_folder`."""
         return cls.from_folder(MINIATURE, device, dtype)
 
-    def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[EncodedReference]:
-        """Encode pictures (1, 3, H, W) in [-1, 1] once, for any number of videos of `size` = (height, width) pixels.
+    def encode_references(
+        self, images: Sequence[torch.Tensor | EncodedReference], size: tuple[int, int]
+    ) -> list[EncodedReference]:
+        """Encode pictures (1, 3, H, W) in [-1, 1] for videos of `size` (height, width); encoded ones stay.
 
         Raises:
             ShapeError: a picture is not (1, 3, H, W).
         """
-        return [self.dual_encoder.encode(image, size) for image in images]
+        encode = self.dual_encoder.encode
+        return [image if isinstance(image, EncodedReference) else encode(image, size) for image in images]
 
     def generate(
         self,
-        references: Sequence[torch.Tensor] | Sequence[EncodedReference],
+        references: Sequence[torch.Tensor | EncodedReference],
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
@@ -322,10 +321,7 @@ class ContextAnyonePipeline(LatentSampler):
         """
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
-        encoded = [
-            item if isinstance(item, EncodedReference) else self.dual_encoder.encode(item, settings.size)
-            for item in references
-        ]
+        encoded = self.encode_references(references, settings.size)
         conditions = self.conditions(encoded, prompt, negative=negative)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu())

@@ -28,18 +28,21 @@ def check_step_cache(transformer: ContextAnyoneTransformer) -> None:
 
 
 @contextmanager
-def cached_steps(transformer: ContextAnyoneTransformer, threshold: float) -> Iterator[None]:
+def cached_steps(transformer: ContextAnyoneTransformer, threshold: float | None) -> Iterator[None]:
     """The denoising steps of one run, inside of which every pass is named by `named_pass`.
 
     Encode references before: the hooks are for the video stream only. At the end they are removed with their state.
 
     Args:
         transformer: of two blocks or more.
-        threshold: relative change of the first block's update up to which a pass is skipped.
+        threshold: relative change of the first block's residual up to which a pass is skipped; None caches nothing.
 
     Raises:
         MissingDependencyError: diffusers is not installed.
     """
+    if threshold is None:
+        yield
+        return
     metadata = host_class(f"{_HOOKS}._helpers", "TransformerBlockMetadata")
     # diffusers' hooks look for an argument named hidden_states; ours is the first, x
     described = metadata(return_hidden_states_index=0, _cached_parameter_indices={"hidden_states": 0})

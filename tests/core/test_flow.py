@@ -71,7 +71,7 @@ def test_training_sigmas():
 @pytest.mark.parametrize(("kind", "below"), [("logit_normal", 0.1359), ("uniform", 0.25), ("cosmap", 0.2048)])
 def test_training_sigmas_by_name(kind, below):
     """Shares below a quarter, by each one's own formula."""
-    drawn = sample_sigmas(40_000, shift=1.0, uniform=0.0, kind=kind, generator=torch.Generator().manual_seed(3))
+    drawn = sample_sigmas(40_000, shift=1.0, uniform=0.0, distribution=kind, generator=torch.Generator().manual_seed(3))
     assert (drawn < 0.25).float().mean() == pytest.approx(below, abs=0.01)
     assert drawn.mean() == pytest.approx(0.5, abs=0.01)
 
@@ -100,8 +100,8 @@ def test_bad_sampling_numbers_are_refused():
         sample_sigmas(0, shift=1.0)
     with pytest.raises(InputError, match="uniform"):
         sample_sigmas(2, shift=1.0, uniform=1.5)
-    with pytest.raises(InputError, match="kind is bell; it must be one of logit_normal"):
-        sample_sigmas(2, shift=1.0, kind="bell")
+    with pytest.raises(InputError, match="distribution is bell; it must be one of logit_normal"):
+        sample_sigmas(2, shift=1.0, distribution="bell")
 
 
 def test_shapes_must_match():
