@@ -96,5 +96,5 @@ def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
             f"The rotary table is for {cos.shape[0]} tokens of width {cos.shape[1]}; "
             f"the tensor has {x.shape[1]} of width {x.shape[-1]}."
         )
-    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # b n h (pairs 2): each pair (a, b) as (b, a)
     return torch.addcmul(x * cos.unsqueeze(-2), swapped, sin.unsqueeze(-2)).to(x.dtype)

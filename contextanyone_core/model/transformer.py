@@ -175,10 +175,10 @@ class ContextAnyoneTransformer(nn.Module):
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
-        x = self._embed_patches(latents)
+        x = self._embed_patches(latents)  # b (t h w) c
         for index, block in enumerate(self.blocks):
             x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
-        velocity = self._unpatch(self.head(x, time_embeds), grid)
+        velocity = self._unpatch(self.head(x, time_embeds), grid)  # b c t h w
         return TransformerOutput(velocity, reference_output)
 
     def encode_references(
@@ -205,8 +205,8 @@ class ContextAnyoneTransformer(nn.Module):
         stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
         image = None
         if references.image_embeds and self.img_emb is not None:
-            image = self.img_emb(torch.cat(references.image_embeds, dim=1))
-        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)
+            image = self.img_emb(torch.cat(references.image_embeds, dim=1))  # b (CLIP tokens of all references) c
+        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)  # b (tokens of all references) c
         blocks = []
         for block in self.blocks:
             x, kept = block(x, stream, image, attention, mode="reference")
