@@ -122,8 +122,8 @@ def table(result: dict[str, Any]) -> str:
         met = {True: "yes", False: "no", None: ""}[item["within_bound"]]
         times = [number(last.get(name)) for name in ("encode", "step", "decode")]
         peak = item["error"] or gib(item["peak"])
-        reckoned = f"{max(item['by_arithmetic'].values()) / GIB:.2f}"
-        rows.append((item["memory"], peak, gib(item["reserved"]), reckoned, *times, met))
+        computed = f"{max(item['by_arithmetic'].values()) / GIB:.2f}"
+        rows.append((item["memory"], peak, gib(item["reserved"]), computed, *times, met))
     title = f"## {case_title(result['case'])}, {result['options']['steps']} steps, the last round\n"
     return "\n".join([heading(result, "each mode alone"), title, markdown_table(_HEADS, rows)])
 

@@ -163,8 +163,8 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
         quality = round_trip_psnr(pipeline.vae, picture_to_images(picture))
         if quality < threshold:
             _note(
-                f"warning: {path} is far from what these weights were trained on (redrawn at {quality:.1f} dB, "
-                f"familiar pictures have {threshold:.1f} or more); the character will hardly be kept"
+                f"warning: {path} is far from what these weights were trained on (reconstructed at {quality:.1f} dB, "
+                f"pictures in the domain at {threshold:.1f} or more); the character will hardly be kept"
             )
 
 

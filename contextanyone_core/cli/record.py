@@ -67,7 +67,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
     del settings["seed"]
     settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
     settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}
-    if not pipeline.kind.emphasis:  # neither is heard
+    if not pipeline.kind.emphasis:  # neither is used
         del settings["emphasis"], settings["gap"]
     return {
         "generator": "contextanyone",
