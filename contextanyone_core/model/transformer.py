@@ -42,14 +42,14 @@ class ReferenceInputs:
     timesteps: Tensor | None = None
     gap: float | None = None
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> ReferenceInputs:
-        """The same on a device, in a dtype to compute in; timesteps stay float32."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceInputs:
+        """The same on another device or in another dtype; timesteps stay float32."""
         return replace(
             self,
-            latents=[item.to(device, dtype) for item in self.latents],
-            text_embeds=self.text_embeds.to(device, dtype),
-            image_embeds=[tokens.to(device, dtype) for tokens in self.image_embeds],
-            timesteps=None if self.timesteps is None else self.timesteps.to(device),
+            latents=[item.to(device=device, dtype=dtype) for item in self.latents],
+            text_embeds=self.text_embeds.to(device=device, dtype=dtype),
+            image_embeds=[tokens.to(device=device, dtype=dtype) for tokens in self.image_embeds],
+            timesteps=None if self.timesteps is None else self.timesteps.to(device=device),
         )
 
     def at_gap(self, gap: float | None) -> ReferenceInputs:
