@@ -6,8 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..contextanyone_core.errors import InputError
 from ..contextanyone_core.prompts import TwoStagePrompt
-from ..contextanyone_core.sampling.guidance import make_guidance
+from ..contextanyone_core.sampling.guidance import check_interval, make_guidance
 from ._comfy.familiarity import say_how_familiar
 from ._comfy.references import (
     ReferencePicture,
@@ -34,6 +35,7 @@ from .inputs import (
 
 _SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
 _OWN = "0 takes the model's own."
+_INTERVAL = "Steps between two noise levels (0 clean, 1 noise) are guided, others make one pass, without the negative."
 
 
 class ContextAnyoneGuider(io.ComfyNode):
@@ -55,13 +57,21 @@ class ContextAnyoneGuider(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="From Apply ContextAnyone."),
                 io.Float.Input("guidance_scale", default=0.0, tooltip=f"How hard the prompt pulls. {_OWN}", **_SCALE),
                 io.Float.Input("reference_scale", default=0.0, tooltip=f"How hard the picture pulls. {_OWN}", **_SCALE),
+                *_interval_inputs(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, guidance_scale: float, reference_scale: float
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        guidance_scale: float,
+        reference_scale: float,
+        guidance_low: float = 0.0,
+        guidance_high: float = 1.0,
     ) -> io.NodeOutput:
         """Make the guider."""
         guidance = make_guidance(
@@ -69,6 +79,7 @@ class ContextAnyoneGuider(io.ComfyNode):
             config_of(model),
             guidance_scale=own_number("guidance_scale", guidance_scale),
             reference_scale=own_number("reference_scale", reference_scale),
+            interval=(guidance_low, guidance_high),
         )
         return io.NodeOutput(ReferenceGuider(model, positive, negative, guidance))
 
@@ -123,9 +134,12 @@ class ContextAnyoneSampler(io.ComfyNode):
         width: int | None = None,
         height: int | None = None,
         length: int | None = None,
+        guidance_low: float | None = None,
+        guidance_high: float | None = None,
     ) -> bool | str:
-        """Empty prompts and impossible sizes are told before the run."""
-        return prompt_mistake(first, later) or size_mistake(width, height, length) or True
+        """Empty prompts, impossible sizes and intervals are told before the run."""
+        mistake = prompt_mistake(first, later) or size_mistake(width, height, length)
+        return mistake or _interval_mistake(guidance_low, guidance_high) or True
 
     @classmethod
     def execute(
@@ -142,6 +156,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             reference_scale=own_number("reference_scale", settings["reference_scale"])
             if settings["guidance"] == "dual"
             else None,
+            interval=(settings.get("guidance_low", 0.0), settings.get("guidance_high", 1.0)),
         )
         positive, negative = encode_prompt(clip, prompt, settings["negative"])
         positive = apply_references(
@@ -202,6 +217,27 @@ def _advanced_inputs() -> list[Any]:
             **_SCALE,
         ),
         io.Float.Input("gap", default=0.0, min=0.0, max=100.0, step=0.5, advanced=True, tooltip=GAP_TOOLTIP),
+        *_interval_inputs(),
+    ]
+
+
+def _interval_mistake(low: float | None, high: float | None) -> str | None:
+    """What is wrong with an interval, before the run; values that come over a link are not known yet (None)."""
+    if low is None or high is None:
+        return None
+    try:
+        check_interval((low, high))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _interval_inputs() -> list[Any]:
+    """Where guidance acts, last so that saved workflows keep their values."""
+    level = {"min": 0.0, "max": 1.0, "step": 0.01, "optional": True, "advanced": True}
+    return [
+        io.Float.Input("guidance_low", default=0.0, tooltip=f"{_INTERVAL} Lowest noise level of them.", **level),
+        io.Float.Input("guidance_high", default=1.0, tooltip=f"{_INTERVAL} Highest noise level of them.", **level),
     ]
 
 

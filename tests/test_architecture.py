@@ -16,7 +16,7 @@ MAX_PARAMETERS = 8
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
 
 # What each layer may import beside the standard library and itself. Whatever is not here needs a decision.
-CORE_LIBRARIES = {"torch", "safetensors", "numpy", "PIL"}
+CORE_LIBRARIES = {"torch", "einops", "safetensors", "numpy", "PIL"}
 COMFYUI = {
     *("comfy", "comfy_api", "comfy_extras", "comfy_config", "folder_paths", "node_helpers", "server", "nodes"),
     "latent_preview",

@@ -1,6 +1,5 @@
 """The configuration of a run: a small YAML file over the defaults below, checked before anything starts."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 from pydantic_core import ErrorDetails
 
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, did_you_mean, nearest
 from training.parts import PARTS
 from training.parts.base import PartSettings
 from training.trackers import TrackerName
@@ -138,7 +137,7 @@ def parse_config(data: Mapping[str, Any]) -> TrainConfig:
     name = str(part_data["name"])
     if name not in PARTS:
         raise InputError(
-            f"part.name is {name}; it must be one of {', '.join(sorted(PARTS))}{did_you_mean(name, PARTS)}."
+            f"part.name is {name}; it must be one of {', '.join(sorted(PARTS))}.{did_you_mean(name, PARTS)}"
         )
     settings_class = PARTS[name].settings_class()
     try:
@@ -175,12 +174,6 @@ def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
     return sorted(k for k in old.keys() | new.keys() if k not in free and old.get(k) != new.get(k))
 
 
-def did_you_mean(given: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return `; did you mean NAME?` without the mark, or nothing where no known name is near."""
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {near[0]}" if near else ""
-
-
 def presets() -> list[Path]:
     """Return the configurations of runs that come with the trainer; evaluate.yaml beside them is the evaluation's."""
     return sorted(path for path in PRESETS.rglob("*.yaml") if path.name != "evaluate.yaml")
@@ -209,7 +202,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise InputError(f"The configuration {path} does not exist{_near_preset(path)}.") from None
+        raise InputError(f"The configuration {path} does not exist.{_near_preset(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The configuration {path} cannot be read: {error}.") from None
     except _RepeatedKey as error:
@@ -223,8 +216,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _near_preset(path: Path) -> str:
     names = {preset.name: preset for preset in presets()}
-    near = difflib.get_close_matches(path.name, list(names), n=1)
-    return f"; did you mean {names[near[0]]}" if near else ""
+    near = nearest(path.name, names)
+    return "" if near is None else f" Did you mean {names[near]}?"
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -269,9 +262,10 @@ def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) 
     if details["type"] == "extra_forbidden":
         known = _known_names(model, names[:-1])
         parent = key[: len(key) - len(names[-1])]
-        near = difflib.get_close_matches(names[-1], known, n=1)
-        hint = f"did you mean {parent}{near[0]}?" if near else f"known are {', '.join(known)}."
-        return f"{key} is not a setting; {hint}"
+        near = nearest(names[-1], known)
+        if near is None:
+            return f"{key} is not a setting; known are {', '.join(known)}."
+        return f"{key} is not a setting. Did you mean {parent}{near}?"
     if details["type"] == "missing":
         return f"{key} is missing."
     return f"{key} is {details['input']!r}: {message[:1].lower()}{message[1:]}."

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -174,7 +174,6 @@ def shard(modules: dict[str, nn.Module], world: World) -> None:
     for module in modules.values():
         for block in [inner for inner in module.modules() if isinstance(inner, TransformerBlock)]:
             fully_shard(block, mesh=mesh)
-            register_fsdp_forward_method(block, "encode_reference")
         fully_shard(module, mesh=mesh)
 
 

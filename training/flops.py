@@ -8,13 +8,6 @@ from collections.abc import Sequence
 from contextanyone_core.config import ContextAnyoneConfig
 
 
-def token_count(config: ContextAnyoneConfig, num_frames: int, height: int, width: int) -> int:
-    """Tokens of a clip of num_frames (4k + 1) of height x width pixels."""
-    frames = 1 + (num_frames - 1) // config.vae_stride[0]
-    sides = (frames, height // config.vae_stride[1], width // config.vae_stride[2])
-    return math.prod(side // patch for side, patch in zip(sides, config.patch_size, strict=True))
-
-
 def forward_flops(config: ContextAnyoneConfig, video: int, references: Sequence[int] = (), clip_tokens: int = 0) -> int:
     """FLOPs of one forward pass of one sample; a multiply-add is two.
 

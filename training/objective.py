@@ -1,4 +1,4 @@
-"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it (DESIGN 1)."""
+"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.sampling.flow import SigmaKind, add_noise, sample_sigmas, velocity_target
-from contextanyone_core.sampling.reference_modes import Concatenation
+from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
+from contextanyone_core.sampling.reference_modes import TemporalConcatenation
 from training.parts.base import Metrics, PartSettings
 
 
@@ -28,7 +28,7 @@ class ObjectiveSettings(PartSettings):
     reconstruct: Literal["target", "reference"] = "target"
     drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
     drop_text: float = Field(default=0.1, ge=0, lt=1)  # of the samples
-    sigmas: SigmaKind = "logit_normal"
+    sigmas: SigmaDistribution = "logit_normal"
     shift: float = Field(default=2.0, gt=0)
     uniform: float = Field(default=0.2, ge=0, le=1)
 
@@ -89,8 +89,13 @@ def draw(
     """
     count, device = len(clips.latents), clips.latents.device
     noise = torch.randn(clips.latents.shape, generator=generator).to(device)
-    kind, shift = settings.sigmas, settings.shift
-    sigma = sample_sigmas(count, shift=shift, uniform=settings.uniform, kind=kind, generator=generator).to(device)
+    sigma = sample_sigmas(
+        count,
+        shift=settings.shift,
+        uniform=settings.uniform,
+        distribution=settings.sigmas,
+        generator=generator,
+    ).to(device)
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
     dropping = draws[0] if common is None else torch.rand((), generator=common)
@@ -180,8 +185,8 @@ def _phantom_velocity(
     transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, noisy: Tensor, text: Tensor
 ) -> Tensor:
     """Phantom's one stream, references as frames behind the video: (B, 16, t, h, w)."""
-    reading = Concatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
-    return reading.velocity(noisy, 1000.0 * draws.sigma, text, seen=draws.reference is not None)
+    reading = TemporalConcatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
+    return reading.velocity(noisy, 1000.0 * draws.sigma, text, with_reference=draws.reference is not None)
 
 
 def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:

@@ -1,4 +1,4 @@
-"""A starting checkpoint for training: a public backbone, a public CLIP branch, and new parts as DESIGN 1 has them.
+"""A starting checkpoint for training: a public backbone, a public CLIP branch, and new parts as training starts them.
 
 Everything goes tensor by tensor, so that a 1.3B model is made in the memory of its largest tensor.
 """

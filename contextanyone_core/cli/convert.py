@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import DTYPES, refuse_overwriting, tensor_bar, torch_dtype, weight_output
+from ..runtime.options import DTYPES
+from .files import refuse_overwriting, tensor_bar, torch_dtype, weight_output
 from .parsing import Parser, one_of
 
 # The names that `conversion` knows; repeated here because that module imports torch.

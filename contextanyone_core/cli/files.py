@@ -14,8 +14,6 @@ from ..errors import InputError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def weight_output(text: str) -> Path:
     """A type for `add_argument`: a .safetensors file in a folder that exists."""

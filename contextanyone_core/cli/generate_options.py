@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..model_kinds import MODELS
-from ..runtime.options import ATTENTIONS, MEMORIES, LoraFile
+from ..runtime.options import ATTENTIONS, DTYPES, MEMORIES, LoraFile
+from ..sampling.names import GUIDANCES, SAMPLERS
 from .parsing import (
     MAX_SEED,
     Parser,
@@ -21,11 +22,8 @@ from .parsing import (
 )
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
-# The names that sampling.schedulers knows; repeated here because that module imports torch.
-SAMPLERS = ("euler", "unipc", "dpmpp_2m")
 SMALL_SIZE = (128, 128)
 """The size where none is given: the miniature's."""
-DTYPES = ("float32", "bfloat16", "float16")
 MAX_SCALE = 100.0
 
 
@@ -70,13 +68,20 @@ def generate_parser() -> Parser:
     add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
     add("--seed", type=whole(0, MAX_SEED), default=0, help="of the noise, the same for every clip (0)")
-    add("--guidance", type=one_of("guidance", "cfg", "dual"), help="cfg or dual (cfg; Phantom's own is dual)")
+    add("--guidance", type=one_of("guidance", *GUIDANCES), help="cfg or dual (cfg; Phantom's own is dual)")
     add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="how much the prompt counts (the model's own)")
     add(
         "--reference-scale",
         type=real(0, MAX_SCALE),
         metavar="S",
         help="how much the picture counts, dual only (the model's own)",
+    )
+    add(
+        "--guidance-interval",
+        type=real(0, 1),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels (sigmas) between which a step is guided; elsewhere one pass (0 1: every step)",
     )
     add("--emphasis", type=real(0, MAX_SCALE), metavar="E", help="of the picture: 1 as trained (default), 0 none")
     add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..errors import ContextAnyoneError, InputError
-from .parsing import Parser, did_you_mean, package_version
+from ..errors import ContextAnyoneError, InputError, did_you_mean
+from .parsing import Parser, package_version
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 _NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)  # of Python, CUDA, MPS, C++

@@ -34,11 +34,17 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> G
     Raises: InputError for a number that cannot be met.
     """
     from ..generation.pipeline import GenerationSettings
-    from ..sampling.guidance import make_guidance
+    from ..sampling.guidance import EVERYWHERE, make_guidance
 
     height, width = options.size
-    scales = {"guidance_scale": options.guidance_scale, "reference_scale": options.reference_scale}
-    guidance = make_guidance(options.guidance or pipeline.kind.guidances[0], pipeline.config, **scales)
+    low, high = options.guidance_interval or EVERYWHERE
+    guidance = make_guidance(
+        options.guidance or pipeline.kind.guidances[0],
+        pipeline.config,
+        guidance_scale=options.guidance_scale,
+        reference_scale=options.reference_scale,
+        interval=(low, high),
+    )
     return GenerationSettings(
         num_frames=options.frames,
         width=width,
@@ -61,7 +67,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
     del settings["seed"]
     settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
     settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}
-    if not pipeline.kind.emphasis:  # neither is heard
+    if not pipeline.kind.emphasis:  # neither is used
         del settings["emphasis"], settings["gap"]
     return {
         "generator": "contextanyone",

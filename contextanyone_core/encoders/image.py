@@ -36,7 +36,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def mini_image_config() -> dict[str, Any]:
-    """Config of the miniature CLIP vision tower (DESIGN 2)."""
+    """Config of the miniature CLIP vision tower."""
     return {
         "image_size": 64,
         "patch_size": 8,

@@ -12,6 +12,7 @@ import torch
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
 from ..late_import import host_class
+from ..shapes import frames_mistake
 from ..weights.checkpoint import VAE, save_safetensors
 from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
 from .loading import fill, on_meta, open_weights
@@ -24,7 +25,7 @@ VAE_KEYS = frozenset(
 
 
 def mini_vae_config() -> dict[str, Any]:
-    """Config of the miniature VAE (DESIGN 2): Wan 2.1's architecture at width 16; keys are `AutoencoderKLWan`'s."""
+    """Config of the miniature VAE: Wan 2.1's architecture at width 16; keys are `AutoencoderKLWan`'s."""
     return {
         "base_dim": 16,
         "z_dim": 16,
@@ -51,7 +52,7 @@ def set_latent_statistics(vae: Any, mean: Sequence[float], std: Sequence[float])
 
 
 class VideoVAE:
-    """Images to normalised latents and back (DESIGN 1; Wan 2.1, stride 4 x 8 x 8, first frame alone).
+    """Images to normalised latents and back (Wan 2.1, stride 4 x 8 x 8, first frame alone).
 
     Latents are `(z - latents_mean) / latents_std`, the form in which the transformer reads and writes them.
     On a CPU with bf16 weights the convolutions run in channels-last order, several times faster than float32.
@@ -103,7 +104,7 @@ class VideoVAE:
         if images.ndim != 5 or images.shape[1] != 3:
             raise ShapeError(f"images have shape {tuple(images.shape)}; the VAE needs (B, 3, T, H, W).")
         frames, height, width = images.shape[2:]
-        if frames % 4 != 1 or height % 8 or width % 8:
+        if frames_mistake(frames) or height % 8 or width % 8:
             raise ShapeError(
                 f"images are {frames} frames of {height} x {width}; the VAE needs 4k + 1 frames, sides multiples of 8."
             )

@@ -1,4 +1,4 @@
-"""The dual-guidance loss: video velocity and reference reconstruction (the paper's; DESIGN 1)."""
+"""The dual-guidance loss: video velocity and reference reconstruction (the paper's)."""
 
 from __future__ import annotations
 

@@ -1,33 +1,18 @@
-"""Samplers by name: diffusers' schedulers driven by this package's own sigmas (DESIGN 1, "Sigmas and time")."""
+"""Samplers by name: diffusers' schedulers driven by this package's own sigmas."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 
 from ..errors import InputError
 from ..late_import import host_class
+from .names import check_sampler_name
 
 # A multistep solver works with log(1 - sigma): at sigma 1, pure noise, it would be minus infinity. diffusers lowers
 # the first sigma by the same amount; the network still gets sigma 1.
 _BELOW_ONE = 1.0 - 1e-6
-
-SAMPLERS = ("euler", "unipc", "dpmpp_2m")
-
-
-def check_sampler_name(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        InputError: there is no such sampler; the message lists all and the nearest.
-    """
-    if name in SAMPLERS:
-        return name
-    near = difflib.get_close_matches(name.lower().replace("++", "pp").replace(" ", "_"), SAMPLERS, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise InputError(f"There is no sampler {name!r}; use one of {', '.join(SAMPLERS)}.{hint}")
 
 
 class Sampler:
@@ -54,7 +39,7 @@ class Sampler:
 
 
 def make_sampler(name: str, sigmas: torch.Tensor) -> Sampler:
-    """A sampler of `SAMPLERS` over exactly these sigmas (steps + 1 values from `flow.sigma_schedule`).
+    """A sampler of `names.SAMPLERS` over exactly these sigmas (steps + 1 values from `flow.sigma_schedule`).
 
     diffusers' multistep schedulers round their timesteps to int64, which gives 999 for sigma 1 and duplicates, hence
     crashes, at 200 steps: sigmas and timesteps are put in explicitly after `set_timesteps`.

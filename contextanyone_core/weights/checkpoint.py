@@ -1,6 +1,6 @@
 """Weight files: safetensors with the model's config in the header, written whole or not at all, read strictly.
 
-Every file of this project carries the metadata `format` ("pt"), `kind` and `config` (JSON) (DESIGN 2).
+Every file of this project carries the metadata `format` ("pt"), `kind` and `config` (JSON).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def need_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path:
     return path
 
 
-def strange_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
+def misnamed_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
     """The transformer that `need_part` finds, where its name says that it has not learnt to read pictures as the model.
 
     Raises:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from server import PromptServer
 
 from ...contextanyone_core.generation.domain_check import round_trip_psnr
-from .references import ReferencePicture
+from .references import HostVAE, ReferencePicture
 
 THRESHOLD = "contextanyone_familiar_psnr"
 """Attribute of the miniature's VAE: below this many dB a picture is foreign to it. Other VAEs have none."""
-
-
-class _RoundTrip:
-    """ComfyUI's VAE for images (B, 3, T, H, W) in [-1, 1]."""
-
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.vae.encode((images[:, :, 0].movedim(1, -1) + 1.0) / 2.0)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
 
 
 def say_how_familiar(node_id: str | None, reference: tuple[ReferencePicture, ...]) -> None:
@@ -53,4 +37,4 @@ def say(node_id: str | None, text: str) -> None:
 def _is_strange(picture: ReferencePicture) -> bool | None:
     """Whether a picture is foreign to its VAE; None where that does not say."""
     threshold = getattr(picture.vae, THRESHOLD, None)
-    return None if threshold is None else round_trip_psnr(_RoundTrip(picture.vae), picture.image) < threshold
+    return None if threshold is None else round_trip_psnr(HostVAE(picture.vae), picture.image) < threshold

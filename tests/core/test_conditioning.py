@@ -109,6 +109,17 @@ def test_dual_encoder_shows_each_encoder_its_own_view() -> None:
     assert DualEncoder(Eye(), None).encode(picture, (32, 64)).image_embeds is None
 
 
+def test_dual_encoder_gives_each_view_alone() -> None:
+    """A host that learns the video's size later makes the tokens first."""
+    picture, encoder = torch.rand(1, 3, 30, 50), DualEncoder(Eye(), Eye())
+    whole = encoder.encode(picture, (32, 64))
+    tokens = encoder.semantic_tokens(picture)
+    assert tokens is not None
+    assert whole.image_embeds is not None
+    assert torch.equal(tokens, whole.image_embeds)
+    assert torch.equal(encoder.latents(picture, (32, 64)), whole.latents)
+
+
 # Prompts
 
 

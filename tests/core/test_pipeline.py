@@ -259,7 +259,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         ({"num_frames": 0}, "num_frames is 0"),
         ({"num_frames": -3}, "num_frames is -3"),
         ({"num_frames": 5.0}, "num_frames is 5.0"),
-        ({"width": 100}, "width is 100; it must be a multiple of 16, such as 96"),
+        ({"width": 100}, "width is 100; it must be a multiple of 16, such as 96 or 112"),
         ({"height": 0}, "height is 0"),
         ({"height": -16}, "height is -16"),
         ({"steps": 0}, "steps is 0"),

@@ -7,7 +7,8 @@ import torch
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.sampling.flow import sigma_schedule
-from contextanyone_core.sampling.schedulers import SAMPLERS, make_sampler
+from contextanyone_core.sampling.names import SAMPLERS
+from contextanyone_core.sampling.schedulers import make_sampler
 
 
 def straight(steps: int, shift: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -41,7 +41,7 @@ def test_runs_into_runs_name(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--set", "run.stpes=3"], 2, "train.py: run.stpes is not a setting; did you mean run.steps?\n"),
+        (["--set", "run.stpes=3"], 2, "train.py: run.stpes is not a setting. Did you mean run.steps?\n"),
         (["--set", "run.out=c.yaml"], 2, "run.out c.yaml cannot be made"),
         (["--set", "init.from=none.safetensors"], 2, "init.from is none.safetensors, which is not a file"),
         (["--set", "part.nan_steps=[0,1,2,3,4,5,6,7,8,9]", "run.steps=20"], 1, "10 steps in a row"),

@@ -35,9 +35,9 @@ def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.stpes=3", "run.stpes is not a setting; did you mean run.steps?"),
-        ("optmi.lr=1", "optmi is not a setting; did you mean optim?"),
-        ("part.widht=3", "part.widht is not a setting; did you mean part.width?"),
+        ("run.stpes=3", "run.stpes is not a setting. Did you mean run.steps?"),
+        ("optmi.lr=1", "optmi is not a setting. Did you mean optim?"),
+        ("part.widht=3", "part.widht is not a setting. Did you mean part.width?"),
         ("init.zzzz=3", "init.zzzz is not a setting; known are from."),
         ("run.steps=0", "run.steps is 0: input should be greater than or equal to 1."),
         ("run.steps=many", "run.steps is 'many': input should be a valid integer"),
@@ -49,7 +49,7 @@ def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine', 'constant' or 'linear'."),
         ("run.name=../x", "run.name is '../x'"),
         ("part.name=lineer", "part.name is lineer; it must be one of"),
-        ("part.name=lineer", "did you mean linear"),
+        ("part.name=lineer", "Did you mean linear"),
         ("part=3", "part.name is missing"),
         ("precision=fp8", "precision is 'fp8'"),
         ("run=5", "run is 5"),

@@ -147,7 +147,7 @@ def _measured(words, out):
     [
         (["--count", "1"], "--count is 1"),
         (["--seed", "-1"], "--seed is -1"),
-        (["--set", "stpes=4"], "did you mean steps"),
+        (["--set", "stpes=4"], "Did you mean steps"),
         (["--set", "num_frames=16"], "num_frames is 16"),
         (["--set", "sampler=unipcc"], "Did you mean unipc"),
         (["--set", "weights=nowhere"], "weights is nowhere"),

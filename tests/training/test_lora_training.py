@@ -227,7 +227,7 @@ def test_what_does_not_go_with_a_lora_is_refused(config, tmp_path, capsys):
     assert main(["--config", path, "--set", "init.from=null"]) == 2
     assert "part.train.lora needs init.from" in capsys.readouterr().err
     assert main(["--config", path, "--set", "part.train.lora.rnak=3"]) == 2
-    assert "part.train.lora.rnak is not a setting; did you mean part.train.lora.rank?" in capsys.readouterr().err
+    assert "part.train.lora.rnak is not a setting. Did you mean part.train.lora.rank?" in capsys.readouterr().err
 
 
 def test_the_preset_fits_its_card(tmp_path, monkeypatch):

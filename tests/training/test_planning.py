@@ -233,7 +233,7 @@ def test_what_is_frozen_costs_less():
 @pytest.mark.parametrize(("shift", "uniform"), [(1.0, 0.0), (3.0, 0.1), (2.0, 0.2), (5.0, 1.0)])
 def test_density_is_that_of_the_sampler(shift, uniform, kind):
     generator, levels = torch.Generator().manual_seed(0), Levels(shift, uniform, kind)
-    drawn = sample_sigmas(40000, shift=shift, uniform=uniform, kind=kind, generator=generator)
+    drawn = sample_sigmas(40000, shift=shift, uniform=uniform, distribution=kind, generator=generator)
     for index, share in enumerate(quarters(levels)):
         inside = ((drawn * 4).long().clamp(max=3) == index).float().mean().item()
         assert inside == pytest.approx(share, abs=0.01)

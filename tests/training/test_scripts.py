@@ -104,11 +104,11 @@ def test_a_number_of_frames_that_wan_cannot_have(
 ) -> None:
     out = ["--out", str(tmp_path)] if name == "evaluate" else []
     assert main_of(name)(["--config", str(CONFIGS / f"{config}.yaml"), *out, "--set", f"{key}=6"]) == 2
-    assert f"{key} is 6: 4k + 1 frames are needed, such as 77 or 81" in capsys.readouterr().err
+    assert f"{key} is 6: Wan needs 4k + 1 frames, such as 5 or 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cache", "plan", "train"])
 def test_an_unknown_setting_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "training/configs/miniature/manifest.yaml")
     assert main_of(name)(["--config", config, "--set", "part.data.buckets.max_token=3"]) == 2
-    assert "did you mean part.data.buckets.max_tokens?" in capsys.readouterr().err
+    assert "Did you mean part.data.buckets.max_tokens?" in capsys.readouterr().err

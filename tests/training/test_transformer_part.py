@@ -26,7 +26,7 @@ from training.files import write_tensors
 from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart
-from training.parts.transformer_base import _compile_blocks, explicit_attention
+from training.parts.transformer_base import compile_for_buckets, explicit_attention
 from training.randomness import seed_for
 from training.world import TEST_SEED_START, sample
 
@@ -224,7 +224,7 @@ def test_a_block_is_compiled_for_every_bucket(monkeypatch):
     torch._dynamo.reset()
     config = ContextAnyoneConfig.tiny()
     network = ContextAnyoneTransformer(config)
-    _compile_blocks(network)
+    compile_for_buckets(network)
     compiled, text = [], torch.zeros(1, config.text_len, config.text_dim)
     for frames in range(1, 5):
         network(torch.zeros(1, 16, frames, 4, 4), torch.zeros(1), text)

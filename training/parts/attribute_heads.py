@@ -52,15 +52,7 @@ class StreamTap:
     def __init__(self, block: TransformerBlock) -> None:
         self.video: Tensor | None = None
         self.reference: Tensor | None = None
-        encode = block.encode_reference
-
-        def encode_and_keep(*args: Any, **kwargs: Any) -> Any:
-            encoded = encode(*args, **kwargs)
-            self.reference = encoded[0]
-            return encoded
-
-        block.encode_reference = encode_and_keep  # type: ignore[method-assign]
-        block.register_forward_hook(self._keep_video)
+        block.register_forward_hook(self._keep, with_kwargs=True)
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
         """What was kept of the video and of the reference, (B, tokens, C) each; it is forgotten here."""
@@ -68,5 +60,8 @@ class StreamTap:
         self.video = self.reference = None
         return kept
 
-    def _keep_video(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.video = output
+    def _keep(self, block: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> None:
+        if options.get("mode") == "reference":
+            self.reference = output[0]
+        else:
+            self.video = output

@@ -1,4 +1,4 @@
-"""Training of the miniature's umT5 and CLIP vision tower: contrastive, on pictures and captions (DESIGN 2)."""
+"""Training of the miniature's umT5 and CLIP vision tower: contrastive, on pictures and captions."""
 
 import json
 from collections.abc import Mapping, Sequence

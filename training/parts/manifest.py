@@ -35,7 +35,7 @@ from training.parts.base import PartContext
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 
 _LOG = logging.getLogger(__name__)
-MODELS = {
+CONFIGS = {
     "miniature": ContextAnyoneConfig.miniature,
     "wan_1_3b": ContextAnyoneConfig.wan_1_3b,
     "wan_14b": ContextAnyoneConfig.wan_14b,
@@ -86,7 +86,7 @@ class ManifestPart(TransformerTraining):
         """The chosen sizes with the widths and statistics of what the cache was encoded by."""
         index, shape = self.data.index, self.data.image_embeds_shape()
         return replace(
-            MODELS[self.settings.model](),
+            CONFIGS[self.settings.model](),
             text_dim=self.data.empty_text.shape[1],
             image_dim=None if shape is None else shape[1],
             latents_mean=index.latents_mean,

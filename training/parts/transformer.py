@@ -1,4 +1,4 @@
-"""The ContextAnyone transformer of the miniature, trained on encoded pairs of the character world (DESIGN 1 and 2)."""
+"""The ContextAnyone transformer of the miniature, trained on encoded pairs of the character world."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import merge_loras, save_lora
 from training.flops import backward_flops, forward_flops
@@ -66,7 +66,7 @@ class TransformerTraining:
         if settings.explicit_attention:
             transformer.attention = explicit_attention
         if settings.compile:
-            _compile_blocks(transformer)
+            compile_for_buckets(transformer)
         recompute_blocks(transformer, settings.recompute)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -189,11 +189,8 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return read.transpose(1, 2).flatten(-2)
 
 
-def _compile_blocks(transformer: ContextAnyoneTransformer) -> None:
-    """Compile the repeated block once for each of its two uses and each shape, of which every bucket has its own."""
+def compile_for_buckets(transformer: ContextAnyoneTransformer) -> None:
+    """Compile the repeated block once for each of its two streams and each shape, of which every bucket has its own."""
     # With and without references, in training and in validation: buckets four times, and eight is torch's own limit.
     torch._dynamo.config.recompile_limit = 256
-    for block in transformer.blocks:
-        assert isinstance(block, TransformerBlock)
-        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
-        block.encode_reference = torch.compile(block.encode_reference, dynamic=False)  # type: ignore[method-assign]
+    compile_blocks(transformer)

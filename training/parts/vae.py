@@ -1,4 +1,4 @@
-"""The mini VAE: Wan 2.1's architecture at width 16, trained on renderings of the character world (DESIGN 2).
+"""The mini VAE: Wan 2.1's architecture at width 16, trained on renderings of the character world.
 
 Images come first: single frames take the cheap 2D form of every convolution (see `vae_forward`). Clips follow, on
 crops around the person, with single frames in between so that first frames stay sharp.

@@ -145,7 +145,7 @@ def _whole_config(config: TrainConfig) -> ContextAnyoneConfig:
             )
         return ContextAnyoneConfig.from_dict(header.config)
     name = settings.model if isinstance(settings, manifest.Settings) else "miniature"
-    return manifest.MODELS[name]()
+    return manifest.CONFIGS[name]()
 
 
 def clip_tokens(config: TrainConfig) -> int:

@@ -228,8 +228,7 @@ def _numbered(pattern: str) -> bool:
 def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor]]:
     """A batch with reference, as the objective is given it."""
     count, bucket = shape.clips, shape.bucket
-    frames = 1 + (bucket.num_frames - 1) // config.vae_stride[0]
-    sides = (bucket.height // config.vae_stride[1], bucket.width // config.vae_stride[2])
+    frames, *sides = bucket.latents(config)
     latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, 1))
     ones = torch.empty(count, 1, frames, *sides)
     tokens = None
