@@ -12,11 +12,12 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 
 from contextanyone_core.errors import InputError
 from training.commands import Parser, refuse_output_file, run_command
-from training.config import TrainConfig, did_you_mean, load_config
+from training.config import TrainConfig, load_config
 from training.planning.cards import CARDS
 from training.planning.density import draw_density
 from training.planning.plan import plan_run
 from training.planning.text import plan_text
+from training.settings import did_you_mean
 
 
 def plan(config: TrainConfig, card: str | None, gpus: int, plot: Path | None) -> None:

@@ -23,8 +23,8 @@ from contextanyone_core.weights.checkpoint import load_transformer
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, encoders_hash, open_pool
 from training.files import write_tensors
-from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
+from training.parts.objective import dual_guidance_step, fixed_draws
 from training.parts.transformer import Settings, TransformerPart
 from training.parts.transformer_base import _compile_blocks, explicit_attention
 from training.randomness import seed_for

@@ -26,8 +26,8 @@ from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.encoders.vae import VideoVAE
 from training.data.frames import latent_masks
 from training.files import write_tensors
-from training.parts.vae_forward import encode_whole
 from training.randomness import numpy_generator, seed_for
+from training.vae_forward import encode_whole
 from training.world import ATTRIBUTES, TEST_SEED_START, Character, Scene, WorldSample, random_frame, sample
 from training.world.scene import ACTIONS, LIGHTS, PLACES
 

@@ -30,8 +30,8 @@ from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
 from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
-from training.objective import Draws, EncodedClips
 from training.parts.base import PartContext
+from training.parts.objective import Draws, EncodedClips
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 
 _LOG = logging.getLogger(__name__)

@@ -30,11 +30,12 @@ from contextanyone_core.weights.checkpoint import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.files import file_sha256
-from training.objective import Draws, EncodedClips
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
+from training.parts.objective import Draws, EncodedClips
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import numpy_generator
+from training.settings import MINIATURE, ShippedPath
 from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, sample
 from training.world.captions import draw_named, first_caption, later_caption
 
@@ -51,7 +52,7 @@ class Settings(TransformerSettings):
     pairs: int = Field(4000, ge=1)
     pool_seed: int = 0
     pools: Path = Path("runs/pools")
-    weights: Path = Path("contextanyone_core/miniature")
+    weights: ShippedPath = MINIATURE
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
     motion_weight: float = Field(0.0, ge=0)  # and this * how much it differs from the frame before or after
     sample_steps: int = Field(12, ge=1)

@@ -22,7 +22,8 @@ from contextanyone_core.weights.checkpoint import load_transformer, save_transfo
 from contextanyone_core.weights.lora import merge_loras, save_lora
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
-from training.objective import (
+from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
+from training.parts.objective import (
     Draws,
     EncodedClips,
     ObjectiveSettings,
@@ -31,7 +32,6 @@ from training.objective import (
     fixed_draws,
     loss_terms,
 )
-from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
 from training.recompute import Recompute, recompute_blocks
 from training.trainable import TrainSettings, choose_trained, frozen_names
 

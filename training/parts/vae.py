@@ -31,8 +31,8 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.weights.container import open_container
 from training.data.buckets import FrameCount
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
-from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
 from training.randomness import numpy_generator, seed_for
+from training.vae_forward import compile_norms, decode_whole, encode_whole
 from training.world import TEST_SEED_START, random_frame, sample
 
 _LOG = logging.getLogger(__name__)

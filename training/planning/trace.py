@@ -21,8 +21,8 @@ from contextanyone_core.model import transformer as core_transformer
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import OptimSettings
 from training.data.buckets import Bucket
-from training.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
 from training.optim import make_optimizer
+from training.parts.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
 from training.parts.transformer_base import TransformerSettings, TransformerTraining
 from training.trainable import TrainSettings
 
