@@ -16,10 +16,10 @@ from training.parts.base import PartSettings
 from training.settings import ShippedPath, describe_errors, did_you_mean, read_settings
 from training.trackers import TrackerName
 
-# How long a run goes on, and on how many pairs: a resume may change both, up or down.
-_LENGTH = frozenset({"run.steps", "part.pairs"})
+# What a run computes, and a resume may change all the same: how long it goes on, on how many pairs, and how fast.
+_CHANGEABLE = frozenset({"run.steps", "part.pairs", "optim.lr"})
 # With them the settings that say how a run is carried out, not what it computes.
-FREE_ON_RESUME = _LENGTH | frozenset(
+FREE_ON_RESUME = _CHANGEABLE | frozenset(
     {"part.pools"}  # where pairs are kept, not which ones
     | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # places; data.sha256 holds the contents
     | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # only shown
@@ -158,9 +158,9 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Return the SHA-256 of what the run computes: what a resume must keep, and the number of steps and of pairs."""
+    """Return the SHA-256 of what the run computes: what a resume must keep, and the present steps, pairs and rate."""
     flat = _flatten(config.to_dict())
-    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _LENGTH}
+    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _CHANGEABLE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

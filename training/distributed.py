@@ -227,11 +227,12 @@ def full(tensor: Tensor) -> Tensor:
 def like(tensor: Tensor, model: Tensor) -> Tensor:
     """A whole tensor, on the device of a model, as the share that the model holds of its own.
 
-    Of the model's shape also in its order in memory, which a fused optimizer takes for granted.
+    Of the model's shape also in its order in memory, which a fused optimizer takes for granted. A copy in any case: the
+    tensor may be a file's, which stays open for as long as it lives.
     """
     tensor = tensor.to(model.device)
     if tensor.shape != model.shape:
-        return tensor
+        return tensor.clone()
     if isinstance(model, DTensor):
         return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
     return torch.empty_like(model, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

@@ -17,7 +17,7 @@ from training.parts.base import HashesData, OpensData, Part, Validates
 from training.prefetch import batches
 from training.randomness import rank_seed
 from training.speed import Speedometer
-from training.state import Checkpoint, CheckpointStore, only_trainer
+from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
 from training.stopping import Stop, TrainingStopped, save_asked
 from training.trainer import Trainer, build_trainer
 from training.watch import Watch
@@ -38,16 +38,7 @@ def train(config: TrainConfig) -> int | None:
     folder = _make_folder(config.run.folder)
     with open_world() as world, logging_redirect_tqdm(), only_trainer(folder) if world.first else nullcontext():
         store = CheckpointStore(folder / "checkpoints", config.run.keep_last)
-        checkpoint = store.load_latest()
-        if world.first:
-            if checkpoint is not None:
-                refuse_changes(folder, config)
-            save_config(config, folder / "config.yaml")
-            _describe_world(world, checkpoint)
-        trainer = build_trainer(config, checkpoint, world)
-        if world.first:
-            _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
-            _describe_start(trainer, folder)
+        trainer = _build_or_resume(config, store, folder, world)
         if trainer.progress.step < config.run.steps:
             _open_data(trainer)
         with stop.listening():
@@ -59,21 +50,64 @@ def train(config: TrainConfig) -> int | None:
     return ended_by
 
 
-def refuse_changes(folder: Path, config: TrainConfig) -> None:
-    """Compare with the run's own config.yaml. Raises InputError that names the keys that must not change."""
+def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, world: World) -> Trainer:
+    """The trainer as the newest checkpoint has it, if there is one.
+
+    The checkpoint is released here: its files are mapped into memory and would stay on disk for as long as it lives.
+    """
+    checkpoint = store.load_latest()
+    if world.first:
+        if checkpoint is not None:
+            before = refuse_changes(folder, config)
+            _note_rate(checkpoint.progress, before.optim.lr, config.optim.lr)
+        save_config(config, folder / "config.yaml")
+        _describe_world(world, checkpoint)
+    trainer = build_trainer(config, checkpoint, world)
+    if world.first:
+        trainer.progress.learning_rates.setdefault("0", config.optim.lr)
+        _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
+        _describe_start(trainer, folder)
+    return trainer
+
+
+def _note_rate(progress: Progress, before: float, now: float) -> None:
+    """Keep a changed learning rate with the run's progress, which every later checkpoint states."""
+    progress.learning_rates.setdefault("0", before)
+    last = list(progress.learning_rates.values())[-1]
+    if last != now:
+        _LOG.warning("optim.lr is %g from step %d on; it was %g.", now, progress.step, last)
+        progress.learning_rates[str(progress.step)] = now
+
+
+def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:
+    """Compare with the run's own config.yaml, which is returned. Raises InputError that names what must not change."""
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise CheckpointError(f"{folder} has checkpoints but no config.yaml: choose another run.out.")
-    changed = changed_keys(load_config(saved), config)
+    before = load_config(saved)
+    changed = changed_keys(before, config)
     if changed:
         raise InputError(
             f"{folder} holds a run with other settings ({', '.join(changed)}): set them back to resume it, or choose "
             "another run.out."
         )
+    return before
 
 
 def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> int | None:
-    """Do what is left of the steps. Returns the signal that ended them, else None."""
+    """Do what is left of the steps. Returns the signal that ended them, else None.
+
+    What follows a step, in this order, which is a contract:
+
+    1. The step is logged, before anything can fail.
+    2. Ten steps in a row that were not finite end the run: no checkpoint is written of them.
+    3. A checkpoint that is due (`save_every`, the last step) is written before validation and samples, so neither can
+       cost it.
+    4. A validation that is due; a signal or the end of the time cuts it short.
+    5. All processes agree whether the run ends here: after the validation, so what came in it counts for this step.
+    6. A checkpoint where the run ends or somebody asked for one, if 3 did not write it: one checkpoint for a step.
+    7. Samples that are due (`sample_every`, the last step, the end of the time), unless a signal ends the run.
+    """
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
@@ -89,19 +123,20 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingStopped(
                     f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
-                    "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
+                    "checkpoint is whole; go on with a lower optim.lr, or with another clip_norm in another run.out."
                 )
-            due = progress.step % run.save_every == 0 or progress.step == run.steps
-            if due:  # before the validation, which may fail
+            complete = progress.step == run.steps
+            save_due = complete or progress.step % run.save_every == 0
+            if save_due:
                 _save(trainer, store)
             if run.validate_every is not None and progress.step % run.validate_every == 0:
                 found = trainer.validate(stop.asked)
                 if found is not None:
                     watch.validation(found, progress.step)
-            out_of_time, save = world.any(stop.asked(), world.first and save_asked(folder))
+            out_of_time, save_wanted = world.any(stop.asked(), world.first and save_asked(folder))
             ended_by = stop.agreed(world)
-            last = out_of_time or ended_by is not None or progress.step == run.steps
-            if (last or save) and not due:
+            last = complete or out_of_time or ended_by is not None
+            if (last or save_wanted) and not save_due:
                 _save(trainer, store)
             if ended_by is None and (last or progress.step % run.sample_every == 0):
                 _sample(trainer, folder / "samples", watch, stop)

@@ -15,7 +15,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -33,7 +33,8 @@ class Progress:
     """How far a run is.
 
     seconds is the training's wall-clock time over all starts; skipped counts non-finite steps; world is the number of
-    processes; start is the SHA-256 of `init.from` where checkpoints leave out what stays as that has it.
+    processes; start is the SHA-256 of `init.from` where checkpoints leave out what stays as that has it;
+    learning_rates has every `optim.lr` by the step from which it holds.
     """
 
     step: int = 0
@@ -44,6 +45,7 @@ class Progress:
     ema_updates: int = 0
     world: int = 1
     start: str | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,18 @@ class CheckpointStore:
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
 
     def _rotate(self, newest: str) -> None:
-        """Remove all but the newest. One with a later step is damaged: the run was resumed from before it."""
+        """Remove all but the newest. One with a later step is damaged: the run was resumed from before it.
+
+        Network file systems refuse to remove a folder while any process has a file of it open: that is no reason to end
+        a run, and the next rotation tries again.
+        """
         names = self._names()
         present = [name for name in names if name <= newest]
-        for name in set(names) - set(present[-self.keep_last :]):
-            shutil.rmtree(self.folder / name)
+        for name in sorted(set(names) - set(present[-self.keep_last :])):
+            try:
+                shutil.rmtree(self.folder / name)
+            except OSError as error:
+                _LOG.warning("The old checkpoint %s cannot be removed: %s.", self.folder / name, error.strerror)
 
     def _remove_remains(self) -> None:
         for path in self.folder.glob(".*.new"):

@@ -35,6 +35,20 @@ class _Result(NamedTuple):
     finite: bool
 
 
+class _Logged(NamedTuple):
+    """What one process has for the record of a step.
+
+    Attributes:
+        sums: of the terms of the loss, by batch.
+        ids: the samples of a step that is not finite, where the batches name them.
+        unreadable: how many samples the batches lack.
+    """
+
+    sums: list[_Sums]
+    ids: list[str]
+    unreadable: int
+
+
 class Trainer:
     """A part with its optimizer, EMA and progress, in one process or in each of several."""
 
@@ -132,9 +146,29 @@ class Trainer:
             results.append(self._backward(batch, step * len(batches) + index, index, len(batches)))
             if not results[-1].finite:
                 break
+        norm = self._update(frozen, finite=results[-1].finite)
+        finite = math.isfinite(norm)
+        own_ids = [] if finite else _names(batches, "ids")
+        unreadable = len(_names(batches, "unreadable"))
+        everywhere = self.world.gather(_Logged([result.sums for result in results], own_ids, unreadable))
+        ids = [name for one in everywhere for name in one.ids]
+        self._count(sum(result.samples for result in results), finite, ids)
+        terms = _means([sums for one in everywhere for sums in one.sums])
+        with_reference = ["reference" in result.sums for result in results]
+        occasional = {
+            "unreadable": sum(one.unreadable for one in everywhere),
+            "with_reference": with_reference if len(set(with_reference)) > 1 else [],
+            "skipped": not finite,
+            "ids": ids,
+        }
+        happened = {key: value for key, value in occasional.items() if value}
+        return {"step": step, **terms, "lr": rate, "grad_norm": norm, **happened}
+
+    def _update(self, frozen: set[str], *, finite: bool) -> float:
+        """Step the optimizer and the EMA where loss and gradients are finite; returns the gradients' norm, else NaN."""
         for name in frozen & self._stepped.keys():
             self._stepped[name].grad = None
-        norm = self._norm() if results[-1].finite else math.nan
+        norm = self._norm() if finite else math.nan
         finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
@@ -143,17 +177,7 @@ class Trainer:
         if finite:
             self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
-        mine = ([result.sums for result in results], [] if finite else _names(batches, "ids"))
-        gathered = self.world.gather((*mine, len(_names(batches, "unreadable"))))
-        terms = _means([sums for theirs, _, _ in gathered for sums in theirs])
-        names = [name for _, theirs, _ in gathered for name in theirs]
-        unreadable = sum(theirs for _, _, theirs in gathered)
-        self._count(sum(result.samples for result in results), finite, names)
-        record: dict[str, Any] = {"step": step, **terms, "lr": rate, "grad_norm": norm}
-        record |= {"unreadable": unreadable} if unreadable else {}
-        with_reference = ["reference" in result.sums for result in results]
-        record |= {"with_reference": with_reference} if len(set(with_reference)) > 1 else {}
-        return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
+        return norm
 
     def _freeze(self, step: int) -> set[str]:
         """The names of what a step leaves as it is, whose gradients are not reckoned (by FSDP they are)."""
@@ -210,6 +234,7 @@ class Trainer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         record = run_record(self.config, self.progress, self.part) | ({} if ema else {"ema": False})
+        clock = {"seconds": round(self.progress.seconds, 1)}  # not in the weights' files: equal weights are equal bytes
         with self.shown(ema=ema):
             if dtype is None:
                 self.part.export(folder, record)
@@ -217,7 +242,7 @@ class Trainer:
                 self.part.export_in(folder, record, dtype)
             else:
                 raise InputError(f"--dtype: the part {self.config.part.name} is written in fp16 only; leave it out.")
-        (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / "record.json").write_text(json.dumps(record | clock, indent=1) + "\n", encoding="utf-8")
 
     @contextmanager
     def shown(self, *, ema: bool = True) -> Iterator[None]:
@@ -307,14 +332,15 @@ def _refuse_other_start(progress: Progress, start: Path) -> None:
 
 
 def run_record(config: TrainConfig, progress: Progress, part: Part) -> dict[str, Any]:
-    """Return what stands beside exported weights: JSON data."""
-    data = {"data_hash": part.data_hash()} if isinstance(part, HashesData) else {}
+    """Return what exported weights carry: JSON data, the same for the same weights."""
+    data: dict[str, Any] = {"data_hash": part.data_hash()} if isinstance(part, HashesData) else {}
+    if len(progress.learning_rates) > 1:
+        data["learning_rates"] = progress.learning_rates
     return data | {
         "name": config.run.name,
         "part": config.part.name,
         "steps": progress.step,
         "samples": progress.samples,
-        "seconds": round(progress.seconds, 1),
         "seed": config.run.seed,
         "config_hash": config_hash(config),
     }

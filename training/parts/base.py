@@ -120,8 +120,8 @@ class Part(Protocol):
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the shipped fp16 file or files into folder, which exists. EMA weights are in place.
 
-        record (name, part, steps, samples, seconds, seed, config_hash) belongs into the files' metadata; it is JSON
-        data.
+        record (name, part, steps, samples, seed, config_hash) belongs into the files' metadata; it is JSON data, the
+        same for the same weights.
         """
         ...
 

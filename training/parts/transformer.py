@@ -116,13 +116,11 @@ class TransformerPart(TransformerTraining):
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
         header = read_header(vae_path)
         factors, bias = (json.loads(header.metadata[f"latent_rgb_{name}"]) for name in ("factors", "bias"))
-        own = self.settings.reading == "contextanyone"
         return replace(
             ContextAnyoneConfig.miniature(),
-            emphasize=own,
             text_dim=self.text_encoder.text_dim,
             text_len=self.text_encoder.text_len,
-            image_dim=self.image_encoder.image_dim if own else None,
+            image_dim=self.image_encoder.image_dim,
             latents_mean=tuple(self.vae.vae.config.latents_mean),
             latents_std=tuple(self.vae.vae.config.latents_std),
             latent_rgb_factors=tuple((row[0], row[1], row[2]) for row in factors),

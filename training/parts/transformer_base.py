@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 import torch._dynamo
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
@@ -39,6 +39,8 @@ from training.trainable import TrainSettings, choose_trained, frozen_names
 class TransformerSettings(ObjectiveSettings):
     """The objective, what is trained, and how the network is run."""
 
+    gap: float | None = Field(default=None, ge=0)  # latent frames; None: of `init.from`, 10 in a network without
+    emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as `init.from` has it, true without
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
     recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
@@ -51,6 +53,22 @@ class TransformerSettings(ObjectiveSettings):
                 "part.recompute: selective needs fused attention, neither compiled nor explicit; full does not"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stream_of_its_own(self) -> Self:
+        if self.reading == "phantom" and (self.gap is not None or self.emphasize is not None):
+            raise ValueError(
+                "part.gap and part.emphasize need a reference stream; with part.reading: phantom leave them out"
+            )
+        return self
+
+    def network_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
+        """The config of the network that is trained: a file's or a preset's, with what these settings choose."""
+        if self.reading == "phantom":
+            return backbone_config(config)
+        gap = config.gap if self.gap is None else self.gap
+        emphasize = config.emphasize if self.emphasize is None else self.emphasize
+        return replace(config, gap=gap, emphasize=emphasize)
 
 
 class TransformerTraining:
@@ -148,19 +166,23 @@ def starting_network(
     """The network of `init.from`, float32 as training needs its weights, else one that starts from nothing.
 
     Raises:
-        InputError: a LoRA of nothing.
+        InputError: a LoRA of nothing, or `part.emphasize` of a file that has no Emphasize-Attention.
     """
     if context.init_from is not None:
         return _read(settings, context.init_from)
     if settings.train.lora is not None:
         raise InputError("part.train.lora needs init.from: the file with the network that it is a LoRA of.")
-    return ContextAnyoneTransformer(fresh())
+    return ContextAnyoneTransformer(settings.network_config(fresh()))
 
 
 def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
-    phantom = settings.reading == "phantom"
-    network = load_transformer(path, dtype=torch.float32, plain=phantom)
-    return _backbone(network) if phantom else network
+    network = load_transformer(path, dtype=torch.float32, plain=settings.reading == "phantom")
+    config = settings.network_config(network.config)
+    if config.emphasize and not network.config.emphasize:
+        raise InputError(
+            f"part.emphasize is true, and init.from {path} has no Emphasize-Attention; contextanyone init adds it."
+        )
+    return network if config == network.config else _with_config(network, config)
 
 
 def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
@@ -168,12 +190,12 @@ def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
     return replace(config, emphasize=False, image_dim=None)
 
 
-def _backbone(network: ContextAnyoneTransformer) -> ContextAnyoneTransformer:
-    """Wan's part of a network, which is all that Phantom has."""
-    backbone = ContextAnyoneTransformer(backbone_config(network.config))
+def _with_config(network: ContextAnyoneTransformer, config: ContextAnyoneConfig) -> ContextAnyoneTransformer:
+    """The same weights in a network of another config, which has no parameters beyond theirs."""
+    other = ContextAnyoneTransformer(config)
     state = network.state_dict()
-    backbone.load_state_dict({name: state[name] for name in backbone.state_dict()})
-    return backbone
+    other.load_state_dict({name: state[name] for name in other.state_dict()})
+    return other
 
 
 def _hidden(name: str) -> bool:
