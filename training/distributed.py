@@ -3,7 +3,7 @@ on, and how their networks become one.
 
 Every process holds the whole network (DDP), or a share of it where accelerate's configuration has `use_fsdp` (FSDP2;
 HSDP where its parallelism_config has a dp_replicate_size), or a share of the optimizer where it has `use_deepspeed`
-(ZeRO-1 and 2, training/zero.py). A process that was started alone goes through none of this.
+(ZeRO-1 and 2, training/zero/). A process that was started alone goes through none of this.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from training.parts.base import ExportsIn, HashesData, KeepsStart, Metrics, Part
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
-from training.zero import ZeroShares
+from training.zero.shares import ZeroShares
 
 _LOG = logging.getLogger(__name__)
 VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
