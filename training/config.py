@@ -16,13 +16,13 @@ from training.parts.base import PartSettings
 from training.settings import ShippedPath, describe_errors, did_you_mean, read_settings
 from training.trackers import TrackerName
 
-# What a run computes, and a resume may change all the same: how long it goes on, on how many pairs, and how fast.
+# Settings that change the result, and that a resume may still change: steps, pairs and learning rate.
 _CHANGEABLE = frozenset({"run.steps", "part.pairs", "optim.lr"})
-# With them the settings that say how a run is carried out, not what it computes.
+# These, and the settings that do not change the result.
 FREE_ON_RESUME = _CHANGEABLE | frozenset(
-    {"part.pools"}  # where pairs are kept, not which ones
-    | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # places; data.sha256 holds the contents
-    | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # only shown
+    {"part.pools"}  # the folder of the pairs, not their content
+    | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # data.sha256 has their content
+    | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # display
     | {
         f"run.{key}"
         for key in (
@@ -47,7 +47,7 @@ class _Section(BaseModel):
 
 
 class RunSettings(_Section):
-    """How long a run takes and where it lives. Everything named `_every` counts steps."""
+    """Length, folder and logging of a run. Settings named `_every` count steps."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     out: Path | None = None  # runs/<name> where not given

@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> int | None:
 
 
 def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, world: World) -> Trainer:
-    """The trainer as the newest checkpoint has it, if there is one.
+    """Build the trainer, and restore the newest checkpoint if there is one.
 
     The checkpoint is released here: its files are mapped into memory and would stay on disk for as long as it lives.
     """
@@ -71,7 +71,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
 
 
 def _note_rate(progress: Progress, before: float, now: float) -> None:
-    """Keep a changed learning rate with the run's progress, which every later checkpoint states."""
+    """Record a changed learning rate in the progress, which every later checkpoint contains."""
     progress.learning_rates.setdefault("0", before)
     last = list(progress.learning_rates.values())[-1]
     if last != now:
@@ -95,18 +95,18 @@ def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:
 
 
 def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> int | None:
-    """Do what is left of the steps. Returns the signal that ended them, else None.
+    """Train the remaining steps. Returns the signal that ended them, else None.
 
     What follows a step, in this order, which is a contract:
 
     1. The step is logged, before anything can fail.
-    2. Ten steps in a row that were not finite end the run: no checkpoint is written of them.
-    3. A checkpoint that is due (`save_every`, the last step) is written before validation and samples, so neither can
-       cost it.
-    4. A validation that is due; a signal or the end of the time cuts it short.
-    5. All processes agree whether the run ends here: after the validation, so what came in it counts for this step.
-    6. A checkpoint where the run ends or somebody asked for one, if 3 did not write it: one checkpoint for a step.
-    7. Samples that are due (`sample_every`, the last step, the end of the time), unless a signal ends the run.
+    2. Ten steps in a row that were not finite end the run, without a checkpoint.
+    3. A checkpoint that is due (`save_every`, the last step) is written before validation and samples, so that an
+       error in them does not lose it.
+    4. A validation that is due. A signal or the time limit interrupts it.
+    5. All processes agree whether the run ends at this step; signals during the validation count.
+    6. A checkpoint if the run ends or the file `save` requests one, unless 3 has written it: at most one per step.
+    7. Samples that are due (`sample_every`, the last step, the time limit), unless a signal ends the run.
     """
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
@@ -145,9 +145,9 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
 
 
 def _open_data(trainer: Trainer) -> None:
-    """Have the part open its data, and its first held-out batch: what is wrong with them is said before the first step.
+    """Open the part's data and its first held-out batch, so that an error in them comes before the first step.
 
-    That may take hours, in which a signal ends the process at once, as there is nothing to save.
+    This may take hours. A signal in that time ends the process at once: there is nothing to save.
     """
     part, name = trainer.part, trainer.config.part.name
     if isinstance(part, OpensData):
@@ -176,7 +176,7 @@ def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> 
 
 
 def _save(trainer: Trainer, store: CheckpointStore) -> None:
-    """Write a checkpoint, in the first process; none goes on before it is written."""
+    """Write a checkpoint in the first process; the others wait for it."""
     tensors, failed = trainer.tensors(), None
     if trainer.world.first:
         try:
@@ -191,7 +191,7 @@ def _save(trainer: Trainer, store: CheckpointStore) -> None:
 
 
 def _sample(trainer: Trainer, folder: Path, watch: Watch, stop: Stop) -> None:
-    if trainer.world.first and not trainer.world.sharded:  # a share of a network shows nothing; export.py gives all
+    if trainer.world.first and not trainer.world.sharded:  # a sharded network cannot sample; export.py gathers it
         with stop.may_cut():
             watch.samples(trainer.sample(folder), trainer.progress.step - 1)
     trainer.world.wait()
@@ -230,7 +230,7 @@ def _describe_start(trainer: Trainer, folder: Path) -> None:
 
 
 def _refuse_other_data(folder: Path, part: Part, *, resumed: bool) -> None:
-    """Keep the hash of the data beside a new run, and compare it where a run goes on."""
+    """Write the hash of the data into a new run's folder; compare it when a run is resumed."""
     if not isinstance(part, HashesData):
         return
     path = folder / "data.sha256"

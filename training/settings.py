@@ -25,8 +25,8 @@ def _as_written(path: Path) -> str:
 
 
 ShippedPath = Annotated[Path, AfterValidator(_locate), PlainSerializer(_as_written)]
-"""A path that may name what is shipped: `contextanyone_core/...` is in the installed package, wherever the command is
-started, and written out in this form again; every other relative path starts at the working folder."""
+"""A path that may name a shipped file: `contextanyone_core/...` is inside the package, from any working folder, and is
+serialised in this form; every other relative path starts at the working folder."""
 MINIATURE = _CORE / "miniature"
 
 
@@ -49,14 +49,14 @@ def did_you_mean(given: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 class _RepeatedKey(yaml.YAMLError):
-    """A mapping has a key twice, of which YAML's own loader takes the last without a word."""
+    """A mapping has a key twice; YAML's own loader silently uses the last one."""
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, which refuses repeated keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it stands in the file. Raises _RepeatedKey."""
+        """Compose a mapping node. Raises _RepeatedKey."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -113,14 +113,14 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
-    """Say in one line which settings of a model are at fault and what would be right; prefix goes before the names."""
+    """Describe in one line the invalid settings of a model and the valid values; prefix goes before the names."""
     return " ".join(_describe_error(details, model, prefix) for details in error.errors())
 
 
 def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
     names = [str(name) for name in details["loc"]]
     message = details["msg"].removeprefix("Value error, ").rstrip(".")
-    if not names:  # a rule over several settings says itself which ones
+    if not names:  # a rule over several settings names them itself
         return f"{message}."
     key = prefix + ".".join(names)
     if details["type"] == "extra_forbidden":

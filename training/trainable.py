@@ -74,6 +74,6 @@ def choose_trained(transformer: ContextAnyoneTransformer, settings: TrainSetting
 
 
 def frozen_names(names: Iterable[str], settings: TrainSettings, step: int) -> list[str]:
-    """Of the names, those that `thaw` keeps as they are at a step."""
+    """Of the names, those that `thaw` still freezes at a step."""
     patterns = [pattern for pattern, thawed_at in settings.thaw.items() if step < thawed_at]
     return [name for name in names if matches(name, patterns)] if patterns else []

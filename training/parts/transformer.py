@@ -81,7 +81,7 @@ class TransformerPart(TransformerTraining):
         self._held_out: Pool | None = None
 
     def data_hash(self) -> str:
-        """A hash of which pairs there are and of the encoders, that of the texts too; not of how many pairs."""
+        """A hash of the pairs' seed and of the encoders, the text encoder too; not of the number of pairs."""
         text = file_sha256(self.settings.weights / "text_encoder.safetensors")
         return hashlib.sha256(json.dumps([self._key.encoders, self._key.seed, text]).encode()).hexdigest()
 
@@ -93,14 +93,14 @@ class TransformerPart(TransformerTraining):
         self.heads.update({"video": AttributeHeads(width), "reference": AttributeHeads(width)})
 
     def modules(self) -> dict[str, nn.Module]:
-        """The transformer, and the heads that ask it for the attributes."""
+        """The transformer, and the heads that classify the attributes."""
         return super().modules() | ({"attribute_heads": self.heads} if len(self.heads) else {})
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The dual-guidance loss; with references also how badly both streams tell the attributes."""
+        """The dual-guidance loss; with references also the attributes' cross-entropy in both streams."""
         if self._tap is None:
             return super().loss(batch, step, generator)
-        self._tap.take()  # what a sample or a validation left
+        self._tap.take()  # left by a sample or a validation
         losses, metrics = super().loss(batch, step, generator)
         labels = batch["labels"][:, : len(ATTRIBUTES)]
         video, reference = self._tap.take()
@@ -129,7 +129,7 @@ class TransformerPart(TransformerTraining):
 
     @cached_property
     def pool(self) -> Pool:
-        """The pairs to train on, which are encoded when they are first asked for."""
+        """The pairs to train on, encoded at first use."""
         return open_pool(self.settings.pools, self._key, self.vae, self.image_encoder)
 
     def open_data(self) -> None:
@@ -142,7 +142,7 @@ class TransformerPart(TransformerTraining):
         return _captioned(self.pool, rng.integers(len(self.pool), size=self.settings.batch), rng)
 
     def validation_batches(self) -> Iterator[Any]:
-        """Pairs of another pool, which are encoded when they are first asked for."""
+        """Pairs of another pool, encoded at first use."""
         if self._held_out is None:
             own = self._key
             key = replace(own, seed=own.seed + 1, pairs=self.settings.validation_pairs, apart_from=own)

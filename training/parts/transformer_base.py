@@ -1,4 +1,4 @@
-"""What training the transformer is, whatever its data: the network, what of it is trained, and its export."""
+"""Training of the transformer, independent of its data: the network, its trained parameters, and its export."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from training.trainable import TrainSettings, choose_trained, frozen_names
 class TransformerSettings(ObjectiveSettings):
     """The objective, what is trained, and how the network is run."""
 
-    gap: float | None = Field(default=None, ge=0)  # latent frames; None: of `init.from`, 10 in a network without
-    emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as `init.from` has it, true without
+    gap: float | None = Field(default=None, ge=0)  # latent frames; None: as in `init.from`, 10 without one
+    emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as in `init.from`, true without one
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
     recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
@@ -96,17 +96,17 @@ class TransformerTraining:
         return default_groups(self.modules(), hidden=_hidden)
 
     def frozen(self, step: int) -> list[nn.Parameter]:
-        """What `part.train.thaw` leaves as it is at a step."""
+        """The parameters that `part.train.thaw` still freezes at a step."""
         named = dict(self.transformer.named_parameters())
         return [named[name] for name in frozen_names(named, self.settings.train, step)]
 
     def kept(self) -> list[nn.Parameter]:
-        """Of a LoRA, the network that it is one of."""
+        """Of a LoRA, the network that it adapts."""
         named = self.transformer.named_parameters() if self.settings.train.lora is not None else ()
         return [parameter for name, parameter in named if name in self._fixed]
 
     def encoded(self, batch: Any) -> EncodedClips:
-        """A batch as the objective takes it."""
+        """A batch in the form of the objective."""
         raise NotImplementedError
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
@@ -145,7 +145,7 @@ class TransformerTraining:
         return Work(len(latents) * (video + sum(references)), flops)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write transformer.safetensors; of a LoRA, lora.safetensors and the network that it gives with its start."""
+        """Write transformer.safetensors; of a LoRA, lora.safetensors and the merged network."""
         self.export_in(folder, record, torch.float16)
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -163,10 +163,10 @@ class TransformerTraining:
 def starting_network(
     settings: TransformerSettings, context: PartContext, fresh: Callable[[], ContextAnyoneConfig]
 ) -> ContextAnyoneTransformer:
-    """The network of `init.from`, float32 as training needs its weights, else one that starts from nothing.
+    """The network of `init.from`, float32 as training needs its weights, else a newly initialised one.
 
     Raises:
-        InputError: a LoRA of nothing, or `part.emphasize` of a file that has no Emphasize-Attention.
+        InputError: a LoRA without `init.from`, or `part.emphasize` of a file that has no Emphasize-Attention.
     """
     if context.init_from is not None:
         return _read(settings, context.init_from)

@@ -85,7 +85,7 @@ class RunPlan:
         return self.batches * (self.cost.forward_flops + self.cost.backward_flops) / rate
 
     def gpu_hours(self, rate: float) -> float:
-        """Of the whole run, every step reckoned as the costliest: cheaper buckets are filled up to no more."""
+        """Of the whole run, every step counted as the costliest: cheaper buckets are filled up to no more."""
         return self.step_seconds(rate) * self.config.run.steps * self.world / 3600
 
 

@@ -1,4 +1,4 @@
-"""A plan in words and tables."""
+"""A plan as text and tables."""
 
 from __future__ import annotations
 

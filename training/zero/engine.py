@@ -1,4 +1,4 @@
-"""DeepSpeed's engine as the trainer uses it: everything that this project knows of DeepSpeed's insides is here.
+"""DeepSpeed's engine as the trainer uses it. All use of DeepSpeed's internal attributes is in this file.
 
 DeepSpeed averages the gradients into each process's share and gathers the weights. Its optimizer step, clipping, loss
 scaling and checkpoints are not used. Tested with DeepSpeed 0.19.8.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """What of one parameter lies in one process's share of an optimizer group.
+    """The elements of one parameter in one process's share of an optimizer group.
 
     Attributes:
         name: of the parameter. rank: of the process. group: of the optimizer, by its index.

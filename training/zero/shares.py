@@ -19,11 +19,11 @@ from training.parts.base import Part
 from training.zero.engine import Engine
 from training.zero.pieces import Piece, cut
 
-_WHOLE = "step"  # of the optimizer's state, what is one number and not a tensor like the parameter
+_WHOLE = "step"  # the one number in the optimizer's state of a parameter; the rest are tensors of its shape
 
 
 class ZeroShares:
-    """The pieces of this process, and what DeepSpeed does for them.
+    """The pieces of this process, with their gradients and weights exchanged by DeepSpeed.
 
     Attributes:
         loss: the part's loss, which opens its own autocast.
@@ -96,7 +96,7 @@ class ZeroShares:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the network's weights over into the pieces."""
+        """Copy the network's weights into the pieces."""
         for name, piece in self._own.items():
             self.pieces[name].copy_(self._trained[name].flatten()[piece.in_parameter])
 
@@ -133,7 +133,7 @@ class ZeroShares:
         return whole.view(parameter.shape)
 
     def own_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What of a whole state belongs to this process's pieces, with their shapes, and what to no parameter."""
+        """The part of a whole state that belongs to this process's pieces, in their shapes, or to no parameter."""
         found = {}
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition("/")
