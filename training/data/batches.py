@@ -83,7 +83,7 @@ class CachedData:
     def batch(self, numbers: Sequence[int], text_len: int) -> Batch:
         """Rows of one bucket as a batch.
 
-        Rows that can no longer be read are left out. Where none is left, the next of the rows that has their bucket
+        Rows that the disk no longer gives are left out. Where none is left, the next of the rows that has their bucket
         and can be read stands in for them.
 
         Returns:
@@ -102,7 +102,7 @@ class CachedData:
         return _joined(read or [self._stand_in(numbers[0])], text_len) | {"unreadable": unreadable}
 
     def row(self, number: int, text_len: int) -> Batch | None:
-        """One row as a batch; None, with a warning, if it can no longer be read."""
+        """One row as a batch; None, with a warning, where the disk no longer gives it."""
         row = self.rows[number]
         entries = self._read(row)
         return None if entries is None else _joined([(row, entries)], text_len) | {"unreadable": []}
@@ -119,7 +119,7 @@ class CachedData:
         return f"No row {which} from {self._folder}: run training/cache.py with this configuration again."
 
     def _read(self, row: CachedRow) -> _Entries | None:
-        """What is cached of a row; None, with a warning, if some of it cannot be read."""
+        """What is cached of a row; None, with a warning, where the disk does not give all of it."""
         stores = self._stores
         try:
             clip = stores["clip"].read(row.keys.clip)
@@ -131,7 +131,7 @@ class CachedData:
         return _Entries(clip, reference, target, first, video)
 
     def _target(self, row: CachedRow, clip: Entry) -> Entry:
-        """The target of the reference stream: the row's own target frame, or the clip's first frame."""
+        """What the reference stream must say: the row's own target, or the clip's first frame."""
         if row.keys.target is not None:
             return self._stores["target"].read(row.keys.target)
         return {name: clip[name][:, :1] for name in ("latents", "mask") if name in clip}

@@ -40,7 +40,7 @@ class EncodedClips:
     Attributes:
         latents: (B, 16, t, h, w). weights: (B, 1, t, h, w), of each latent in the loss.
         reference_latents: (B, 16, 1, h, w). image_embeds: (B, N, D), None without a CLIP branch.
-        target: (B, 16, 1, h, w), of the reference stream; target_weights: its weights in the loss, None for equal ones.
+        target: (B, 16, 1, h, w), what the reference stream must say; target_weights: its weights, None for equal ones.
     """
 
     latents: Tensor
@@ -165,7 +165,7 @@ def _velocity_and_reconstruction(
     noisy: Tensor,
     texts: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Both streams' outputs: the velocity (B, 16, t, h, w), and the reconstruction if there is a reference."""
+    """Both streams: what the video's says (B, 16, t, h, w), and what the reference's, where there is one."""
     video_text, first_text = texts
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text).velocity, []
