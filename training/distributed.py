@@ -150,7 +150,7 @@ def _zero() -> dict[str, Any]:
     _refuse(f"{file}, zero_optimization, sets", [key for key in found if key not in _ZERO])
     if found["stage"] not in (1, 2):
         raise InputError(
-            f"deepspeed_config has ZeRO stage {found['stage']}; 1 and 2 are supported. To share the weights out too, "
+            f"deepspeed_config has ZeRO stage {found['stage']}; 1 and 2 are supported. To shard the weights too, "
             "use FSDP2: training/launch/fsdp2.yaml."
         )
     return found

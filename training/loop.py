@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> int | None:
             if ended_by is None:
                 _export(trainer, store, folder / "export")
             elif world.first:
-                _LOG.info("Saved at step %d; the same command goes on from there.", trainer.progress.step)
+                _LOG.info("Saved at step %d; the same command resumes the run.", trainer.progress.step)
     return ended_by
 
 
@@ -123,7 +123,7 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingStopped(
                     f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
-                    "checkpoint is whole; go on with a lower optim.lr, or with another clip_norm in another run.out."
+                    "checkpoint is complete; resume it with a lower optim.lr, or start anew with another clip_norm."
                 )
             complete = progress.step == run.steps
             save_due = complete or progress.step % run.save_every == 0
@@ -187,7 +187,7 @@ def _save(trainer: Trainer, store: CheckpointStore) -> None:
     if failed is not None:
         raise failed
     if everywhere:
-        raise TrainingStopped("The first process could not write a checkpoint; the one before is whole.")
+        raise TrainingStopped("The first process could not write a checkpoint; the previous one is complete.")
 
 
 def _sample(trainer: Trainer, folder: Path, watch: Watch, stop: Stop) -> None:
@@ -210,8 +210,8 @@ def _export(trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
 def _describe_world(world: World, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None and checkpoint.progress.world != world.size:
         _LOG.warning(
-            "The run was saved by %d processes and goes on with %d at step %d: from here on it is not bit for bit "
-            "what it would have been.",
+            "The run was saved by %d processes and goes on with %d at step %d: from here on the result "
+            "is not bit for bit the same.",
             checkpoint.progress.world,
             world.size,
             checkpoint.progress.step,

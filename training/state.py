@@ -172,7 +172,9 @@ def only_trainer(folder: Path) -> Iterator[None]:
                 raise InputError(
                     f"Another process is training in {folder}: wait for it, or choose another run.out."
                 ) from None
-            _LOG.warning("%s cannot be locked (%s): see that no other process trains there.", folder, error.strerror)
+            _LOG.warning(
+                "%s cannot be locked (%s): make sure that no other process trains there.", folder, error.strerror
+            )
         yield
 
 

@@ -33,7 +33,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _lora_alone(self) -> Self:
         if self.lora is not None and (self.only or self.freeze):
-            raise ValueError("part.train.lora says itself what is trained: leave out part.train.only and freeze")
+            raise ValueError("part.train.lora chooses what is trained: leave out part.train.only and freeze")
         return self
 
 

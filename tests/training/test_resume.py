@@ -180,7 +180,7 @@ def test_signal_to_the_whole_group_saves(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes the run" in errors
     assert 2 <= latest(out).progress.step < 6
     assert not (out / "export").exists()
     train(config)

@@ -80,7 +80,7 @@ class VaePart:
     def _kept(self) -> Any:
         """The unchanged VAE of `init.from`, whose latents of stills are the target."""
         if self.context.init_from is None:
-            raise InputError("part.keep_stills needs init.from: there are no latents yet that could be kept.")
+            raise InputError("part.keep_stills needs init.from: without it there are no latents to preserve.")
         return load_vae(self.context.init_from).requires_grad_(False).to(self.context.device)
 
     def modules(self) -> dict[str, nn.Module]:

@@ -82,7 +82,7 @@ def _summary(history: History, total: int | None) -> str:
         names = [str(name) for line in skipped for name in line.get("ids", [])]
         facts.append(f"{len(skipped)} steps were not finite" + (f" ({', '.join(names)})" if names else ""))
     if history.redone:
-        facts.append(f"steps done anew after a kill from {', '.join(map(str, history.redone))} (dashed)")
+        facts.append(f"steps repeated after a kill, from {', '.join(map(str, history.redone))} (dashed)")
     if history.damaged:
         facts.append(f"{history.damaged} lines of the log cannot be read")
     return f"<p>{escape('; '.join(facts))}.</p>"
