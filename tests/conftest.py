@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from contextanyone_core.encoders.text import TextEncoder, build_text_model, mini
 from contextanyone_core.encoders.vae import build_vae, mini_vae_config, save_vae
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import save_transformer
+
+# training/ and benchmarks/ are not installed. The root goes last: at the front, nodes/ would hide ComfyUI's `nodes`.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # A busy machine is no failure: no deadline for a single example.
 hypothesis.settings.register_profile("house", deadline=None)

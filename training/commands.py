@@ -1,4 +1,4 @@
-"""What the trainer's commands share: a parser with one-line errors, and exceptions as exit codes."""
+"""Common to the trainer's commands: a parser with one-line errors, and exit codes for exceptions."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ from training.stopping import TrainingStopped
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line and exits with 2."""
+    """An argument parser whose errors are one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line."""
@@ -56,7 +56,7 @@ def refuse_output_file(option: str, path: Path) -> None:
 
 
 def _said(error: Exception) -> str:
-    """An error in words; the system's own without its number."""
+    """The text of an error; of a system error without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
     return str(error)

@@ -96,8 +96,22 @@ def save_safetensors(
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(plain, beside, metadata=metadata | dict(extra or {}))
+            _sort_metadata(beside)
         except SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the header's metadata by key, so that equal weights are equal bytes: safetensors orders it at random.
+
+    The header keeps its length, so no tensor moves.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tensor]:

@@ -81,6 +81,19 @@ def test_the_header_says_what_it_is(saved):
     assert header.tensors["patch_embedding.weight"].dtype == "F16"
 
 
+def test_equal_weights_are_equal_bytes(tmp_path):
+    """safetensors alone orders a header's metadata at random."""
+    extra = {"record": 'one "line"\n\ttwo', "name": "Zoë 龙 \x01\x7f", "a": ""}
+    files = [tmp_path / f"{number}.safetensors" for number in range(12)]
+    for file in files:
+        save_safetensors(file, {"w": torch.ones(3), "b": torch.zeros(2)}, kind=VAE, config={"z": 1}, extra=extra)
+    assert len({file.read_bytes() for file in files}) == 1
+    metadata = read_header(files[0]).metadata
+    assert list(metadata) == sorted({"format", "kind", "config", *extra})
+    assert {name: metadata[name] for name in extra} == extra
+    assert torch.equal(load_tensors(files[0], kind=VAE)["w"], torch.ones(3))
+
+
 def test_missing_unknown_and_misshaped_tensors_are_all_listed(saved):
     def change(tensors):
         del tensors["blocks.0.emphasize_attn.o.weight"]

@@ -9,7 +9,7 @@ from typing import Any
 import linear_part  # noqa: F401  # lists the part
 import pytest
 
-from training.config import presets
+from training.settings import presets
 from training.train import main
 
 ROOT = Path(__file__).parents[2]

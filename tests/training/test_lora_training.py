@@ -16,11 +16,12 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import attach_loras, load_lora, merge_loras
-from training.config import load_config, presets
+from training.config import load_config
 from training.export import main as export_main
 from training.lora import NEW_PARTS, trained_lora
 from training.patterns import matches
 from training.planning.plan import plan_run
+from training.settings import presets
 from training.state import CheckpointStore
 from training.train import main
 from training.trainable import TrainSettings, choose_trained

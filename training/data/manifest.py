@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contextanyone_core.errors import InputError
-from training.config import describe_errors
+from training.settings import describe_errors
 
 Split = Literal["train", "val", "test"]
 

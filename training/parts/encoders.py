@@ -89,7 +89,7 @@ class EncodersPart:
         return self._collate([pair for seed in seeds for pair in self._pairs(int(seed), variety, rng)])
 
     def loss(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Return InfoNCE plus the label losses per picture, and how much each side gets right.
+        """Return InfoNCE plus the label losses per picture, and the accuracies of each side.
 
         Paper: the labels are an addition to the contrastive training. They see to it that the very tokens that the
         transformer reads (all of umT5's, the vision tower's penultimate ones) tell every attribute.
