@@ -112,7 +112,9 @@ def describe_errors(error: ValidationError, model: type[BaseModel], prefix: str)
 
 def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
     names = [str(name) for name in details["loc"]]
-    message = details["msg"].removeprefix("Value error, ").rstrip(".")
+    message = details["msg"].rstrip(".")
+    own = message.removeprefix("Value error, ")  # our rules start with a name, pydantic's with "Input should"
+    message = own if own != message else message[:1].lower() + message[1:]
     if not names:  # a rule over several settings names them itself
         return f"{message}."
     key = prefix + ".".join(names)
@@ -125,7 +127,7 @@ def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) 
         return f"{key} is not a setting. Did you mean {parent}{near}?"
     if details["type"] == "missing":
         return f"{key} is missing."
-    return f"{key} is {details['input']!r}: {message[:1].lower()}{message[1:]}."
+    return f"{key} is {details['input']!r}: {message}."
 
 
 def _known_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
