@@ -120,16 +120,16 @@ def _transformer(named: Named, tensors: Mapping[str, TensorInfo], path: Path) ->
     patch = _shape(named, tensors, "patch_embedding.weight")
     dim, channels = (*patch[:2], 0, 0)[:2]
     size = _SIZES.get((dim, named.num_layers), f"of width {dim} with {named.num_layers} blocks")
-    if any(".emphasize_attn." in name for name in named.names):
+    if any(".emphasize_attn." in name for name in named.places):
         return TRANSFORMER, f"ContextAnyone {size}"
-    unknown = set(named.unknown) | named.names.keys()
+    unknown = set(named.unknown) | named.places.keys()
     relative = next((name for mark, name in _RELATIVES if mark in unknown), None)
-    if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.names:
+    if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.places:
         # Phantom's files have the very names and shapes of Wan T2V: only the file's name can tell.
         phantom = "phantom" in path.name.lower() or "phantom" in path.parent.name.lower()
         return WAN, f"{'Phantom-Wan' if phantom else 'Wan 2.1 T2V'} {size}"
     if relative is None:
-        relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.names)
+        relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.places)
     return WAN, f"Wan {relative} {size}"
 
 
@@ -144,8 +144,8 @@ def _with_pictures(channels: int, clip: bool) -> str:
 
 
 def _shape(named: Named, tensors: Mapping[str, TensorInfo], name: str) -> tuple[int, ...]:
-    raw = named.names.get(name)
-    return tensors[raw].shape if raw is not None and raw in tensors else ()
+    place = named.places.get(name)
+    return tensors[place.name].shape if place is not None and place.name in tensors else ()
 
 
 def _quantisation(container: Container) -> str:

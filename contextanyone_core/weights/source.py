@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from .container import Container, open_container
 from .gguf_file import is_quantised, unpack
 from .inferred import infer_config
-from .naming import IMAGE_ENCODER, Named, find_naming, our_names
+from .naming import IMAGE_ENCODER, Named, Place, find_naming, our_names
 from .recognition import Recognised, recognise_container
 from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
@@ -80,13 +80,12 @@ class WeightSource:
             CheckpointError: the file cannot be read, or the dtype cannot.
             MissingDependencyError: a GGUF tensor, without the gguf package.
         """
-        raw = name if self._named is None else self._named.names[name]
-        module, third, leaf = raw.partition("#")
-        stored = self._container.tensors[f"{module}{leaf[1:]}" if third else raw]
+        place = Place(name) if self._named is None else self._named.places[name]
+        stored = self._container.tensors[place.name]
         scale = self._scale(name)
         value = unpack(stored, dtype or torch.bfloat16) if is_quantised(stored) else read_plain(stored)
-        if third:
-            value = value.chunk(3)[int(leaf[0])].contiguous()
+        if place.third is not None:
+            value = value.chunk(3)[place.third].contiguous()
         if scale is not None:
             value = cast(value, torch.float32).mul_(_broadcast(self.path, name, scale, value))
         value = value.reshape(self.tensors[name].shape)
@@ -116,18 +115,17 @@ def open_source(path: str | Path) -> WeightSource:
         _require_fp8(container)
         named = our_names(container.tensors, *found)
         unknown, layers = named.unknown, named.num_layers
-        tensors = {ours: _info(named, ours, raw, container) for ours, raw in named.names.items()}
+        tensors = {ours: _info(named, ours, place, container) for ours, place in named.places.items()}
         _require_floats(container, tensors)
     return WeightSource(
         container.path, recognised, container.metadata, tensors, unknown, layers, container.size, container, named
     )
 
 
-def _info(named: Named, ours: str, raw: str, container: Container) -> TensorInfo:
-    module, third, leaf = raw.partition("#")
-    stored = container.tensors[f"{module}{leaf[1:]}" if third else raw]
+def _info(named: Named, ours: str, place: Place, container: Container) -> TensorInfo:
+    stored = container.tensors[place.name]
     shape = stored.shape
-    if third:
+    if place.third is not None:
         shape = (shape[0] // 3, *shape[1:]) if shape else shape
     if named.naming.kind == IMAGE_ENCODER and ours.endswith(("class_embedding", "position_embedding.weight")):
         while len(shape) > 1 and shape[0] == 1:  # the original keeps a batch of one

@@ -23,7 +23,7 @@ from ...contextanyone_core.weights.checkpoint import (
     require_finite,
     transformer_config,
 )
-from ...contextanyone_core.weights.naming import LORA, WAN
+from ...contextanyone_core.weights.naming import LORA, WAN, plain_name
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
 from ...contextanyone_core.weights.source import WeightSource, open_source
 from .model import ContextAnyoneModel, Storage, native_model
@@ -110,6 +110,7 @@ def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
     if source.recognised.form != "safetensors" or source.recognised.naming not in ("original", "ComfyUI"):
         return {name: source.read(name) for name in source.tensors}, None
     stored, metadata = comfy.utils.load_torch_file(str(source.path), safe_load=True, return_metadata=True)
+    stored = {plain_name(name): tensor for name, tensor in stored.items()}
     prefix = next((name.removesuffix("head.modulation") for name in stored if name.endswith("head.modulation")), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     if not source.recognised.quantisation.startswith("scaled"):
