@@ -27,16 +27,23 @@ SMALL_SIZE = (128, 128)
 """The size where none is given: the miniature's."""
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SCALE = 100.0
+PEFT_FILE = "adapter_model.safetensors"
 
 
 def lora_file(text: str) -> LoraFile:
-    """A type for `add_argument`: FILE, or FILE:STRENGTH."""
+    """A type for `add_argument`: FILE, or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
     before, colon, after = text.rpartition(":")
-    if not colon or Path(text).is_file() or not Path(before).is_file():  # a name may hold a colon itself
-        if not Path(text).is_file():
+    whole = _lora_path(text)
+    if not colon or whole.is_file() or not _lora_path(before).is_file():  # a name may hold a colon itself
+        if not whole.is_file():
             raise argparse.ArgumentTypeError(f"{text} is no file; a LoRA is asked for as FILE or FILE:STRENGTH")
-        return LoraFile(Path(text))
-    return LoraFile(Path(before), real(-MAX_SCALE, MAX_SCALE)(after))
+        return LoraFile(whole)
+    return LoraFile(_lora_path(before), real(-MAX_SCALE, MAX_SCALE)(after))
+
+
+def _lora_path(text: str) -> Path:
+    path = Path(text)
+    return path / PEFT_FILE if (path / PEFT_FILE).is_file() else path
 
 
 def generate_parser() -> Parser:
