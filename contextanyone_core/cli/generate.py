@@ -144,8 +144,8 @@ def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
     """Tell of pictures that are far from what the model was trained on; they are used all the same."""
     from ..generation.domain_check import familiar_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
-    from ..weights.checkpoint import open_source
     from ..weights.locate import need_part
+    from ..weights.source import open_source
 
     options = request.options
     threshold = familiar_threshold(open_source(need_part(options.weights, "vae")).metadata)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError
@@ -15,6 +16,8 @@ from ..errors import InputError
 MAX_SEED = 2**63 - 1
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """The weight files of a folder, each with the ending .safetensors."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""torch's dtypes in which models run and are written."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,6 +114,13 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
         return number
 
     return parse
+
+
+def file_path(text: str) -> Path:
+    """The path of a file or folder; an empty one would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give the path of a file or folder")
+    return Path(text)
 
 
 def frame_count(text: str) -> int:

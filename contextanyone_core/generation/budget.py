@@ -17,10 +17,10 @@ from ..model_kinds import ModelKind
 from ..runtime.devices import free_bytes
 from ..runtime.memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_cache_bytes
 from ..runtime.options import Execution
-from ..weights.checkpoint import open_source, transformer_config
+from ..weights.checkpoint import transformer_config
 from ..weights.locate import need_part
 from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
-from ..weights.source import WeightSource
+from ..weights.source import WeightSource, open_source
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30

@@ -13,6 +13,9 @@ from ..errors import CheckpointError
 
 Value = TypeVar("Value")
 
+NAMINGS = ("original", "comfyui", "diffusers")
+"""The names under which `contextanyone convert` writes."""
+
 _TRANSFORMER = {
     "patch_embedding": "patch_embedding",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",

@@ -54,14 +54,25 @@ def read_header(path: str | Path) -> Header:
     return Header(metadata.get("kind"), config, tensors, metadata)
 
 
+def require_file(path: Path) -> None:
+    """Refuse what is there and no file: opening a pipe would wait for its other end.
+
+    Raises:
+        CheckpointError: saying what it is.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the .safetensors file inside it.")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device; give the path of a weight file.")
+
+
 def printable(name: str) -> str:
     """A tensor's name in quotes, without what would steer a terminal."""
     return f"'{name}'" if name.isprintable() else repr(name)
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the .safetensors file inside it.")
+    require_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

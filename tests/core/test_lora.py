@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.weights.checkpoint import recognise
 from contextanyone_core.weights.lora import Lora, load_lora, merge_loras, save_lora
 from contextanyone_core.weights.lora_updates import LowRank
 from contextanyone_core.weights.name_tables import transformer_table
+from contextanyone_core.weights.recognition import recognise
 
 CONFIG = ContextAnyoneConfig.tiny()
 RANK = 3

@@ -28,7 +28,7 @@ from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
 from contextanyone_core.runtime.options import Execution, Video
 from contextanyone_core.sampling.guidance import make_guidance
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 PROMPT = TwoStagePrompt("A woman in the park.", "She waves.")
 PICTURES = [torch.linspace(-1, 1, 3 * 40 * 30).view(1, 3, 40, 30), torch.full((1, 3, 20, 20), 0.3)]

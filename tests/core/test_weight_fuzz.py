@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 from contextanyone_core import cli
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.weights.checkpoint import describe, load_transformer, open_source, recognise
+from contextanyone_core.weights.checkpoint import describe, load_transformer
+from contextanyone_core.weights.recognition import recognise
+from contextanyone_core.weights.source import open_source
 
 ROUNDS = 250  # for each of four forms
 LARGE = (2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1, 0)
