@@ -15,13 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import describe_device, describe_versions
 from benchmarks.steps import Case
-from contextanyone_core.cli.parsing import Parser, device_name, frame_count, frame_size, one_of, whole
+from contextanyone_core.cli.parsing import DTYPES, Parser, device_name, frame_count, frame_size, one_of, whole
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.runtime.devices import check_device
 from contextanyone_core.runtime.options import ATTENTIONS
 
-DTYPES = ("float32", "bfloat16", "float16")
 SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -22,7 +22,7 @@ from ..weights.checkpoint import transformer_config
 from ..weights.comparison import compare, expected_tensors
 from ..weights.naming import TRANSFORMER
 from ..weights.source import WeightSource, open_source
-from ..weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo, cast, is_finite
+from ..weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo, cast, empty, is_finite
 from ..weights.writer import NAMES, write_streamed
 
 _CLIP_PARTS = ("img_emb.", ".k_img.", ".v_img.", ".norm_k_img.")
@@ -145,7 +145,9 @@ def _main_dtype(base: WeightSource) -> torch.dtype:
 def _new(model: ContextAnyoneTransformer, name: str, dtype: torch.dtype) -> Tensor:
     """A tensor of a part that no file has, the same at every call."""
     module_name, _, leaf = name.rpartition(".")
-    layer = copy.deepcopy(model.get_submodule(module_name)).to_empty(device="cpu")
+    layer = copy.deepcopy(model.get_submodule(module_name))
+    state = {key: empty(tuple(value.shape), torch.float32) for key, value in layer.named_parameters()}
+    layer.load_state_dict(state, assign=True)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(zlib.crc32(module_name.encode()))
         if isinstance(layer, torch.nn.LayerNorm | torch.nn.RMSNorm):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..weights.name_tables import NAMINGS
+from ..weights.name_tables import OUTPUT_NAMINGS
 from .parsing import DTYPES, Parser, file_path, one_of
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def convert(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--naming",
-        type=one_of("naming", *NAMINGS),
-        help=f"{', '.join(NAMINGS)}; default: the names that this project's files have",
+        type=one_of("naming", *OUTPUT_NAMINGS),
+        help=f"{', '.join(OUTPUT_NAMINGS)}; default: the names that this project's files have",
     )
     parser.add_argument(
         "--dtype",

@@ -84,7 +84,7 @@ def sort_keys(
     found: dict[str, dict[str, Part]] = {}
     unknown = []
     for key, stored in tensors.items():
-        module, part = split_key(key)
+        module, part = _split_key(key)
         place = _resolve(module, places) if part else None
         if place is None:
             _refuse_unsupported(file, key, places, layers)
@@ -100,7 +100,7 @@ def sort_keys(
     return found, unknown
 
 
-def split_key(key: str) -> tuple[str, str]:
+def _split_key(key: str) -> tuple[str, str]:
     """A key's module and which part of the update it is; "" for what is no part of one.
 
     PEFT may put the adapter's name between the part and `weight`, as in `lora_A.default.weight`.

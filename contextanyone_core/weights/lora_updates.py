@@ -55,10 +55,10 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """The update of a weight in LoKr: scale times the Kronecker product of two matrices."""
+    """The update of a weight in LoKr: scale times the Kronecker product of two matrices, each whole or of low rank."""
 
-    first: Tensor
-    second: Tensor
+    first: Tensor | LowRank
+    second: Tensor | LowRank
     scale: float
 
     @property
@@ -68,7 +68,7 @@ class Kronecker:
 
     def difference(self, weight: Tensor) -> Tensor:
         """As of `LowRank`."""
-        product = torch.kron(self.first.float(), self.second.float().contiguous())
+        product = torch.kron(_matrix(self.first), _matrix(self.second))
         return (self.scale * product).to(weight.device).view(weight.shape)
 
 
@@ -231,13 +231,17 @@ def _low_rank(file: str, place: str, down: Tensor, up: Tensor, scale: Callable[[
     return LowRank(down, up, scale(down.shape[0]))
 
 
-def _lokr_factor(file: str, place: str, parts: Mapping[str, Tensor], which: str) -> Tensor | None:
+def _matrix(factor: Tensor | LowRank) -> Tensor:
+    """Float32."""
+    return factor.float() if isinstance(factor, Tensor) else factor.up.float() @ factor.down.float()
+
+
+def _lokr_factor(file: str, place: str, parts: Mapping[str, Tensor], which: str) -> Tensor | LowRank | None:
     """One of the two matrices of a Kronecker product, itself a product or not; a convolution's sides flat."""
     if which in parts and parts[which].ndim > 1:
         return parts[which].flatten(1)
     if f"{which}_a" in parts and f"{which}_b" in parts:
-        low = _low_rank(file, place, parts[f"{which}_b"], parts[f"{which}_a"], lambda rank: 1.0)
-        return low.up.float() @ low.down.float()
+        return _low_rank(file, place, parts[f"{which}_b"], parts[f"{which}_a"], lambda rank: 1.0)
     return None
 
 

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 
 Value = TypeVar("Value")
 
-NAMINGS = ("original", "comfyui", "diffusers")
+OUTPUT_NAMINGS = ("original", "comfyui", "diffusers")
 """The names under which `contextanyone convert` writes."""
 
 _TRANSFORMER = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from .name_tables import (
@@ -22,7 +22,6 @@ WAN = "wan-transformer"
 VAE = "wan-vae"
 TEXT_ENCODER = "umt5-encoder"
 IMAGE_ENCODER = "clip-vision"
-PROBE = "probe"
 LORA = "LoRA"
 
 COMFYUI_PREFIX = "diffusion_model."
@@ -159,6 +158,12 @@ def split_prefix(name: str) -> tuple[str, str]:
     return name[:end], name[end:]
 
 
+def name_tensors(names: Collection[str]) -> Named | None:
+    """The places of a file's tensors under our names, or None where the naming is not known."""
+    found = find_naming(names)
+    return None if found is None else _our_names(names, *found)
+
+
 def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:
     """The naming of a file with these tensor names and the prefix that stands before them, or None.
 
@@ -173,21 +178,20 @@ def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:
     return None
 
 
-def our_names(names: Iterable[str], naming: Naming, prefix: str) -> Named:
+def _our_names(names: Collection[str], naming: Naming, prefix: str) -> Named:
     """Every tensor's place under its name in our files.
 
     Args:
         names: tensor names as in the file.
         naming, prefix: as `find_naming` gives them.
     """
-    given = list(names)
-    layers = _count_layers(map(plain_name, given), prefix + naming.layer)
+    layers = _count_layers(map(plain_name, names), prefix + naming.layer)
     table = None if naming.table is None else inverse(naming.table(layers))
     thirds = {} if naming.thirds is None else naming.thirds(layers)
     places: dict[str, Place] = {}
     scales: dict[str, str] = {}
     unknown: list[str] = []
-    for stored in given:
+    for stored in names:
         name = plain_name(stored)
         short = name.removeprefix(prefix)
         if not name.startswith(prefix) or short.startswith(naming.ignored):

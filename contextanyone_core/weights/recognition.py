@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .container import Container, open_container
-from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Named, find_naming, is_lora, our_names
+from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Named, is_lora, name_tensors
 from .tensors import TensorInfo
 
 _SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
@@ -83,20 +83,19 @@ def recognise(path: str | Path) -> Recognised:
     Raises:
         CheckpointError: the file is missing, damaged, or no weight file at all.
     """
-    return recognise_container(open_container(path))
+    container = open_container(path)
+    return recognise_container(container, name_tensors(container.tensors))
 
 
-def recognise_container(container: Container) -> Recognised:
-    """`recognise` for what is already open."""
+def recognise_container(container: Container, named: Named | None) -> Recognised:
+    """`recognise` for what is already open, and has its tensors named."""
     stated = container.metadata.get("kind")
     dtypes: dict[str, int] = {}
     for info in container.tensors.values():
         dtypes[info.dtype] = dtypes.get(info.dtype, 0) + math.prod(info.shape)
-    found = find_naming(container.tensors)
     kind, family, label = stated, stated or _other(container), ""
     own_family = family
-    if found is not None:
-        named = our_names(container.tensors, *found)
+    if named is not None:
         by_file, by_folder = (_PHANTOM in path.name.lower() for path in (container.path, container.path.parent))
         guessed, family = _describe(named, container.tensors, phantom=by_file or by_folder)
         _, own_family = _describe(named, container.tensors, phantom=by_file)

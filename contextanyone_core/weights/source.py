@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from .container import Container, open_container
 from .gguf_file import is_quantised, unpack
 from .inferred import infer_config
-from .naming import IMAGE_ENCODER, Named, Place, find_naming, our_names
+from .naming import IMAGE_ENCODER, Named, Place, name_tensors
 from .recognition import Recognised, recognise_container
 from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
@@ -107,13 +107,12 @@ def open_source(path: str | Path) -> WeightSource:
         CheckpointError: the file is missing or damaged, or quantised in a way that is not read here.
     """
     container = open_container(path)
-    recognised = recognise_container(container)
-    found = find_naming(container.tensors)
-    named, unknown, layers = None, list[str](), 0
+    named = name_tensors(container.tensors)
+    recognised = recognise_container(container, named)
+    unknown, layers = list[str](), 0
     tensors: dict[str, TensorInfo] = dict(container.tensors)
-    if found is not None:
+    if named is not None:
         _require_fp8(container)
-        named = our_names(container.tensors, *found)
         unknown, layers = named.unknown, named.num_layers
         tensors = {ours: _info(named, ours, place, container) for ours, place in named.places.items()}
         _require_floats(container, tensors)
