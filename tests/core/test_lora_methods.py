@@ -5,12 +5,16 @@ import json
 import peft
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights import lora_keys
 from contextanyone_core.weights.lora import load_lora, merge_loras
 
 CONFIG = ContextAnyoneConfig.tiny()
@@ -51,6 +55,7 @@ METHODS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT's own, of biases that it wrote itself
 @pytest.mark.parametrize("method", METHODS)
 def test_a_peft_folder_gives_pefts_own_weights(method, tmp_path):
     adapted = peft.get_peft_model(Wrapped(), METHODS[method])
@@ -193,6 +198,30 @@ def test_names_of_wrapped_modules(tmp_path):
     assert list(load_lora(tmp_path / "w.safetensors", transformer()).updates) == [Q]
 
 
+@pytest.fixture(scope="module")
+def network():
+    return transformer()
+
+
+SIDES = st.sampled_from(
+    [(), (0,), (1,), (2, 2), (2, 48), (48, 2), (48,), (48, 1), (1, 48), (3, 48), (4, 6), (12, 8), (0, 48)]
+)
+PARTS = st.sampled_from([f"{name}.weight" if name.startswith("lora_") else name for name in lora_keys._PARTS])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(PARTS, SIDES, max_size=6))
+def test_any_parts_of_any_shapes_are_applied_or_refused(network, tmp_path, parts):
+    save_file({f"{FULL}.{name}": torch.ones(shape) for name, shape in parts.items()}, tmp_path / "any.safetensors")
+    try:
+        lora = load_lora(tmp_path / "any.safetensors", network)
+    except CheckpointError:
+        return
+    before = network.get_submodule(Q).weight.clone()
+    merge_loras(network, [(lora, 0.0)])
+    assert torch.equal(network.get_submodule(Q).weight, before)
+
+
 def test_generate_takes_a_peft_folder(tmp_path, tiny_folder, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "adapter"
@@ -206,7 +235,5 @@ def test_generate_takes_a_peft_folder(tmp_path, tiny_folder, monkeypatch, capsys
     for lora, out in (("adapter", "a.webp"), ("adapter:1", "b.webp"), ("scaled.safetensors", "c.webp")):
         words = ["generate", "--weights", str(tiny_folder), *small, "--lora", lora, "--out", out]
         assert cli.main(words) == 0, capsys.readouterr().err
-    from PIL import Image
-
     pixels = [Image.open(name).convert("RGB").tobytes() for name in ("a.webp", "b.webp", "c.webp")]
     assert pixels[0] == pixels[1] == pixels[2]
