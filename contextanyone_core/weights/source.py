@@ -16,6 +16,7 @@ from .gguf_file import is_quantised, unpack
 from .inferred import infer_config
 from .naming import IMAGE_ENCODER, Named, Place, name_tensors
 from .recognition import Recognised, recognise_container
+from .safetensors_file import stated_config
 from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -55,13 +56,7 @@ class WeightSource:
             CheckpointError: the header's is no JSON object, or the shapes are of no such model.
         """
         if "config" in self.metadata:
-            try:
-                stated = json.loads(self.metadata["config"])
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{self.path} is damaged: the config in its header is not JSON.") from error
-            if not isinstance(stated, dict):
-                raise CheckpointError(f"{self.path} is damaged: the config in its header is not a JSON object.")
-            return stated
+            return stated_config(self.path, self.metadata)
         if self.recognised.kind is None or self._named is None:
             raise CheckpointError(f"{self.path} is {self.recognised}, without a config in its header.")
         try:
