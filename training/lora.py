@@ -7,7 +7,8 @@ from torch import nn
 
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.lora import Lora, LowRank
+from contextanyone_core.weights.lora import Lora
+from contextanyone_core.weights.lora_updates import LowRank
 from training.patterns import matches, require_matches
 
 # Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.

@@ -92,13 +92,13 @@ def _inspect(words: Sequence[str]) -> int:
 
 
 def _init(words: Sequence[str]) -> int:
-    from .init import init
+    from .weight_commands import init
 
     return init(words)
 
 
 def _convert(words: Sequence[str]) -> int:
-    from .convert import convert
+    from .weight_commands import convert
 
     return convert(words)
 

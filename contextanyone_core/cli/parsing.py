@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, did_you_mean
@@ -16,6 +17,7 @@ MAX_SEED = 2**63 - 1
 _LARGEST_SIDE = 4096
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """The weight files of a folder, each with the ending .safetensors."""
+"""torch's dtypes in which models run and are written."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,6 +108,13 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
         return number
 
     return parse
+
+
+def file_path(text: str) -> Path:
+    """The path of a file or folder; an empty one would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give the path of a file or folder")
+    return Path(text)
 
 
 def frame_count(text: str) -> int:

@@ -14,7 +14,8 @@ import torch
 
 from ..errors import ShapeError
 from ..late_import import host_class
-from ..weights.checkpoint import IMAGE_ENCODER, save_safetensors
+from ..weights.checkpoint import save_safetensors
+from ..weights.naming import IMAGE_ENCODER
 from .loading import fill, on_meta, open_weights
 
 _PREFIX = "vision_model."

@@ -13,8 +13,9 @@ from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
 from ..late_import import host_class
 from ..shapes import frames_mistake
-from ..weights.checkpoint import VAE, save_safetensors
+from ..weights.checkpoint import save_safetensors
 from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
+from ..weights.naming import VAE
 from .loading import fill, on_meta, open_weights
 
 # diffusers' own spelling of the keys, so that the header's config builds the class as it is.

@@ -18,7 +18,7 @@ from contextanyone_core.encoders.reference import DualEncoder
 from contextanyone_core.generation.domain_check import HEADER_KEY, domain_threshold, round_trip_psnr
 from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.media.video_io import read_metadata
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 SMALL = ("--frames", "5", "--size", "32x32", "--steps", "1", "--guidance-scale", "1")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from contextanyone_core.generation.pipeline import ContextAnyonePipeline, Genera
 from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.files import file_sha256

@@ -9,8 +9,8 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.checkpoint import read_header
 from contextanyone_core.weights.naming import TRANSFORMER
+from contextanyone_core.weights.safetensors_file import read_header
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
