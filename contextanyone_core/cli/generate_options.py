@@ -79,6 +79,22 @@ def generate_parser() -> Parser:
         help=".mp4, .gif or .webp; without an ending a folder of PNG; what exists is replaced",
     )
     add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
+    _add_sampling(parser)
+    add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
+    add(
+        "--weights",
+        type=file_path,
+        default=MINIATURE,
+        metavar="FOLDER",
+        help="the model's files (the shipped miniature)",
+    )
+    _add_execution(parser)
+    return parser
+
+
+def _add_sampling(parser: Parser) -> None:
+    """Size, noise schedule and guidance."""
+    add = parser.add_argument
     add("--frames", type=frame_count, default=17, help="4k + 1 (17)")
     add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
@@ -102,16 +118,6 @@ def generate_parser() -> Parser:
     add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")
     add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")
     add("--negative", type=any_text, metavar="TEXT", help="what shall not be seen (the model's own)")
-    add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
-    add(
-        "--weights",
-        type=file_path,
-        default=MINIATURE,
-        metavar="FOLDER",
-        help="the model's files (the shipped miniature)",
-    )
-    _add_execution(parser)
-    return parser
 
 
 def _add_execution(parser: Parser) -> None:
