@@ -225,6 +225,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if first is None:
             raise InputError(f"{path} is a folder without frame_*.png; give a video or a folder of frames.")
         path = first
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; give a video or a picture.")
     text = _mp4_comment(path) if ending_of(path) == ".mp4" else _picture_comment(path)
     try:
         metadata = json.loads(text)

@@ -243,12 +243,16 @@ def test_metadata_of_others_are_refused(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "text.gif").write_text("no picture")
     (tmp_path / "hollow").mkdir()
+    for name in ("pipe.mp4", "pipe.webp"):
+        os.mkfifo(tmp_path / name)
     for name, words in (
         ("plain.png", "does not say"),
         ("text.mp4", "cannot be read"),
         ("text.gif", "cannot be read"),
         ("hollow", "without frame_"),
         ("missing.mp4", "no such file"),
+        ("pipe.mp4", "regular"),
+        ("pipe.webp", "regular"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             video.read_metadata(tmp_path / name)
