@@ -18,6 +18,12 @@ PREFIX, ENDING = ".contextanyone-", ".part"
 """How the hidden folders are called; a process that is killed may leave one."""
 
 _FILE_BITS = 0o666  # no file here is a program
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed for want of room: no space, a quota, or the limit on a file's size."""
+    return error.errno in _DISK_FULL
 
 
 @contextmanager

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..runtime.options import DTYPES
 from .files import refuse_overwriting, tensor_bar, torch_dtype, weight_output
-from .parsing import Parser, one_of
+from .parsing import Parser, file_path, one_of
 
 # The names that `conversion` knows; repeated here because that module imports torch.
 NAMINGS = ("original", "comfyui", "diffusers")
@@ -25,7 +24,7 @@ def convert(argv: Sequence[str]) -> int:
         "Phantom or this project, Wan's VAE, umT5 or CLIP ViT-H.",
     )
     parser.add_argument(
-        "file", type=Path, help="a .pth, safetensors, index of shards, GGUF, or a folder with one model"
+        "file", type=file_path, help="a .pth, safetensors, index of shards, GGUF, or a folder with one model"
     )
     parser.add_argument(
         "--out", type=weight_output, required=True, metavar="FILE", help="the file to write, .safetensors"

@@ -13,6 +13,7 @@ from .parsing import (
     Parser,
     any_text,
     device_name,
+    file_path,
     frame_count,
     frame_size,
     one_of,
@@ -41,7 +42,14 @@ def generate_parser() -> Parser:
     """The parser of `contextanyone generate`."""
     parser = Parser("contextanyone generate", "Make videos of the character in a picture.")
     add = parser.add_argument
-    add("--reference", type=Path, action="append", default=[], metavar="PICTURE", help="the character; may be repeated")
+    add(
+        "--reference",
+        type=file_path,
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="the character; may be repeated",
+    )
     add("--first", type=prompt_text, metavar="TEXT", help="how the first frame looks: who, where")
     add(
         "--later",
@@ -53,13 +61,13 @@ def generate_parser() -> Parser:
     )
     add(
         "--prompts",
-        type=Path,
+        type=file_path,
         metavar="FILE.jsonl",
         help='several clips, one a line: {"first": ..., "later": ..., "out": ..., "seed": ...}; --out is then a folder',
     )
     add(
         "--out",
-        type=Path,
+        type=file_path,
         required=True,
         help=".mp4, .gif or .webp; without an ending a folder of PNG; what exists is replaced",
     )
@@ -88,7 +96,13 @@ def generate_parser() -> Parser:
     add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")
     add("--negative", type=any_text, metavar="TEXT", help="what shall not be seen (the model's own)")
     add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
-    add("--weights", type=Path, default=MINIATURE, metavar="FOLDER", help="the model's files (the shipped miniature)")
+    add(
+        "--weights",
+        type=file_path,
+        default=MINIATURE,
+        metavar="FOLDER",
+        help="the model's files (the shipped miniature)",
+    )
     _add_execution(parser)
     return parser
 

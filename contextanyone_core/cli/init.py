@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..runtime.options import DTYPES
 from .files import refuse_overwriting, tensor_bar, torch_dtype, weight_output
-from .parsing import Parser, one_of
+from .parsing import Parser, file_path, one_of
 
 
 def init(argv: Sequence[str]) -> int:
@@ -23,14 +22,14 @@ def init(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--backbone",
-        type=Path,
+        type=file_path,
         required=True,
         metavar="FILE",
         help="Wan 2.1 T2V or Phantom-Wan: .pth, safetensors, an index of shards, GGUF or a diffusers folder",
     )
     parser.add_argument(
         "--clip-branch",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="a file with Wan's CLIP branch, such as Wan2.1-Fun-1.3B-InP; without it the branch starts anew",
     )

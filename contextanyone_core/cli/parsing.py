@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, did_you_mean
@@ -137,6 +138,13 @@ def device_name(text: str) -> str:
             f"there is no device {_short(text)}; known are cpu, cuda, cuda:N, mps and xpu.{did_you_mean(text, known)}"
         )
     return text
+
+
+def file_path(text: str) -> Path:
+    """A path; none is meant by an empty text, which would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a file or a folder")
+    return Path(text)
 
 
 def prompt_text(text: str) -> str:

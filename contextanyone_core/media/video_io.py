@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from ..atomic_file import staging, whole_files
+from ..atomic_file import is_disk_full, staging, whole_files
 from ..errors import InputError, MissingDependencyError
 
 FPS = 16  # Wan 2.1's own rate (its sample_fps)
@@ -28,12 +28,6 @@ Metadata = Mapping[str, Any]
 
 _EXIF_DESCRIPTION = 0x010E
 _PNG_KEY = "Comment"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed for want of room: no space, a quota, or the limit on a file's size."""
-    return error.errno in _DISK_FULL
 
 
 def contact_path(path: Path) -> Path:
@@ -74,6 +68,8 @@ def check_name(path: Path) -> None:
     Raises: InputError.
     """
     ending = ending_of(path)
+    if path.name == "-":
+        raise InputError("a clip cannot be written to standard output; give a file name such as out.mp4.")
     if not path.name or path.name.startswith("."):
         raise InputError(f"{path} has no plain file name; give one such as out.mp4.")
     if ending and ending not in ENDINGS:
@@ -128,9 +124,14 @@ def _ffmpeg() -> str:
         import imageio_ffmpeg
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
+    except ImportError as error:
         raise MissingDependencyError(
             "reading and writing .mp4 needs imageio-ffmpeg; `pip install 'imageio[ffmpeg]'`, or write a .webp."
+        ) from error
+    except RuntimeError as error:  # none is there, or it does not start: too little memory, another system's
+        raise MissingDependencyError(
+            "reading and writing .mp4 needs an ffmpeg, and imageio-ffmpeg finds none that runs here; repair it by "
+            "`pip install --force-reinstall imageio-ffmpeg`, see that memory is not limited, or write a .webp."
         ) from error
 
 
