@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..runtime.options import DTYPES
 from .files import refuse_overwriting, tensor_bar, torch_dtype, weight_output
-from .parsing import Parser, file_path, one_of
+from .parsing import Parser, one_of, regular_path
 
 # The names that `conversion` knows; repeated here because that module imports torch.
 NAMINGS = ("original", "comfyui", "diffusers")
@@ -24,7 +24,7 @@ def convert(argv: Sequence[str]) -> int:
         "Phantom or this project, Wan's VAE, umT5 or CLIP ViT-H.",
     )
     parser.add_argument(
-        "file", type=file_path, help="a .pth, safetensors, index of shards, GGUF, or a folder with one model"
+        "file", type=regular_path, help="a .pth, safetensors, index of shards, GGUF, or a folder with one model"
     )
     parser.add_argument(
         "--out", type=weight_output, required=True, metavar="FILE", help="the file to write, .safetensors"

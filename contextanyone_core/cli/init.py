@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..runtime.options import DTYPES
 from .files import refuse_overwriting, tensor_bar, torch_dtype, weight_output
-from .parsing import Parser, file_path, one_of
+from .parsing import Parser, one_of, regular_path
 
 
 def init(argv: Sequence[str]) -> int:
@@ -22,14 +22,14 @@ def init(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--backbone",
-        type=file_path,
+        type=regular_path,
         required=True,
         metavar="FILE",
         help="Wan 2.1 T2V or Phantom-Wan: .pth, safetensors, an index of shards, GGUF or a diffusers folder",
     )
     parser.add_argument(
         "--clip-branch",
-        type=file_path,
+        type=regular_path,
         metavar="FILE",
         help="a file with Wan's CLIP branch, such as Wan2.1-Fun-1.3B-InP; without it the branch starts anew",
     )

@@ -7,10 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -57,7 +54,7 @@ class _Steady(io.FileIO):
         super().__init__(descriptor, "wb", closefd=False)
         self._errors_raise = errors_raise
 
-    def write(self, data: ReadableBuffer) -> int:
+    def write(self, data: Any) -> int:
         """Write, or drop what nobody reads."""
         try:
             return super().write(data)

@@ -133,6 +133,17 @@ def test_an_empty_name_is_not_the_working_folder(refused):
     assert "the name is empty" in refused("init", "--backbone", "", "--out", "a.safetensors")
 
 
+def test_a_pipe_is_refused_at_once(refused, desk):
+    """Reading one waits for a writer that never comes."""
+    for name in ("pipe", "pipe.safetensors", "pipe.mp4", "pipe.png"):
+        os.mkfifo(desk / name)
+        assert "is not a regular file" in refused("inspect", name)
+    for option in ("--backbone", "--clip-branch"):
+        assert "is not a regular file" in refused("init", option, "pipe", "--out", "a.safetensors")
+    assert "is not a regular file" in refused("convert", "pipe", "--naming", "diffusers", "--out", "a.safetensors")
+    assert "is not a regular file" in refused("generate", "--reference", "pipe.png", *BASE[3:])
+
+
 def test_there_must_be_a_prompt_and_an_output(refused):
     assert "no prompt" in refused("generate", "--reference", "good.png", "--out", "out.mp4")
     assert "--out" in refused("generate", "--first", "A woman.")
