@@ -34,10 +34,17 @@ def staging(folder: Path) -> Iterator[Path]:
     """
     hidden = folder / f"{PREFIX}{secrets.token_hex(8)}{ENDING}"
     try:  # the name is known before the folder is made, so that an interrupt in between leaves nothing
-        hidden.mkdir()
+        _make(hidden)
         yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _make(hidden: Path) -> None:
+    try:
+        hidden.mkdir()
+    except OSError as error:  # the name that the user knows is the folder's
+        raise OSError(error.errno, error.strerror, str(hidden.parent)) from error
 
 
 @contextmanager

@@ -132,6 +132,12 @@ def test_a_name_as_long_as_the_system_allows(tmp_path):
     assert names(tmp_path) == ["x" * 255]
 
 
+def test_an_error_names_the_folder_that_the_user_knows(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(tmp_path / "no" / "a", "text")
+    assert caught.value.filename == str(tmp_path / "no")
+
+
 def test_weights_need_their_folder(tmp_path):
     with pytest.raises(CheckpointError, match="make it before saving"):
         write_streamed(tmp_path / "no" / "a.safetensors", {}, torch.ones, {})
