@@ -254,5 +254,18 @@ def test_weights_are_data_never_code():
     assert wrong == []
 
 
+def test_files_take_their_names_in_one_module():
+    """Whole files, synced, with the mode of the umask, are `atomic_file`'s. Of one argument `replace` is a path's."""
+    alone = {"rename", "mkstemp", "chmod", "fsync", "NamedTemporaryFile"}
+    wrong = []
+    for path in OUR_FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                moves = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
+                if (moves or node.func.attr in alone) and path.name != "atomic_file.py":
+                    wrong.append(f"{at(path, node.lineno)} calls {node.func.attr}")
+    assert wrong == []
+
+
 def test_tests_are_no_packages():
     assert [at(path) for path in (ROOT / "tests").rglob("__init__.py")] == []

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError, did_you_mean
 from training.data.settings import DataSettings
 from training.parts import PARTS
@@ -151,10 +152,8 @@ def parse_config(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML, beside the final name first."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    beside.replace(path)
+    """Write the resolved configuration as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def config_hash(config: TrainConfig) -> str:

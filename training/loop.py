@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
@@ -238,7 +239,7 @@ def _refuse_other_data(folder: Path, part: Part, *, resumed: bool) -> None:
         raise InputError(
             f"{folder} holds a run on other data: put the data back to resume it, or choose another run.out."
         )
-    path.write_text(part.data_hash() + "\n", encoding="utf-8")
+    write_text(path, part.data_hash() + "\n")
 
 
 def _make_folder(folder: Path) -> Path:

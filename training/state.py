@@ -21,8 +21,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from contextanyone_core.atomic_file import ENDING, PREFIX, whole_file, write_text
 from contextanyone_core.errors import CheckpointError, InputError
-from training.files import file_sha256, sync, write_tensors
+from training.files import file_sha256, write_tensors
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -73,21 +74,12 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_remains()
         final = self.folder / f"step-{progress.step:08d}"
-        beside = self.folder / f".{final.name}.new"
-        beside.mkdir()
-        try:
+        with whole_file(final) as beside:
+            beside.mkdir()
             self._write(beside, progress, tensors)
             if final.exists():
                 shutil.rmtree(final)
-            beside.rename(final)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        pointer = self.folder / ".latest.new"
-        pointer.write_text(final.name + "\n", encoding="utf-8")
-        sync(pointer)
-        pointer.replace(self.folder / "latest")
-        sync(self.folder)
+        write_text(self.folder / "latest", final.name + "\n")
         self._rotate(final.name)
         return final
 
@@ -120,11 +112,8 @@ class CheckpointStore:
             path = folder / f"{file}.safetensors"
             write_tensors(path, named, {"format": "pt"})
             sums[path.name] = file_sha256(path)
-        state = folder / "state.json"
         text = json.dumps({"version": _VERSION, "progress": asdict(progress), "sha256": sums}, indent=1)
-        state.write_text(text + "\n", encoding="utf-8")
-        sync(state)
-        sync(folder)
+        write_text(folder / "state.json", text + "\n")
 
     def _names(self) -> list[str]:
         """Return the folders' names, oldest first."""
@@ -147,11 +136,9 @@ class CheckpointStore:
                 _LOG.warning("The old checkpoint %s cannot be removed: %s.", self.folder / name, error.strerror)
 
     def _remove_remains(self) -> None:
-        for path in self.folder.glob(".*.new"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        """A killed process may have left half a checkpoint; `only_trainer` sees that no other one writes here."""
+        for path in self.folder.glob(f"{PREFIX}*{ENDING}"):
+            shutil.rmtree(path)
 
 
 @contextmanager

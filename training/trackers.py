@@ -18,6 +18,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError, MissingDependencyError
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -118,5 +119,5 @@ def _identity(folder: Path) -> str:
     """The run's id at Weights & Biases, stored in its folder."""
     kept = folder / "wandb.id"
     if not kept.is_file():
-        kept.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+        write_text(kept, uuid.uuid4().hex + "\n")
     return kept.read_text(encoding="utf-8").strip()

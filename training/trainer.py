@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, autocast, nn
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import TrainConfig, config_hash
 from training.distributed import World, full, joint_loss, like, one_process, reshard, shard
@@ -242,7 +243,7 @@ class Trainer:
                 self.part.export_in(folder, record, dtype)
             else:
                 raise InputError(f"--dtype: the part {self.config.part.name} is written in fp16 only; leave it out.")
-        (folder / "record.json").write_text(json.dumps(record | clock, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "record.json", json.dumps(record | clock, indent=1) + "\n")
 
     @contextmanager
     def shown(self, *, ema: bool = True) -> Iterator[None]:

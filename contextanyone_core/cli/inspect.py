@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
 from ..media.video_io import ENDINGS, ending_of, read_metadata
-from .parsing import PARTS, Parser, file_path
+from .parsing import PARTS, Parser, regular_path
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Description
@@ -25,7 +25,7 @@ def inspect(argv: Sequence[str]) -> int:
     """
     parser = Parser("contextanyone inspect", "Say what a weight file is, or how a video was made; nothing is loaded.")
     parser.add_argument(
-        "file", type=file_path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
+        "file", type=regular_path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
     )
     path: Path = parser.parse(argv).file
     if path.is_dir() and not any(path.glob("frame_*.png")):

@@ -148,6 +148,18 @@ def device_name(text: str) -> str:
     return text
 
 
+def regular_path(text: str) -> Path:
+    """A path that may be read twice: a file, a folder, or nothing yet, but no pipe and no device."""
+    path = file_path(text)
+    try:
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have; where it is opened is told why
+        special = False
+    if special:
+        raise argparse.ArgumentTypeError(f"{text} is not a regular file")
+    return path
+
+
 def prompt_text(text: str) -> str:
     """A prompt that is not empty and is text."""
     if not text.strip():

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..atomic_file import whole_file
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, InputError
 from ..model.attention import AttentionFunction, torch_attention
@@ -26,7 +27,7 @@ from .recognition import RUNS_HERE, Recognised, recognise
 from .safetensors_file import read_header
 from .source import WeightSource, open_source
 from .tensors import INTEGERS, is_finite
-from .writer import whole_file
+from .writer import require_parent
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def save_safetensors(
     metadata = {"format": "pt", "kind": kind, "config": json.dumps(dict(config), sort_keys=True)}
     if extra and (taken := sorted(metadata.keys() & extra.keys())):
         raise CheckpointError(f"{', '.join(taken)} are reserved names in a weight file's header; use others in extra.")
+    require_parent(Path(path))
     with whole_file(Path(path)) as beside:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:

@@ -9,8 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import CheckpointError
-from .writer import whole_file
+from ..atomic_file import write_text
 
 _KEPT = 1000  # entries, the latest
 _SETTLED = 2.0  # seconds; a file that changed later may change once more without its time showing it
@@ -64,10 +63,9 @@ def _read(cache: Path) -> dict[str, object]:
 
 
 def _write(cache: Path, key: str, entry: dict[str, object]) -> None:
-    with suppress(OSError, CheckpointError):
+    with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         held = _read(cache)
         held.pop(key, None)
         kept = dict([*held.items(), (key, entry)][-_KEPT:])
-        with whole_file(cache) as beside:
-            beside.write_text(json.dumps(kept))
+        write_text(cache, json.dumps(kept))

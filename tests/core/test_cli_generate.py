@@ -145,7 +145,8 @@ def test_a_file_of_prompts(made, desk):
         {"later": "\u4ed6\u5728\u6325\u624b \U0001f44b"},
         {"first": "Only seen."},
     ]
-    (desk / "p.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\n")
+    text = "\n\n\ufeff".join(json.dumps(line) for line in lines)  # as of files that were joined
+    (desk / "p.jsonl").write_text(f"\ufeff{text}\n\ufeff\n")
     (desk / "clips").mkdir()
     words = ("--reference", "good.png", "--prompts", "p.jsonl", "--first", "A woman.", "--seed", "4")
     out, _ = made(*words, "--out", "clips")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from contextanyone_core.atomic_file import ENDING, PREFIX
 from contextanyone_core.errors import CheckpointError, InputError
 from training import state
 from training.config import OptimSettings, TrainConfig, load_config, parse_config, save_config
@@ -296,11 +297,11 @@ def test_only_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
 
 def test_remains_of_a_kill_while_saving_are_ignored_and_removed(tmp_path: Path, straight: Checkpoint) -> None:
     train(make_config(tmp_path, max_minutes=1e-9))
-    remains = tmp_path / "checkpoints/.step-00000002.new"
-    remains.mkdir()
+    remains = tmp_path / f"checkpoints/{PREFIX}0a1b{ENDING}/written/step-00000002"
+    remains.mkdir(parents=True)
     (remains / "model.safetensors").write_bytes(b"half")
     train(make_config(tmp_path))
-    assert not remains.exists()
+    assert not remains.parents[1].exists()
     assert_same(latest(tmp_path), straight)
 
 

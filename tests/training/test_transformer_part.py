@@ -107,7 +107,8 @@ def test_tensors_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypat
     path, synced = tmp_path / "a.safetensors", []
     monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_size, path.exists())))
     write_tensors(path, {"a": torch.ones(3)})
-    assert synced == [(path.stat().st_size, False)]
+    assert synced[0] == (path.stat().st_size, False)
+    assert [there for _, there in synced] == [False, True]  # the folder after it
 
 
 def test_a_held_out_pool_has_no_pair_of_the_other(tmp_path):
