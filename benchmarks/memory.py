@@ -29,7 +29,7 @@ from benchmarks.stack import UMT5_LAYERS, full_sizes, small_sizes
 from benchmarks.steps import Case
 from benchmarks.video import stages
 from contextanyone_core.cli.parsing import Parser, one_of, whole
-from contextanyone_core.generation.budget import model_sizes
+from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
@@ -72,7 +72,7 @@ def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.
     dtype = getattr(torch, options.dtype)
     execution = Execution(memory=mode, attention=options.attention)
     config, sizes = model_sizes(folder, MODELS["contextanyone"])
-    video = Video(case.frames, case.height, case.width, case.references)
+    video = Video(case.shape, case.references)
     by_stage = stage_bytes(mode, sizes, config, video, dtype.itemsize)
     found: dict[str, Any] = {"memory": mode, "by_arithmetic": by_stage, "peak": None, "reserved": None, "error": None}
     rounds: list[dict[str, float]] = []
@@ -122,8 +122,8 @@ def table(result: dict[str, Any]) -> str:
         met = {True: "yes", False: "no", None: ""}[item["within_bound"]]
         times = [number(last.get(name)) for name in ("encode", "step", "decode")]
         peak = item["error"] or gib(item["peak"])
-        reckoned = f"{max(item['by_arithmetic'].values()) / GIB:.2f}"
-        rows.append((item["memory"], peak, gib(item["reserved"]), reckoned, *times, met))
+        computed = f"{max(item['by_arithmetic'].values()) / GIB:.2f}"
+        rows.append((item["memory"], peak, gib(item["reserved"]), computed, *times, met))
     title = f"## {case_title(result['case'])}, {result['options']['steps']} steps, the last round\n"
     return "\n".join([heading(result, "each mode alone"), title, markdown_table(_HEADS, rows)])
 

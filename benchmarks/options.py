@@ -19,9 +19,8 @@ from contextanyone_core.cli.parsing import Parser, device_name, frame_count, fra
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.runtime.devices import check_device
-from contextanyone_core.runtime.options import ATTENTIONS
+from contextanyone_core.runtime.options import ATTENTIONS, DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16")
 SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -18,7 +18,7 @@ from benchmarks.ratios import CACHE_SHARE, MATMUL_SHARE, STEP_RATIOS, compare, j
 from benchmarks.steps import CACHED, Case, Inputs, Networks, Step, make_step, random_inputs
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.runtime.memory import cache_bytes
-from contextanyone_core.sampling.reference_modes import TwoStreams
+from contextanyone_core.sampling.reference_modes import SeparateStream
 
 _MATMUL, _SMALL_MATMUL = (8192, 20), (256, 4)  # side, products in one measurement
 
@@ -59,7 +59,7 @@ def measure_case(
         "width": case.width,
         "height": case.height,
         "references": case.references,
-        "tokens": case.tokens(networks.config),
+        "tokens": case.shape.token_count(networks.config),
         "matmul": {"tflops_per_second": rate / 1e12, "each": [value / 1e12 for value in rates]},
         "variants": variants,
         "cache": cache,
@@ -90,7 +90,7 @@ def _run(step: Step, mode: str) -> None:
 
 @torch.no_grad()
 def _make_cache(networks: Networks, inputs: Inputs) -> None:
-    TwoStreams(networks.of("ours"), inputs.references)
+    SeparateStream(networks.of("ours"), inputs.references)
 
 
 def _describe(

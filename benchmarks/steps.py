@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +13,8 @@ from benchmarks.networks import VACE_CONDITION, diffusers_vace, diffusers_wan, p
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guidance
-from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
+from contextanyone_core.sampling.reference_modes import SeparateStream, TemporalConcatenation
+from contextanyone_core.shapes import VideoShape
 
 VARIANTS = ("wan", "wan-diffusers", "ours", "ours-uncached", "ours-dual", "phantom", "vace")
 """Plain Wan in our transformer and in diffusers; ours with the cache (cfg), without it, with dual guidance; others."""
@@ -32,14 +32,10 @@ class Case:
     height: int
     references: int
 
-    def latent_shape(self, config: ContextAnyoneConfig) -> tuple[int, int, int]:
-        """(t, h, w) of the video's latents."""
-        stride = config.vae_stride
-        return 1 + (self.frames - 1) // stride[0], self.height // stride[1], self.width // stride[2]
-
-    def tokens(self, config: ContextAnyoneConfig) -> int:
-        """Tokens of the video."""
-        return math.prod(self.latent_shape(config)) // math.prod(config.patch_size)
+    @property
+    def shape(self) -> VideoShape:
+        """The video's size."""
+        return VideoShape(self.frames, self.height, self.width)
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.frames}, {self.references} reference" + "s" * (self.references > 1)
@@ -56,11 +52,11 @@ class Inputs:
     references: ReferenceInputs
 
 
-class Reads(Protocol):
-    """What `contextanyone_core.sampling.reference_modes` calls a reading: a velocity in every pass."""
+class Conditioned(Protocol):
+    """A reference mode (`contextanyone_core.sampling.reference_modes`) in one run: a velocity in every pass."""
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
-        """Velocity of noisy latents (1, C, T, h, w); `seen` with the references."""
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """Velocity of noisy latents (1, C, T, h, w); `with_reference` conditioned on them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Step:
     """One denoising step of one model."""
 
     network: nn.Module
-    reading: Reads
+    conditioned: Conditioned
     guidance: Guidance
     inputs: Inputs
 
@@ -78,7 +74,9 @@ class Step:
         inputs, velocities = self.inputs, {}
         for branch in self.guidance.branches(_SIGMA):
             text = inputs.negative_embeds if branch.negative else inputs.text_embeds
-            velocity = self.reading.velocity(inputs.latents, inputs.timesteps, text, seen=branch.reference)
+            velocity = self.conditioned.velocity(
+                inputs.latents, inputs.timesteps, text, with_reference=branch.reference
+            )
             velocities[branch] = velocity.float()
         return self.guidance.combine(velocities)
 
@@ -88,16 +86,16 @@ class Step:
         return len(self.guidance.branches(_SIGMA))
 
 
-class Uncached(TwoStreams):
+class Uncached(SeparateStream):
     """Ours, with the reference stream run anew in every pass that reads it."""
 
     def __init__(self, transformer: ContextAnyoneTransformer, references: ReferenceInputs) -> None:
         super().__init__(transformer, None)
         self._fed = references
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
-        """As `TwoStreams.velocity`."""
-        references = self._fed if seen else None
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """As `SeparateStream.velocity`."""
+        references = self._fed if with_reference else None
         return torch.as_tensor(self._transformer(latents, timesteps, text_embeds, references=references).velocity)
 
 
@@ -107,8 +105,8 @@ class DiffusersWan:
     def __init__(self, network: Any) -> None:
         self._network = network
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
-        """As `Reads.velocity`; there is no reference to be seen."""
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """As `Conditioned.velocity`; there is no reference."""
         return torch.as_tensor(self._network(latents, timesteps, text_embeds, return_dict=False)[0])
 
 
@@ -122,8 +120,8 @@ class DiffusersVace:
         self._scale = latents.new_ones(len(network.config.vace_layers))
         self._before = torch.cat(references, dim=2)
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
-        """As `Reads.velocity`."""
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """As `Conditioned.velocity`."""
         out = self._network(
             torch.cat([self._before, latents], dim=2),
             timesteps,
@@ -165,18 +163,17 @@ class Networks:
 
 def random_inputs(config: ContextAnyoneConfig, case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
     """Conditions of the sizes that a run of `case` has."""
-    frames, height, width = case.latent_shape(config)
 
     def random(*shape: int) -> Tensor:
         return torch.empty(shape, device=device, dtype=dtype).normal_()
 
     text = (1, config.text_len, config.text_dim)
-    still, clip = (1, config.in_dim, 1, height, width), []
+    still, clip = case.shape.picture.latents_shape(config), []
     if config.image_dim is not None:
         clip = [random(1, 1 + (_CLIP_PICTURE // _CLIP_PATCH) ** 2, config.image_dim) for _ in range(case.references)]
     references = ReferenceInputs([random(*still) for _ in range(case.references)], random(*text), clip)
     timesteps = torch.full((1,), 1000 * _SIGMA, device=device)
-    latents = random(1, config.in_dim, frames, height, width)
+    latents = random(*case.shape.latents_shape(config))
     return Inputs(latents, timesteps, random(*text), random(*text), references)
 
 
@@ -187,13 +184,13 @@ def make_step(variant: str, networks: Networks, inputs: Inputs) -> Step:
     config = networks.config
     cfg, dual = CfgGuidance(config.cfg_scale), DualGuidance(*config.dual_scales)
     if variant == "wan":
-        return Step(network, TwoStreams(network, None), cfg, inputs)
+        return Step(network, SeparateStream(network, None), cfg, inputs)
     if variant == "wan-diffusers":
         return Step(network, DiffusersWan(network), cfg, inputs)
     if variant == "ours-uncached":
         return Step(network, Uncached(network, references), cfg, inputs)
     if variant == "phantom":
-        return Step(network, Concatenation(network, references), dual, inputs)
+        return Step(network, TemporalConcatenation(network, references), dual, inputs)
     if variant == "vace":
         return Step(network, DiffusersVace(network, references.latents, inputs.latents), cfg, inputs)
-    return Step(network, TwoStreams(network, references), dual if variant == "ours-dual" else cfg, inputs)
+    return Step(network, SeparateStream(network, references), dual if variant == "ours-dual" else cfg, inputs)

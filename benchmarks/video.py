@@ -33,7 +33,7 @@ from contextanyone_core.cli.parsing import Parser, one_of, whole
 from contextanyone_core.generation.pipeline import GenerationSettings
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.sampling.reference_modes import TwoStreams
+from contextanyone_core.sampling.reference_modes import SeparateStream
 from training.commands import run_command
 
 _TITLE = "Time of a whole video"
@@ -128,7 +128,7 @@ def _cache_maker(stacks: Stacks, case: Case) -> Callable[[], object]:
 
     @torch.no_grad()
     def make() -> None:
-        TwoStreams(network, inputs.references)
+        SeparateStream(network, inputs.references)
 
     return make
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from .errors import InputError
+from .errors import InputError, did_you_mean
 
 # Per-channel statistics of the latents of Wan 2.1's VAE (its published config).
 WAN_LATENTS_MEAN = (
@@ -23,7 +22,7 @@ WAN_LATENTS_STD = (
 
 @dataclass(frozen=True, kw_only=True)
 class ContextAnyoneConfig:
-    """Sizes and constants of a ContextAnyone model (DESIGN 1; the first block of fields is Wan 2.1's).
+    """Sizes and constants of a ContextAnyone model (the first block of fields is Wan 2.1's).
 
     Attributes:
         dim, ffn_dim, num_heads, num_layers: width, feed-forward width, attention heads and blocks of the transformer.
@@ -123,10 +122,7 @@ class ContextAnyoneConfig:
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise InputError(
-                    f"Unknown key '{key}' in a model config" + (f"; did you mean '{near[0]}'?" if near else ".")
-                )
+                raise InputError(f"Unknown key {key!r} in a model config.{did_you_mean(key, known)}")
         try:
             return cls(**{key: _to_tuples(value) for key, value in values.items()})
         except TypeError as error:
@@ -154,7 +150,7 @@ class ContextAnyoneConfig:
 
     @classmethod
     def miniature(cls) -> Self:
-        """The shipped miniature (DESIGN 2), before its latent statistics are measured."""
+        """The shipped miniature, before its latent statistics are measured."""
         return cls(
             dim=256,
             ffn_dim=1024,

@@ -1,12 +1,15 @@
 """The exceptions of this package. Each message says what was given, what is needed and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ContextAnyoneError(Exception):
     """Base of every error that this package raises on purpose; the command line shows its text without a traceback."""
 
     def __init_subclass__(cls) -> None:
         # ComfyUI loads the package under the path of its folder, and shows the type of an error with its module.
-        cls.__module__ = "contextanyone_core.errors"
+        cls.__module__ = ".".join(__name__.split(".")[-2:])
 
 
 class ShapeError(ContextAnyoneError):
@@ -23,3 +26,16 @@ class MissingDependencyError(ContextAnyoneError):
 
 class InputError(ContextAnyoneError):
     """What the user gave cannot be used: a picture, a prompt, a number, a name."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean --steps?`, the end of a message about an unknown name; "" where no known name is near."""
+    near = nearest(word, known)
+    return "" if near is None else f" Did you mean {near}?"
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name that is most like `word`, whatever its capitals; None below a similarity of `cutoff` (0 to 1)."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None

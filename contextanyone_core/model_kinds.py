@@ -1,4 +1,4 @@
-"""The models that generate beside each other, and what each can be asked for; nothing heavy is imported here."""
+"""The models that `generate` runs, and the options that each supports; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _WAN_TEXT_LEN = 512
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What one of the models can be asked for.
+    """One of the models and the options that it supports.
 
     Attributes:
         name: as in `--model`.
         title: as its authors write it.
         family: how the families of its public transformer files begin (`weights.recognition`), "" for ours.
         guidances: names that `make_guidance` knows, the model's own first.
-        references: whether it reads pictures.
+        references: whether it takes reference pictures.
         emphasis: whether it has Emphasize-Attention.
         negative: its own negative prompt, at full size.
         hosted: whether it runs in diffusers, and not on our transformer.
@@ -35,10 +35,10 @@ class ModelKind:
     hosted: bool = False
 
     def own_negative(self, text_len: int) -> str:
-        """The negative prompt where none is given: a text encoder below Wan's size has never seen the long one."""
+        """The negative prompt where none is given: below Wan's size text encoders were not trained on the long one."""
         return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
 
-    def check(self, *, guidance: str | None, references: int, emphasis: float | None) -> None:
+    def check(self, *, guidance: str | None, references: int, emphasis: float | None, interval: bool = False) -> None:
         """Refuse what the model does not have; None was not asked for.
 
         Raises:
@@ -46,6 +46,10 @@ class ModelKind:
         """
         if guidance is not None and guidance not in self.guidances:
             raise InputError(f"{self.title} has no {guidance} guidance; with --model {self.name} use cfg.")
+        if interval and self.hosted:
+            raise InputError(
+                f"{self.title} is guided at every step; with --model {self.name} leave --guidance-interval out."
+            )
         if references and not self.references:
             raise InputError(f"{self.title} reads no pictures; leave --reference out, or use another --model.")
         if emphasis is not None and not self.emphasis:

@@ -1,4 +1,4 @@
-"""The two-stage prompt: how the reference looks, then what happens (paper, data captions; DESIGN 1)."""
+"""The two-stage prompt: how the reference looks, then what happens (paper, data captions)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
-# Full-size Wan is sampled with a long negative prompt; the miniature has never seen one.
+# Full-size Wan is sampled with a long negative prompt; the miniature was not trained with one.
 DEFAULT_NEGATIVE = ""
-# What the published inference of Wan 2.1 and Phantom puts in where no negative prompt is given.
+# The default negative prompt of the published inference of Wan 2.1 and Phantom.
 WAN_NEGATIVE = (
     "\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c\u9759\u6001\uff0c\u7ec6\u8282\u6a21\u7cca\u4e0d\u6e05\uff0c\u5b57\u5e55\uff0c\u98ce\u683c\uff0c\u4f5c\u54c1\uff0c\u753b\u4f5c\uff0c\u753b\u9762\uff0c\u9759\u6b62\uff0c\u6574\u4f53\u53d1\u7070\uff0c\u6700\u5dee\u8d28\u91cf\uff0c\u4f4e\u8d28\u91cf\uff0cJPEG\u538b\u7f29\u6b8b\u7559\uff0c\u4e11\u964b\u7684\uff0c\u6b8b\u7f3a\u7684\uff0c"
     "\u591a\u4f59\u7684\u624b\u6307\uff0c\u753b\u5f97\u4e0d\u597d\u7684\u624b\u90e8\uff0c\u753b\u5f97\u4e0d\u597d\u7684\u8138\u90e8\uff0c\u7578\u5f62\u7684\uff0c\u6bc1\u5bb9\u7684\uff0c\u5f62\u6001\u7578\u5f62\u7684\u80a2\u4f53\uff0c\u624b\u6307\u878d\u5408\uff0c\u9759\u6b62\u4e0d\u52a8\u7684\u753b\u9762\uff0c\u6742\u4e71\u7684\u80cc\u666f\uff0c\u4e09\u6761\u817f\uff0c"
@@ -38,12 +38,12 @@ class TwoStagePrompt:
 
     @property
     def reference_text(self) -> str:
-        """What the reference stream reads: the first-frame prompt, or the only one given."""
+        """The prompt of the reference stream: the first-frame prompt, or the only one given."""
         return self.first if self.first.strip() else self.later
 
     @property
     def video_text(self) -> str:
-        """What the video stream reads: both prompts joined by one space and encoded once, or the only one given."""
+        """The prompt of the video stream: both prompts joined by one space and encoded once, or the only one given."""
         # Paper: how the two prompts meet is left open; joined as strings, so that words of both attend to each other.
         return " ".join(part for part in (self.first, self.later) if part.strip())
 
@@ -52,7 +52,7 @@ class TwoStagePrompt:
 
         Args:
             count_tokens: tokens of a string, end token included, such as `TextEncoder.count_tokens`.
-            text_len: how many tokens the model reads.
+            text_len: the most tokens that the model takes.
 
         Raises:
             InputError: saying by how many tokens the joined prompt is too long.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack
+from typing import NotRequired, Unpack
 
 from comfy_api.latest import io
 
 from ..contextanyone_core.prompts import TwoStagePrompt
-from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, make_guidance
+from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, check_interval, make_guidance
 from ._comfy.notes import note_on
 from ._comfy.references import (
     PromptNames,
@@ -40,6 +40,7 @@ from .inputs import (
 )
 
 _OWN = "0 takes the model's own."
+_INTERVAL = "Steps between two noise levels (0 clean, 1 noise) are guided, others make one pass, without the negative."
 _GUIDANCES = ["cfg", "dual"]
 _NAMES = PromptNames(
     positive="The prompt (first and later of ContextAnyone Sampler together)",
@@ -63,6 +64,8 @@ class SamplerSettings(SizeSettings):
     sampler_name: str
     shift: float
     gap: float
+    guidance_low: NotRequired[float]
+    guidance_high: NotRequired[float]
 
 
 class ContextAnyoneGuider(io.ComfyNode):
@@ -84,18 +87,26 @@ class ContextAnyoneGuider(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="From Apply ContextAnyone."),
                 RANGES["guidance_scale"].input("guidance_scale", 0.0, f"How hard the prompt pulls. {_OWN}"),
                 RANGES["reference_scale"].input("reference_scale", 0.0, f"How hard the picture pulls. {_OWN}"),
+                *_interval_inputs(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def validate_inputs(cls, guidance_scale: float | None = None, reference_scale: float | None = None) -> bool:
-        """Scales that guide nothing are told before the run.
+    def validate_inputs(
+        cls,
+        guidance_scale: float | None = None,
+        reference_scale: float | None = None,
+        guidance_low: float | None = None,
+        guidance_high: float | None = None,
+    ) -> bool:
+        """Scales and an interval that guide nothing are told before the run.
 
         Raises:
             InputError: naming the first of them.
         """
         check_numbers(guidance_scale=guidance_scale, reference_scale=reference_scale)
+        _check_interval(guidance_low, guidance_high)
         return True
 
     @classmethod
@@ -106,6 +117,8 @@ class ContextAnyoneGuider(io.ComfyNode):
         negative: Conditioning,
         guidance_scale: float,
         reference_scale: float,
+        guidance_low: float = 0.0,
+        guidance_high: float = 1.0,
     ) -> io.NodeOutput:
         """Make the guider.
 
@@ -113,11 +126,13 @@ class ContextAnyoneGuider(io.ComfyNode):
             InputError: something that is connected does not fit; the message says what to do.
         """
         check_numbers(guidance_scale=guidance_scale, reference_scale=reference_scale)
+        _check_interval(guidance_low, guidance_high)
         guidance = make_guidance(
             "dual",
             config_of(model),
             guidance_scale=own_number(guidance_scale),
             reference_scale=own_number(reference_scale),
+            interval=(guidance_low, guidance_high),
         )
         return io.NodeOutput(ReferenceGuider(model, positive, negative, guidance))
 
@@ -217,6 +232,7 @@ def _check(given: Mapping[str, object]) -> None:
     """Refuse the first widget's value that no video can be made with; those over a link are None before the run."""
     check_prompts(given.get("first"), given.get("later"))
     check_numbers(**{name: given.get(name) for name in RANGES})
+    _check_interval(given.get("guidance_low"), given.get("guidance_high"))
     check_choice("guidance", given.get("guidance"), _GUIDANCES)
     check_choice("sampler_name", given.get("sampler_name"), sampler_names())
 
@@ -228,7 +244,15 @@ def _guidance(model: Model, settings: SamplerSettings) -> CfgGuidance | DualGuid
         config_of(model),
         guidance_scale=own_number(settings["guidance_scale"]),
         reference_scale=own_number(settings["reference_scale"]) if dual else None,
+        interval=(settings.get("guidance_low", 0.0), settings.get("guidance_high", 1.0)),
     )
+
+
+def _check_interval(low: object, high: object) -> None:
+    """Refuse two noise levels between which nothing lies; those over a link are None before the run."""
+    check_numbers(guidance_low=low, guidance_high=high)
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        check_interval((low, high))
 
 
 def _advanced_inputs() -> list[io.String.Input | io.Combo.Input | io.Float.Input]:
@@ -260,4 +284,14 @@ def _advanced_inputs() -> list[io.String.Input | io.Combo.Input | io.Float.Input
             advanced=True,
         ),
         gap_input(),
+        *_interval_inputs(),
+    ]
+
+
+def _interval_inputs() -> list[io.Float.Input]:
+    """Where guidance acts, last so that saved workflows keep their values."""
+    ends = {"guidance_low": (0.0, "Lowest"), "guidance_high": (1.0, "Highest")}
+    return [
+        RANGES[name].input(name, default, f"{_INTERVAL} {which} noise level of them.", advanced=True, optional=True)
+        for name, (default, which) in ends.items()
     ]

@@ -41,11 +41,13 @@ class Range:
         """What an error adds where 0 is no number."""
         return ", and 0 takes the model's own" if self.own else ""
 
-    def input(self, name: str, default: float, tooltip: str, *, advanced: bool = False) -> io.Float.Input:
+    def input(
+        self, name: str, default: float, tooltip: str, *, advanced: bool = False, optional: bool = False
+    ) -> io.Float.Input:
         """The widget."""
-        return io.Float.Input(
-            name, default=default, min=self.low, max=self.high, step=self.step, advanced=advanced, tooltip=tooltip
-        )
+        low, high, step = self.low, self.high, self.step
+        more = {"min": low, "max": high, "step": step}
+        return io.Float.Input(name, default=default, tooltip=tooltip, advanced=advanced, optional=optional, **more)
 
     def whole(self, name: str, default: int, tooltip: str, *, advanced: bool = False) -> io.Int.Input:
         """The widget of a whole number."""
@@ -66,6 +68,8 @@ RANGES = {
     "guidance_scale": _SCALE,
     "reference_scale": _SCALE,
     "shift": _SCALE,
+    "guidance_low": Range(0.0, 1.0, 0.01),
+    "guidance_high": Range(0.0, 1.0, 0.01),
 }
 _WHOLE = ("width", "height", "length", "batch_size", "steps", "seed")
 

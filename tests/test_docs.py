@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from contextanyone_core.cli.generate import read_request
-from training import config
+from training import config, settings
 from training.parts import manifest, transformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,4 +196,31 @@ def test_training_names_every_setting_of_a_run_and_of_the_transformer_and_every_
         named = set(re.findall(rf"`({section}\.\w+)`", text))
         assert named - known == set()
         assert known - named == set()
-    assert [path.name for path in config.presets() if f"`{path.name}`" not in text] == []
+    assert [path.name for path in settings.presets() if f"`{path.name}`" not in text] == []
+
+
+CITED = re.compile(r"(?<![\w*/.-])((?:[\w-]+/)*[A-Z][\w-]*\.md)\b|\b([A-Z]{4,}) \d\b(?!\.)")
+"""A document by its file name, or by a name in capitals with the number of a section."""
+
+
+def cited_documents(text: str) -> set[str]:
+    return {file or f"{name}.md" for file, name in CITED.findall(text)}
+
+
+def test_every_document_that_is_cited_exists():
+    documents = [path for path in ROOT.rglob("*.md") if not {".venv", ".git", "runs"} & set(path.parts)]
+    names = {path.name for path in documents} | {path.relative_to(ROOT).as_posix() for path in documents}
+    code = [path for folder in (*PACKAGES, "nodes", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    missing = [
+        f"{path.relative_to(ROOT)} cites {cited}"
+        for path in [*code, *DOCUMENTS]
+        for cited in sorted(cited_documents(path.read_text(encoding="utf-8")) - names)
+    ]
+    assert missing == []
+
+
+def test_a_citation_is_found():
+    assert cited_documents('"""Blocks (DESIGN 1), see docs/SPEED.md and [this](../PLAN.md)."""') >= {
+        "DESIGN.md",
+        "docs/SPEED.md",
+    }

@@ -16,9 +16,10 @@ import torch
 
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
+from training.config import data_settings
 from training.data.cache import CacheBuilder, index_path, read_index
 from training.data.manifest import drop_table
-from training.data.settings import DataSettings, data_settings
+from training.data.settings import DataSettings
 from training.stopping import Stop
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of the transformer, by arithmetic: what buckets and cost plans are reckoned in."""
+"""Floating-point operations of the transformer, computed from its sizes: the unit of buckets and cost plans."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ import math
 from collections.abc import Sequence
 
 from contextanyone_core.config import ContextAnyoneConfig
-
-
-def token_count(config: ContextAnyoneConfig, num_frames: int, height: int, width: int) -> int:
-    """Tokens of a clip of num_frames (4k + 1) of height x width pixels."""
-    frames = 1 + (num_frames - 1) // config.vae_stride[0]
-    sides = (frames, height // config.vae_stride[1], width // config.vae_stride[2])
-    return math.prod(side // patch for side, patch in zip(sides, config.patch_size, strict=True))
 
 
 def forward_flops(config: ContextAnyoneConfig, video: int, references: Sequence[int] = (), clip_tokens: int = 0) -> int:

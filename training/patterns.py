@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, nearest
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -25,5 +24,5 @@ def require_matches(setting: str, patterns: Iterable[str], names: Sequence[str],
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
+            near = nearest(pattern, names, cutoff=0.0)
             raise InputError(f"{setting} has the pattern {pattern}, which matches {nothing}; one is {near}.")

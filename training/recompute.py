@@ -32,7 +32,7 @@ def recompute_blocks(transformer: ContextAnyoneTransformer, kind: Recompute) -> 
     """Let the backward pass compute the inside of each block again instead of keeping it.
 
     Args:
-        kind: `full` keeps a block's inputs only; `selective` also the outputs of fused attention, which are most of
+        kind: `full` stores a block's inputs only; `selective` also the outputs of fused attention, which are most of
             the work and little of the memory; `none` changes nothing.
     """
     if kind == "none":
@@ -41,31 +41,30 @@ def recompute_blocks(transformer: ContextAnyoneTransformer, kind: Recompute) -> 
     for block in transformer.blocks:
         assert isinstance(block, TransformerBlock)
         block.forward = _again(block.forward, contexts)  # type: ignore[method-assign]
-        block.encode_reference = _again(block.encode_reference, contexts)  # type: ignore[method-assign]
 
 
 def _again(function: Callable[..., _Result], contexts: dict[str, Any]) -> Callable[..., _Result]:
     """The function under a checkpoint where gradients are wanted. Nothing random happens in a block."""
 
-    def run(x: Tensor, *inputs: Any) -> _Result:
+    def run(x: Tensor, *inputs: Any, **options: Any) -> _Result:
         if not torch.is_grad_enabled():
-            return function(x, *inputs)
-        region = partial(_without_kept_casts, function)
+            return function(x, *inputs, **options)
+        region = partial(_without_kept_casts, function, **options)
         return cast(_Result, checkpoint(region, x, *inputs, use_reentrant=False, preserve_rng_state=False, **contexts))
 
     return run
 
 
-def _without_kept_casts(function: Callable[..., _Result], x: Tensor, *inputs: Any) -> _Result:
+def _without_kept_casts(function: Callable[..., _Result], x: Tensor, *inputs: Any, **options: Any) -> _Result:
     """The function with autocast, if it is on, casting weights anew at every use.
 
-    Casts that are kept would be there the first time and not the second, and stay in memory in between.
+    Cached casts would exist in the first pass and not in the second, and occupy memory in between.
     """
     device = x.device.type
     if not under_autocast(x.device):
-        return function(x, *inputs)
+        return function(x, *inputs, **options)
     with autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
-        return function(x, *inputs)
+        return function(x, *inputs, **options)
 
 
 def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:

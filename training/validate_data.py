@@ -16,10 +16,10 @@ from dataclasses import asdict
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from training.commands import Parser, refuse_output_file, run_command
+from training.config import data_settings
 from training.data.buckets import BucketSettings, plan_buckets
 from training.data.check import check_files, usage
 from training.data.manifest import drop_table, read_manifest, write_lines
-from training.data.settings import data_settings
 
 
 def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> None:

@@ -1,4 +1,7 @@
-"""Which clips a command asks for: prompts from the options or from a JSONL file, and a safe name for each."""
+"""Which clips a command asks for, a safe name for each, and the share of them that this process makes.
+
+Prompts come from the options or from a JSONL file; processes are counted as every launcher says it in the environment.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..media.video_io import contact_path, ending_of
-from .parsing import MAX_SEED, did_you_mean, prompt_text
+from .parsing import MAX_SEED, prompt_text
 
 KEYS = ("first", "later", "out", "seed")
+_MAX_PROCESSES = 1_000_000
+_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> l
         raise InputError(f"--prompts {file} cannot be read: {error}.") from error
     clips: list[Clip] = []
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # of a file that another was appended to
         if line.strip():
             try:
                 name = f"clip-{len(clips) + 1:03d}.mp4"
@@ -82,6 +88,55 @@ def refuse_collisions(clips: Sequence[Clip], read: Sequence[Path]) -> None:
             taken.add(_place(path))
 
 
+@dataclass(frozen=True)
+class Process:
+    """One of several processes that run the same command.
+
+    Attributes:
+        rank: from 0.
+        count: of all processes.
+        local_rank: from 0 on this machine; None where no launcher says it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int | None = None
+
+    def share(self, clips: Sequence[Clip]) -> list[Clip]:
+        """Every `count`-th clip from the `rank`-th on.
+
+        It depends on nothing else, what is finished included: the processes need not talk to each other, and together
+        they have each clip exactly once however far each of them is.
+        """
+        return list(clips[self.rank :: self.count])
+
+    def device(self, name: str) -> str:
+        """The device that a name means here: plain `cuda` is the card of this process."""
+        return f"cuda:{self.local_rank}" if name == "cuda" and self.local_rank is not None else name
+
+
+def this_process(environment: Mapping[str, str]) -> Process:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process.
+
+    Raises: InputError for one of the first two without the other, or for what is no number.
+    """
+    rank, count = environment.get("RANK"), environment.get("WORLD_SIZE")
+    if rank is None and count is None:
+        return Process()
+    if rank is None or count is None:
+        given, missing = ("WORLD_SIZE", "RANK") if rank is None else ("RANK", "WORLD_SIZE")
+        raise InputError(
+            f"{given} is set in the environment and {missing} is not; set both, or neither for one process."
+        )
+    processes = _number("WORLD_SIZE", count, 1, _MAX_PROCESSES)
+    local = environment.get("LOCAL_RANK")
+    return Process(
+        _number("RANK", rank, 0, processes - 1),
+        processes,
+        None if local is None else _number("LOCAL_RANK", local, 0, processes - 1),
+    )
+
+
 def _place(path: Path) -> str:
     return os.path.realpath(path).casefold()
 
@@ -95,7 +150,7 @@ def _parse(line: str) -> dict[str, Any]:
         raise InputError('an object such as {"first": ..., "later": ...} is needed.')
     for key in values:
         if key not in KEYS:
-            raise InputError(f"{key!r} is unknown; known are {', '.join(KEYS)}.{did_you_mean(key, KEYS)}")
+            raise InputError(f"{_shown(key)} is unknown; known are {', '.join(KEYS)}.{did_you_mean(key, KEYS)}")
     return values
 
 
@@ -108,18 +163,33 @@ def _clip(values: Mapping[str, Any], default: Clip) -> Clip:
             prompt_text(texts[key])
     seed = values.get("seed", default.seed)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed is {seed!r}; a whole number from 0 to {MAX_SEED} is needed.")
+        raise InputError(f"seed is {_shown(seed)}; a whole number from 0 to {MAX_SEED} is needed.")
     out = default.out.parent / _plain_name(texts["out"]) if "out" in texts else default.out
     return Clip(first, later, seed, out)
 
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{key} is {value!r}; a text is needed.")
+        raise InputError(f"{key} is {_shown(value)}; a text is needed.")
     return value
 
 
 def _plain_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in "/\\:" or not c.isprintable() for c in name):
-        raise InputError(f"out is {name!r}; a plain file name such as beach.mp4 is needed, without folders.")
+        raise InputError(f"out is {_shown(name)}; a plain file name such as beach.mp4 is needed, without folders.")
     return name
+
+
+def _number(name: str, text: str, low: int, high: int) -> int:
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if not low <= number <= high:
+        raise InputError(f"{name} is {text[:40]!r} in the environment; a whole number from {low} to {high} is needed.")
+    return number
+
+
+def _shown(value: object) -> str:
+    """A value of the file in a few words; nested ones may be deeper than Python can write."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -23,10 +23,11 @@ from ..media.video_io import check_name, check_output, save_clip
 from ..model_kinds import MODELS, ModelKind, is_full_size
 from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
-from .clips import Clip, clips_from_file, clips_from_options, refuse_collisions
+from ..sampling.guidance import EVERYWHERE, check_interval
+from ..shapes import VideoShape
+from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
 from .parsing import PARTS
-from .processes import Process, this_process
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
 
 if TYPE_CHECKING:
@@ -61,15 +62,16 @@ def generate(argv: Sequence[str]) -> int:
     _check_prompts(pipeline, request)
     if not request.pictures and request.kind.references:
         _note("no --reference is given: plain text to video")
-    _warn_of_strangers(pipeline, request)
-    _warn_of_surprises(pipeline, request)
+    _warn_of_other_domains(pipeline, request)
+    _warn_of_mismatches(pipeline, request)
     record = record_of(pipeline, request.options)
     clips = _unfinished(request, record)
     if clips:
         prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
         pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
+        references = _encode_references(pipeline, request)
     for clip in clips:
-        sheet = _make(pipeline, request, clip, record)
+        sheet = _make(pipeline, request, clip, references, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
         sys.stdout.flush()
     return 0
@@ -82,7 +84,13 @@ def read_request(argv: Sequence[str]) -> Request:
     """
     options = generate_parser().parse(argv)
     kind = MODELS[options.model]
-    kind.check(guidance=options.guidance, references=len(options.reference), emphasis=options.emphasis)
+    kind.check(
+        guidance=options.guidance,
+        references=len(options.reference),
+        emphasis=options.emphasis,
+        interval=options.guidance_interval is not None,
+    )
+    check_interval(options.guidance_interval or EVERYWHERE)
     if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
         raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
     execution = _execution(options)
@@ -112,7 +120,7 @@ def _execution(options: argparse.Namespace) -> Execution:
         compile=options.compile,
         memory=options.memory,
         step_cache=options.step_cache,
-        video=Video(options.frames, height, width, len(options.reference)),
+        video=Video(VideoShape(options.frames, height, width), len(options.reference)),
     )
 
 
@@ -140,31 +148,31 @@ def _check_prompts(pipeline: Pipeline, request: Request) -> None:
         pipeline.check_prompt(TwoStagePrompt(clip.first, clip.later), negative_prompt(pipeline, request.options))
 
 
-def _warn_of_strangers(pipeline: Pipeline, request: Request) -> None:
-    """Tell of pictures that are far from what the model was trained on; they are used all the same."""
-    from ..generation.domain_check import familiar_threshold, round_trip_psnr
+def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
+    """Warn of pictures that are out of the model's training domain; they are used all the same."""
+    from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
-    from ..weights.checkpoint import open_source
     from ..weights.locate import need_part
+    from ..weights.source import open_source
 
     options = request.options
-    threshold = familiar_threshold(open_source(need_part(options.weights, "vae")).metadata)
+    threshold = domain_threshold(open_source(need_part(options.weights, "vae")).metadata)
     if threshold is None:
         return
     for path, picture in zip(options.reference, request.pictures, strict=True):
         quality = round_trip_psnr(pipeline.vae, picture_to_images(picture))
         if quality < threshold:
             _note(
-                f"warning: {path} is far from what these weights were trained on (redrawn at {quality:.1f} dB, "
-                f"familiar pictures have {threshold:.1f} or more); the character will hardly be kept"
+                f"warning: {path} is far from what these weights were trained on (reconstructed at {quality:.1f} dB, "
+                f"pictures in the domain at {threshold:.1f} or more); the character will hardly be kept"
             )
 
 
-def _warn_of_surprises(pipeline: Pipeline, request: Request) -> None:
-    """Tell of weights that by their name are another model's, and of the miniature's size at full size."""
-    from ..weights.locate import strange_transformer
+def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
+    """Warn of weights that by their name are another model's, and of the miniature's size at full size."""
+    from ..weights.locate import misnamed_transformer
 
-    found = strange_transformer(request.options.weights, request.kind)
+    found = misnamed_transformer(request.options.weights, request.kind)
     if found is not None:
         _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.kind.title} all the same")
     if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:
@@ -188,17 +196,25 @@ def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:
     return left
 
 
-def _make(pipeline: Pipeline, request: Request, clip: Clip, record: dict[str, Any]) -> Path:
+def _encode_references(pipeline: Pipeline, request: Request) -> Any:
+    """The pictures as the pipeline takes them, encoded once for all clips."""
+    from ..media.image_io import picture_to_images
+
+    images = [picture_to_images(picture) for picture in request.pictures]
+    return pipeline.encode_references(images, request.options.size)
+
+
+def _make(pipeline: Pipeline, request: Request, clip: Clip, references: Any, record: dict[str, Any]) -> Path:
     """Make and write one clip; returns the path of its contact sheet."""
     from tqdm import tqdm
 
     from ..media.contact_sheet import contact_sheet
-    from ..media.image_io import images_to_frames, picture_to_images
+    from ..media.image_io import images_to_frames
 
     settings = settings_of(pipeline, request.options, clip.seed)
     with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         result = pipeline.generate(
-            [picture_to_images(picture) for picture in request.pictures],
+            references,
             TwoStagePrompt(clip.first, clip.later),
             settings,
             negative=negative_prompt(pipeline, request.options),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
+from ..shapes import frames_mistake, side_mistake
 
 MAX_SEED = 2**63 - 1
+_LARGEST_SIDE = 4096
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """The weight files of a folder, each with the ending .safetensors."""
+"""torch's dtypes in which models run and are written."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,12 +56,6 @@ class Parser(argparse.ArgumentParser):
         if message.endswith("expected one argument"):
             message += f"; write {message.partition(':')[0]}=TEXT for a text that begins with a dash"
         raise InputError(message + ("" if message.endswith((".", "?")) else "."))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean --steps?`, or nothing where nothing is near."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def package_version(package: str = "contextanyone") -> str:
@@ -113,12 +110,18 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
     return parse
 
 
+def file_path(text: str) -> Path:
+    """The path of a file or folder; an empty one would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give the path of a file or folder")
+    return Path(text)
+
+
 def frame_count(text: str) -> int:
     """A number of frames: 4k + 1, as the video VAE needs."""
     number = whole(1, 2001)(text)
-    if number % 4 != 1:
-        below = number - (number - 1) % 4
-        raise argparse.ArgumentTypeError(f"{number} frames; Wan needs 4k + 1 frames, such as {below} or {below + 4}")
+    if mistake := frames_mistake(number):
+        raise argparse.ArgumentTypeError(f"{number} is given; {mistake}")
     return number
 
 
@@ -129,11 +132,9 @@ def frame_size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{_short(text)} is given; WIDTHxHEIGHT in pixels is needed, such as 128x128")
     width, height = (int(side) for side in match.groups())
     for side in (width, height):
-        if side % 16 or not 16 <= side <= 4096:
-            near = min(max(16 * round(side / 16), 16), 4096)
-            raise argparse.ArgumentTypeError(
-                f"{text} has a side of {side}; a multiple of 16 from 16 to 4096 is needed, such as {near}"
-            )
+        mistake = f"at most {_LARGEST_SIDE} is possible" if side > _LARGEST_SIDE else side_mistake(side)
+        if mistake is not None:
+            raise argparse.ArgumentTypeError(f"{text} has a side of {side}; {mistake}")
     return height, width
 
 
@@ -145,6 +146,18 @@ def device_name(text: str) -> str:
             f"there is no device {_short(text)}; known are cpu, cuda, cuda:N, mps and xpu.{did_you_mean(text, known)}"
         )
     return text
+
+
+def regular_path(text: str) -> Path:
+    """A path that may be read twice: a file, a folder, or nothing yet, but no pipe and no device."""
+    path = file_path(text)
+    try:
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have; where it is opened is told why
+        special = False
+    if special:
+        raise argparse.ArgumentTypeError(f"{text} is not a regular file")
+    return path
 
 
 def prompt_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Encoders that are read from their files for each use and freed after it, so that only one is in memory at a time."""
+"""Encoders loaded on demand: read from file for each use and freed after it, so that one at a time is in memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 
 from ..runtime.devices import free_cached
 from ..runtime.offload import stream_text_encoder
-from ..weights.checkpoint import IMAGE_ENCODER, open_source
+from ..weights.naming import IMAGE_ENCODER
+from ..weights.source import open_source
 from .image import IMAGE_KEYS, ImageEncoder, load_image_encoder
 from .loading import checked_config
 from .text import TextEncoder, Tokenizer, load_text_encoder, read_tokenizer
 
 
-class LentTextEncoder(Tokenizer):
-    """What a `TextEncoder` is for, with its weights in memory only while it encodes; the tokenizer stays.
+class OnDemandTextEncoder(Tokenizer):
+    """A `TextEncoder` whose weights are in memory only while it encodes; the tokenizer stays loaded.
 
     Args:
         path: as for `load_text_encoder`.
@@ -37,7 +38,7 @@ class LentTextEncoder(Tokenizer):
         self._kept: dict[str, torch.Tensor] = {}
 
     def keep(self, prompts: Sequence[str]) -> None:
-        """Encode prompts that will be asked for, all in one go, and keep what comes of them (CPU, float32)."""
+        """Encode prompts in advance, all with one load of the weights, and cache the embeddings (CPU, float32)."""
         left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         if not left:
             return
@@ -63,8 +64,8 @@ class LentTextEncoder(Tokenizer):
         return embeds
 
 
-class LentImageEncoder:
-    """What an `ImageEncoder` is for, with its weights in memory only while it encodes; what it made of a picture stays.
+class OnDemandImageEncoder:
+    """An `ImageEncoder` whose weights are in memory only while it encodes; the tokens of each picture are cached.
 
     Args:
         path: as for `load_image_encoder`.
@@ -81,7 +82,7 @@ class LentImageEncoder:
         self._kept: dict[bytes, torch.Tensor] = {}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Penultimate hidden states as `ImageEncoder.encode` gives them, on the CPU; read once for the same pictures.
+        """Penultimate hidden states as `ImageEncoder.encode` gives them, on the CPU; cached by picture.
 
         Raises:
             ShapeError: the pictures are not of the tower's `image_size`.
@@ -93,13 +94,13 @@ class LentImageEncoder:
         return self._kept[key]
 
 
-AnyTextEncoder = TextEncoder | LentTextEncoder
-AnyImageEncoder = ImageEncoder | LentImageEncoder
+AnyTextEncoder = TextEncoder | OnDemandTextEncoder
+AnyImageEncoder = ImageEncoder | OnDemandImageEncoder
 
 
 @contextmanager
 def _lent(device: torch.device) -> Iterator[None]:
-    """What was made inside and is not held any more is freed at the end, hooks and modules that hold each other too."""
+    """Free at the end what was created inside and is no longer referenced, reference cycles of hooks included."""
     try:
         yield
     finally:

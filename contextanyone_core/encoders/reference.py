@@ -1,4 +1,4 @@
-"""From a reference picture to what the model reads: the dual encoder (paper, method; DESIGN 1)."""
+"""The dual encoder of reference pictures: VAE latents and CLIP tokens (paper, method)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class VideoEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Reference:
-    """One reference picture as the model reads it.
+class EncodedReference:
+    """One encoded reference picture.
 
     Attributes:
         latents: (B, 16, 1, h, w), normalised.
@@ -47,7 +47,10 @@ class Reference:
 
 
 class DualEncoder:
-    """The two encoders of a reference picture: the video VAE for its look, CLIP for its meaning.
+    """The two encoders of a reference picture: the video VAE for dense appearance, CLIP for semantics.
+
+    Used by both hosts, each with its own encoders. CLIP tokens do not depend on the video's size, so they can be
+    computed before it is known.
 
     Args:
         video_encoder: gives the reference latents.
@@ -58,17 +61,31 @@ class DualEncoder:
         self.video_encoder = video_encoder
         self.semantic_encoder = semantic_encoder
 
-    def encode(self, image: torch.Tensor, size: tuple[int, int]) -> Reference:
+    def encode(self, image: torch.Tensor, size: tuple[int, int]) -> EncodedReference:
         """Encode one picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width) pixels.
 
         Raises:
             ShapeError: the picture is not (1, 3, H, W).
         """
+        return EncodedReference(self.latents(image, size), self.semantic_tokens(image))
+
+    def latents(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Latents (1, 16, 1, h, w) of a picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width).
+
+        Raises:
+            ShapeError: the picture is not (1, 3, H, W).
+        """
         # Paper: the reference's preparation is not described; aspect kept, padded with white, as Phantom does.
-        latents = self.video_encoder.encode(pad_picture(image, size)[:, :, None])
-        if self.semantic_encoder is None:
-            return Reference(latents, None)
-        return Reference(latents, self.semantic_encoder.encode(clip_picture(image, self.semantic_encoder.image_size)))
+        return self.video_encoder.encode(pad_picture(image, size)[:, :, None])
+
+    def semantic_tokens(self, image: torch.Tensor) -> torch.Tensor | None:
+        """CLIP tokens (1, N, D) of a picture (1, 3, H, W) in [-1, 1]; None for a model without the CLIP branch.
+
+        Raises:
+            ShapeError: the picture is not (1, 3, H, W).
+        """
+        encoder = self.semantic_encoder
+        return None if encoder is None else encoder.encode(clip_picture(image, encoder.image_size))
 
 
 def fitted_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -90,8 +107,7 @@ def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Raises:
         ShapeError: the picture is not (1, 3, H, W) with H and W of at least 1.
     """
-    if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
-        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
+    _check_shape(image)
     image = image.float()
     fitted = fitted_size((image.shape[2], image.shape[3]), size)
     if fitted != tuple(image.shape[2:]):
@@ -102,12 +118,12 @@ def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def clip_picture(image: torch.Tensor, side: int) -> torch.Tensor:
-    """A picture (1, 3, H, W) as the square (1, 3, side, side) that CLIP reads: white around, never cropped."""
+    """A picture (1, 3, H, W) as CLIP's square input (1, 3, side, side): padded with white, never cropped."""
     return pad_picture(image, (side, side))
 
 
 def check_picture(image: torch.Tensor) -> None:
-    """Refuse a picture that no encoder can make sense of.
+    """Refuse a picture that cannot be encoded.
 
     Args:
         image: (1, 3, H, W) in [-1, 1].
@@ -116,13 +132,17 @@ def check_picture(image: torch.Tensor) -> None:
         ShapeError: it is not (1, 3, H, W).
         InputError: it is too small, or holds NaN or infinite values.
     """
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
+    _check_shape(image)
     height, width = image.shape[2:]
     if min(height, width) < MIN_SIDE:
         raise InputError(f"The picture is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed.")
     if not bool(torch.isfinite(image).all()):
         raise InputError("The picture holds NaN or infinite values; what made it went wrong. Use another picture.")
+
+
+def _check_shape(image: torch.Tensor) -> None:
+    if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
+        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
 
 
 def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -133,10 +153,11 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         mask: (1, 1, h, w), 1 where the subject is, 0 elsewhere; brought to the picture's size.
 
     Raises:
-        ShapeError: the mask is not (1, 1, h, w).
+        ShapeError: the picture is not (1, 3, H, W), or the mask not (1, 1, h, w).
         InputError: the mask holds NaN, or covers nothing.
     """
-    if mask.ndim != 4 or mask.shape[:2] != (1, 1):
+    _check_shape(image)
+    if mask.ndim != 4 or mask.shape[:2] != (1, 1) or 0 in mask.shape:
         raise ShapeError(f"The mask has shape {tuple(mask.shape)}; (1, 1, H, W) is needed.")
     if not bool(torch.isfinite(mask).all()):
         raise InputError("The mask holds NaN or infinite values; what made it went wrong. Use another mask.")
@@ -150,7 +171,7 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig, name: str = "The prompt") -> torch.Tensor:
-    """Text embeddings of any length as the model reads them: (B, text_len, text_dim), zero rows after the tokens.
+    """Text embeddings of any length as (B, text_len, text_dim), zero rows after the tokens.
 
     ComfyUI pads every prompt to 512 rows; rows of zeros beyond `text_len` are cut, and fewer rows are padded. Where
     tokens stand beyond `text_len`, because prompts were joined with their padding, the padding between is left out.
@@ -162,12 +183,13 @@ def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig, name
 
     Raises:
         ShapeError: the width is another encoder's, or it is not (B, L, text_dim).
-        InputError: there are more tokens than the model reads.
+        InputError: there are more than `text_len` tokens.
     """
-    if text_embeds.ndim != 3 or text_embeds.shape[2] != config.text_dim:
-        width = text_embeds.shape[-1]
+    if text_embeds.ndim != 3:
+        raise ShapeError(f"text_embeds have shape {tuple(text_embeds.shape)}; needed is (B, L, {config.text_dim}).")
+    if text_embeds.shape[2] != config.text_dim:
         raise ShapeError(
-            f"This text encoder (CLIP) gives {width} channels, the model wants {config.text_dim}: use "
+            f"This text encoder (CLIP) gives {text_embeds.shape[2]} channels, the model wants {config.text_dim}: use "
             f"{_text_encoder_name(config)}."
         )
     if bool(text_embeds[:, config.text_len :].any()):

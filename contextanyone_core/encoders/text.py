@@ -15,7 +15,9 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..late_import import host_class
-from ..weights.checkpoint import TEXT_ENCODER, open_source, save_safetensors
+from ..weights.checkpoint import save_safetensors
+from ..weights.naming import TEXT_ENCODER
+from ..weights.source import open_source
 from .loading import checked_config, fill, on_meta, open_weights
 
 SPIECE = "spiece_model"
@@ -26,7 +28,7 @@ TEXT_KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "nu
 
 
 def mini_text_config(vocab_size: int) -> dict[str, int]:
-    """Config of the miniature umT5 (DESIGN 2) for a SentencePiece model of `vocab_size` pieces."""
+    """Config of the miniature umT5 for a SentencePiece model of `vocab_size` pieces."""
     return {
         "vocab_size": vocab_size,
         "d_model": 128,
@@ -94,7 +96,7 @@ def _processor(spiece_model: bytes) -> Any:
 
 
 class TextEncoder(Tokenizer):
-    """umT5 with its tokenizer: prompts become text embeddings of fixed length (DESIGN 1, "Two-stage prompt").
+    """umT5 with its tokenizer: prompts become text embeddings of fixed length.
 
     Args:
         model: transformers' `UMT5EncoderModel`.

@@ -12,8 +12,10 @@ import torch
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
 from ..late_import import host_class
-from ..weights.checkpoint import VAE, save_safetensors
+from ..shapes import frames_mistake
+from ..weights.checkpoint import save_safetensors
 from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
+from ..weights.naming import VAE
 from .loading import fill, on_meta, open_weights
 
 # diffusers' own spelling of the keys, so that the header's config builds the class as it is.
@@ -24,7 +26,7 @@ VAE_KEYS = frozenset(
 
 
 def mini_vae_config() -> dict[str, Any]:
-    """Config of the miniature VAE (DESIGN 2): Wan 2.1's architecture at width 16; keys are `AutoencoderKLWan`'s."""
+    """Config of the miniature VAE: Wan 2.1's architecture at width 16; keys are `AutoencoderKLWan`'s."""
     return {
         "base_dim": 16,
         "z_dim": 16,
@@ -51,7 +53,7 @@ def set_latent_statistics(vae: Any, mean: Sequence[float], std: Sequence[float])
 
 
 class VideoVAE:
-    """Images to normalised latents and back (DESIGN 1; Wan 2.1, stride 4 x 8 x 8, first frame alone).
+    """Images to normalised latents and back (Wan 2.1, stride 4 x 8 x 8, first frame alone).
 
     Latents are `(z - latents_mean) / latents_std`, the form in which the transformer reads and writes them.
     On a CPU with bf16 weights the convolutions run in channels-last order, several times faster than float32.
@@ -100,10 +102,10 @@ class VideoVAE:
         Raises:
             ShapeError: T is not 4k + 1, or H or W is no multiple of 8.
         """
-        if images.ndim != 5 or images.shape[1] != 3:
+        if images.ndim != 5 or images.shape[1] != 3 or 0 in images.shape:
             raise ShapeError(f"images have shape {tuple(images.shape)}; the VAE needs (B, 3, T, H, W).")
         frames, height, width = images.shape[2:]
-        if frames % 4 != 1 or height % 8 or width % 8:
+        if frames_mistake(frames) or height % 8 or width % 8:
             raise ShapeError(
                 f"images are {frames} frames of {height} x {width}; the VAE needs 4k + 1 frames, sides multiples of 8."
             )
@@ -119,7 +121,7 @@ class VideoVAE:
             ShapeError: the latents are not (B, z_dim, t, h, w).
         """
         channels = self._mean.shape[1]
-        if latents.ndim != 5 or latents.shape[1] != channels:
+        if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
             raise ShapeError(f"latents have shape {tuple(latents.shape)}; the VAE needs (B, {channels}, t, h, w).")
         latents = latents.to(self.device, torch.float32)
         raw = latents * self._std.to(latents.device) + self._mean.to(latents.device)

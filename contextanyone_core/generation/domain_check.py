@@ -1,4 +1,4 @@
-"""Whether a picture belongs to the world that a model was trained on, told by how well its VAE redraws it."""
+"""Domain check: is a picture in the training domain of a model, measured by its VAE's reconstruction error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..encoders.reference import fitted_size, pad_picture
 
 HEADER_KEY = "familiar_psnr"
-"""Metadata of a VAE's weight file: below this many dB a picture is foreign to it."""
+"""Metadata of a VAE's weight file: pictures reconstructed below this PSNR (dB) are out of domain."""
 _SIZE = (128, 128)  # (height, width) that the threshold is measured at, in training/parts/vae.py: others give other dB
 
 
@@ -28,10 +28,10 @@ class RoundTrip(Protocol):
 
 
 def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
-    """PSNR in dB between a picture at 128 x 128 and what the VAE makes of it; the white margins do not count.
+    """Reconstruction PSNR in dB of a picture at 128 x 128 through the VAE; white margins do not count.
 
-    A VAE trained on one small world redraws its own pictures well and anything else badly, whatever it shows. The size
-    of the video does not matter: fewer pixels are redrawn worse, more of them better.
+    A VAE trained on one small domain reconstructs its own pictures well and any other badly, whatever they show. The
+    size is fixed, as the PSNR depends on it: fewer pixels are reconstructed worse.
 
     Args:
         vae: the model's own.
@@ -48,7 +48,7 @@ def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
     return math.inf if mean == 0 else 10 * math.log10(4 / mean)
 
 
-def familiar_threshold(metadata: Mapping[str, str]) -> float | None:
+def domain_threshold(metadata: Mapping[str, str]) -> float | None:
     """The threshold in a VAE file's metadata; None where it holds none, as full-size VAEs do."""
     try:
         threshold = float(metadata[HEADER_KEY])

@@ -1,34 +1,46 @@
-"""The parts of a model, read from a folder and made ready to run in the way that is asked for."""
+"""The parts of a model, read from a folder and made ready to run in the way that is asked for.
+
+The memory mode that `auto` selects on a device is computed from the files' headers, before anything is loaded.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..config import ContextAnyoneConfig
-from ..encoders.image import load_image_encoder
-from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, LentImageEncoder, LentTextEncoder
-from ..encoders.text import load_text_encoder
-from ..encoders.vae import VideoVAE, load_vae
+from ..encoders.image import IMAGE_KEYS, load_image_encoder
+from ..encoders.loading import checked_config
+from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandImageEncoder, OnDemandTextEncoder
+from ..encoders.text import TEXT_KEYS, load_text_encoder
+from ..encoders.vae import VAE_KEYS, VideoVAE, load_vae
 from ..errors import CheckpointError
 from ..model.transformer import ContextAnyoneTransformer
 from ..model_kinds import ModelKind
 from ..runtime.compile import check_compiler, compile_blocks
+from ..runtime.devices import free_bytes
 from ..runtime.kernels import make_attention
-from ..runtime.offload import store_in_fp8, stream_transformer
+from ..runtime.memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_cache_bytes
+from ..runtime.offload import StreamedTransformer, store_in_fp8
 from ..runtime.options import Execution
-from ..runtime.step_cache import cache_steps
-from ..weights.checkpoint import load_transformer
+from ..runtime.step_cache import check_step_cache
+from ..weights.checkpoint import load_transformer, transformer_config
 from ..weights.locate import need_part
 from ..weights.lora import load_lora, merge_loras
-from .budget import settle_memory
+from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
+from ..weights.source import WeightSource, open_source
+
+_LOG = logging.getLogger(__name__)
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `ContextAnyonePipeline` is made of; no image encoder for a transformer without the CLIP branch."""
+    """The networks of a `ContextAnyonePipeline`; no image encoder for a transformer without the CLIP branch."""
 
     transformer: ContextAnyoneTransformer
     vae: VideoVAE
@@ -39,10 +51,10 @@ class Parts:
 def load_parts(
     folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution
 ) -> tuple[Parts, Execution]:
-    """Load transformer, VAE, text encoder and image encoder of a folder (`parts.find_part`), strictly.
+    """Load transformer, VAE, text encoder and image encoder of a folder (`locate.find_part`), strictly.
 
     Returns:
-        The parts, and the execution as it took effect: without `auto`.
+        The parts, and the execution with `auto` resolved.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
@@ -61,10 +73,10 @@ def load_parts(
     if execution.compile:
         compile_blocks(transformer)
     if execution.step_cache is not None:
-        cache_steps(transformer, execution.step_cache)
+        check_step_cache(transformer)
     if execution.memory == "low":
         store_in_fp8(transformer, dtype)
-        stream_transformer(transformer, device)
+        transformer = StreamedTransformer(transformer, device)
     vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), transformer.config, tiled=away)
     text_encoder, image_encoder = _load_encoders(folder, device, dtype, transformer.config, away=away)
     return Parts(transformer, vae, text_encoder, image_encoder), execution
@@ -75,9 +87,9 @@ def _load_encoders(
 ) -> tuple[AnyTextEncoder, AnyImageEncoder | None]:
     image: AnyImageEncoder | None = None
     if config.image_dim is not None:
-        load_image = LentImageEncoder if away else load_image_encoder
+        load_image = OnDemandImageEncoder if away else load_image_encoder
         image = load_image(need_part(folder, "image_encoder"), dtype, device)
-    load_text = LentTextEncoder if away else load_text_encoder
+    load_text = OnDemandTextEncoder if away else load_text_encoder
     return load_text(need_part(folder, "text_encoder"), dtype, device), image
 
 
@@ -106,3 +118,64 @@ def check_parts(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyIma
             raise CheckpointError(
                 f"{name} of the encoder is {value}, the transformer needs {needed}: the files do not belong together."
             )
+
+
+def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution) -> str:
+    """The memory mode to run in: as requested, or what `auto` selects; anything but `high` is logged.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another kind.
+    """
+    if execution.memory != "auto":
+        return execution.memory
+    free = free_bytes(device)
+    if free is None:
+        return "high"
+    config, sizes = model_sizes(folder, kind)
+    stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
+    if execution.step_cache is not None:
+        kept = step_cache_bytes(config, execution.video.shape, dtype.itemsize)
+        stages = {mode: peaks | {"denoise": peaks["denoise"] + kept} for mode, peaks in stages.items()}
+    mode = fitting_mode(free, stages)
+    if mode != "high":
+        needed = max(stages[mode].values())
+        _LOG.warning("memory: %s, about %.1f GiB of the %.1f that are free", mode, needed / _GIB, free / _GIB)
+    return mode
+
+
+def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, ModelSizes]:
+    """The config of the transformer in a folder, and the numbers of parameters of all its parts, from the headers.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another kind.
+    """
+    transformer = open_source(need_part(folder, "transformer", kind))
+    config = transformer_config(transformer, plain=True)
+    text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER, TEXT_KEYS), _encoder(folder, "vae", VAE, VAE_KEYS)
+    image = 0
+    if config.image_dim is not None:
+        image = _count(_encoder(folder, "image_encoder", IMAGE_ENCODER, IMAGE_KEYS))
+    return config, ModelSizes(
+        transformer=_count(transformer),
+        block=_count(transformer, "blocks.0."),
+        text=_count(text, besides=("spiece_model",)),
+        text_table=_count(text, "shared."),
+        text_block=_count(text, "encoder.block.0."),
+        image=image,
+        vae=_count(vae),
+        vae_width=int(vae.config()["base_dim"]),
+    )
+
+
+def _encoder(folder: Path, part: str, kind: str, keys: frozenset[str]) -> WeightSource:
+    source = open_source(need_part(folder, part))
+    checked_config(source, kind, keys)
+    return source
+
+
+def _count(source: WeightSource, prefix: str = "", besides: tuple[str, ...] = ()) -> int:
+    return sum(
+        math.prod(info.shape)
+        for name, info in source.tensors.items()
+        if name.startswith(prefix) and name not in besides
+    )

@@ -1,8 +1,7 @@
-"""From reference pictures and prompts to a video, headless: encode, sample, decode (paper, method; DESIGN 1)."""
+"""From reference pictures and prompts to a video, headless: encode, sample, decode (paper, method)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Self
 import torch
 
 from ..config import ContextAnyoneConfig
-from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, LentTextEncoder
-from ..encoders.reference import DualEncoder, Reference
+from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandTextEncoder
+from ..encoders.reference import DualEncoder, EncodedReference
 from ..encoders.vae import VideoVAE
 from ..errors import InputError, ShapeError
 from ..model.losses import reconstruction
@@ -22,34 +21,32 @@ from ..model_kinds import MODELS, ModelKind
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached
 from ..runtime.options import PLAIN, Execution
-from ..runtime.step_cache import forget_steps, named_pass
+from ..runtime.step_cache import cached_steps, named_pass
 from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, Guidance, make_guidance
-from ..sampling.reference_modes import Concatenation, Reading, TwoStreams
-from ..sampling.schedulers import check_sampler_name, make_sampler
-from ..shapes import check_frames, check_side, require_whole
+from ..sampling.names import check_sampler_name
+from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateStream, TemporalConcatenation
+from ..sampling.schedulers import make_sampler
+from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
 from .load import check_parts, load_parts
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 Progress = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps in all."""
 
-READINGS: dict[str, Reading] = {"contextanyone": TwoStreams, "wan": TwoStreams, "phantom": Concatenation}
-"""How the models of `kinds.MODELS` that run on our transformer read references."""
-
 _MAX_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How a video is made, apart from what is in it.
+    """Settings of a generation, apart from prompts and references.
 
     Attributes:
         num_frames: 4k + 1.
         width, height: pixels, multiples of 16.
         steps: denoising steps, at most 1000.
         seed: of the noise; the same seed gives the same video.
-        sampler: one of `sampling.schedulers.SAMPLERS`.
+        sampler: one of `sampling.names.SAMPLERS`.
         shift: shift of the sigma schedule; None takes the model's.
         guidance: which passes a step makes and how they combine; None is the model's own at its own scales.
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
@@ -81,25 +78,30 @@ class GenerationSettings:
         if self.seed >= 2**63:
             raise InputError(f"seed is {self.seed}; it must be below 2^63.")
         check_sampler_name(self.sampler)
-        _require_number("emphasis", self.emphasis, zero=True)
+        require_number("emphasis", self.emphasis, zero=True)
         for name in ("shift", "gap"):
             if getattr(self, name) is not None:
-                _require_number(name, getattr(self, name), zero=False)
+                require_number(name, getattr(self, name), zero=False)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.height, self.width
 
+    @property
+    def shape(self) -> VideoShape:
+        """Frames, height and width together."""
+        return VideoShape(self.num_frames, self.height, self.width)
+
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a batch of videos is made from, encoded.
+    """Encoded conditions of a batch of videos.
 
     Attributes:
         text_embeds: (B, text_len, text_dim), the video's prompt.
         negative_embeds: the same shape, the negative prompt.
-        references: what the reference stream reads; None is plain text to video.
+        references: inputs of the reference stream; None is plain text to video.
     """
 
     text_embeds: torch.Tensor
@@ -125,22 +127,22 @@ class LatentSampler:
 
     Args:
         transformer: in the dtype in which it shall run.
-        reading: how it reads references.
+        reference_mode: how it is conditioned on references.
         device: where it computes; None is where its weights are.
-        execution: how it is run (`assembly.load_parts` makes it so); here: whether its weights are on the device only
+        execution: how it is run (`load.load_parts` makes it so); here: whether its weights are on the device only
             while it works, and whether its passes are named for a step cache.
     """
 
     def __init__(
         self,
         transformer: ContextAnyoneTransformer,
-        reading: Reading = TwoStreams,
+        reference_mode: ReferenceMode = SeparateStream,
         *,
         device: torch.device | None = None,
         execution: Execution = PLAIN,
     ) -> None:
         self.config: ContextAnyoneConfig = transformer.config
-        self.reading = reading
+        self.reference_mode = reference_mode
         self.transformer = transformer.eval()
         weight = transformer.patch_embedding.weight
         self.device, self.dtype = weight.device if device is None else device, weight.dtype
@@ -148,9 +150,7 @@ class LatentSampler:
 
     def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
         """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
-        stride = self.config.vae_stride
-        frames = 1 + (settings.num_frames - 1) // stride[0]
-        shape = (1, self.config.in_dim, frames, settings.height // stride[1], settings.width // stride[2])
+        shape = settings.shape.latents_shape(self.config)
         return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     @torch.no_grad()
@@ -163,38 +163,36 @@ class LatentSampler:
     ) -> torch.Tensor:
         """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
 
-        What is read of the references is computed once, where the model allows it, and serves every step and pass.
+        What the model computes of the references alone is computed once and reused in every step and pass.
 
         Raises:
             ShapeError: noise and conditions are not of one batch.
         """
-        if len(noise) != len(conditions.text_embeds):
-            raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
+        _check_batch(conditions, len(noise))
         references = conditions.references and conditions.references.at_gap(settings.gap)
-        guidance = settings.guidance or make_guidance(self.reading.guidance, self.config)
+        guidance = settings.guidance or make_guidance(self.reference_mode.guidance, self.config)
         shift = self.config.shift if settings.shift is None else settings.shift
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         latents = noise.to(self.device, torch.float32)
         with self._at_work():
-            reading = self.reading(self.transformer, references, settings.emphasis)
-            for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-                velocity = self._guided_velocity(latents, sigma, conditions, reading, guidance)
-                latents = sampler.step(velocity, index, latents)
-                if progress is not None:
-                    progress(index + 1, settings.steps)
+            conditioned = self.reference_mode(self.transformer, references, settings.emphasis)
+            with cached_steps(self.transformer, self.execution.step_cache):
+                for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
+                    velocity = self._guided_velocity(latents, sigma, conditions, conditioned, guidance)
+                    latents = sampler.step(velocity, index, latents)
+                    if progress is not None:
+                        progress(index + 1, settings.steps)
         return latents
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The weights are on the device; in balanced memory they leave it afterwards. A step cache forgets."""
+        """The weights are on the device; in balanced memory they leave it afterwards."""
         rest = self.transformer.state_dict() if self.execution.memory == "balanced" else None
         try:
             if rest is not None:
                 self.transformer.to(self.device)
             yield
         finally:
-            if self.execution.step_cache is not None:
-                forget_steps(self.transformer)
             if rest is not None:  # what is on the device is dropped, not copied back
                 self.transformer.load_state_dict(rest, assign=True)
                 forget_tables()
@@ -205,19 +203,19 @@ class LatentSampler:
         latents: torch.Tensor,
         sigma: float,
         conditions: Conditions,
-        reading: TwoStreams | Concatenation,
+        conditioned: SeparateStream | TemporalConcatenation,
         guidance: Guidance,
     ) -> torch.Tensor:
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
-        passes: dict[tuple[bool, bool], torch.Tensor] = {}
+        noisy, passes = latents.to(self.dtype), dict[tuple[bool, bool], torch.Tensor]()
         velocities: dict[Branch, torch.Tensor] = {}
         for branch in guidance.branches(sigma):
-            seen = branch.reference and conditions.references is not None
-            key = (branch.negative, seen)  # without any reference two branches can be one pass
+            with_reference = branch.reference and conditions.references is not None
+            key = (branch.negative, with_reference)  # without any reference two branches can be one pass
             if key not in passes:
                 text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
                 with nullcontext() if self.execution.step_cache is None else named_pass(self.transformer, str(key)):
-                    velocity = reading.velocity(latents.to(self.dtype), timesteps, text_embeds, seen=seen)
+                    velocity = conditioned.velocity(noisy, timesteps, text_embeds, with_reference=with_reference)
                 passes[key] = velocity.float()
             velocities[branch] = passes[key]
         return guidance.combine(velocities)
@@ -229,7 +227,7 @@ class ContextAnyonePipeline(LatentSampler):
     Args:
         transformer: in the dtype in which it shall run.
         vae, text_encoder, image_encoder: the encoders; no image encoder for a transformer without the CLIP branch.
-        kind: which of the models of `READINGS` the transformer is.
+        kind: which of the models of `REFERENCE_MODES` the transformer is.
         execution, device: as for `LatentSampler`.
 
     Raises:
@@ -247,7 +245,7 @@ class ContextAnyonePipeline(LatentSampler):
         execution: Execution = PLAIN,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(transformer, READINGS[kind.name], device=device, execution=execution)
+        super().__init__(transformer, REFERENCE_MODES[kind.name], device=device, execution=execution)
         self.kind = kind
         check_parts(self.config, text_encoder, image_encoder)
         self.vae = vae
@@ -263,12 +261,12 @@ class ContextAnyonePipeline(LatentSampler):
         kind: ModelKind = MODELS["contextanyone"],
         execution: Execution = PLAIN,
     ) -> Self:
-        """Load transformer, VAE, text encoder and image encoder of a folder (`assembly.load_parts`), strictly.
+        """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_parts`), strictly.
 
         Args:
             folder: with the weight files.
             device, dtype: where and in which dtype the model runs.
-            kind: which of the models of `READINGS` it is.
+            kind: which of the models of `REFERENCE_MODES` it is.
             execution: what is added to it, its attention kernel, and so on.
 
         Raises:
@@ -283,12 +281,23 @@ class ContextAnyonePipeline(LatentSampler):
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """The miniature that this package ships (DESIGN 2); raises as `from_folder`."""
+        """The miniature that this package ships; raises as `from_folder`."""
         return cls.from_folder(MINIATURE, device, dtype)
+
+    def encode_references(
+        self, images: Sequence[torch.Tensor | EncodedReference], size: tuple[int, int]
+    ) -> list[EncodedReference]:
+        """Encode pictures (1, 3, H, W) in [-1, 1] for videos of `size` (height, width); encoded ones stay.
+
+        Raises:
+            ShapeError: a picture is not (1, 3, H, W).
+        """
+        encode = self.dual_encoder.encode
+        return [image if isinstance(image, EncodedReference) else encode(image, size) for image in images]
 
     def generate(
         self,
-        references: Sequence[torch.Tensor],
+        references: Sequence[torch.Tensor | EncodedReference],
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
@@ -298,7 +307,8 @@ class ContextAnyonePipeline(LatentSampler):
         """One video of the character in the references.
 
         Args:
-            references: pictures (1, 3, H, W) in [-1, 1] of any size; none is plain text to video.
+            references: pictures (1, 3, H, W) in [-1, 1] of any size, or what `encode_references` made of them for the
+                size of the video; none is plain text to video.
             prompt: how the reference looks, and what happens.
             settings: size, steps, seed and so on.
             negative: the negative prompt; None takes the model's own.
@@ -310,14 +320,14 @@ class ContextAnyonePipeline(LatentSampler):
         """
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
-        encoded = [self.dual_encoder.encode(image, settings.size) for image in references]
+        encoded = self.encode_references(references, settings.size)
         conditions = self.conditions(encoded, prompt, negative=negative)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu())
 
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
         """Encode the prompts of several videos in one go, where the text encoder is not there all the time."""
-        if isinstance(self.text_encoder, LentTextEncoder):
+        if isinstance(self.text_encoder, OnDemandTextEncoder):
             self.text_encoder.keep([negative, *(t for p in prompts for t in (p.video_text, p.reference_text))])
 
     @property
@@ -334,7 +344,7 @@ class ContextAnyonePipeline(LatentSampler):
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
     def conditions(
-        self, references: Sequence[Reference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
+        self, references: Sequence[EncodedReference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
     ) -> Conditions:
         """Encode the prompts and put them together with encoded references, for one video.
 
@@ -346,9 +356,9 @@ class ContextAnyonePipeline(LatentSampler):
         video, unwanted, first = embeds[0:1], embeds[1:2], embeds[2:3]
         if not references:
             return Conditions(video, unwanted, None)
-        latents = [reference.latents.to(self.device, self.dtype) for reference in references]
-        tokens = [r.image_embeds.to(self.device, self.dtype) for r in references if r.image_embeds is not None]
-        return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens))
+        latents = [reference.latents for reference in references]
+        tokens = [reference.image_embeds for reference in references if reference.image_embeds is not None]
+        return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens).to(self.device, self.dtype))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, T, H, W) in [-1, 1], float32, on the CPU; one video after the other, to spare memory."""
@@ -356,14 +366,24 @@ class ContextAnyonePipeline(LatentSampler):
 
     @torch.no_grad()
     def reconstruct(self, conditions: Conditions, settings: GenerationSettings) -> list[torch.Tensor]:
-        """What the reference stream makes of each reference: pictures (B, 3, H, W); empty without such a stream."""
+        """The reference stream's reconstructions: a picture (B, 3, H, W) per reference; empty without such a stream."""
         references = conditions.references and conditions.references.at_gap(settings.gap)
         if references is None:
             return []
         with self._at_work():
-            output = self.reading(self.transformer, references).outputs
+            output = self.reference_mode(self.transformer, references).outputs
         fed = references.latents if output else []
         return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
+
+
+def _check_batch(conditions: Conditions, videos: int) -> None:
+    """References may be a batch of 1, which serves all videos."""
+    given = {"conditions": conditions.text_embeds, "negative prompts": conditions.negative_embeds}
+    if conditions.references is not None and len(conditions.references.latents[0]) != 1:
+        given["references"] = conditions.references.latents[0]
+    for name, tensor in given.items():
+        if len(tensor) != videos:
+            raise ShapeError(f"noise is for {videos} videos, the {name} for {len(tensor)}.")
 
 
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
@@ -371,7 +391,7 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
 
     Raises:
         InputError: there are none, or they have different numbers of references.
-        ShapeError: their references differ in size.
+        ShapeError: their references, or the CLIP tokens of these, differ in size.
     """
     references = [item.references for item in conditions if item.references is not None]
     counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
@@ -379,6 +399,10 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
         raise InputError(f"A batch needs videos with the same number of references; given are {sorted(counts)}.")
     if len({tuple(r.latents[index].shape) for r in references for index in range(len(r.latents))}) > 1:
         raise ShapeError("A batch needs references of one size; encode them for the same width and height.")
+    if len({tuple(tokens.shape for tokens in r.image_embeds) for r in references}) > 1:
+        raise ShapeError(
+            "A batch needs CLIP tokens of one shape for every reference; encode them by one image encoder."
+        )
     text = torch.cat([item.text_embeds for item in conditions])
     negative = torch.cat([item.negative_embeds for item in conditions])
     if not references:
@@ -387,9 +411,3 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
     embeds = [torch.cat(views) for views in zip(*(item.image_embeds for item in references), strict=True)]
     first = torch.cat([item.text_embeds for item in references])
     return Conditions(text, negative, ReferenceInputs(latents, first, embeds))
-
-
-def _require_number(name: str, value: object, *, zero: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
-        raise InputError(f"{name} is {value!r}; it must be a finite number {'of at least' if zero else 'above'} 0.")

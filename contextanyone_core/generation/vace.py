@@ -1,4 +1,4 @@
-"""VACE (Wan 2.1) through diffusers' `WanVACEPipeline`, with our encoders, sigmas and noise around it."""
+"""VACE (Wan 2.1) through diffusers' `WanVACEPipeline`, with our encoders, sigmas and noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..prompts import TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device
 from ..runtime.options import PLAIN
 from ..sampling.flow import sigma_schedule
-from ..sampling.guidance import CfgGuidance, make_guidance
+from ..sampling.guidance import EVERYWHERE, CfgGuidance, make_guidance
 from ..sampling.schedulers import Sampler, make_sampler
 from ..weights.checkpoint import load_tensors, require_finite
 from ..weights.locate import need_part
@@ -36,8 +36,8 @@ _WAN = "diffusers.models.transformers.transformer_wan"
 class VacePipeline:
     """Reference to video with VACE: what `ContextAnyonePipeline` is for ours, with the same `generate`.
 
-    References stand before the video in time, in the order given, and are cut off at the end. Both passes of a step
-    see them; only the prompt is guided.
+    References precede the video in time, in the order given, and are removed from the output. Both passes of a step
+    are conditioned on them; only the prompt is guided.
 
     Args:
         transformer: diffusers' `WanVACETransformer3DModel`, in the dtype in which it shall run.
@@ -92,6 +92,14 @@ class VacePipeline:
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
         """Nothing: the text encoder is there all the time."""
 
+    def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+        """Pictures brought to the size of the video; diffusers' pipeline encodes them for each.
+
+        Raises:
+            ShapeError: a picture is not (1, 3, H, W).
+        """
+        return [pad_picture(image, size) for image in images]
+
     @torch.no_grad()
     def generate(
         self,
@@ -102,7 +110,7 @@ class VacePipeline:
         negative: str | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
-        """One video; arguments as `ContextAnyonePipeline.generate`. `emphasis` and `gap` are not heard.
+        """One video; arguments as `ContextAnyonePipeline.generate`. `emphasis` and `gap` are unused.
 
         Raises:
             InputError: a prompt is too long, or a guidance that is not `cfg` with a scale of at least 1.
@@ -132,12 +140,8 @@ class VacePipeline:
     def _noise(self, settings: GenerationSettings, references: int) -> torch.Tensor:
         """Noise of the references' places, then that of the video, which is the other models' for the same seed."""
         generator = torch.Generator().manual_seed(settings.seed)
-        stride = self.config.vae_stride
-        frames = 1 + (settings.num_frames - 1) // stride[0]
-        shape = (settings.height // stride[1], settings.width // stride[2])
-        parts = [
-            torch.randn((1, self.config.in_dim, length, *shape), generator=generator) for length in (frames, references)
-        ]
+        batch, channels, frames, *sides = settings.shape.latents_shape(self.config)
+        parts = [torch.randn((batch, channels, length, *sides), generator=generator) for length in (frames, references)]
         return torch.cat(parts[::-1], dim=2).to(self.device)
 
 
@@ -170,7 +174,7 @@ def _reversed(frames: list[Any]) -> list[Any] | None:
 
 def _scale(settings: GenerationSettings, config: ContextAnyoneConfig) -> float:
     guidance = settings.guidance or make_guidance("cfg", config)
-    if not isinstance(guidance, CfgGuidance) or guidance.guidance_scale < 1 or guidance.interval != (0.0, 1.0):
+    if not isinstance(guidance, CfgGuidance) or guidance.guidance_scale < 1 or guidance.interval != EVERYWHERE:
         raise InputError(f"guidance is {guidance}; VACE needs cfg with a scale of at least 1 and no interval.")
     return guidance.guidance_scale
 

@@ -1,8 +1,10 @@
-"""Self-, cross- and Emphasize-Attention on one `attention` seam, with Wan's parameter names (DESIGN 1).
+"""Self-, cross- and Emphasize-Attention on one `attention` seam, with Wan's parameter names.
 
 Layers come from an injected namespace `ops` (torch.nn, or ComfyUI's operations) and the attention kernel from an
-injected function. There is no mask anywhere: who reads whom is decided by which keys are handed over, so that fused
-kernels keep working.
+injected function. There is no attention mask: which tokens attend to which is decided by the keys that are passed, so
+that fused kernels keep working.
+
+Shapes in the bodies: b samples, n tokens, c channels = h heads x d, r references.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .precision import under_autocast
@@ -30,12 +33,12 @@ class KeysValues(NamedTuple):
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention through torch's fused kernels; shapes as in `AttentionFunction`."""
-    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 class Projections(nn.Module):
-    """What the three attentions share: q, k, v and o projections with RMS-normed q and k (Wan 2.1).
+    """Shared by the three attentions: q, k, v and o projections with RMS-normed q and k (Wan 2.1).
 
     `rotary` tables rotate queries and keys where given; normed and rotated tensors return to the values' dtype, so
     that mixed precision hands the kernel one dtype.
@@ -62,11 +65,14 @@ class Projections(nn.Module):
         return KeysValues(self._rotated(_normed(self.norm_k, self.k(x)), rotary).to(values.dtype), values)
 
     def _rotated(self, x: Tensor, rotary: RotaryTable | None) -> Tensor:
-        return x if rotary is None else apply_rotary(x.view(*x.shape[:2], self.heads, -1), rotary).flatten(-2)
+        if rotary is None:
+            return x
+        split = rearrange(x, "b n (h d) -> b n h d", h=self.heads)
+        return rearrange(apply_rotary(split, rotary), "b n h d -> b n (h d)")
 
 
 class SelfAttention(Projections):
-    """Self-attention of either stream; which keys the queries read is the caller's choice."""
+    """Self-attention of either stream; the caller chooses the keys that the queries attend to."""
 
     def attend(self, queries: Tensor, read: KeysValues, attention: AttentionFunction) -> Tensor:
         """Attention of `queries` over `read`, through the output projection: (B, tokens, C)."""
@@ -76,17 +82,16 @@ class SelfAttention(Projections):
     def attend_apart(
         self, queries: Tensor, own: KeysValues, lengths: Sequence[int], attention: AttentionFunction
     ) -> Tensor:
-        """Each of several sequences, laid end to end with these lengths, reads itself only.
+        """Self-attention within each of several concatenated sequences of these lengths.
 
-        Sequences of one length are folded into the batch (one kernel call, no copy); others take a call each.
+        Sequences of equal length are folded into the batch (one kernel call, no copy); others take one call each.
         """
-        batch, tokens, width = queries.shape
         if len(set(lengths)) == 1:
-            q, k, v = (x.reshape(-1, lengths[0], width) for x in (queries, *own))
-            read = attention(q, k, v, self.heads).reshape(batch, tokens, width)
+            q, k, v = (rearrange(x, "b (r n) c -> (b r) n c", n=lengths[0]) for x in (queries, *own))
+            read = rearrange(attention(q, k, v, self.heads), "(b r) n c -> b (r n) c", r=len(lengths))
         else:
             pieces = zip(*(torch.split(x, list(lengths), dim=1) for x in (queries, *own)), strict=True)
-            read = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)
+            read = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)  # b (sum of lengths) c
         out: Tensor = self.o(read)
         return out
 
@@ -107,7 +112,7 @@ class CrossAttention(Projections):
         return KeysValues(_normed(self.norm_k_img, self.k_img(tokens)).to(values.dtype), values)
 
     def forward(self, x: Tensor, text: Tensor, image: KeysValues | None, attention: AttentionFunction) -> Tensor:
-        """Text (B, text_len, C) and optionally CLIP keys and values, read by x (B, tokens, C)."""
+        """Attention of x (B, tokens, C) over the text (B, text_len, C) and, optionally, CLIP keys and values."""
         queries = self.queries(x)
         read = attention(queries, *self.keys_values(text), self.heads)
         if image is not None:
@@ -117,7 +122,7 @@ class CrossAttention(Projections):
 
 
 class EmphasizeAttention(Projections):
-    """Video tokens read the reference stream of the same block once more (the paper's Emphasize-Attention).
+    """Video tokens attend to the reference stream of the same block a second time (the paper's Emphasize-Attention).
 
     Zero at initialisation through `o`; the caller multiplies it by `emphasis`.
     """
@@ -126,7 +131,7 @@ class EmphasizeAttention(Projections):
     # stream of the same block; the rotary positions of self-attention; zero-initialised output, no learned gate.
 
     def forward(self, x: Tensor, read: KeysValues, rotary: RotaryTable, attention: AttentionFunction) -> Tensor:
-        """What x (B, tokens, C) reads from the references: (B, tokens, C)."""
+        """Attention of x (B, tokens, C) over the references' keys and values: (B, tokens, C)."""
         out: Tensor = self.o(attention(self.queries(x, rotary), *read, self.heads))
         return out
 

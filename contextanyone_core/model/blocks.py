@@ -1,12 +1,13 @@
-"""The parts of the transformer: block, head and CLIP embedding, with Wan's parameter names (DESIGN 1)."""
+"""The parts of the transformer: block, head and CLIP embedding, with Wan's parameter names."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ContextAnyoneConfig
@@ -14,9 +15,12 @@ from .attention import AttentionFunction, CrossAttention, EmphasizeAttention, Ke
 from .precision import full_precision
 from .rope import RotaryTable
 
+Mode = Literal["video", "reference"]
+"""Which of the two streams runs through a block."""
+
 
 class BlockCache(NamedTuple):
-    """What the video reads from the references in one block; None where the model or the run has no such branch."""
+    """Keys and values of the references in one block; None where the model or the run lacks the branch."""
 
     self_attn: KeysValues
     emphasize: KeysValues | None
@@ -24,7 +28,7 @@ class BlockCache(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What a block needs to know of the tokens it works on: their modulation, text, positions and sequence lengths."""
+    """Inputs of a block that are the same for all of a stream's tokens."""
 
     modulation: Tensor  # (B, 6, C), float32 where the weights are
     text: Tensor  # (B, text_len, C)
@@ -54,6 +58,14 @@ class TransformerBlock(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
 
+    def forward(self, x: Tensor, stream: Stream, *inputs: Any, mode: Mode = "video") -> Any:
+        """Run one stream through the block: arguments and result as those of `denoise_video` or `encode_reference`.
+
+        The one entrance for both, so that hooks on `forward` run at every use of the weights.
+        """
+        run = self.encode_reference if mode == "reference" else self.denoise_video
+        return run(x, stream, *inputs)
+
     def encode_reference(
         self, x: Tensor, stream: Stream, image: Tensor | None, attention: AttentionFunction
     ) -> tuple[Tensor, BlockCache]:
@@ -61,36 +73,36 @@ class TransformerBlock(nn.Module):
 
         Args:
             x: (B, tokens of all references end to end, C).
-            image: embedded CLIP tokens (B, N, C); the video's affair, only projected here.
+            image: embedded CLIP tokens (B, N, C); projected here, attended to by the video stream only.
 
         Returns:
-            The stream after the block, and what the video reads from it here.
+            The stream after the block, and the keys and values that the video attends to.
         """
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)
-        h = _modulated(self.norm1, x, shift1, scale1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)  # each b 1 c
+        h = _modulated(self.norm1, x, shift1, scale1)  # b (r n) c
         own = self.self_attn.keys_values(h, stream.rotary)
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend_apart(queries, own, stream.lengths, attention), gate1)
         x = x + self.cross_attn(self.norm3(x), stream.text, None, attention)
         emphasize = None
         if self.norm_emphasize is not None and self.emphasize_attn is not None:
-            # Paper: which features of the reference are emphasized is not stated: those at the very place in the
-            # block where the video asks for them, after both attentions, through the same norm.
+            # Paper: which features of the reference are emphasized is not stated: those at the position in the block
+            # where the video queries them, after both attentions, through the same norm.
             emphasize = self.emphasize_attn.keys_values(self.norm_emphasize(x), stream.rotary)
         x = _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
         clip = None if image is None else self.cross_attn.image_keys_values(image)
         return x, BlockCache(own, emphasize, clip)
 
-    def forward(
+    def denoise_video(
         self, x: Tensor, stream: Stream, cache: BlockCache | None, emphasis: float, attention: AttentionFunction
     ) -> Tensor:
         """Run the video stream x (B, tokens, C) through the block; `cache` None is a block without any reference."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)
-        h = _modulated(self.norm1, x, shift1, scale1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)  # each b 1 c
+        h = _modulated(self.norm1, x, shift1, scale1)  # b n c
         read = self.self_attn.keys_values(h, stream.rotary)
         if cache is not None:
             pairs = zip(read, cache.self_attn, strict=True)
-            read = KeysValues(*(torch.cat((own, _batched(given, x)), dim=1) for own, given in pairs))
+            read = KeysValues(*(torch.cat((own, _batched(given, x)), dim=1) for own, given in pairs))  # b (n + r m) c
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
         image = None if cache is None else _batched_pair(cache.image, x)
@@ -101,7 +113,7 @@ class TransformerBlock(nn.Module):
         return _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
 
     def _modulation(self, stream: Stream) -> tuple[Tensor, ...]:
-        return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)
+        return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)  # b 6 c -> six of b 1 c
 
 
 class Head(nn.Module):
@@ -115,7 +127,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time_embeds: Tensor) -> Tensor:
         """x (B, tokens, C) and time_embeds (B, C) -> (B, tokens, out_dim * patch)."""
-        shift, scale = _add_parameter(self.modulation, time_embeds.unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = _add_parameter(self.modulation, rearrange(time_embeds, "b c -> b 1 c")).chunk(2, dim=1)
         with full_precision(x.device):
             patches: Tensor = self.head(_modulated(self.norm, x, shift, scale))
         return patches

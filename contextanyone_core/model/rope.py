@@ -1,7 +1,7 @@
 """Rotary position embedding with positions as data.
 
 A position is (t, y, x) of one token, float64, made on the CPU: never bf16, where 257 becomes 256. The rotary arithmetic
-is real float32 and knows nothing of grids or references (DESIGN 1, Gap-RoPE). A table equals the one of diffusers'
+is real float32 and knows nothing of grids or references (Gap-RoPE). A table equals the one of diffusers'
 `WanRotaryPosEmbed` exactly for a plain grid.
 """
 
@@ -96,5 +96,5 @@ def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
             f"The rotary table is for {cos.shape[0]} tokens of width {cos.shape[1]}; "
             f"the tensor has {x.shape[1]} of width {x.shape[-1]}."
         )
-    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # b n h (pairs 2): each pair (a, b) as (b, a)
     return torch.addcmul(x * cos.unsqueeze(-2), swapped, sin.unsqueeze(-2)).to(x.dtype)

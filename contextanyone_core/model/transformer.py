@@ -1,19 +1,19 @@
-"""The ContextAnyone transformer: Wan 2.1's blocks with a reference stream and Emphasize-Attention (DESIGN 1).
+"""The ContextAnyone transformer: Wan 2.1's blocks with a reference stream and Emphasize-Attention.
 
-Reference tokens and video tokens share every weight. References are run first and leave, for every block, the keys and
-values that the video will read; the video is run second. The video can therefore never change a reference, and a
+Reference tokens and video tokens share every weight. The reference stream runs first and yields, for every block, the
+keys and values that the video attends to; the video stream runs second. So the video never changes a reference, and a
 cached reference is the same computation as an uncached one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ContextAnyoneConfig
@@ -26,7 +26,7 @@ from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
 
 @dataclass(frozen=True)
 class ReferenceInputs:
-    """What is known of the references, one entry per reference picture.
+    """Encoded references and their prompt, one entry per picture.
 
     Attributes:
         latents: normalised latents, each (B, in_dim, 1, h, w); sizes may differ between references.
@@ -42,6 +42,16 @@ class ReferenceInputs:
     timesteps: Tensor | None = None
     gap: float | None = None
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceInputs:
+        """The same on another device or in another dtype; timesteps stay float32."""
+        return replace(
+            self,
+            latents=[item.to(device=device, dtype=dtype) for item in self.latents],
+            text_embeds=self.text_embeds.to(device=device, dtype=dtype),
+            image_embeds=[tokens.to(device=device, dtype=dtype) for tokens in self.image_embeds],
+            timesteps=None if self.timesteps is None else self.timesteps.to(device=device),
+        )
+
     def at_gap(self, gap: float | None) -> ReferenceInputs:
         """The same at another gap; None leaves it."""
         return self if gap is None else replace(self, gap=gap)
@@ -49,7 +59,7 @@ class ReferenceInputs:
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Everything the video reads from the references, one entry per block, independent of the denoising step.
+    """Keys and values of the references that the video attends to, independent of the denoising step.
 
     A cache made for a batch of 1 serves any batch.
 
@@ -149,7 +159,7 @@ class ContextAnyoneTransformer(nn.Module):
             attention: another kernel for this call only.
 
         Raises:
-            ShapeError: a tensor does not fit the config.
+            ShapeError: a tensor does not fit the config, or is of another batch; a cache of batch 1 serves any.
             InputError: both `references` and `cache` are given.
         """
         if references is not None and cache is not None:
@@ -157,29 +167,35 @@ class ContextAnyoneTransformer(nn.Module):
         attention = attention or self.attention
         self._check_latents("latents", latents)
         self._check_text(text_embeds)
+        _check_batch("text_embeds", text_embeds, len(latents))
+        _check_timesteps(timesteps, len(latents))
         reference_output = None
         if references is not None:
-            cache = self.encode_references(references, attention=attention)
+            cache = self._run_references(references, attention)
             reference_output = cache.outputs
+        if cache is not None and len(keys := cache.blocks[0].self_attn.keys) != 1:
+            _check_batch("references", keys, len(latents))
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
-        x = self._embed_patches(latents)
+        x = self._embed_patches(latents)  # b (t h w) c
         for index, block in enumerate(self.blocks):
             x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
-        velocity = self._unpatch(self.head(x, time_embeds), grid)
+        velocity = self._unpatch(self.head(x, time_embeds), grid)  # b c t h w
         return TransformerOutput(velocity, reference_output)
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
     ) -> ReferenceCache:
-        """Run the reference stream once and keep what the video reads from it, for all denoising steps.
+        """Run the reference stream once and cache the keys and values that the video attends to in every step.
 
         Raises:
-            ShapeError: a tensor does not fit the config.
+            ShapeError: a tensor does not fit the config, or they are not all of one batch.
         """
-        attention = attention or self.attention
+        return self._run_references(references, attention or self.attention)
+
+    def _run_references(self, references: ReferenceInputs, attention: AttentionFunction) -> ReferenceCache:
         self._check_references(references)
         latents, first = references.latents, references.latents[0]
         grids = [self._grid(item) for item in latents]
@@ -193,11 +209,11 @@ class ContextAnyoneTransformer(nn.Module):
         stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
         image = None
         if references.image_embeds and self.img_emb is not None:
-            image = self.img_emb(torch.cat(references.image_embeds, dim=1))
-        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)
+            image = self.img_emb(torch.cat(references.image_embeds, dim=1))  # b (CLIP tokens of all references) c
+        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)  # b (tokens of all references) c
         blocks = []
-        for block in cast("Iterable[TransformerBlock]", self.blocks):
-            x, kept = block.encode_reference(x, stream, image, attention)
+        for block in self.blocks:
+            x, kept = block(x, stream, image, attention, mode="reference")
             blocks.append(kept)
         patches = self.head(x, time_embeds).split(lengths, dim=1)
         outputs = [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
@@ -213,11 +229,11 @@ class ContextAnyoneTransformer(nn.Module):
     def _embed_patches(self, latents: Tensor) -> Tensor:
         with full_precision(latents.device):  # the residual stream stays in the latents' dtype
             patches: Tensor = self.patch_embedding(latents)
-        return patches.flatten(2).transpose(1, 2).contiguous()
+        return rearrange(patches, "b c t h w -> b (t h w) c").contiguous()
 
     def _unpatch(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        split = patches.view(patches.shape[0], *grid, *self.config.patch_size, self.config.out_dim)
-        return split.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        (t, h, w), (i, j, k) = grid, self.config.patch_size
+        return rearrange(patches, "b (t h w) (i j k c) -> b c (t i) (h j) (w k)", t=t, h=h, w=w, i=i, j=j, k=k)
 
     def _grid(self, latents: Tensor) -> tuple[int, int, int]:
         patch = self.config.patch_size
@@ -243,13 +259,18 @@ class ContextAnyoneTransformer(nn.Module):
     def _check_references(self, references: ReferenceInputs) -> None:
         if not references.latents:
             raise ShapeError("There is no reference in references.latents; leave references out to run without one.")
+        batch = len(references.latents[0])
         for latents in references.latents:
             self._check_latents("reference_latents", latents)
+            _check_batch("reference_latents", latents, batch)
             if latents.shape[2] != 1:
                 raise ShapeError(
                     f"A reference has {latents.shape[2]} latent frames; each must be one picture, 1 frame."
                 )
         self._check_text(references.text_embeds)
+        _check_batch("text_embeds of the references", references.text_embeds, batch)
+        if references.timesteps is not None:
+            _check_timesteps(references.timesteps, batch)
         for tokens in references.image_embeds:
             if tokens.ndim != 3 or tokens.shape[2] != self.config.image_dim:
                 raise ShapeError(
@@ -258,6 +279,17 @@ class ContextAnyoneTransformer(nn.Module):
                     if self.config.image_dim
                     else "image_embeds are given, and this model has no CLIP branch; leave them out."
                 )
+            _check_batch("image_embeds", tokens, batch)
+
+
+def _check_batch(name: str, given: Tensor, batch: int) -> None:
+    if len(given) != batch:
+        raise ShapeError(f"{name} are a batch of {len(given)}, the latents a batch of {batch}; one size is needed.")
+
+
+def _check_timesteps(timesteps: Tensor, batch: int) -> None:
+    if tuple(timesteps.shape) != (batch,):
+        raise ShapeError(f"timesteps have shape {tuple(timesteps.shape)}; needed is ({batch},), one for each sample.")
 
 
 def initialise(model: ContextAnyoneTransformer) -> None:
@@ -319,11 +351,11 @@ def _build_table(
 def _kept_table(
     grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
 ) -> RotaryTable:
-    """The same table, kept between denoising steps; no inference tensor, so that it can serve a training step too."""
+    """The same table, cached between denoising steps; no inference tensor, so that a training step can use it too."""
     with torch.inference_mode(mode=False):
         return _build_table(grids, gap, head_dim, device)
 
 
 def forget_tables() -> None:
-    """Free the rotary tables that are kept between calls: 34 MB for 832 x 480 x 81, on whatever device they are."""
+    """Free the cached rotary tables: 34 MB for 832 x 480 x 81, on whatever device they are."""
     _kept_table.cache_clear()

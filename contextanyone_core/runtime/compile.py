@@ -16,21 +16,17 @@ from ..model.transformer import ContextAnyoneTransformer
 def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> None:
     """Let the blocks run compiled, from the first call on.
 
-    Both ways through a block are compiled whole: the video's, with and without a cache, and the reference stream's. A
-    run in which all of them occur compiles three graphs, however many blocks, steps and passes there are; another size
-    of video compiles its own. Put hooks of a host on the blocks after this, never before.
+    Both streams are compiled whole: the video's, with and without a cache, and the reference's. A run in which all of
+    them occur compiles three graphs, however many blocks, steps and passes there are; another size of video compiles
+    its own. Put hooks of a host on the blocks after this, never before.
 
     Args:
-        transformer: stays as it is but for its blocks' methods.
+        transformer: stays as it is but for its blocks' `forward`.
         options: for `torch.compile`, such as `backend`.
     """
-    ways = {
-        name: torch.compile(getattr(TransformerBlock, name), fullgraph=True, dynamic=False, **options)
-        for name in ("forward", "encode_reference")
-    }
+    compiled = torch.compile(TransformerBlock.forward, fullgraph=True, dynamic=False, **options)
     for block in transformer.blocks:
-        for name, way in ways.items():
-            setattr(block, name, MethodType(way, block))
+        block.forward = MethodType(compiled, block)
 
 
 def check_compiler(device: torch.device) -> None:

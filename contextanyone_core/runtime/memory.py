@@ -1,4 +1,4 @@
-"""How much memory a forward pass and a whole generation take, by arithmetic (DESIGN 1; measured in tests/core)."""
+"""How much memory a forward pass and a whole generation take, by arithmetic (measured in tests/core)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import ContextAnyoneConfig
+from ..shapes import VideoShape
 from .options import Video
 
 
@@ -47,7 +48,7 @@ def forward_bytes(
 
 
 MODES = ("high", "balanced", "low")
-"""Of `execution.MEMORIES`, from the fastest to the smallest."""
+"""Of `options.MEMORIES`, from the fastest to the smallest."""
 
 _TILE = 256  # pixels a side, diffusers' own
 _CLIP_TOKENS = 257
@@ -92,9 +93,10 @@ def stage_bytes(
         video: what is made.
         dtype_size: bytes of a number in compute.
     """
-    encoding = _ENCODING * sizes.vae_width // 96 * video.height * video.width * dtype_size
+    shape = video.shape
+    encoding = _ENCODING * sizes.vae_width // 96 * shape.height * shape.width * dtype_size
     working = _denoising_bytes(mode, config, video, dtype_size)
-    decoding = decode_bytes(video, dtype_size, sizes.vae_width, tiled=mode != "high")
+    decoding = decode_bytes(shape, dtype_size, sizes.vae_width, tiled=mode != "high")
     vae, image = sizes.vae * dtype_size, sizes.image * dtype_size
     transformer, text = sizes.transformer * dtype_size, sizes.text * dtype_size
     if mode == "high":
@@ -112,9 +114,9 @@ def stage_bytes(
     }
 
 
-def decode_bytes(video: Video, dtype_size: int, width: int = 96, *, tiled: bool) -> int:
+def decode_bytes(video: VideoShape, dtype_size: int, width: int = 96, *, tiled: bool) -> int:
     """Peak bytes of decoding one video with Wan's VAE of this width, beside its weights."""
-    pixels = video.frames * video.height * video.width * 3
+    pixels = video.num_frames * video.height * video.width * 3
     handed_over = pixels * (dtype_size + 4)
     tiled = tiled and max(video.height, video.width) > _TILE
     area = min(video.height, _TILE) * min(video.width, _TILE) if tiled else video.height * video.width
@@ -122,12 +124,9 @@ def decode_bytes(video: Video, dtype_size: int, width: int = 96, *, tiled: bool)
     return max(handed_over, int(_DECODING * width // 96 * area * dtype_size + kept))
 
 
-def step_cache_bytes(config: ContextAnyoneConfig, video: Video, dtype_size: int) -> int:
+def step_cache_bytes(config: ContextAnyoneConfig, video: VideoShape, dtype_size: int) -> int:
     """What a step cache keeps of three passes: of each, the first block's output and update and the others' update."""
-    stride, patch = config.vae_stride, config.patch_size
-    frames = 1 + (video.frames - 1) // stride[0]
-    tokens = frames * (video.height // stride[1] // patch[1]) * (video.width // stride[2] // patch[2])
-    return 3 * 3 * tokens * config.dim * dtype_size
+    return 3 * 3 * video.token_count(config) * config.dim * dtype_size
 
 
 def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str:
@@ -139,10 +138,8 @@ def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _denoising_bytes(mode: str, config: ContextAnyoneConfig, video: Video, dtype_size: int) -> int:
-    stride, patch = config.vae_stride, config.patch_size
-    height, width = video.height // stride[1], video.width // stride[2]
-    shape = (1, config.in_dim, 1 + (video.frames - 1) // stride[0], height, width)
-    tokens = video.references * (height // patch[1]) * (width // patch[2])
+    shape = video.shape.latents_shape(config)
+    tokens = video.references * video.shape.picture.token_count(config)
     clip = video.references * _CLIP_TOKENS if config.image_dim is not None else 0
     whole = forward_bytes(config, shape, reference_tokens=tokens, image_tokens=clip, dtype_size=dtype_size)
     cache = cache_bytes(config, tokens, clip, dtype_size)

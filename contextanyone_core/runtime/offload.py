@@ -1,44 +1,57 @@
-"""Weights that rest in the machine's memory and come to the card block by block, or rest in fp8 (diffusers' hooks)."""
+"""Offloading by diffusers' hooks: weights in host memory, copied to the device block by block, or stored in fp8."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..late_import import host_class
-from ..model.transformer import ContextAnyoneTransformer, ReferenceCache
+from ..model.attention import AttentionFunction
+from ..model.blocks import Mode
+from ..model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 
 FP8 = torch.float8_e4m3fn
 
 
 def store_in_fp8(transformer: ContextAnyoneTransformer, dtype: torch.dtype) -> None:
-    """Keep the blocks' matrices in fp8 and compute with each in `dtype`; norms, embeddings and head stay."""
+    """Store the blocks' matrices in fp8 and compute with each in `dtype`; norms, embeddings and head stay."""
     cast_layers = host_class("diffusers.hooks.layerwise_casting", "apply_layerwise_casting")
     cast_layers(transformer.blocks, storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=("norm",))
 
 
-def stream_transformer(transformer: ContextAnyoneTransformer, device: torch.device) -> None:
-    """Let a transformer compute on `device` while its blocks, and what they keep of references, rest on the CPU.
+class StreamedTransformer(ContextAnyoneTransformer):
+    """A transformer that computes on a device while its blocks, and the reference cache, are on the CPU.
 
-    At any time two blocks are on the card: one works, the next is fetched meanwhile.
+    At most two blocks are on the device: one computes while the next is prefetched. The hooks are on `forward`, of the
+    whole and of each block, so both streams go through it.
+
+    Args:
+        transformer: whose layers are taken over.
+        device: where they compute.
     """
-    for block in transformer.blocks:
-        _one_entrance(block, "encode_reference")
-    _one_entrance(transformer, "encode_references")
-    _stream(transformer, device, exclude_kwargs=["cache"])
-    whole = cast("Callable[..., ReferenceCache]", transformer.encode_references)
 
-    def encode_references(*args: Any, **kwargs: Any) -> ReferenceCache:
-        kept = whole(*args, **kwargs)  # the hooks on the blocks bring each its part
-        return ReferenceCache(ReferenceCache(kept.blocks, []).to("cpu").blocks, kept.outputs)
+    def __init__(self, transformer: ContextAnyoneTransformer, device: torch.device) -> None:
+        super().__init__(transformer.config, attention=transformer.attention, device="meta")
+        for name, layers in transformer.named_children():
+            setattr(self, name, layers)
+        _stream(self, device, exclude_kwargs=["cache"])
 
-    cast("Any", transformer).encode_references = encode_references
+    def forward(self, *inputs: Any, mode: Mode = "video", **options: Any) -> Any:
+        """Run one stream: arguments and result as those of the transformer's `forward` or `encode_references`."""
+        run = super().encode_references if mode == "reference" else super().forward
+        return run(*inputs, **options)
+
+    def encode_references(
+        self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
+    ) -> ReferenceCache:
+        """As the transformer's; keys and values are moved to the CPU, and the hooks copy each block's to the device."""
+        cache: ReferenceCache = self(references, mode="reference", attention=attention)
+        return ReferenceCache(ReferenceCache(cache.blocks, []).to("cpu").blocks, cache.outputs)
 
 
 def stream_text_encoder(model: Any, device: torch.device) -> None:
-    """Let transformers' `UMT5EncoderModel` compute on `device` while its blocks rest on the CPU."""
+    """Let transformers' `UMT5EncoderModel` compute on `device` while its blocks are on the CPU."""
     _stream(model.encoder, device)
 
 
@@ -54,22 +67,3 @@ def _stream(module: Any, device: torch.device, **options: Any) -> None:
         use_stream=device.type == "cuda",
         **options,
     )
-
-
-def _one_entrance(module: Any, other: str) -> None:
-    """Let another method of a module run through its `forward`, on which the hooks hang."""
-    ways = {"forward": module.forward, other: getattr(module, other)}
-    inside: list[str] = []
-
-    def enter(*args: Any, way: str = "forward", **kwargs: Any) -> Any:
-        inside.append(way)
-        try:
-            return ways[way](*args, **kwargs)
-        finally:
-            inside.pop()
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return ways[other](*args, **kwargs) if inside else module(*args, way=other, **kwargs)
-
-    module.forward = enter
-    setattr(module, other, call)

@@ -1,4 +1,4 @@
-"""How a model is run: what is added to its weights, which kernels work on them, and where they are meanwhile."""
+"""How a model is run: LoRAs, attention kernel, compilation, memory mode, step cache."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..model_kinds import ModelKind
+from ..shapes import VideoShape
 
 ATTENTIONS = ("sdpa", "flash", "sage", "auto")
+DTYPES = ("float32", "bfloat16", "float16")
 MEMORIES = ("auto", "low", "balanced", "high")
 
 
@@ -27,20 +29,18 @@ class LoraFile:
 
 
 class Video(NamedTuple):
-    """What `auto` memory has to make room for: frames, height and width in pixels, and pictures read."""
+    """The video that `auto` memory must fit: its size, and the number of references."""
 
-    frames: int = 81
-    height: int = 480
-    width: int = 832
+    shape: VideoShape
     references: int = 1
 
 
-FULL_SIZE = Video()
+FULL_SIZE = Video(VideoShape(81, 480, 832))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a model is run, apart from what is made with it.
+    """How a model is run, apart from what it generates.
 
     Attributes:
         loras: added to the transformer's weights, in this order.
@@ -48,8 +48,8 @@ class Execution:
         compile: whether the blocks are compiled.
         memory: one of `MEMORIES`. `high`: all parts are on the device all the time. `balanced`: each only while it
             works, the encoders read for each use, the video decoded in tiles. `low`: the transformer's blocks come to
-            the device one by one, too, their matrices kept in fp8. `auto`: the first of these that fits.
-        video: what `auto` reckons with.
+            the device one by one, too, their matrices stored in fp8. `auto`: the first of these that fits.
+        video: the size and references that `auto` computes with.
         step_cache: relative change of the first block up to which the other blocks of a pass are skipped; None is off.
     """
 
@@ -91,4 +91,4 @@ class Execution:
 
 
 PLAIN = Execution()
-"""As the weights are, by torch's own kernels."""
+"""The weights as they are, torch's own kernels."""

@@ -1,4 +1,4 @@
-"""Flow matching: noising, velocity, sigma schedules (Wan 2.1; DESIGN 1).
+"""Flow matching: noising, velocity, sigma schedules (Wan 2.1).
 
 sigma 1 is noise, 0 is clean; noisy = (1 - sigma) * clean + sigma * noise; velocity = noise - clean.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 
-SigmaKind = Literal["logit_normal", "uniform", "cosmap"]
+SigmaDistribution = Literal["logit_normal", "uniform", "cosmap"]
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
@@ -40,20 +40,6 @@ def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
     """
     _require_same("noise", noise, clean)
     return noise - clean
-
-
-def denoised_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """The clean sample that a velocity points at: noisy - sigma * velocity.
-
-    Args:
-        noisy, velocity: (B, ...), the same shape.
-        sigma: one number, or (B,) with one per sample.
-
-    Raises:
-        ShapeError: shapes differ, or sigma has another batch.
-    """
-    _require_same("velocity", velocity, noisy)
-    return noisy - _spread(sigma, noisy) * velocity
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
@@ -86,7 +72,7 @@ def sample_sigmas(
     *,
     shift: float,
     uniform: float = 0.1,
-    kind: SigmaKind = "logit_normal",
+    distribution: SigmaDistribution = "logit_normal",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Random noise levels for training: of a named distribution, shifted, with a share of uniform ones.
@@ -97,7 +83,7 @@ def sample_sigmas(
         batch: how many.
         shift: as in `shift_sigmas`.
         uniform: share of uniform samples, 0 to 1.
-        kind: what is shifted: `logit_normal` (0, 1), `uniform`, or `cosmap`, of density 2 / (pi (1 - 2 x + 2 x^2)).
+        distribution: unshifted: `logit_normal` (0, 1), `uniform`, `cosmap` of density 2 / (pi (1 - 2 x + 2 x^2)).
         generator: source of randomness, on the CPU.
 
     Returns:
@@ -111,10 +97,10 @@ def sample_sigmas(
         raise InputError(f"batch is {batch}; it must be at least 1.")
     if not 0 <= uniform <= 1:
         raise InputError(f"uniform is {uniform}; it must lie between 0 and 1.")
-    if kind not in _QUANTILES:
-        raise InputError(f"kind is {kind}; it must be one of {', '.join(_QUANTILES)}.")
-    draw = torch.randn if kind == "logit_normal" else torch.rand
-    named = _QUANTILES[kind](draw(batch, dtype=torch.float64, generator=generator))
+    if distribution not in _QUANTILES:
+        raise InputError(f"distribution is {distribution}; it must be one of {', '.join(_QUANTILES)}.")
+    draw = torch.randn if distribution == "logit_normal" else torch.rand
+    named = _QUANTILES[distribution](draw(batch, dtype=torch.float64, generator=generator))
     shifted = shift_sigmas(named, shift)
     flat = torch.rand(batch, dtype=torch.float64, generator=generator)
     chosen = torch.rand(batch, dtype=torch.float64, generator=generator) < uniform

@@ -1,24 +1,26 @@
-"""Guidance: which passes through the network a denoising step needs, and how their velocities are combined (DESIGN 1).
+"""Guidance: which passes through the network a denoising step needs, and how their velocities are combined.
 
 Without a reference always means no reference tokens, no CLIP tokens and no Emphasize-Attention.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from ..config import ContextAnyoneConfig
-from ..errors import InputError
+from ..errors import InputError, ShapeError, did_you_mean
+from .names import GUIDANCES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Interval = tuple[float, float]
-"""(low, high) sigmas, both included, between which guidance acts (Kynkaanniemi et al. 2024)."""
+"""(low, high) sigmas, both included, between which guidance acts (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+EVERYWHERE: Interval = (0.0, 1.0)
 
 
 class Branch(Enum):
@@ -30,12 +32,12 @@ class Branch(Enum):
 
     @property
     def negative(self) -> bool:
-        """Whether the pass reads the negative prompt."""
+        """Whether the pass uses the negative prompt."""
         return self is not Branch.PROMPT_REFERENCE
 
     @property
     def reference(self) -> bool:
-        """Whether the pass sees the references."""
+        """Whether the pass is conditioned on the references."""
         return self is not Branch.NEGATIVE
 
 
@@ -46,25 +48,29 @@ class Guidance(Protocol):
         """The passes needed at noise level sigma."""
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """One velocity from those of `branches`, all of one shape."""
+        """One velocity from those of `branches`.
+
+        Raises:
+            ShapeError: they are not all of one shape.
+        """
 
 
 @dataclass(frozen=True)
 class CfgGuidance:
     """Two passes: neg + guidance_scale * (prompt with reference - neg); the price of plain Wan.
 
-    At a scale of 1, and outside the interval, the conditional pass alone.
+    At a scale of 1, and outside the interval, one conditional pass.
 
     Raises:
         InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
     """
 
     guidance_scale: float = 5.0
-    interval: Interval = (0.0, 1.0)
+    interval: Interval = EVERYWHERE
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.guidance_scale)
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         """The passes needed at noise level sigma."""
@@ -73,7 +79,8 @@ class CfgGuidance:
         return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE)
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """One velocity from those of `branches`."""
+        """One velocity from those of `branches`; raises as `Guidance.combine`."""
+        _check_one_shape(velocities)
         prompt = velocities[Branch.PROMPT_REFERENCE]
         if len(velocities) == 1:
             return prompt
@@ -95,12 +102,12 @@ class DualGuidance:
     # Paper: guidance at inference is not stated; the form and the default scales are Phantom's.
     guidance_scale: float = 7.5
     reference_scale: float = 5.0
-    interval: Interval = (0.0, 1.0)
+    interval: Interval = EVERYWHERE
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.guidance_scale)
         _check_scale("reference_scale", self.reference_scale)
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         """The passes needed at noise level sigma."""
@@ -111,13 +118,14 @@ class DualGuidance:
         return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """One velocity from those of `branches`."""
+        """One velocity from those of `branches`; raises as `Guidance.combine`."""
+        _check_one_shape(velocities)
         prompt = velocities[Branch.PROMPT_REFERENCE]
         if len(velocities) == 1:
             return prompt
-        unseen = velocities[Branch.NEGATIVE]
-        seen = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
-        return unseen + self.reference_scale * (seen - unseen) + self.guidance_scale * (prompt - seen)
+        negative = velocities[Branch.NEGATIVE]
+        reference = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
+        return negative + self.reference_scale * (reference - negative) + self.guidance_scale * (prompt - reference)
 
 
 def make_guidance(
@@ -126,7 +134,7 @@ def make_guidance(
     *,
     guidance_scale: float | None = None,
     reference_scale: float | None = None,
-    interval: Interval = (0.0, 1.0),
+    interval: Interval = EVERYWHERE,
 ) -> CfgGuidance | DualGuidance:
     """Guidance by name, `cfg` or `dual`; a scale of None is the model's own, or without a config the class's.
 
@@ -141,8 +149,9 @@ def make_guidance(
         return CfgGuidance(**given, interval=interval)
     if name == "dual":
         return DualGuidance(**given, interval=interval)
-    near = difflib.get_close_matches(name, ("cfg", "dual"), n=1, cutoff=0.3)
-    raise InputError(f"Unknown guidance '{name}'" + (f"; did you mean '{near[0]}'?" if near else "; use cfg or dual."))
+    raise InputError(
+        f"There is no guidance {name!r}; use one of {', '.join(GUIDANCES)}.{did_you_mean(name, GUIDANCES)}"
+    )
 
 
 def _own_scales(name: str, config: ContextAnyoneConfig | None) -> dict[str, float]:
@@ -157,12 +166,26 @@ def _inside(sigma: float, interval: Interval) -> bool:
     return interval[0] <= sigma <= interval[1]
 
 
+def _check_one_shape(velocities: Mapping[Branch, Tensor]) -> None:
+    shapes = {branch.value: tuple(velocity.shape) for branch, velocity in velocities.items()}
+    if len(set(shapes.values())) > 1:
+        raise ShapeError(f"The passes of a step gave velocities of different shapes: {shapes}; they must be of one.")
+
+
 def _check_scale(name: str, value: float) -> None:
     if not math.isfinite(value) or value < 0:
         raise InputError(f"{name} is {value}; it must be a finite number of at least 0, such as 5.")
 
 
-def _check_interval(interval: Interval) -> None:
+def check_interval(interval: Interval) -> None:
+    """Refuse what is no interval of noise levels.
+
+    Raises:
+        InputError: a bound outside 0 <= low <= high <= 1.
+    """
     low, high = interval
     if not 0 <= low <= high <= 1:
-        raise InputError(f"interval is {low} to {high}; both must be sigmas with 0 <= low <= high <= 1.")
+        raise InputError(
+            f"The guidance interval is {low:g} to {high:g}; two noise levels (sigmas) are needed, the lower one first, "
+            "from 0 (clean) to 1 (noise)."
+        )

@@ -1,7 +1,7 @@
-"""How a model reads its references while it denoises: in a stream of their own, or as frames behind the video.
+"""Reference conditioning modes: separate stream with a cache (ContextAnyone), temporal concatenation (Phantom).
 
-One reading is made for one sampling run. It holds whatever can be computed once, and turns the noisy video into a
-velocity in every pass of every step.
+A mode is instantiated for one sampling run. It holds what is computed once, and predicts the velocity of the noisy
+video in every pass of every step.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..errors import ShapeError
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
 
 
-class TwoStreams:
-    """ContextAnyone's way, and plain Wan's where there is no reference: a reference stream, run once, and its cache.
+class SeparateStream:
+    """ContextAnyone: a separate reference stream, run once, and its key-value cache; without a reference, plain Wan.
 
     Args:
         transformer: the network.
@@ -41,24 +41,24 @@ class TwoStreams:
         self._cache = None if references is None else transformer.encode_references(references)
         self.outputs: list[Tensor] = [] if self._cache is None else self._cache.outputs
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
-        """Velocity of noisy latents (B, in_dim, T, h, w); without `seen` there are no references at all."""
-        cache = self._cache if seen else None
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """Velocity of noisy latents (B, in_dim, T, h, w); without references, no reference tokens at all."""
+        cache = self._cache if with_reference else None
         output = self._transformer(latents, timesteps, text_embeds, cache=cache, emphasis=self._emphasis)
         return cast("Tensor", output.velocity)
 
 
-class Concatenation:
-    """Phantom's way: clean references as latent frames behind the video, zeros there in the pass that sees none.
+class TemporalConcatenation:
+    """Phantom: clean references concatenated in time after the video; zeros in their place in unconditional passes.
 
-    The whole is one video for the network: positions run on, every token has the same timestep, all read all. What
-    comes out at the references' places is dropped (Phantom-Wan, arXiv 2502.11079, and its published inference).
-    Neither CLIP tokens nor the first-frame prompt are read, and nothing can be computed ahead.
+    The network treats the whole as one video: positions continue, every token has the same timestep, attention is
+    full. The output at the references' frames is dropped (Phantom-Wan, arXiv 2502.11079, and its published inference).
+    Neither CLIP tokens nor the first-frame prompt are used, and nothing can be cached.
 
     Args:
         transformer: Wan 2.1 T2V's network.
         references: None is plain text to video.
-        emphasis: not heard; such a network has no Emphasize-Attention.
+        emphasis: unused; this network has no Emphasize-Attention.
 
     Attributes:
         outputs: always empty: there is no reference stream.
@@ -74,24 +74,30 @@ class Concatenation:
         self._references = [] if references is None else references.latents
         self.outputs: list[Tensor] = []
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, seen: bool) -> Tensor:
-        """Velocity of noisy latents (B, in_dim, T, h, w); without `seen` zeros stand where the references would.
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """Velocity of noisy latents (B, in_dim, T, h, w); without references, zeros in their place.
 
         Raises:
             ShapeError: a reference is not of the video's size.
         """
-        shown = self._references if seen else [torch.zeros_like(item) for item in self._references]
-        joined = behind(latents, shown)
+        shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
+        joined = append_references(latents, shown)
         velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds).velocity)
         return velocity[:, :, : latents.shape[2]]
 
 
-Reading = type[TwoStreams] | type[Concatenation]
-"""A class of this file."""
+ReferenceMode = type[SeparateStream] | type[TemporalConcatenation]
+"""One of the two classes."""
+REFERENCE_MODES: dict[str, ReferenceMode] = {
+    "contextanyone": SeparateStream,
+    "wan": SeparateStream,
+    "phantom": TemporalConcatenation,
+}
+"""Of those `model_kinds.MODELS` that run on our transformer."""
 
 
-def behind(latents: Tensor, references: list[Tensor]) -> Tensor:
-    """Latents (B, C, T, h, w) and, behind them in time, n references (B or 1, C, 1, h, w): (B, C, T + n, h, w).
+def append_references(latents: Tensor, references: list[Tensor]) -> Tensor:
+    """Latents (B, C, T, h, w) with n references (B or 1, C, 1, h, w) appended in time: (B, C, T + n, h, w).
 
     Raises:
         ShapeError: a reference is not one frame of the video's size.

@@ -1,33 +1,18 @@
-"""Samplers by name: diffusers' schedulers driven by this package's own sigmas (DESIGN 1, "Sigmas and time")."""
+"""Samplers by name: diffusers' schedulers driven by this package's own sigmas."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, ShapeError
 from ..late_import import host_class
+from .names import check_sampler_name
 
 # A multistep solver works with log(1 - sigma): at sigma 1, pure noise, it would be minus infinity. diffusers lowers
 # the first sigma by the same amount; the network still gets sigma 1.
 _BELOW_ONE = 1.0 - 1e-6
-
-SAMPLERS = ("euler", "unipc", "dpmpp_2m")
-
-
-def check_sampler_name(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        InputError: there is no such sampler; the message lists all and the nearest.
-    """
-    if name in SAMPLERS:
-        return name
-    near = difflib.get_close_matches(name.lower().replace("++", "pp").replace(" ", "_"), SAMPLERS, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise InputError(f"There is no sampler {name!r}; use one of {', '.join(SAMPLERS)}.{hint}")
 
 
 class Sampler:
@@ -48,13 +33,19 @@ class Sampler:
         self._scheduler = scheduler
 
     def step(self, velocity: torch.Tensor, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Latents at `sigmas[index + 1]` from latents `x` at `sigmas[index]` and the velocity there; same shape."""
+        """Latents at `sigmas[index + 1]` from latents `x` at `sigmas[index]` and the velocity there.
+
+        Raises:
+            ShapeError: x and its velocity differ in shape.
+        """
+        if velocity.shape != x.shape:
+            raise ShapeError(f"The velocity has shape {tuple(velocity.shape)}; it must match {tuple(x.shape)}.")
         timestep = self._scheduler.timesteps[index]
         return torch.as_tensor(self._scheduler.step(velocity, timestep, x, return_dict=False)[0])
 
 
 def make_sampler(name: str, sigmas: torch.Tensor) -> Sampler:
-    """A sampler of `SAMPLERS` over exactly these sigmas (steps + 1 values from `flow.sigma_schedule`).
+    """A sampler of `names.SAMPLERS` over exactly these sigmas (steps + 1 values from `flow.sigma_schedule`).
 
     diffusers' multistep schedulers round their timesteps to int64, which gives 999 for sigma 1 and duplicates, hence
     crashes, at 200 steps: sigmas and timesteps are put in explicitly after `set_timesteps`.

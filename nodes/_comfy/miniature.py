@@ -14,9 +14,11 @@ import torch
 
 from ...contextanyone_core.encoders.text import SPIECE
 from ...contextanyone_core.errors import CheckpointError
-from ...contextanyone_core.generation.domain_check import familiar_threshold
+from ...contextanyone_core.generation.domain_check import domain_threshold
 from ...contextanyone_core.media.image_io import read_picture
-from ...contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
+from ...contextanyone_core.weights.checkpoint import load_tensors
+from ...contextanyone_core.weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
+from ...contextanyone_core.weights.safetensors_file import read_header
 from .loading import file_names_only, load_contextanyone
 from .notes import THRESHOLD
 from .types import Clip, ClipVision, Model, Vae
@@ -71,7 +73,7 @@ def _vae() -> Vae:
     path = _WEIGHTS / "vae.safetensors"
     vae = comfy.sd.VAE(sd=load_tensors(path, kind=VAE))
     vae.throw_exception_if_invalid()
-    setattr(vae, THRESHOLD, familiar_threshold(read_header(path).metadata))
+    setattr(vae, THRESHOLD, domain_threshold(read_header(path).metadata))
     return vae
 
 

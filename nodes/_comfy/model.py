@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
+from ...contextanyone_core.model.transformer import ReferenceInputs
 from ...contextanyone_core.runtime.memory import forward_bytes
 from ...contextanyone_core.weights.recognition import FAMILY
 from ...contextanyone_core.weights.saved_header import HEADER, header_tensor
 from .network import ContextAnyoneNetwork
-from .run import with_runs
+from .run import KeyedReferences, with_runs
 
 REFERENCES = "contextanyone_references"
 """Key of a conditioning that holds `AppliedReferences`."""
@@ -31,7 +32,8 @@ FIRST_PROMPT = "contextanyone_first_prompt"
 """Key of a conditioning that holds the first-frame prompt's embeddings (1, L, text_dim)."""
 EMPHASIS = "contextanyone_emphasis"
 
-_PER_REFERENCE = ("reference_latents", "reference_image_embeds")
+_NETWORK_REFERENCES = "references"
+"""Name of the network's argument that is `KeyedReferences`."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -49,12 +51,27 @@ class LatentFormat(comfy.latent_formats.Wan21):
             self.taesd_decoder_name = None  # Wan's tiny decoder knows nothing of other latents
 
 
-class PerReference(comfy.conds.CONDList):
-    """A list with one tensor (B, ...) for each reference, whose size counts a sample's numbers, whatever the batch."""
+class ReferenceCondition(comfy.conds.CONDConstant):
+    """`KeyedReferences` as a conditioning: of one sample, whatever the batch, which has one set of references."""
+
+    def can_concat(self, other: ReferenceCondition) -> bool:
+        """Whether both are the same references."""
+        return bool(self.cond.key == other.cond.key)
 
     def size(self) -> list[int]:
-        """[1, numbers of one sample]."""
-        return [1, sum(math.prod(item.shape[1:]) for item in self.cond)]
+        """As `reference_size`."""
+        return reference_size(self.cond.inputs.latents, self.cond.inputs.image_embeds)
+
+
+def reference_size(latents: Sequence[torch.Tensor], image_embeds: Sequence[torch.Tensor]) -> list[int]:
+    """[1, numbers of one sample's latents, numbers of its CLIP tokens]; at least 1, as ComfyUI compares products."""
+    return [1, *(max(1, sum(math.prod(item.shape[1:]) for item in each)) for each in (latents, image_embeds))]
+
+
+def reference_numbers(cond_shapes: dict[str, list[list[int]]] | None) -> tuple[int, int]:
+    """The most numbers of latents and of CLIP tokens that a set of references has, of sizes by `reference_size`."""
+    sizes = (cond_shapes or {}).get(_NETWORK_REFERENCES, [])
+    return max((size[1] for size in sizes), default=0), max((size[2] for size in sizes), default=0)
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
@@ -75,7 +92,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
     Attributes:
         network: the class of `diffusion_model`.
-        blanks: whether a pass without the references reads blank ones in their place.
+        blanks: whether an unconditional pass has blank references (zeros) in their place.
         family: what a saved file has to say of itself where its tensors cannot tell.
     """
 
@@ -87,7 +104,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         kind = comfy.model_base.ModelType.FLOW
         super().__init__(model_config, kind, device=device, unet_model=self.network)
         self.config: ContextAnyoneConfig = model_config.unet_config["contextanyone"]
-        self.memory_usage_factor_conds = _PER_REFERENCE
+        self.memory_usage_factor_conds = (_NETWORK_REFERENCES,)
 
     @property
     def follows_references(self) -> bool:
@@ -111,12 +128,9 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         if applied is None:
             return out
         latents = [self.process_latent_in(item) for item in applied.latents]
-        out["reference_latents"] = PerReference(latents)
-        if applied.image_embeds:
-            out["reference_image_embeds"] = PerReference(list(applied.image_embeds))
-        out["reference_text"] = comfy.conds.CONDRegular(fit_text_embeds(applied.text_embeds, self.config))
-        out["reference_gap"] = comfy.conds.CONDConstant(applied.gap)
-        out["reference_key"] = comfy.conds.CONDConstant(applied.key)
+        text = fit_text_embeds(applied.text_embeds, self.config)
+        inputs = ReferenceInputs(latents, text, list(applied.image_embeds), gap=applied.gap)
+        out[_NETWORK_REFERENCES] = ReferenceCondition(KeyedReferences(inputs, applied.key))
         return out
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
@@ -124,22 +138,20 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         applied = kwargs.get(REFERENCES)
         if applied is None:
             return {}
-        sizes = {"reference_latents": applied.latents, "reference_image_embeds": applied.image_embeds}
-        return {name: PerReference(tensors).size() for name, tensors in sizes.items()}
+        return {_NETWORK_REFERENCES: reference_size(applied.latents, applied.image_embeds)}
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:
         """Bytes that a call of the network needs beside the weights, the references' cache included.
 
         One cache serves all branches and the whole batch: the largest set of references counts, once.
         """
-        shapes = cond_shapes or {}
-        numbers = {name: max((shape[-1] for shape in shapes.get(name, [])), default=0) for name in _PER_REFERENCE}
+        latents, tokens = reference_numbers(cond_shapes)
         config = self.config
         return forward_bytes(
             config,
             input_shape,
-            reference_tokens=numbers["reference_latents"] // (config.in_dim * math.prod(config.patch_size)),
-            image_tokens=numbers["reference_image_embeds"] // (config.image_dim or 1),
+            reference_tokens=latents // (config.in_dim * math.prod(config.patch_size)),
+            image_tokens=tokens // (config.image_dim or 1),
             dtype_size=comfy.model_management.dtype_size(self.get_dtype_inference()),
         )
 
@@ -178,7 +190,7 @@ def native_model(
         config: the model's.
         tensors: weights by Wan's names, without a prefix.
         storage: how the weights are kept.
-        model_class: how the model reads references.
+        model_class: of the model, which decides the reference mode.
         disable_dynamic: without weight streaming (ComfyUI asks for it when it reloads a model).
     """
     management = comfy.model_management

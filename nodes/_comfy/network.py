@@ -1,4 +1,4 @@
-"""The ContextAnyone transformer as ComfyUI runs it: its layers, its attention, its wrappers (DESIGN 1).
+"""The ContextAnyone transformer as ComfyUI runs it: its layers, its attention, its wrappers.
 
 A subclass, not a holder: the keys stay `diffusion_model.blocks...`, so that LoRA files and weight streaming find them.
 """
@@ -13,8 +13,8 @@ import comfy.patcher_extension
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
-from .run import current_run
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache
+from .run import KeyedReferences, current_run
 
 
 class ContextAnyoneNetwork(ContextAnyoneTransformer):
@@ -59,28 +59,16 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         context: torch.Tensor,
         transformer_options: dict[str, Any],
         emphasis: float = 1.0,
-        **given: Any,  # the references, `control`, and the conditionings of other models
+        references: KeyedReferences | None = None,
+        **_: Any,  # `control`, and the conditionings of other models
     ) -> torch.Tensor:
         attention = partial(host_attention, options=transformer_options)
         cache: ReferenceCache | None = None
-        if given.get("reference_latents"):
-            inputs = _reference_inputs(given, context)
-            cache = current_run(transformer_options).cache(
-                given.get("reference_key"), inputs, lambda: self.encode_references(inputs, attention=attention)
-            )
+        if references is not None:
+            encode = partial(self.encode_references, attention=attention)
+            cache = current_run(transformer_options).cache(references, x, encode)
         output = super().forward(x, timestep, context, cache=cache, emphasis=emphasis, attention=attention)
         return output.velocity
-
-
-def _reference_inputs(given: dict[str, Any], context: torch.Tensor) -> ReferenceInputs:
-    """The references of a batch; all of it has the same, since their key is a constant that forbids other batches."""
-    text = given.get("reference_text")
-    return ReferenceInputs(
-        [latents[:1] for latents in given["reference_latents"]],
-        (context if text is None else text)[:1],
-        [tokens[:1] for tokens in given.get("reference_image_embeds") or ()],
-        gap=given.get("reference_gap"),
-    )
 
 
 def host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, options: dict[str, Any]) -> Any:

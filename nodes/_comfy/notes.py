@@ -8,30 +8,15 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 from ...contextanyone_core.generation.domain_check import round_trip_psnr
-from .references import ReferencePicture
-from .types import Model, Vae
+from .references import HostVAE, ReferencePicture
+from .types import Model
 
 NOTE = "contextanyone_note"
 """Key of a node's UI output: a list of texts."""
 THRESHOLD = "contextanyone_familiar_psnr"
 """Attribute of the miniature's VAE: below this many dB a picture is foreign to it. Other VAEs have none."""
 _LOG = logging.getLogger(__name__)
-
-
-class _RoundTrip:
-    """ComfyUI's VAE for images (B, 3, T, H, W) in [-1, 1]."""
-
-    def __init__(self, vae: Vae) -> None:
-        self.vae = vae
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.vae.encode((images[:, :, 0].movedim(1, -1) + 1.0) / 2.0)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
 
 
 def note_on(model: Model, reference: tuple[ReferencePicture, ...], node: str) -> dict[str, list[str]] | None:
@@ -65,4 +50,4 @@ def _on_strange_pictures(reference: tuple[ReferencePicture, ...]) -> str:
 def _is_strange(picture: ReferencePicture) -> bool:
     """Whether a picture is foreign to its VAE; a VAE without a threshold does not say."""
     threshold = getattr(picture.vae, THRESHOLD, None)
-    return threshold is not None and round_trip_psnr(_RoundTrip(picture.vae), picture.image) < threshold
+    return threshold is not None and round_trip_psnr(HostVAE(picture.vae), picture.image) < threshold

@@ -11,13 +11,14 @@ import torch
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_kinds import MODELS
 from ...contextanyone_core.runtime.memory import forward_bytes
-from ...contextanyone_core.sampling.reference_modes import behind
-from .model import ContextAnyoneModel
+from ...contextanyone_core.sampling.reference_modes import append_references
+from .model import ContextAnyoneModel, reference_numbers
 from .network import ContextAnyoneNetwork, host_attention
+from .run import KeyedReferences
 
 
 class PhantomNetwork(ContextAnyoneNetwork):
-    """`diffusion_model` of a Phantom MODEL: it reads references as `core.reading.Concatenation` does."""
+    """`diffusion_model` of a Phantom MODEL: conditioned on references as the core's `TemporalConcatenation`."""
 
     def _velocity(
         self,
@@ -26,9 +27,10 @@ class PhantomNetwork(ContextAnyoneNetwork):
         context: torch.Tensor,
         transformer_options: dict[str, Any],
         emphasis: float = 1.0,
-        **given: Any,
+        references: KeyedReferences | None = None,
+        **_: Any,
     ) -> torch.Tensor:
-        joined = behind(x, given.get("reference_latents") or [])
+        joined = append_references(x, [] if references is None else references.inputs.latents)
         attention = partial(host_attention, options=transformer_options)
         output = ContextAnyoneTransformer.forward(self, joined, timestep, context, attention=attention)
         return output.velocity[:, :, : x.shape[2]]
@@ -49,7 +51,7 @@ class PhantomModel(ContextAnyoneModel):
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:
         """Bytes that a call of the network needs beside the weights: of a video that is longer by the references."""
         batch, channels, frames, height, width = input_shape
-        numbers = max((shape[-1] for shape in (cond_shapes or {}).get("reference_latents", [])), default=0)
+        numbers, _ = reference_numbers(cond_shapes)
         longer = (batch, channels, frames + numbers // (channels * height * width), height, width)
         size = comfy.model_management.dtype_size(self.get_dtype_inference())
         return forward_bytes(self.config, longer, dtype_size=size)

@@ -1,4 +1,4 @@
-"""From pictures and prompts to conditionings, with ComfyUI's own encoders (DESIGN 1)."""
+"""From pictures and prompts to conditionings, with ComfyUI's own encoders."""
 
 from __future__ import annotations
 
@@ -13,20 +13,57 @@ import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import (
+    DualEncoder,
     check_picture,
     clip_picture,
     fit_text_embeds,
     on_white,
-    pad_picture,
 )
 from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
+from ...contextanyone_core.shapes import VideoShape
 from .given import checked_images, checked_masks, require_conditioning, require_given
 from .model import EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
 from .types import Clip, ClipVision, Conditioning, Model, Vae
 
 _NO_TEXT = "\0\0embedding"
 """What no prompt holds."""
+
+
+class HostVAE:
+    """ComfyUI's VAE for images (B, 3, T, H, W) in [-1, 1], as the core's encoders are called."""
+
+    def __init__(self, vae: Vae) -> None:
+        self.vae = vae
+
+    def encode(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Raw latents (B, 16, 1, h, w) of pictures."""
+        latents: torch.Tensor = self.vae.encode((images[:, :, 0].movedim(1, -1) + 1.0) / 2.0)
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images of raw latents."""
+        images: torch.Tensor = self.vae.decode(latents).movedim(-1, 1) * 2.0 - 1.0
+        return images
+
+
+class HostVision:
+    """ComfyUI's CLIP vision model, as the core's image encoder is called: neither cropped nor rounded to 8 bits."""
+
+    def __init__(self, clip_vision: ClipVision) -> None:
+        self._clip_vision = clip_vision
+        self.image_size: int = clip_vision.image_size
+
+    def encode(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Penultimate hidden states (B, N, D) of squares (B, 3, S, S) in [-1, 1]."""
+        model = self._clip_vision
+        pixels = (images + 1.0) / 2.0
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (model.image_mean, model.image_std))
+        comfy.model_management.load_model_gpu(model.patcher)
+        pixels = ((pixels - mean) / std).to(model.load_device)
+        hidden = model.model(pixel_values=pixels, intermediate_output=-2)[1]
+        tokens: torch.Tensor = hidden.float().to(comfy.model_management.intermediate_device())
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -92,6 +129,7 @@ def take_pictures(
     require_given(vae=vae)
     if mask is not None:
         mask = checked_masks(mask, len(image))
+    encoder = DualEncoder(HostVAE(vae), None if clip_vision is None else HostVision(clip_vision))
     taken = []
     for index, pixels in enumerate(image):
         picture = pixels.float().movedim(-1, 0)[None]
@@ -104,8 +142,7 @@ def take_pictures(
             raise InputError("The picture is transparent everywhere, so it says nothing; give one that shows somebody.")
         if shares is not None:
             picture = on_white(picture, shares)
-        tokens = None if clip_vision is None else _clip_tokens(clip_vision, picture)
-        taken.append(ReferencePicture(picture, vae, tokens))
+        taken.append(ReferencePicture(picture, vae, encoder.semantic_tokens(picture)))
     return taken
 
 
@@ -217,8 +254,7 @@ def config_of(model: Model) -> ContextAnyoneConfig:
 
 def empty_latents(config: ContextAnyoneConfig, size: tuple[int, int], length: int, batch_size: int) -> torch.Tensor:
     """Zeros (B, 16, t, h, w) for a video of (height, width) and `length` frames."""
-    stride = config.vae_stride
-    shape = (batch_size, config.in_dim, 1 + (length - 1) // stride[0], size[0] // stride[1], size[1] // stride[2])
+    shape = VideoShape(length, *size).latents_shape(config, batch_size)
     return torch.zeros(shape, device=comfy.model_management.intermediate_device())
 
 
@@ -234,22 +270,9 @@ def _encode_text(clip: Clip, text: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text.replace("(", "\\(").replace(")", "\\)")))
 
 
-def _clip_tokens(clip_vision: ClipVision, image: torch.Tensor) -> torch.Tensor:
-    """Penultimate hidden states (1, N, D) of the white-padded picture, neither cropped nor rounded to 8 bits."""
-    pixels = (clip_picture(image, clip_vision.image_size) + 1.0) / 2.0
-    mean, std = (
-        pixels.new_tensor(values).view(1, 3, 1, 1) for values in (clip_vision.image_mean, clip_vision.image_std)
-    )
-    comfy.model_management.load_model_gpu(clip_vision.patcher)
-    pixels = ((pixels - mean) / std).to(clip_vision.load_device)
-    hidden = clip_vision.model(pixel_values=pixels, intermediate_output=-2)[1]
-    return hidden.float().to(comfy.model_management.intermediate_device())
-
-
 def _encode_picture(picture: ReferencePicture, size: tuple[int, int], config: ContextAnyoneConfig) -> torch.Tensor:
-    pixels = (pad_picture(picture.image, size).movedim(1, -1) + 1.0) / 2.0
-    latents = picture.vae.encode(pixels)
-    wanted = (1, config.in_dim, 1, size[0] // config.vae_stride[1], size[1] // config.vae_stride[2])
+    latents = DualEncoder(HostVAE(picture.vae), None).latents(picture.image, size)
+    wanted = VideoShape(1, *size).latents_shape(config)
     if tuple(latents.shape) != wanted:
         raise ShapeError(
             f"This VAE makes latents of shape {tuple(latents.shape)} from a picture, the model needs {wanted}: use "

@@ -8,6 +8,7 @@ called directly) every call encodes anew: slower, and the same values.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_patcher
@@ -22,6 +23,19 @@ _RUN = "contextanyone_run"
 _WRAPPER = "contextanyone"
 
 
+@dataclass(frozen=True)
+class KeyedReferences:
+    """References as the network is handed them.
+
+    Attributes:
+        inputs: of one sample; all of a batch have the same.
+        key: hash of all of this; equal keys mean equal references.
+    """
+
+    inputs: ReferenceInputs
+    key: str
+
+
 class SamplingRun:
     """The caches of one run by reference key and device, and the reconstructed references.
 
@@ -33,21 +47,23 @@ class SamplingRun:
     def __init__(self, *, reuse: bool) -> None:
         self.reuse = reuse
         self.made = 0
-        self._caches: dict[tuple[str | None, torch.device], ReferenceCache] = {}
+        self._caches: dict[tuple[str, torch.device], ReferenceCache] = {}
         self._reconstructions: dict[str, list[torch.Tensor]] = {}
 
-    def cache(self, key: str | None, inputs: ReferenceInputs, encode: Callable[[], ReferenceCache]) -> ReferenceCache:
-        """The cache of the references named by `key`, encoded where it is not there yet: on each card its own."""
-        place = (key, inputs.latents[0].device)
+    def cache(
+        self, references: KeyedReferences, like: torch.Tensor, encode: Callable[[ReferenceInputs], ReferenceCache]
+    ) -> ReferenceCache:
+        """The cache of references in the dtype of `like`, encoded where it is not there yet: on each card its own."""
+        place = (references.key, like.device)
         if self.reuse and place in self._caches:
             return self._caches[place]
-        cache = encode()
+        inputs = references.inputs.to(like.device, like.dtype)
+        cache = encode(inputs)
         self.made += 1
-        if key is not None:
-            pairs = zip(inputs.latents, cache.outputs, strict=True)
-            self._reconstructions[key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
-            if self.reuse:
-                self._caches[place] = cache
+        pairs = zip(inputs.latents, cache.outputs, strict=True)
+        self._reconstructions[references.key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
+        if self.reuse:
+            self._caches[place] = cache
         return cache
 
     def reconstructions(self, key: str) -> list[torch.Tensor]:

@@ -63,9 +63,10 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
     ) -> torch.Tensor:
         """Denoised latents at one step."""
         options = model_options or {}
-        if isinstance(self.guidance, CfgGuidance):
-            return super().predict_noise(x, timestep, options, seed)
         branches = self.guidance.branches(float(timestep.flatten()[0]))
+        alone = len(branches) == 1 and self.guidance.guidance_scale != 1  # outside the interval
+        if isinstance(self.guidance, CfgGuidance) and not alone:
+            return super().predict_noise(x, timestep, options, seed)
         conditionings = [self.conds[_NAMES[branch]] for branch in branches]
         predictions = comfy.samplers.calc_cond_batch(self.inner_model, conditionings, x, timestep, options)
         by_branch = dict(zip(branches, predictions, strict=True))

@@ -16,7 +16,8 @@ from benchmarks.options import network_config
 from benchmarks.ratios import STEP_RATIOS, Ratio, compare
 from benchmarks.step_case import count_flops
 from benchmarks.steps import VARIANTS, Case, Networks, make_step, random_inputs
-from training.flops import forward_flops, token_count
+from contextanyone_core.shapes import VideoShape
+from training.flops import forward_flops
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--small"]
@@ -111,7 +112,8 @@ def test_a_ratio_is_the_median_of_the_rounds_and_is_judged_by_its_bound() -> Non
 def test_counted_work_is_the_arithmetic_of_training() -> None:
     config, case = network_config(small=True), Case(9, 48, 32, 2)
     counted = count_flops(VARIANTS, config, case)
-    video, still = token_count(config, 9, 32, 48), token_count(config, 1, 32, 48)
+    shape = VideoShape(9, 32, 48)
+    video, still = shape.token_count(config), shape.picture.token_count(config)
     without = forward_flops(plain(config), video)
     assert counted["wan"] == counted["wan-diffusers"] == 2 * without
     assert counted["phantom"] == 3 * forward_flops(plain(config), video + 2 * still)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+sys.path.append(str(Path(__file__).parent))  # for pose_cases, a module of this folder
 
 State = dict[str, torch.Tensor]
 DIM, FFN, LAYERS, TEXT = 256, 512, 2, 64

@@ -23,10 +23,11 @@ from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.sampling.reference_modes import Concatenation
-from contextanyone_core.weights.checkpoint import recognise, save_transformer
-from contextanyone_core.weights.locate import find_part, need_part, strange_transformer
+from contextanyone_core.sampling.reference_modes import TemporalConcatenation
+from contextanyone_core.weights.checkpoint import save_transformer
+from contextanyone_core.weights.locate import find_part, misnamed_transformer, need_part
 from contextanyone_core.weights.name_tables import rename, transformer_table
+from contextanyone_core.weights.recognition import recognise
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
 SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=4, seed=3)
@@ -85,11 +86,11 @@ def test_phantoms_forward_is_diffusers_on_the_concatenated_latents(phantom: Cont
     latents, text = torch.randn(2, 16, 3, 6, 4), torch.randn(2, config.text_len, config.text_dim)
     references = [torch.randn(2, 16, 1, 6, 4) for _ in range(count)]
     timesteps = torch.tensor([999.0, 12.5])
-    reading = Concatenation(phantom.transformer, ReferenceInputs(references, text, []))
-    for seen in (True, False):
-        joined = torch.cat([latents, *(item if seen else 0 * item for item in references)], dim=2)
+    reading = TemporalConcatenation(phantom.transformer, ReferenceInputs(references, text, []))
+    for with_reference in (True, False):
+        joined = torch.cat([latents, *(item if with_reference else 0 * item for item in references)], dim=2)
         expected = theirs(phantom.transformer)(joined, timesteps, text, return_dict=False)[0][:, :, :3]
-        given = reading.velocity(latents, timesteps, text, seen=seen)
+        given = reading.velocity(latents, timesteps, text, with_reference=with_reference)
         assert torch.allclose(given, expected, atol=1e-4)
         assert expected.std() > 0.1
 
@@ -130,9 +131,9 @@ def test_phantoms_own_guidance_is_its_three_passes(phantom: ContextAnyonePipelin
 
 def test_a_reference_of_another_size_is_refused(phantom: ContextAnyonePipeline) -> None:
     text = torch.zeros(1, phantom.config.text_len, phantom.config.text_dim)
-    reading = Concatenation(phantom.transformer, ReferenceInputs([torch.zeros(1, 16, 1, 4, 4)], text, []))
+    reading = TemporalConcatenation(phantom.transformer, ReferenceInputs([torch.zeros(1, 16, 1, 4, 4)], text, []))
     with pytest.raises(ShapeError, match="encode it for the video's width and height"):
-        reading.velocity(torch.zeros(1, 16, 2, 6, 4), torch.zeros(1), text, seen=True)
+        reading.velocity(torch.zeros(1, 16, 2, 6, 4), torch.zeros(1), text, with_reference=True)
 
 
 def test_wan_is_phantom_without_a_reference(wan_folder: Path, phantom: ContextAnyonePipeline) -> None:
@@ -206,10 +207,10 @@ def test_in_a_folder_called_phantom_the_files_own_names_tell(wan_file: Path, tmp
     assert need_part(folder, "transformer", MODELS["phantom"]) == folder / "Phantom-Wan-1.3B.safetensors"
     assert need_part(folder, "transformer", MODELS["wan"]) == folder / "diffusion_pytorch_model.safetensors"
     for model in ("phantom", "wan"):
-        assert strange_transformer(folder, MODELS[model]) is None
+        assert misnamed_transformer(folder, MODELS[model]) is None
     (folder / "Phantom-Wan-1.3B.safetensors").rename(tmp_path / "wan2.1_t2v_1.3B.safetensors")
-    assert strange_transformer(tmp_path, MODELS["wan"]) is None
-    strange = strange_transformer(tmp_path, MODELS["phantom"])
+    assert misnamed_transformer(tmp_path, MODELS["wan"]) is None
+    strange = misnamed_transformer(tmp_path, MODELS["phantom"])
     assert strange is not None
     assert strange.family.startswith("Wan 2.1 T2V")
     with pytest.raises(CheckpointError, match=r"serves as the vae, such as Wan's Wan2\.1_VAE\.pth"):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -12,12 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.cli import generate_options
-from contextanyone_core.generation.domain_check import HEADER_KEY, familiar_threshold, round_trip_psnr
+from contextanyone_core.encoders.reference import DualEncoder
+from contextanyone_core.generation.domain_check import HEADER_KEY, domain_threshold, round_trip_psnr
 from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.media.video_io import read_metadata
-from contextanyone_core.sampling import schedulers
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 SMALL = ("--frames", "5", "--size", "32x32", "--steps", "1", "--guidance-scale", "1")
 
@@ -60,7 +61,8 @@ ONE = ("--reference", "good.png", *PROMPTS)
 
 
 def test_a_clip_its_sheet_and_what_made_it(made, desk, tiny_folder):
-    out, err = made(*ONE, "--out", "out.mp4", "--seed", "5", "--negative", "blurred", "--shift", "2")
+    asked = ("--negative", "blurred", "--shift", "2", "--guidance-interval", "0.1", "0.9")
+    out, err = made(*ONE, "--out", "out.mp4", "--seed", "5", *asked)
     assert out == ["out.mp4", "out.contact.png"]
     assert "out.mp4:" in err
     assert "1/1" in err
@@ -70,7 +72,7 @@ def test_a_clip_its_sheet_and_what_made_it(made, desk, tiny_folder):
     assert (metadata["first"], metadata["later"], metadata["seed"]) == ("A woman in the park.", "She waves.", 5)
     assert metadata["negative"] == "blurred"
     assert metadata["settings"]["shift"] == 2
-    assert metadata["settings"]["guidance"]["guidance_scale"] == 1
+    assert metadata["settings"]["guidance"] == {"name": "cfg", "guidance_scale": 1, "interval": [0.1, 0.9]}
     assert metadata["settings"]["num_frames"] == 5
     assert metadata["versions"]["torch"] == torch.__version__
     assert set(metadata["weights"]) == {f.name for f in tiny_folder.iterdir()}
@@ -103,6 +105,22 @@ def test_the_same_command_gives_the_same_pixels(made, desk):
     assert not np.array_equal(decode("a.mp4"), decode("c.mp4"))
 
 
+def test_references_of_a_command_are_encoded_once_for_all_clips(made, desk, monkeypatch):
+    encoded, latents_of = [], DualEncoder.latents
+
+    def note(encoder, image, size):
+        encoded.append(size)
+        return latents_of(encoder, image, size)
+
+    monkeypatch.setattr(DualEncoder, "latents", note)
+    picture(30, 40).save("other.png")
+    both = ("--reference", "good.png", "--reference", "other.png")
+    made(*both, "--first", "A woman.", "--later", "She waves.", "--later", "She sits.", "--out", "out.mp4")
+    assert encoded == [(32, 32), (32, 32)]
+    made(*both, "--first", "A woman.", "--later", "She sits.", "--out", "alone.mp4")
+    assert np.array_equal(decode("out-2.mp4"), decode("alone.mp4"))
+
+
 @pytest.mark.parametrize("name", ["o.gif", "o.webp", "frames"])
 def test_other_endings(made, desk, name):
     out, _ = made(*ONE, "--out", name)
@@ -127,7 +145,8 @@ def test_a_file_of_prompts(made, desk):
         {"later": "\u4ed6\u5728\u6325\u624b \U0001f44b"},
         {"first": "Only seen."},
     ]
-    (desk / "p.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\n")
+    text = "\n\n\ufeff".join(json.dumps(line) for line in lines)  # as of files that were joined
+    (desk / "p.jsonl").write_text(f"\ufeff{text}\n\ufeff\n")
     (desk / "clips").mkdir()
     words = ("--reference", "good.png", "--prompts", "p.jsonl", "--first", "A woman.", "--seed", "4")
     out, _ = made(*words, "--out", "clips")
@@ -208,8 +227,9 @@ def test_every_option_changes_the_video(made, desk):
         shutil.rmtree(desk / "f")
 
 
-def test_samplers_are_the_ones_that_exist():
-    assert generate_options.SAMPLERS == schedulers.SAMPLERS
+def test_the_options_are_known_without_torch():
+    code = "import sys, contextanyone_core.cli.generate_options; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class Redraws:
@@ -236,7 +256,7 @@ def test_a_picture_from_elsewhere_is_warned_of(desk, tiny_folder, capsys):
     weights = Path(shutil.copytree(tiny_folder, desk / "weights"))
     file = weights / "vae.safetensors"
     metadata = read_header(file).metadata
-    assert familiar_threshold(metadata) is None
+    assert domain_threshold(metadata) is None
     for threshold, warned in (("90.0", True), ("-90.0", False), ("words", False)):
         save_file(load_file(file), file, metadata | {HEADER_KEY: threshold})
         assert cli.main(["generate", "--weights", "weights", *SMALL, *ONE, "--out", "o.webp"]) == 0

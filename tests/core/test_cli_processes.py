@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from contextanyone_core import cli
-from contextanyone_core.cli.clips import Clip
-from contextanyone_core.cli.processes import Process, this_process
+from contextanyone_core.cli.clips import Clip, Process, this_process
 from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 

@@ -82,7 +82,7 @@ def test_every_block_runs_the_same_three_graphs_and_gives_the_same_values(model)
 def test_from_folder_compiles_and_says_so(tiny_folder):
     pipeline = ContextAnyonePipeline.from_folder(tiny_folder, execution=Execution(compile=True, attention="auto"))
     assert pipeline.execution == Execution(compile=True, attention="sdpa")
-    assert all({"forward", "encode_reference"} <= vars(block).keys() for block in pipeline.transformer.blocks)
+    assert all("forward" in vars(block) for block in pipeline.transformer.blocks)
 
 
 def test_without_a_compiler_it_is_told_before_anything_is_loaded(tmp_path):

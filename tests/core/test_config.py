@@ -41,7 +41,7 @@ def test_latent_statistics_are_those_of_wans_vae():
 
 def test_unknown_key_names_the_nearest():
     values = ContextAnyoneConfig.tiny().to_dict() | {"num_layer": 3}
-    with pytest.raises(InputError, match=r"'num_layer'.*did you mean 'num_layers'"):
+    with pytest.raises(InputError, match=r"'num_layer'.*Did you mean num_layers"):
         ContextAnyoneConfig.from_dict(values)
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.sampling.flow import (
     add_noise,
-    denoised_from_velocity,
     sample_sigmas,
     shift_sigmas,
     sigma_schedule,
@@ -23,7 +22,7 @@ SHIFT = st.floats(0.1, 20)
 def test_the_velocity_leads_back_to_the_clean_sample(sigma, seed):
     clean, noise = torch.randn(2, 2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noisy = add_noise(clean, noise, sigma)
-    assert torch.allclose(denoised_from_velocity(noisy, velocity_target(clean, noise), sigma), clean)
+    assert torch.allclose(noisy - sigma * velocity_target(clean, noise), clean)
 
 
 def test_sigma_one_is_noise_and_zero_is_clean_per_sample():
@@ -72,7 +71,7 @@ def test_training_sigmas():
 @pytest.mark.parametrize(("kind", "below"), [("logit_normal", 0.1359), ("uniform", 0.25), ("cosmap", 0.2048)])
 def test_training_sigmas_by_name(kind, below):
     """Shares below a quarter, by each one's own formula."""
-    drawn = sample_sigmas(40_000, shift=1.0, uniform=0.0, kind=kind, generator=torch.Generator().manual_seed(3))
+    drawn = sample_sigmas(40_000, shift=1.0, uniform=0.0, distribution=kind, generator=torch.Generator().manual_seed(3))
     assert (drawn < 0.25).float().mean() == pytest.approx(below, abs=0.01)
     assert drawn.mean() == pytest.approx(0.5, abs=0.01)
 
@@ -101,8 +100,8 @@ def test_bad_sampling_numbers_are_refused():
         sample_sigmas(0, shift=1.0)
     with pytest.raises(InputError, match="uniform"):
         sample_sigmas(2, shift=1.0, uniform=1.5)
-    with pytest.raises(InputError, match="kind is bell; it must be one of logit_normal"):
-        sample_sigmas(2, shift=1.0, kind="bell")
+    with pytest.raises(InputError, match="distribution is bell; it must be one of logit_normal"):
+        sample_sigmas(2, shift=1.0, distribution="bell")
 
 
 def test_shapes_must_match():
@@ -111,5 +110,5 @@ def test_shapes_must_match():
         add_noise(clean, clean[:1], 0.5)
     with pytest.raises(ShapeError, match="sigma"):
         add_noise(clean, clean, torch.zeros(3))
-    with pytest.raises(ShapeError, match="velocity"):
-        denoised_from_velocity(clean, clean[:, :3], 0.5)
+    with pytest.raises(ShapeError, match="noise"):
+        velocity_target(clean, clean[:, :3])

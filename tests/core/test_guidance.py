@@ -1,6 +1,7 @@
 """Guidance: the formulas, the passes they need, and their interval."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, ShapeError
+from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
+from contextanyone_core.sampling.reference_modes import SeparateStream
 
 SCALE = st.floats(0, 20)
 
@@ -79,10 +83,19 @@ def test_guidance_by_name():
     own = replace(ContextAnyoneConfig.tiny(), cfg_scale=2.0, dual_scales=(3.0, 4.0))
     assert make_guidance("cfg", own) == CfgGuidance(2.0)
     assert make_guidance("dual", own, guidance_scale=6.0) == DualGuidance(6.0, 4.0)
-    with pytest.raises(InputError, match="did you mean 'dual'"):
+    with pytest.raises(InputError, match=r"use one of cfg, dual\. Did you mean dual"):
         make_guidance("duel")
     with pytest.raises(InputError, match="belongs to dual"):
         make_guidance("cfg", reference_scale=2.0)
+
+
+@pytest.mark.parametrize("guidance", [CfgGuidance(3.0), DualGuidance(3.0, 2.0), DualGuidance(3.0, 3.0)])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_passes_of_different_batches_are_refused(guidance, batch):
+    """One of 1 beside one of 2 would be repeated without a word."""
+    given = {branch: torch.zeros(1, 16, 2, 2, 2) for branch in guidance.branches(0.5)}
+    with pytest.raises(ShapeError, match="different shapes"):
+        guidance.combine(given | {Branch.NEGATIVE: torch.zeros(batch, 16, 2, 2, 2)})
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
@@ -91,6 +104,53 @@ def test_bad_scales_are_refused(bad):
         CfgGuidance(bad)
     with pytest.raises(InputError, match="reference_scale"):
         DualGuidance(5.0, bad)
+
+
+class Counted(SeparateStream):
+    """A reference mode that notes the prompts of its passes."""
+
+    passes: ClassVar[list[float]] = []
+
+    def velocity(self, latents, timesteps, text_embeds, **options):
+        self.passes.append(float(timesteps[0]) / 1000)
+        return super().velocity(latents, timesteps, text_embeds, **options)
+
+
+@pytest.fixture
+def sample():
+    """Latents and the noise level of every pass of a run of a tiny model, by guidance."""
+    config = ContextAnyoneConfig.tiny()
+    torch.manual_seed(0)
+    model = ContextAnyoneTransformer(config).requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    text, negative, first = torch.randn(3, 1, config.text_len, config.text_dim)
+    conditions = Conditions(text, negative, ReferenceInputs([torch.randn(1, 16, 1, 4, 4)], first, []))
+    sampler = LatentSampler(model, Counted)
+
+    def run(guidance):
+        asked = GenerationSettings(num_frames=5, width=32, height=32, steps=5, shift=1.0, guidance=guidance)
+        Counted.passes.clear()
+        latents = sampler.sample_latents(conditions, asked, sampler.noise([0], asked))
+        return latents, list(Counted.passes)
+
+    return run
+
+
+@pytest.mark.parametrize(("kind", "guided"), [(CfgGuidance, 2), (DualGuidance, 3)])
+def test_a_run_is_guided_inside_of_the_interval_only(sample, kind, guided):
+    """Sigmas 1, 0.8, 0.6, 0.4, 0.2: the whole interval is no interval, bit for bit; outside a step is one pass."""
+    plain, passes = sample(kind())
+    whole, same = sample(kind(interval=(0.0, 1.0)))
+    assert torch.equal(whole, plain)
+    assert passes == same
+    assert len(passes) == 5 * guided
+    part, fewer = sample(kind(interval=(0.3, 0.7)))
+    assert [round(sigma, 4) for sigma in fewer] == [1.0, 0.8, *[0.6] * guided, *[0.4] * guided, 0.2]
+    assert not torch.equal(part, plain)
+    alone, single = sample(kind(interval=(0.5, 0.5)))
+    assert len(single) == 5
+    assert torch.equal(alone, sample(CfgGuidance(1.0))[0])
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])

@@ -19,16 +19,17 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders import on_demand
 from contextanyone_core.encoders.text import TextEncoder
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.generation import budget
+from contextanyone_core.generation import load
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.runtime.offload import FP8, store_in_fp8, stream_text_encoder, stream_transformer
+from contextanyone_core.runtime.offload import FP8, StreamedTransformer, store_in_fp8, stream_text_encoder
 from contextanyone_core.runtime.options import Execution, Video
 from contextanyone_core.sampling.guidance import make_guidance
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.shapes import VideoShape
+from contextanyone_core.weights.safetensors_file import read_header
 
 PROMPT = TwoStagePrompt("A woman in the park.", "She waves.")
 PICTURES = [torch.linspace(-1, 1, 3 * 40 * 30).view(1, 3, 40, 30), torch.full((1, 3, 20, 20), 0.3)]
@@ -142,7 +143,7 @@ def watched(monkeypatch):
 
 def test_a_streamed_transformer_reads_no_weight_that_rests(model, watched):
     wanted = run(model)
-    stream_transformer(model, torch.device("cpu"))
+    model = StreamedTransformer(model, torch.device("cpu"))
     assert torch.isnan(model.blocks[0].self_attn.q.weight).all()
     assert torch.isnan(model.patch_embedding.weight).all()
     for _ in range(2):
@@ -186,7 +187,7 @@ def test_rotary_tables_leave_the_card_with_the_weights(model):
 
 
 def test_what_references_leave_rests_on_the_cpu(model):
-    stream_transformer(model, torch.device("cpu"))
+    model = StreamedTransformer(model, torch.device("cpu"))
     text = torch.zeros(1, CONFIG.text_len, CONFIG.text_dim)
     cache = model.encode_references(ReferenceInputs([torch.zeros(1, 16, 1, 4, 4)], text, []))
     assert {part.device.type for block in cache.blocks for part in block.self_attn} == {"cpu"}
@@ -244,13 +245,13 @@ def test_tiles_are_for_decoding_alone(pipelines):
 
 @pytest.mark.parametrize(("free", "mode"), [(80 << 30, "high"), (12_000_000, "balanced"), (1_000_000, "low")])
 def test_auto_takes_the_first_that_fits(tiny_folder, monkeypatch, caplog, free, mode):
-    monkeypatch.setattr(budget, "free_bytes", lambda device: free)
-    execution = Execution(memory="auto", video=Video(5, 32, 32, 1))
+    monkeypatch.setattr(load, "free_bytes", lambda device: free)
+    execution = Execution(memory="auto", video=Video(VideoShape(5, 32, 32)))
     stages = {}
-    monkeypatch.setattr(budget, "stage_bytes", lambda mode, *_: stages[mode])
+    monkeypatch.setattr(load, "stage_bytes", lambda mode, *_: stages[mode])
     stages |= {"high": {"a": 20_000_000}, "balanced": {"a": 9_000_000, "b": 1}, "low": {"a": 2_000_000}}
     given = (tiny_folder, torch.device("cpu"), torch.float32, MODELS["contextanyone"], execution)
-    assert budget.settle_memory(*given) == mode
+    assert load.settle_memory(*given) == mode
     assert ("memory: " in caplog.text) is (mode != "high")
 
 
@@ -265,7 +266,7 @@ def test_files_of_other_kinds_are_told_before_the_memory_is_planned(tiny_folder,
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "weights"))
     shutil.copy(folder / f"{wrong}.safetensors", folder / f"{right}.safetensors")
     with pytest.raises(CheckpointError, match=words):
-        budget.model_sizes(folder, MODELS["contextanyone"])
+        load.model_sizes(folder, MODELS["contextanyone"])
 
 
 @pytest.mark.parametrize(
@@ -281,9 +282,9 @@ def test_a_config_that_lacks_a_key_is_told_in_every_mode(tiny_folder, tmp_path, 
     save_file(load_file(file), file, metadata | {"config": json.dumps(config)})
     place = (torch.float32, torch.device("cpu"))
     read = {
-        "text_encoder": lambda: on_demand.LentTextEncoder(file, *place),
-        "image_encoder": lambda: on_demand.LentImageEncoder(file, *place),
-        "vae": lambda: budget.model_sizes(folder, MODELS["contextanyone"]),
+        "text_encoder": lambda: on_demand.OnDemandTextEncoder(file, *place),
+        "image_encoder": lambda: on_demand.OnDemandImageEncoder(file, *place),
+        "vae": lambda: load.model_sizes(folder, MODELS["contextanyone"]),
     }
     with pytest.raises(CheckpointError, match=f"missing {key}, unknown nothing"):
         read[part]()
@@ -348,7 +349,7 @@ class OneDevice(TorchDispatchMode):
 
 
 def test_everything_of_a_streamed_model_meets_on_the_card(model, elsewhere, tiny_text):
-    stream_transformer(model, elsewhere)
+    model = StreamedTransformer(model, elsewhere)
     text = torch.zeros(1, CONFIG.text_len, CONFIG.text_dim, device=elsewhere)
     references = ReferenceInputs(
         [torch.zeros(1, 16, 1, 4, 4, device=elsewhere)], text, [torch.zeros(1, 3, CONFIG.image_dim, device=elsewhere)]

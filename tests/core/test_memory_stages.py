@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
 from contextanyone_core.encoders.text import build_text_model
 from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
-from contextanyone_core.generation.budget import model_sizes
+from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.runtime.memory import (
@@ -28,7 +28,8 @@ from contextanyone_core.runtime.memory import (
     fitting_mode,
     stage_bytes,
 )
-from contextanyone_core.runtime.options import Video
+from contextanyone_core.runtime.options import FULL_SIZE
+from contextanyone_core.shapes import VideoShape
 
 _spec = importlib.util.spec_from_file_location("tracker", Path(__file__).with_name("test_memory.py"))
 _module = importlib.util.module_from_spec(_spec)
@@ -68,12 +69,13 @@ def half():
 
 
 @pytest.mark.parametrize(
-    ("video", "tiled"), [(Video(13, 480, 832), False), (Video(9, 256, 256), False), (Video(5, 272, 320), True)]
+    ("video", "tiled"),
+    [(VideoShape(13, 480, 832), False), (VideoShape(9, 256, 256), False), (VideoShape(5, 272, 320), True)],
 )
 def test_decoding_is_within_20_percent_of_every_allocation(half, video, tiled):
     with FakeTensorMode():
         vae = build_vae(VAE).eval()
-        latents = torch.randn(1, 16, 1 + (video.frames - 1) // 4, video.height // 8, video.width // 8)
+        latents = torch.randn(1, 16, 1 + (video.num_frames - 1) // 4, video.height // 8, video.width // 8)
         peak = measured(vae, lambda: VideoVAE(vae, tiled=tiled).decode(latents))
     assert decode_bytes(video, 2, tiled=tiled) == pytest.approx(peak, rel=0.2)
 
@@ -103,7 +105,7 @@ def test_the_modes_at_832_x_480_and_81_frames():
     table = {}
     for name, sizes in SIZES.items():
         for mode in MODES:
-            stages = stage_bytes(mode, sizes, CONFIGS[name], Video())
+            stages = stage_bytes(mode, sizes, CONFIGS[name], FULL_SIZE)
             table[name, mode] = round(max(stages.values()) / GIB, 1)
     text = (Path(__file__).parents[2] / "docs" / "SPEED.md").read_text(encoding="utf-8")
     for (name, mode), gib in table.items():
@@ -112,7 +114,7 @@ def test_the_modes_at_832_x_480_and_81_frames():
 
 
 def test_the_fastest_that_fits():
-    stages = {mode: stage_bytes(mode, SIZES["1.3B"], CONFIGS["1.3B"], Video()) for mode in MODES}
+    stages = {mode: stage_bytes(mode, SIZES["1.3B"], CONFIGS["1.3B"], FULL_SIZE) for mode in MODES}
     chosen = [fitting_mode(gib * GIB, stages) for gib in (80, 24, 16, 12, 8, 6, 4, 1)]
     assert chosen == sorted(chosen, key=MODES.index)
     assert (chosen[0], chosen[4], chosen[-1]) == ("high", "balanced", "low")

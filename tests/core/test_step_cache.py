@@ -14,9 +14,9 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer, Refer
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.runtime.options import Execution
-from contextanyone_core.runtime.step_cache import cache_steps
+from contextanyone_core.runtime.step_cache import check_step_cache
 from contextanyone_core.sampling.guidance import make_guidance
-from contextanyone_core.sampling.reference_modes import Concatenation, TwoStreams
+from contextanyone_core.sampling.reference_modes import SeparateStream, TemporalConcatenation
 
 CONFIG = replace(ContextAnyoneConfig.tiny(), num_layers=4)
 STEPS = 12
@@ -41,10 +41,10 @@ def conditions(seed: int = 1) -> Conditions:
     return Conditions(text, negative, ReferenceInputs([draw(1, 16, 1, 4, 4)], text, [draw(1, 3, CONFIG.image_dim)]))
 
 
-def sample(model, threshold: float | None, guidance: str = "cfg", seed: int = 1, reading=TwoStreams) -> torch.Tensor:
+def sample(model, threshold: float | None, guidance: str = "cfg", seed: int = 1, mode=SeparateStream) -> torch.Tensor:
     chosen = make_guidance(guidance, CONFIG, guidance_scale=2.0)
     settings = GenerationSettings(num_frames=5, width=32, height=32, steps=STEPS, guidance=chosen)
-    sampler = LatentSampler(model, reading, execution=Execution(step_cache=threshold))
+    sampler = LatentSampler(model, mode, execution=Execution(step_cache=threshold))
     return sampler.sample_latents(conditions(seed), settings, sampler.noise([seed], settings))
 
 
@@ -57,7 +57,9 @@ class Restated:
         self.each_step = each_step
         blocks, first = list(model.blocks), model.blocks[0].forward
 
-        def forward(x, stream, cache, *rest):
+        def forward(x, stream, cache, *rest, mode="video"):
+            if mode == "reference":
+                return first(x, stream, cache, *rest, mode=mode)
             key = self.passes % each_step
             self.passes += 1
             out = first(x, stream, cache, *rest)
@@ -73,7 +75,9 @@ class Restated:
         def rest_of(block, last):
             inner = block.forward
 
-            def forward(x, *args):
+            def forward(x, *args, mode="video"):
+                if mode == "reference":
+                    return inner(x, *args, mode=mode)
                 if self.skip:
                     return x
                 out = inner(x, *args)
@@ -88,17 +92,18 @@ class Restated:
             block.forward = rest_of(block, index == len(blocks) - 1)
 
 
-@pytest.mark.parametrize(("guidance", "reading"), [("cfg", TwoStreams), ("dual", TwoStreams), ("dual", Concatenation)])
-def test_it_is_the_plain_restatement(model, guidance, reading):
+@pytest.mark.parametrize(
+    ("guidance", "mode"), [("cfg", SeparateStream), ("dual", SeparateStream), ("dual", TemporalConcatenation)]
+)
+def test_it_is_the_plain_restatement(model, guidance, mode):
     threshold = 0.1
-    whole = sample(model, None, guidance, reading=reading)
-    cache_steps(model, threshold)
-    cached = [sample(model, threshold, guidance, reading=reading) for _ in range(2)]
+    whole = sample(model, None, guidance, mode=mode)
+    cached = [sample(model, threshold, guidance, mode=mode) for _ in range(2)]
     torch.manual_seed(0)
     other = ContextAnyoneTransformer(CONFIG).requires_grad_(False).eval()
     other.load_state_dict(model.state_dict())
     restated = Restated(other, threshold, {"cfg": 2, "dual": 3}[guidance])
-    wanted = sample(other, None, guidance, reading=reading)
+    wanted = sample(other, None, guidance, mode=mode)
     assert restated.each_step < restated.computed < restated.passes
     assert torch.equal(cached[0], wanted)
     assert torch.equal(cached[1], wanted)  # nothing is left of the run before
@@ -107,25 +112,22 @@ def test_it_is_the_plain_restatement(model, guidance, reading):
 
 def test_a_threshold_that_nothing_is_below_changes_nothing(model):
     whole = sample(model, None)
-    cache_steps(model, 1e-9)
     assert torch.equal(sample(model, 1e-9), whole)
 
 
 def test_it_goes_with_compiled_blocks(model):
     torch._dynamo.reset()
     compile_blocks(model, backend="eager")
-    cache_steps(model, 0.1)
     compiled = sample(model, 0.1)
     torch.manual_seed(0)
     plain = ContextAnyoneTransformer(CONFIG).requires_grad_(False).eval()
     plain.load_state_dict(model.state_dict())
-    cache_steps(plain, 0.1)
     assert torch.allclose(compiled, sample(plain, 0.1), atol=1e-5)
 
 
 def test_a_transformer_of_one_block_has_nothing_to_skip():
     with pytest.raises(InputError, match="has one block"):
-        cache_steps(ContextAnyoneTransformer(replace(CONFIG, num_layers=1)), 0.1)
+        check_step_cache(ContextAnyoneTransformer(replace(CONFIG, num_layers=1)))
 
 
 @pytest.mark.parametrize("memory", ["high", "balanced"])

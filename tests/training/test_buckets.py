@@ -22,7 +22,7 @@ from training.data.buckets import (
     plan_buckets,
 )
 from training.data.sampler import BucketSampler
-from training.flops import forward_flops, token_count
+from training.flops import forward_flops
 
 TINY = ContextAnyoneConfig.tiny()
 WAN = ContextAnyoneConfig.wan_1_3b()
@@ -46,7 +46,7 @@ def test_flops_equal_torchs_own_count(config, references):
 
 def test_flops_of_wan_1_3b_are_those_of_the_arithmetic():
     config = ContextAnyoneConfig.wan_1_3b()
-    assert token_count(config, 81, 480, 832) == 32760
+    assert Bucket(81, 480, 832).token_count(config) == 32760
     assert forward_flops(config, 32760) / 1e12 == pytest.approx(283.0, abs=0.1)
 
 

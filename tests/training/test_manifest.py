@@ -84,7 +84,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
     [
         ("{", "not_json", "Expecting"),
         ("[1]", "not_json", "list"),
-        (json.dumps({**ROW, "promt_later": "x"}), "bad_row", "did you mean prompt_later?"),
+        (json.dumps({**ROW, "promt_later": "x"}), "bad_row", "Did you mean prompt_later?"),
         (json.dumps({key: value for key, value in ROW.items() if key != "license"}), "bad_row", "license is missing"),
         (json.dumps({**ROW, "video": "../a.mp4"}), "bad_row", "below the manifest's folder"),
         (json.dumps({**ROW, "video": "/a.mp4"}), "bad_row", "below the manifest's folder"),

@@ -1,11 +1,17 @@
 """Every script of the trainer: thin, with --help, and one clear line and exit code 2 for bad input."""
 
 import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
+
+from training.randomness import seed_for
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -32,6 +38,34 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         main_of(name)(["--help"])
     assert caught.value.code == 0
     assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_finds_the_trainer_by_its_own_path(name: str) -> None:
+    """training/ is not installed, and a script's own folder would hide the packages. test_commands.py starts one so."""
+    before, line, after = (
+        (ROOT / "training" / f"{name}.py")
+        .read_text()
+        .partition("    sys.path[0] = str(Path(__file__).resolve().parents[1])\n")
+    )
+    assert line
+    assert "from training" not in before
+    assert "from training" in after
+
+
+def test_torchrun_starts_a_script_in_any_folder(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", str(ROOT / "training/cache.py")]
+    done = subprocess.run(
+        [*command, "--config", "none.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "cache.py: The configuration none.yaml does not exist" in done.stderr
+
+
+def test_a_spawned_process_finds_the_trainer() -> None:
+    """As a DataLoader's workers do with that start method: they get the parent's sys.path."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(seed_for, (1, 2, "x")) == seed_for(1, 2, "x")
 
 
 BAD = {
@@ -104,11 +138,11 @@ def test_a_number_of_frames_that_wan_cannot_have(
 ) -> None:
     out = ["--out", str(tmp_path)] if name == "evaluate" else []
     assert main_of(name)(["--config", str(CONFIGS / f"{config}.yaml"), *out, "--set", f"{key}=6"]) == 2
-    assert f"{key} is 6: 4k + 1 frames are needed, such as 77 or 81" in capsys.readouterr().err
+    assert f"{key} is 6: Wan needs 4k + 1 frames, such as 5 or 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cache", "plan", "train"])
 def test_an_unknown_setting_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "training/configs/miniature/manifest.yaml")
     assert main_of(name)(["--config", config, "--set", "part.data.buckets.max_token=3"]) == 2
-    assert "did you mean part.data.buckets.max_tokens?" in capsys.readouterr().err
+    assert "Did you mean part.data.buckets.max_tokens?" in capsys.readouterr().err

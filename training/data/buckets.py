@@ -6,36 +6,32 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.shapes import VideoShape, frames_mistake, side_mistake
 from training.data.frames import Box, Placement
-from training.flops import forward_flops, token_count
+from training.flops import forward_flops
 
 _LOG = logging.getLogger(__name__)
 
 
 def _possible_length(frames: int) -> int:
-    if frames < 1 or frames % 4 != 1:
-        raise ValueError("4k + 1 frames are needed, such as 77 or 81")
+    if mistake := frames_mistake(frames):
+        raise ValueError(mistake)
     return frames
 
 
-FrameCount = Annotated[int, AfterValidator(_possible_length)]
+FrameCount = Annotated[int, Field(ge=1), AfterValidator(_possible_length)]
 """A number of frames in a configuration: 4k + 1."""
 
 
-class Bucket(NamedTuple):
-    """A shape that clips share: num_frames (4k + 1), height and width in pixels (multiples of 16)."""
+class Bucket(VideoShape):
+    """A shape that clips share."""
 
-    num_frames: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}x{self.num_frames}"
+    __slots__ = ()
 
 
 class BucketSettings(BaseModel):
@@ -67,8 +63,9 @@ class BucketSettings(BaseModel):
             width, _, height = size.partition("x")
             if not (width.isdecimal() and height.isdecimal() and int(width) * int(height)):
                 raise ValueError(f"{size!r} is not of the form <width>x<height>, such as 832x480")
-            if int(width) % 16 or int(height) % 16:
-                raise ValueError(f"{size} has a side that is no multiple of 16")
+            for side in (int(width), int(height)):
+                if mistake := side_mistake(side):
+                    raise ValueError(f"{size} has a side of {side}; {mistake}")
         return _some(sizes)
 
     @field_validator("frames")
@@ -102,13 +99,13 @@ def best_placement(settings: BucketSettings, box: Box) -> Placement | None:
 
 def bucket_tokens(config: ContextAnyoneConfig, bucket: Bucket) -> int:
     """Tokens of one clip of a bucket and of one reference of its size."""
-    return token_count(config, *bucket) + token_count(config, 1, bucket.height, bucket.width)
+    return bucket.token_count(config) + bucket.picture.token_count(config)
 
 
 def bucket_flops(config: ContextAnyoneConfig, bucket: Bucket, clip_tokens: int) -> int:
     """FLOPs of one forward pass of one clip of a bucket with one reference of its size."""
-    video = token_count(config, *bucket)
-    return forward_flops(config, video, [token_count(config, 1, bucket.height, bucket.width)], clip_tokens)
+    video = bucket.token_count(config)
+    return forward_flops(config, video, [bucket.picture.token_count(config)], clip_tokens)
 
 
 @dataclass(frozen=True)

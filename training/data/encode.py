@@ -25,7 +25,8 @@ from training.data.shards import Entry, half, key_of
 from training.files import file_sha256
 
 ENCODER_NAMES = ("vae", "image_encoder", "text_encoder")
-_VERSION = 1  # raised when the preparation below changes, so that older entries are not used
+_VERSION = 2  # raised when pictures and videos are prepared in another way, so that older entries are not used
+_TEXT_VERSION = 1  # the same of prompts
 
 
 def encoder_hashes(folder: Path) -> dict[str, str]:
@@ -116,7 +117,7 @@ def row_keys(clip: CheckedClip, encoders: dict[str, str]) -> RowKeys:
 
 def text_key(prompt: str, encoders: dict[str, str]) -> str:
     """The key of a prompt."""
-    return key_of(kind="text", version=_VERSION, prompt=prompt, text_encoder=encoders["text_encoder"])
+    return key_of(kind="text", version=_TEXT_VERSION, prompt=prompt, text_encoder=encoders["text_encoder"])
 
 
 def encode_clip(folder: Path, clip: CheckedClip, encoders: Encoders) -> Entry:

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
 from training.data.manifest import ManifestRow, Split, write_manifest
+from training.files import write_tensors
 from training.world import TEST_SEED_START, WorldSample, random_frame, sample
 
 _LICENSE = "Apache-2.0"
@@ -81,7 +81,7 @@ def _write_pair(folder: Path, settings: WorldSettings, seed: int) -> ManifestRow
     (place / "mask").mkdir()
     for index, mask in enumerate(pair.masks):
         _write_png(place / "mask" / f"{index:04d}.png", mask)
-    save_file({"keypoints": torch.from_numpy(pair.keypoints)}, place / "pose.safetensors")
+    write_tensors(place / "pose.safetensors", {"keypoints": torch.from_numpy(pair.keypoints)})
     return _row(name, "video.png" if single else "video.mp4", pair, "test" if seed >= TEST_SEED_START else "train")
 
 

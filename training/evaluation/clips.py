@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contextanyone_core.encoders.reference import Reference
+from contextanyone_core.encoders.reference import EncodedReference
 from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
 from contextanyone_core.generation.vace import VacePipeline
@@ -50,7 +50,7 @@ class ClipMaker:
     def __init__(self, pipeline: ContextAnyonePipeline, settings: EvaluateSettings) -> None:
         self.pipeline = pipeline
         self.settings = settings
-        self._encoded: dict[int, Reference] = {}
+        self._encoded: dict[int, EncodedReference] = {}
 
     def make(self, variant: str, chosen: Sequence[Subject]) -> Iterator[Clips]:
         """As `Maker`."""
@@ -73,7 +73,7 @@ class ClipMaker:
                 pictures += drawn.unbind(0)
         return pictures
 
-    def encode(self, subject: Subject) -> Reference:
+    def encode(self, subject: Subject) -> EncodedReference:
         """The subject's reference picture through the dual encoder."""
         if subject.seed not in self._encoded:
             image = picture_to_images(subject.drawn.reference).to(self.pipeline.device)

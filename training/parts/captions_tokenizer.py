@@ -1,4 +1,4 @@
-"""The SentencePiece model of the miniature umT5, trained on captions of the character world (DESIGN 2)."""
+"""The SentencePiece model of the miniature umT5, trained on captions of the character world."""
 
 import io
 from collections.abc import Iterator

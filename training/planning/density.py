@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from contextanyone_core.sampling.flow import SigmaKind
+from contextanyone_core.sampling.flow import SigmaDistribution
 
 _SIZE, _MARGIN = (640, 320), 40
 _INK, _LINE, _RULE = (40, 40, 40), (31, 99, 181), (205, 205, 205)
@@ -20,7 +20,7 @@ class Levels(NamedTuple):
 
     shift: float
     uniform: float
-    kind: SigmaKind = "logit_normal"
+    kind: SigmaDistribution = "logit_normal"
 
 
 def share_below(sigma: float, levels: Levels) -> float:
@@ -44,7 +44,7 @@ def density(sigma: float, levels: Levels) -> float:
         "uniform": 1.0,
         "cosmap": 2 / (math.pi * (1 - 2 * place + 2 * place**2)),
     }
-    slope = levels.shift / (levels.shift - (levels.shift - 1) * sigma) ** 2  # of the place by the sigma
+    slope = levels.shift / (levels.shift - (levels.shift - 1) * sigma) ** 2  # d place / d sigma
     return (1 - levels.uniform) * densities[levels.kind] * slope + levels.uniform
 
 

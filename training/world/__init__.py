@@ -1,4 +1,4 @@
-"""The character world: a procedural renderer of little people (DESIGN 2)."""
+"""The character world: a procedural renderer of little people."""
 
 from training.world.actions import FRAMES_PER_SECOND
 from training.world.attributes import ATTRIBUTES, TEST_SEED_START, Character, draw_character

@@ -72,6 +72,7 @@ class Float:
             self,
             id: str,
             *,
+            optional: bool = ...,
             default: float = ...,
             min: float = ...,
             max: float = ...,

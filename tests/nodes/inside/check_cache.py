@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from unittest import mock
 
 import comfy.hooks
@@ -178,9 +177,12 @@ def check_no_rotary_table_outlives_the_run():
 
 
 def check_each_card_has_a_cache_of_its_own():
-    run = pack("nodes._comfy.run").SamplingRun(reuse=True)
+    runs, core = pack("nodes._comfy.run"), pack("contextanyone_core.model.transformer")
+    run = runs.SamplingRun(reuse=True)
+    inputs = core.ReferenceInputs([torch.zeros(1, 16, 1, 2, 2)], torch.zeros(1, 3, 8), [])
+    references = runs.KeyedReferences(inputs, "key")
     for device in ("cpu", "meta", "cpu"):
-        latents = [torch.zeros(1, 16, 1, 2, 2, device=device)]
-        cache = run.cache("key", SimpleNamespace(latents=latents), lambda made=latents: SimpleNamespace(outputs=made))
+        like = torch.zeros(1, device=device)
+        cache = run.cache(references, like, lambda given: core.ReferenceCache([], given.latents))
         assert cache.outputs[0].device.type == device
     assert run.made == 2

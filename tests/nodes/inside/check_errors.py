@@ -78,6 +78,14 @@ def check_numbers_that_are_none_are_refused_before_the_run():
     assert "gap is inf" in refusal(lambda: apply.validate_inputs(gap=math.inf))
 
 
+def check_an_interval_that_is_none_is_refused_before_the_run():
+    assert "guidance_low is nan" in refused_once(prompt(guidance_low=math.nan))
+    assert "guidance_high is 2.0; it must be at most 1" in refused_once(prompt(guidance_high=2.0))
+    assert "interval" in refused_once(prompt(guidance_low=0.8, guidance_high=0.2))
+    guider = node("ContextAnyoneGuider")
+    assert "interval" in refusal(lambda: guider.validate_inputs(guidance_low=0.8, guidance_high=0.2))
+
+
 def check_numbers_over_a_link_are_refused_in_the_run():
     for name, value in (("emphasis", math.nan), ("gap", math.nan), ("batch_size", 0), ("emphasis", 40.0)):
         assert f"{name} is {value}" in refusal(lambda changed={name: value}: apply(**changed))

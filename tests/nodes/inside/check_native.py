@@ -104,8 +104,8 @@ def check_the_memory_estimate_counts_references_and_cache():
     estimate = pack("nodes._comfy.model").ContextAnyoneModel.memory_required
     shape, latents, tokens = [1, 16, 21, 60, 104], 16 * 60 * 104, 257 * 1280
     without = estimate(model, shape)
-    one = estimate(model, shape, {"reference_latents": [[1, latents]], "reference_image_embeds": [[1, tokens]]})
-    two_branches = {"reference_latents": [[1, latents]] * 2, "reference_image_embeds": [[1, tokens]] * 2}
+    one = estimate(model, shape, {"references": [[1, latents, tokens]]})
+    two_branches = {"references": [[1, latents, tokens]] * 2}
     cache = (1560 * 4 + 257 * 2) * 1536 * 2 * 30
     assert cache < one - without < 1.1 * cache
     assert estimate(model, shape, two_branches) == one, "the branches share one cache"

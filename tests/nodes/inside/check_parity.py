@@ -16,6 +16,8 @@ from graph import call, pack
 from stack import applied, ksampler, largest, miniature
 
 TOLERANCE = 1e-4
+EVERYWHERE = {"guidance_low": 0.0, "guidance_high": 1.0}
+INTERVAL = {"guidance_low": 0.6, "guidance_high": 0.95}
 
 
 def headless(name: str) -> torch.Tensor:
@@ -71,14 +73,43 @@ def check_dual_guidance_without_references_makes_two_passes():
     model, positive, negative, latent = applied(pictures=())
     given = {"model": model, "positive": positive, "negative": negative}
     (guider,) = call("ContextAnyoneGuider", guidance_scale=3.0, reference_scale=2.0, **given)
+    passes, out = counted(model, lambda: sampled(guider, model, latent))
+    assert passes == 2 * 4
+    assert normalised(out - ksampler(model, positive, negative, latent)) < TOLERANCE
+
+
+def counted(model, run):
+    """How many passes the network makes while something runs, and what comes of it."""
     batches = []
     handle = model.model.diffusion_model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     try:
-        out = sampled(guider, model, latent)
+        out = run()
     finally:
         handle.remove()
-    assert sum(batches) == 2 * 4
-    assert normalised(out - ksampler(model, positive, negative, latent)) < TOLERANCE
+    return sum(batches), out
+
+
+def check_an_interval_guides_some_steps_as_in_the_headless_pipeline():
+    """Sigmas 1, 0.9, 0.75, 0.5: the two in the middle are guided, the others are one pass."""
+    model, positive, negative, latent = applied(negative="A city.", emphasis=0.7, gap=5.0)
+    given = {"model": model, "positive": positive, "negative": negative, "guidance_scale": 3.0, "reference_scale": 2.0}
+    (plain,), (whole,) = (call("ContextAnyoneGuider", **given, **more) for more in ({}, EVERYWHERE))
+    assert torch.equal(sampled(plain, model, latent), sampled(whole, model, latent))
+    (guider,) = call("ContextAnyoneGuider", **given, **INTERVAL)
+    passes, out = counted(model, lambda: sampled(guider, model, latent))
+    assert passes == 1 + 3 + 3 + 1
+    assert normalised(out - headless("dual_interval")) < TOLERANCE
+
+
+def check_the_simple_sampler_takes_an_interval():
+    model = miniature()[0]
+    assert torch.equal(simple()[0]["samples"], simple(**EVERYWHERE)[0]["samples"])
+    passes, (video, _) = counted(model, lambda: simple(**INTERVAL))
+    assert passes == 1 + 2 + 2 + 1
+    assert normalised(video["samples"] - headless("one_interval")) < TOLERANCE
+    validate = pack("nodes.guidance").ContextAnyoneSampler.validate_inputs
+    assert "0.9 to 0.1" in validate(guidance_low=0.9, guidance_high=0.1)
+    assert validate(guidance_low=0.9, guidance_high=None) is True
 
 
 def check_a_cfg_function_of_another_node_counts_with_cfg_and_is_told_of_with_dual():

@@ -103,5 +103,5 @@ def check_the_node_says_what_it_can_do():
 def check_memory_counts_the_references_as_frames():
     native = model().model
     shape = [1, 16, 2, 6, 8]
-    size = pack("nodes._comfy.model").PerReference([torch.zeros(1, 16, 1, 6, 8)] * 2).size()
-    assert native.memory_required(shape, {"reference_latents": [size]}) == native.memory_required([1, 16, 4, 6, 8])
+    size = pack("nodes._comfy.model").reference_size([torch.zeros(1, 16, 1, 6, 8)] * 2, [])
+    assert native.memory_required(shape, {"references": [size]}) == native.memory_required([1, 16, 4, 6, 8])

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.sampling.guidance import DualGuidance
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 
 PICTURES = ("red_hair_bag_teal_shirt.png", "red_hair_bag_teal_shirt_other_view.png")
 EXAMPLES = Path(__file__).resolve().parents[3] / "assets" / "examples"
@@ -23,7 +23,12 @@ def prepare(folder: Path) -> None:
     pictures = [picture_to_images(read_picture(EXAMPLES / name)) for name in PICTURES]
     cfg = GenerationSettings(**SIZE)
     dual = GenerationSettings(**SIZE, guidance=DualGuidance(3.0, 2.0), emphasis=0.7, gap=5.0)
+    some = (0.6, 0.95)
+    some_cfg = GenerationSettings(**SIZE, guidance=CfgGuidance(pipeline.config.cfg_scale, some))
+    some_dual = GenerationSettings(**SIZE, guidance=DualGuidance(3.0, 2.0, some), emphasis=0.7, gap=5.0)
     made = {
+        "one_interval": pipeline.generate(pictures[:1], PROMPT, some_cfg).latents,
+        "dual_interval": pipeline.generate(pictures[:1], PROMPT, some_dual, negative="A city.").latents,
         "one": pipeline.generate(pictures[:1], PROMPT, cfg).latents,
         "two": pipeline.generate(pictures, PROMPT, cfg).latents,
         "dual": pipeline.generate(pictures[:1], PROMPT, dual, negative="A city.").latents,

@@ -14,7 +14,7 @@ from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
-from contextanyone_core.sampling.reference_modes import Concatenation
+from contextanyone_core.sampling.reference_modes import TemporalConcatenation
 from contextanyone_core.weights.checkpoint import load_transformer
 
 PICTURES = ("red_hair_bag_teal_shirt.png", "red_hair_bag_teal_shirt_other_view.png")
@@ -32,7 +32,7 @@ def prepare(folder: Path) -> None:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     save_file(network.state_dict(), path)
-    sampler = LatentSampler(load_transformer(path, plain=True), Concatenation)
+    sampler = LatentSampler(load_transformer(path, plain=True), TemporalConcatenation)
     std = torch.tensor(sampler.config.latents_std).view(1, -1, 1, 1, 1)
     mean = torch.tensor(sampler.config.latents_mean).view(1, -1, 1, 1, 1)
     one, two = (_conditions(count, mean, std) for count in (1, 2))

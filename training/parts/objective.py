@@ -1,4 +1,4 @@
-"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it (DESIGN 1)."""
+"""The training objective of the transformer: what is drawn for a batch, and the dual-guidance loss of it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.sampling.flow import SigmaKind, add_noise, sample_sigmas, velocity_target
-from contextanyone_core.sampling.reference_modes import Concatenation
+from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
+from contextanyone_core.sampling.reference_modes import TemporalConcatenation
 from training.parts.base import Metrics, PartSettings
 
 
 class ObjectiveSettings(PartSettings):
     """The numbers of the objective, the same for every source of data.
 
-    `reading` says how references are read: ContextAnyone's own stream, or Phantom's frames behind the video. The latter
-    are clean, have no reconstruction (`reference_weight` and `reconstruct` are not heard), and are zeros where dropped.
+    `reading` is the reference mode: ContextAnyone's separate stream, or Phantom's frames behind the video. The latter
+    are clean, have no reconstruction (`reference_weight` and `reconstruct` have no effect), and are zeros if dropped.
     """
 
     reading: Literal["contextanyone", "phantom"] = "contextanyone"
@@ -28,7 +28,7 @@ class ObjectiveSettings(PartSettings):
     reconstruct: Literal["target", "reference"] = "target"
     drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
     drop_text: float = Field(default=0.1, ge=0, lt=1)  # of the samples
-    sigmas: SigmaKind = "logit_normal"
+    sigmas: SigmaDistribution = "logit_normal"
     shift: float = Field(default=2.0, gt=0)
     uniform: float = Field(default=0.2, ge=0, le=1)
 
@@ -65,8 +65,8 @@ class Draws:
 
     Attributes:
         sigma: (B,), noise levels of the clips. noise: (B, 16, t, h, w).
-        keep_text: whether each sample's video stream reads its prompt; the others read the empty one.
-        reference: None where this batch goes without its references.
+        keep_text: whether each sample's video stream gets its prompt; the others get the empty one.
+        reference: None if this batch drops its references.
     """
 
     sigma: Tensor
@@ -84,13 +84,18 @@ def draw(
     """Draw on the CPU, move to where the clips are; the reference is dropped for a whole batch, text for samples.
 
     Args:
-        common: a generator that all processes have alike. All drop their references in the same steps: they then take
-            equally long, and FSDP needs them to use the same layers.
+        common: a generator with the same state in all processes, so that all drop their references in the same steps:
+            the steps then take equally long, and FSDP needs all processes to use the same layers.
     """
     count, device = len(clips.latents), clips.latents.device
     noise = torch.randn(clips.latents.shape, generator=generator).to(device)
-    kind, shift = settings.sigmas, settings.shift
-    sigma = sample_sigmas(count, shift=shift, uniform=settings.uniform, kind=kind, generator=generator).to(device)
+    sigma = sample_sigmas(
+        count,
+        shift=settings.shift,
+        uniform=settings.uniform,
+        distribution=settings.sigmas,
+        generator=generator,
+    ).to(device)
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
     dropping = draws[0] if common is None else torch.rand((), generator=common)
@@ -180,8 +185,8 @@ def _phantom_velocity(
     transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, noisy: Tensor, text: Tensor
 ) -> Tensor:
     """Phantom's one stream, references as frames behind the video: (B, 16, t, h, w)."""
-    reading = Concatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
-    return reading.velocity(noisy, 1000.0 * draws.sigma, text, seen=draws.reference is not None)
+    reading = TemporalConcatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
+    return reading.velocity(noisy, 1000.0 * draws.sigma, text, with_reference=draws.reference is not None)
 
 
 def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:

@@ -1,0 +1,261 @@
+"""`contextanyone pose`: poses out of a video or a file of keypoints, fitted to a body, as keypoints or drawn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..atomic_file import whole_files
+from ..errors import InputError
+from ..media.contact_sheet import contact_sheet, frame_choice
+from ..media.read_video import open_video
+from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip
+from ..pose.body import Body, body_of, read_personal_body
+from ..pose.drawing import FULL_SIZE, MINIATURE, PoseStyle, draw_figure, draw_poses
+from ..pose.drawn import inspect_drawn, recolour
+from ..pose.estimation import PoseEstimator, estimated
+from ..pose.fitting import FITS, fit
+from ..pose.openpose import to_json
+from ..pose.pose_file import pose_file_bytes, states_keypoints
+from ..pose.reading import PoseSource, is_keypoints, read_poses
+from ..pose.resample import clip_of, prepare
+from ..pose.sequence import SEEN, Pixels, PoseSequence
+from .parsing import Parser, frame_count, frame_size, one_of, package_version, real, whole
+
+STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
+KEYPOINTS = (".json", ".safetensors")
+_log = logging.getLogger(__name__)
+_SHEET_SIDE = 320  # pixels of a frame on the sheet
+_OVER = PoseStyle(half_width=2.0)
+
+
+def pose(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Raises: InputError for what cannot be met; MissingDependencyError without an extra that is needed.
+    """
+    options = command_parser().parse(argv)
+    _check(options)
+    if options.drawn:
+        frames = _drawn_frames(options)
+        save_clip(options.out, frames, contact_sheet([], frames), _record(options))
+    else:
+        poses, over = _poses(options)
+        poses = fit(prepare(poses, smooth=options.smooth), _body(options), options.fit)
+        if options.frames is not None:
+            poses = clip_of(poses, options.frames)
+        if options.size is not None:
+            poses = poses.placed(options.size)
+        _write(options, poses, over)
+    sys.stdout.write(f"{options.out}\n{_sheet_path(options.out)}\n")
+    return 0
+
+
+def command_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(
+        "contextanyone pose",
+        "Take the poses out of a video or a file of keypoints, fit them to a person's body, write them as keypoints\n"
+        "or draw them. They are resampled to 16 frames a second, and gaps of up to 5 frames are filled.",
+    )
+    add = parser.add_argument
+    add(
+        "source",
+        type=Path,
+        help="a video, a picture, or keypoints: OpenPose's JSON (file or folder), POSE_KEYPOINT, COCO, safetensors",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the file to write: .json, .safetensors, or a drawn video",
+    )
+    add(
+        "--body",
+        type=Path,
+        metavar="FILE",
+        help="whose body: keypoints, a picture or clip of the person, a personal file",
+    )
+    add("--fit", type=one_of("fit", *FITS), help=f"{', '.join(FITS)}; default: bones with --body, else none")
+    add("--person", type=whole(1, 999), metavar="N", help="which person, by number; needed if there are several")
+    add("--size", type=frame_size, metavar="WxH", help="the video's size; default: the size of the source's picture")
+    add("--frames", type=frame_count, metavar="N", help="only the first N frames at 16 a second, 4k + 1")
+    add(
+        "--style",
+        type=one_of("style", *STYLES),
+        default="full",
+        help="how to draw: full (on black) or miniature (on grey)",
+    )
+    add("--smooth", action="store_true", help="smooth the motion a little; takes the accents out of a dance")
+    add("--canvas", type=_canvas, metavar="WxH", help="the picture's size, where a file of keypoints does not state it")
+    add(
+        "--fps", type=real(0, 1000, above=True), help=f"frames a second, where a file does not state it; default: {FPS}"
+    )
+    add(
+        "--models",
+        type=Path,
+        metavar="PATH",
+        help="for videos and pictures: the wheel mediapipe 0.10.21, or its folder",
+    )
+    add("--drawn", action="store_true", help="the source shows drawn poses: put them on the background of --style")
+    return parser
+
+
+def _canvas(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT of any picture, as (height, width)."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and 1 <= len(side) <= 5 and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is given; WIDTHxHEIGHT in pixels is needed, such as 1920x1080")
+    return int(sides[1]), int(sides[0])
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse before anything is read what cannot be met; fill in the fit."""
+    options.fit = options.fit or ("bones" if options.body else "none")
+    if options.body and options.fit == "none":
+        raise InputError("--body is given and --fit none leaves it aside; give one of them.")
+    for path in (options.source, options.body):
+        if path is not None and not path.exists():
+            raise InputError(f"{path}: there is no such file.")
+        if path is not None and options.out.resolve() == path.resolve():
+            raise InputError(f"--out {options.out} would overwrite what is read; give another name.")
+    if ending_of(options.out) in KEYPOINTS:
+        if not options.out.parent.is_dir():
+            raise InputError(f"the output folder {options.out.parent} does not exist; make it first.")
+        for path in (options.out, _sheet_path(options.out)):
+            if path.is_dir():
+                raise InputError(f"{path} is a folder, and a file of that name would be written; give another name.")
+        if options.drawn:
+            raise InputError(f"--drawn keeps pictures; --out {options.out} must be a video or a folder of frames.")
+    elif ending_of(options.out) not in (*ENDINGS, ""):
+        known = ", ".join((*KEYPOINTS, *ENDINGS))
+        raise InputError(f"{options.out} ends in {ending_of(options.out)}; known are {known}, and none for a folder.")
+    else:
+        check_output(options.out)
+    if options.drawn and (options.body or is_keypoints(options.source)):
+        raise InputError("--drawn takes a video of drawn poses, and no --body; keypoints are needed to fit a body.")
+
+
+def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
+    """The poses of the source, and for a video or picture some of its frames with their skeletons over them."""
+    if is_keypoints(options.source):
+        return read_poses(options.source, PoseSource(options.canvas, options.fps, options.person)), []
+    if options.person not in (None, 1):
+        raise InputError(
+            "the estimator finds one person, the most likely one; --person chooses in a file of keypoints."
+        )
+    if options.canvas is not None or (options.fps is not None and not options.source.is_dir()):
+        raise InputError(f"{options.source} has its own size and rate; --canvas and --fps are for files without these.")
+    poses, pictures = _estimated(options.source, options.models)
+    over = [_with_skeleton(pictures[index], poses, index) for index in frame_choice(len(pictures))]
+    return (poses if options.fps is None else replace(poses, fps=options.fps)), over
+
+
+def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Pixels]]:
+    """Poses of a video or a picture, and its frames made small."""
+    from tqdm import tqdm
+
+    estimator, small = _estimator(path, models), []
+    video = open_video(path)
+    with tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def noted() -> Iterator[Pixels]:
+            for frame in bar:
+                small.append(np.asarray(Image.fromarray(frame).reduce(-(-max(frame.shape[:2]) // _SHEET_SIDE))))
+                yield frame
+
+        poses = estimated(noted(), video.fps, estimator)
+    if not (poses.body[..., 2] > SEEN).any():
+        raise InputError(f"{path} shows nobody whom the estimator finds in any of its {poses.num_frames} frames.")
+    return poses, small
+
+
+def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
+    frame = picture.copy()
+    placed = poses.moved(frame.shape[0] / poses.height, (0, 0), frame.shape[:2])
+    draw_figure(frame, placed.body[index], (), None, _OVER)
+    return frame
+
+
+def _estimator(path: Path, models: Path | None) -> PoseEstimator:
+    from ..pose.blazepose import BlazePose
+
+    if models is None:
+        raise InputError(
+            f"{path} is no file of keypoints; to estimate poses give the models, --models PATH: the wheel of "
+            "pip download --no-deps mediapipe==0.10.21, or a folder with its .tflite files."
+        )
+    return BlazePose(models)
+
+
+def _body(options: argparse.Namespace) -> Body | None:
+    path: Path | None = options.body
+    if path is None:
+        return None
+    if path.suffix.lower() == ".safetensors" and not states_keypoints(path):
+        return read_personal_body(path)
+    if is_keypoints(path):
+        return body_of(read_poses(path, PoseSource(options.canvas, choose="a body is one person's")))
+    return body_of(_estimated(path, options.models)[0])
+
+
+def _drawn_frames(options: argparse.Namespace) -> Pixels:
+    video = open_video(options.source)
+    frames = np.stack(list(video.frames))
+    if video.fps != FPS:  # whole frames are taken: a mixture of two would show two skeletons
+        count = int((len(frames) - 1) / video.fps * FPS + 1e-3) + 1
+        frames = frames[np.rint(np.arange(count) * (video.fps / FPS)).astype(int).clip(0, len(frames) - 1)]
+    height, width = frames.shape[1:3]
+    if (height, width) != (options.size or (height, width)) or width % 16 or height % 16:
+        raise InputError(
+            f"{options.source} is {width} x {height} pixels; drawn poses are never resized, and a video's sides are "
+            "multiples of 16. Give keypoints, which are drawn at any size."
+        )
+    if not inspect_drawn(frames).shows_skeleton:
+        _log.warning("%s shows no skeleton in the colours of DWPose on its plain background.", options.source)
+    frames = recolour(frames, STYLES[options.style].background)
+    if options.frames is not None and len(frames) < options.frames:
+        raise InputError(
+            f"{options.source} has {len(frames)} frames at {FPS} a second; asked for are {options.frames}."
+        )
+    return frames[: options.frames]
+
+
+def _write(options: argparse.Namespace, poses: PoseSequence, over: list[Pixels]) -> None:
+    """Write the poses and the sheet: over the source's frames, or drawn where it has none; both or neither."""
+    out, style = options.out, STYLES[options.style]
+    if ending_of(out) not in KEYPOINTS:
+        if poses.width % 16 or poses.height % 16:
+            raise InputError(
+                f"the poses lie on {poses.width} x {poses.height} pixels; a drawn video needs the size of the video to "
+                "be made, multiples of 16: give it, such as --size 832x480."
+            )
+        frames = draw_poses(poses, style)
+        save_clip(out, frames, contact_sheet([], np.stack(over) if over else frames), _record(options))
+        return
+    chosen = np.stack(over) if over else draw_poses(poses.at(frame_choice(poses.num_frames)), style)
+    content = json.dumps(to_json(poses)).encode() if ending_of(out) == ".json" else pose_file_bytes(poses)
+    sheet = _sheet_path(out)
+    with whole_files(sheet, out) as folder:
+        (folder / out.name).write_bytes(content)
+        contact_sheet([], chosen).save(folder / sheet.name)
+
+
+def _sheet_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.contact.png") if ending_of(out) in KEYPOINTS else contact_path(out)
+
+
+def _record(options: argparse.Namespace) -> dict[str, object]:
+    """What made a drawn video, for its metadata."""
+    names = {"source": options.source.name, "body": options.body.name if options.body else None}
+    asked = {key: getattr(options, key) for key in ("fit", "person", "style", "smooth", "drawn")}
+    return {"command": "pose", "contextanyone": package_version(), **names, **asked}

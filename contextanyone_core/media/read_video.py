@@ -1,0 +1,141 @@
+"""Reading the frames of a clip one at a time, upright RGB: a video, an animation, a folder of pictures, a picture."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from ..errors import InputError, MissingDependencyError
+from .image_io import read_picture
+from .video_io import FPS
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+_ANIMATIONS = (".gif", ".webp")
+_SQUARE = "scale=iw*sar:ih,setsar=1"  # pixels that are wider than high
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """A clip that is being read: its rate and its frames, uint8 (H, W, 3) of one size each. Frames come once."""
+
+    fps: float
+    frames: Iterator[NDArray[np.uint8]]
+
+
+def natural_key(name: str) -> list[str | int]:
+    """A key that sorts `2.png` before `10.png`: every second part is a number."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
+def open_video(path: Path) -> VideoFrames:
+    """Open a clip; frames are decoded as they are asked for.
+
+    Args:
+        path: a video file (by the ffmpeg of imageio-ffmpeg), a GIF or WebP, a folder of pictures in natural order, or a
+            picture; pictures have 16 frames a second.
+
+    Raises: InputError if there is no such file, it cannot be decoded, holds no frame, or pictures differ in size (while
+        reading); MissingDependencyError for a video file without imageio-ffmpeg.
+    """
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+        if not files:
+            raise InputError(f"{path} is a folder without pictures; a video or a folder of frames is needed.")
+        files.sort(key=lambda file: natural_key(file.name))
+        return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in files)))
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    if path.suffix.lower() in PICTURES:
+        return VideoFrames(FPS, iter([read_picture(path)]))
+    if path.suffix.lower() in _ANIMATIONS:
+        return _animation(path)
+    return _decoded(path)
+
+
+def _of_one_size(path: Path, frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    first = None
+    for frame in frames:
+        first = first or frame.shape
+        if frame.shape != first:
+            sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (first, frame.shape))
+            raise InputError(f"{path} has frames of different sizes, {sizes}; one size is needed.")
+        yield frame
+
+
+def _animation(path: Path) -> VideoFrames:
+    frames, total = [], 0
+    try:
+        with Image.open(path, formats=["GIF", "WEBP"]) as image:
+            for frame in ImageSequence.Iterator(image):
+                frames.append(np.array(_on_white(frame)))
+                total += int(frame.info.get("duration", 0))  # milliseconds; there once the frame is decoded
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be decoded ({error}).") from error
+    rounding = max(len(frames), 5)  # a GIF's times are whole centiseconds
+    ours = not total or abs(total - 1000 * len(frames) / FPS) <= rounding
+    return VideoFrames(FPS if ours else 1000 * len(frames) / total, _of_one_size(path, iter(frames)))
+
+
+def _on_white(frame: Image.Image) -> Image.Image:
+    layer = frame.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+
+
+def _decoded(path: Path) -> VideoFrames:
+    remarks = tempfile.TemporaryFile()  # noqa: SIM115
+    words = ["-hide_banner", "-nostdin", "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
+    decoder = subprocess.Popen(
+        [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"],
+        stdout=subprocess.PIPE,
+        stderr=remarks,
+    )
+    frames = _from_pipe(path, decoder, remarks)
+    first = next(frames)  # by now ffmpeg has said at which rate it writes
+    remarks.seek(0)
+    rate = re.search(rb"Output #0.*?([0-9.]+) fps", remarks.read(), re.DOTALL)
+    return VideoFrames(float(rate[1]) if rate else FPS, chain([first], frames))
+
+
+def _ffmpeg() -> str:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingDependencyError(
+            'reading a video needs imageio-ffmpeg, which is not installed. Run: pip install "contextanyone[cli]"'
+        ) from error
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def _from_pipe(path: Path, decoder: subprocess.Popen[bytes], remarks: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
+    """Frames out of PPM pictures; the process ends with the iterator. At least one, or an InputError."""
+    count = 0
+    pipe = decoder.stdout
+    assert pipe is not None
+    try:
+        with remarks, pipe:
+            while pipe.readline().strip() == b"P6":
+                width, height = (int(side) for side in pipe.readline().split())
+                pipe.readline()  # 255
+                content = pipe.read(3 * width * height)
+                if len(content) < 3 * width * height:
+                    break
+                count += 1
+                yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+            if decoder.wait() or not count:
+                remarks.seek(0)
+                lines = remarks.read().decode(errors="replace").strip().splitlines() or ["no video in it"]
+                raise InputError(f"{path} cannot be decoded as a video ({lines[-1][-200:]}).")
+    finally:
+        if decoder.poll() is None:
+            decoder.kill()
+        decoder.wait()

@@ -1,0 +1,107 @@
+"""A body as poses are fitted to it: the lengths of its bones, and where a picture of it stands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .pose_file import read_metadata
+from .sequence import SEEN, PoseSequence
+
+BONES = (
+    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7)),
+    *((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
+    *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),
+)
+"""The limbs of BODY_18 in OpenPose's order, as (parent, child) of a tree rooted at the neck: parents come first."""
+
+ROOT = 1
+PARENT = {child: parent for parent, child in BONES}
+BONE_TO = {child: bone for bone, (_, child) in enumerate(BONES)}
+METADATA_KEY = "bone_lengths"
+"""Where a personal file's header has the lengths: a JSON list of 17 numbers in the order of `BONES`, null if unseen."""
+
+_PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16))  # right and left of the same bone
+_PERCENTILE = 90
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """Whose body poses are fitted to.
+
+    Attributes:
+        lengths: (17,) of `BONES`, in any unit, NaN for a bone that is not seen.
+        standing: the poses that the lengths come from; None where only the lengths are known.
+    """
+
+    lengths: NDArray[np.float64]
+    standing: PoseSequence | None = None
+
+
+def body_of(poses: PoseSequence) -> Body:
+    """The body that a clip or a single picture shows.
+
+    A bone's length is the 90th percentile over the frames that show it, since a limb that points at the viewer only
+    looks shorter; a picture should show the person standing. Left and right share the larger of both.
+
+    Raises: InputError if no bone is seen.
+    """
+    lengths = bone_lengths(poses)
+    if np.isnan(lengths).all():
+        raise InputError("the body shows no bone: no limb has both ends in a frame; give a picture of all of it.")
+    return Body(lengths, poses)
+
+
+def bone_lengths(poses: PoseSequence) -> NDArray[np.float64]:
+    """Lengths (17,) of `BONES` in pixels, equal at the left and the right, NaN for a bone that no frame shows."""
+    lengths = np.full(len(BONES), np.nan)
+    for bone, (parent, child) in enumerate(BONES):
+        ends = poses.body[:, [parent, child]]
+        shown = (ends[..., 2] > SEEN).all(axis=1)
+        across = np.linalg.norm(ends[shown, 0, :2] - ends[shown, 1, :2], axis=1)
+        if (across > 0).any():
+            lengths[bone] = np.percentile(across, _PERCENTILE)
+    for right, left in _PAIRS:
+        lengths[[right, left]] = np.fmax(lengths[right], lengths[left])
+    lengths[lengths == 0] = np.nan
+    return lengths
+
+
+def read_personal_body(path: Path) -> Body:
+    """The lengths in the header of a personal file, a LoRA that was tuned on one person.
+
+    Raises: InputError if the file cannot be read or has none, or they are no 17 positive numbers or nulls.
+    """
+    text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise InputError(
+            f"{path} has no {METADATA_KEY} in its header; give keypoints, a picture or a clip of the person."
+        )
+    try:
+        values = json.loads(text)
+        lengths = np.array([np.nan if value is None else float(value) for value in values])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: {METADATA_KEY} in its header is no list of numbers.") from error
+    known = lengths[~np.isnan(lengths)]
+    if lengths.shape != (len(BONES),) or not known.size or not ((known > 0) & np.isfinite(known)).all():
+        raise InputError(f"{path}: {METADATA_KEY} must be {len(BONES)} lengths above 0, null where one is not known.")
+    return Body(lengths)
+
+
+def lengths_to_metadata(lengths: NDArray[np.float64]) -> dict[str, str]:
+    """The entry of a personal file's header that `read_personal_body` reads."""
+    return {METADATA_KEY: json.dumps([None if np.isnan(value) else round(float(value), 4) for value in lengths])}
+
+
+def ancestors(joint: int) -> list[int]:
+    """The joints from a joint's parent up to the neck."""
+    chain = []
+    while joint in PARENT:
+        joint = PARENT[joint]
+        chain.append(joint)
+    return chain

@@ -1,0 +1,117 @@
+"""Videos of poses that are drawn already: on which background, whether they show a skeleton, and another background."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .drawing import FACE_DOT, HAND_COLORS, HAND_DOT, JOINT_COLORS, LIMB_COLORS, Color
+from .sequence import Pixels
+
+TOLERANCE = 12
+"""How far a channel may be from the background's and still belong to it: video codecs move it by a few steps."""
+
+_PLAIN = 0.5  # share of the pixels that the background must cover
+_SKELETON = 0.0005  # share of the pixels, half of a stick figure a tenth as high as the picture
+_NEAR = 40.0  # RGB distance to the dialect's colours within which a pixel is of it
+_AT_ONCE = 1 << 16
+_PALETTE = np.array([*LIMB_COLORS, *JOINT_COLORS, *HAND_COLORS, HAND_DOT, FACE_DOT], np.float32)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a drawn video is: the colour of its background, and whether anything on it has the dialect's colours."""
+
+    background: Color
+    shows_skeleton: bool
+
+
+def inspect_drawn(frames: Pixels) -> Drawn:
+    """Find the background of drawn frames, uint8 (T, H, W, 3), and look for a skeleton on it.
+
+    Raises: InputError if no single colour covers half of the pixels: then this is no video of drawn poses.
+    """
+    most = int(np.bincount(_packed(frames).reshape(-1)).argmax())
+    near = frames[_near(frames, _unpacked(most))]
+    background = np.median(near, axis=0).round().astype(int)
+    red, green, blue = background.tolist()
+    plain = _near(frames, background.astype(np.uint8))
+    if plain.mean() < _PLAIN:
+        raise InputError(
+            f"the video has no plain background: its most frequent colour ({red}, {green}, {blue}) covers "
+            f"{100 * plain.mean():.0f} percent. Give a video of drawn poses, or estimate the poses: contextanyone pose."
+        )
+    of_skeleton = sum(int((_unmixed(part, background)[1] < _NEAR).sum()) for part in _parts(frames[~plain]))
+    return Drawn((red, green, blue), of_skeleton >= _SKELETON * plain.size)
+
+
+def recolour(frames: Pixels, background: Color) -> Pixels:
+    """Drawn frames, uint8 (T, H, W, 3), on another background, smooth edges included.
+
+    Each pixel is a mixture of the old background and one of the dialect's colours; the background's share is replaced.
+    Frames that have the background already come back as they are.
+
+    Raises: InputError as `inspect_drawn`, or if most of what is drawn has not the dialect's colours.
+    """
+    old = np.array(inspect_drawn(frames).background, np.float32)
+    new = np.array(background, np.float32)
+    if np.abs(old - new).max() <= TOLERANCE:
+        return frames
+    plain = _near(frames, old.astype(np.uint8))
+    drawn = frames[~plain]
+    result = frames.copy()
+    result[plain] = background
+    parts, foreign = [], 0
+    for part in _parts(drawn):
+        share, distance = _unmixed(part, old)
+        foreign += int((distance >= _NEAR).sum())
+        parts.append(np.clip(part + (1 - share)[:, None] * (new - old), 0, 255).round().astype(np.uint8))
+    if 2 * foreign > len(drawn):
+        raise InputError(
+            f"the video is drawn on ({', '.join(f'{value:.0f}' for value in old)}) in colours that are not DWPose's; "
+            f"it cannot be put on {background}. Give keypoints, or draw it on that background."
+        )
+    if parts:
+        result[~plain] = np.concatenate(parts)
+    return result
+
+
+def _parts(pixels: Pixels) -> list[NDArray[np.float32]]:
+    """Pixels (N, 3) in portions whose distances to every colour fit into memory."""
+    return [pixels[start : start + _AT_ONCE].astype(np.float32) for start in range(0, len(pixels), _AT_ONCE)]
+
+
+def _unmixed(
+    pixels: NDArray[np.float32], background: NDArray[np.floating]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How much of each pixel (N, 3) is drawn, from 0 to 1, and its distance (N,) from that mixture."""
+    lines = _PALETTE - background  # (K, 3)
+    lengths = np.maximum((lines**2).sum(axis=1), 1e-6)
+    away = pixels - background
+    share = (away @ lines.T / lengths).clip(0, 1).astype(np.float32)  # (N, K)
+    distance = (away**2).sum(axis=1)[:, None] - 2 * share * (away @ lines.T) + share**2 * lengths
+    # A darkened limb and the edge of a joint in its full colour lie on one line on black: prefer the fuller share.
+    best = (np.sqrt(distance.clip(min=0)) + 4 * (1 - share)).argmin(axis=1)[:, None]
+    found = np.take_along_axis(share, best, 1)[:, 0]
+    away_from_it = np.sqrt(np.take_along_axis(distance, best, 1)[:, 0].clip(min=0)).astype(np.float32)
+    return found, away_from_it
+
+
+def _near(frames: Pixels, colour: Pixels) -> NDArray[np.bool_]:
+    low, high = (np.clip(colour.astype(int) + step, 0, 255).astype(np.uint8) for step in (-TOLERANCE, TOLERANCE))
+    near: NDArray[np.bool_] = ((frames >= low) & (frames <= high)).all(axis=-1)
+    return near
+
+
+def _packed(frames: Pixels) -> NDArray[np.uint16]:
+    """A number for each pixel's colour, eight levels a channel apart, so that a codec's noise falls together."""
+    coarse = (frames >> 3).astype(np.uint16)
+    packed: NDArray[np.uint16] = np.left_shift(coarse[..., 0], 10) | np.left_shift(coarse[..., 1], 5) | coarse[..., 2]
+    return packed
+
+
+def _unpacked(value: int) -> Pixels:
+    return np.array([(value >> 10 & 31) * 8 + 4, (value >> 5 & 31) * 8 + 4, (value & 31) * 8 + 4], np.uint8)

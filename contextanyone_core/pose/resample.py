@@ -1,0 +1,105 @@
+"""Keypoints over time: to 16 frames a second, over short gaps, and smoothed if asked. Pictures are never resampled."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..media.video_io import FPS
+from .sequence import SEEN, Points, PoseSequence
+
+MAX_GAP = 5  # frames at 16 a second: a third of a second
+MAX_FRAMES = 2001  # the longest clip that can be asked for
+_SMOOTH = np.array([-3, 12, 17, 12, -3]) / 35  # Savitzky-Golay, window 5, order 2
+
+
+def prepare(poses: PoseSequence, *, smooth: bool = False) -> PoseSequence:
+    """What every pose goes through before it is fitted and drawn: 16 frames a second, gaps of up to 5 frames filled.
+
+    Args:
+        smooth: also a Savitzky-Golay filter; it takes the accents out of a dance, so it is off by default.
+    """
+    filled = fill_gaps(resample(poses))
+    return smoothed(filled) if smooth else filled
+
+
+def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
+    """The same motion at another rate, from the first frame on; at its own rate the frames themselves.
+
+    A point between two frames that both show it lies on the line between them. Otherwise it is as in the nearer frame,
+    missing perhaps.
+
+    Raises: InputError if that gives more frames than a clip can have.
+    """
+    count = int((poses.num_frames - 1) / poses.fps * fps + 1e-3) + 1
+    if count > MAX_FRAMES:
+        raise InputError(
+            f"the pose has {poses.num_frames} frames at {poses.fps:g} a second, {count} at {fps:g}; at most "
+            f"{MAX_FRAMES} can be used. Cut it, or state its rate."
+        )
+    place = np.arange(count) * (poses.fps / fps)
+    nearest = np.rint(place)
+    place = np.where(np.abs(place - nearest) < 1e-6, nearest, place).clip(0, poses.num_frames - 1)
+    before = np.floor(place).astype(int)
+    after = np.minimum(before + 1, poses.num_frames - 1)
+    share = (place - before)[:, None, None]
+    whole = poses.whole
+    first, second = whole[before], whole[after]
+    both = ((first[..., 2] > SEEN) & (second[..., 2] > SEEN))[..., None]
+    between = np.where(both, first * (1 - share) + second * share, np.where(share <= 0.5, first, second))
+    return poses.with_points(between, fps)
+
+
+def fill_gaps(poses: PoseSequence, longest: int = MAX_GAP) -> PoseSequence:
+    """Points that are missing for at most `longest` frames, on the line between the frames around; none at the ends.
+
+    A filled point has the smaller score of its two neighbours.
+    """
+    whole = poses.whole
+    for point in range(whole.shape[1]):
+        frames = np.flatnonzero(whole[:, point, 2] > SEEN)
+        for start, end in pairwise(frames.tolist()):
+            if 1 < end - start <= longest + 1:
+                whole[start : end + 1, point] = _line(whole[start, point], whole[end, point], end - start)
+    return poses.with_points(whole)
+
+
+def smoothed(poses: PoseSequence) -> PoseSequence:
+    """Each point through a Savitzky-Golay filter (window 5, order 2) where it is seen in all five frames.
+
+    Motion of constant acceleration stays as it is.
+    """
+    whole = poses.whole
+    if poses.num_frames < len(_SMOOTH):
+        return poses
+    windows = np.lib.stride_tricks.sliding_window_view(whole, len(_SMOOTH), axis=0)  # (T - 4, K, 3, 5)
+    seen: NDArray[np.bool_] = np.all(windows[:, :, 2] > SEEN, axis=-1)
+    smooth = windows[:, :, :2] @ _SMOOTH
+    middle = slice(len(_SMOOTH) // 2, poses.num_frames - len(_SMOOTH) // 2)
+    result = whole.copy()
+    result[middle, :, :2] = np.where(seen[..., None], smooth, whole[middle, :, :2])
+    return poses.with_points(result)
+
+
+def clip_of(poses: PoseSequence, num_frames: int) -> PoseSequence:
+    """The first `num_frames` frames.
+
+    Raises: InputError if there are fewer; it names the longest clip of 4k + 1 frames that they hold.
+    """
+    if poses.num_frames < num_frames:
+        longest = poses.num_frames - (poses.num_frames - 1) % 4
+        raise InputError(
+            f"the pose has {poses.num_frames} frames at {FPS} a second, the clip {num_frames}; "
+            f"ask for at most {longest} frames."
+        )
+    return poses.at(slice(num_frames))
+
+
+def _line(start: Points, end: Points, steps: int) -> Points:
+    share = np.linspace(0, 1, steps + 1)[:, None]
+    line: Points = start * (1 - share) + end * share
+    line[1:-1, 2] = min(start[2], end[2])
+    return line

@@ -1,0 +1,135 @@
+"""The keypoints of one person over time: the type that every part of this room takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+Points = NDArray[np.float64]
+"""Keypoints (..., 3): x and y in pixels of the canvas, (0, 0) its upper left corner, and a score from 0 to 1."""
+
+Pixels = NDArray[np.uint8]
+"""Pictures (..., 3), upright RGB."""
+
+BODY_18 = (
+    *("nose", "neck"),
+    *("right_shoulder", "right_elbow", "right_wrist"),
+    *("left_shoulder", "left_elbow", "left_wrist"),
+    *("right_hip", "right_knee", "right_ankle"),
+    *("left_hip", "left_knee", "left_ankle"),
+    *("right_eye", "left_eye", "right_ear", "left_ear"),
+)
+"""OpenPose's 18 points of a body in their order; left and right are the person's own."""
+
+BODY, HAND, FACE = len(BODY_18), 21, 70
+WHOLE = BODY + 2 * HAND + FACE
+"""How many points a figure has: body, left hand, right hand, face."""
+
+SEEN = 0.3
+"""A point counts as seen when its score is above this, as in DWPose and ComfyUI's SDPose node."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoseSequence:
+    """One person's keypoints, frame by frame, on a canvas. Points without a score are set to zero.
+
+    Attributes:
+        body: (T, 18, 3), the points of `BODY_18`.
+        width, height: the canvas that x and y are measured on, in pixels.
+        fps: frames a second.
+        hands: (T, 2, 21, 3), left and right in OpenPose's order, or None.
+        face: (T, 70, 3) in OpenPose's order, or None.
+
+    Raises: InputError for another shape, no frame, numbers that are not finite, a canvas or rate that is not positive.
+    """
+
+    body: Points
+    width: int
+    height: int
+    fps: float
+    hands: Points | None = None
+    face: Points | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.width > 0 and self.height > 0 and 0 < self.fps < np.inf):
+            raise InputError(
+                f"a pose on {self.width} x {self.height} pixels at {self.fps:g} frames a second is given; "
+                "all three must be above 0."
+            )
+        for name, shape in (("body", (BODY, 3)), ("hands", (2, HAND, 3)), ("face", (FACE, 3))):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, _checked(name, given, shape, len(self.body)))
+        if not len(self.body):
+            raise InputError("the pose holds no frame; at least one is needed.")
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames there are."""
+        return len(self.body)
+
+    @property
+    def whole(self) -> Points:
+        """All points, (T, 130, 3): body, left hand, right hand, face; zero where there are none."""
+        points = np.zeros((self.num_frames, WHOLE, 3))
+        points[:, :BODY] = self.body
+        if self.hands is not None:
+            points[:, BODY : BODY + 2 * HAND] = self.hands.reshape(-1, 2 * HAND, 3)
+        if self.face is not None:
+            points[:, BODY + 2 * HAND :] = self.face
+        return points
+
+    def with_points(self, whole: Points, fps: float | None = None) -> PoseSequence:
+        """The same with other points, (T, 130, 3), and perhaps another rate; hands and face only where it has them."""
+        hands = whole[:, BODY : BODY + 2 * HAND].reshape(-1, 2, HAND, 3)
+        return replace(
+            self,
+            body=whole[:, :BODY],
+            hands=None if self.hands is None else hands,
+            face=None if self.face is None else whole[:, BODY + 2 * HAND :],
+            fps=self.fps if fps is None else fps,
+        )
+
+    def at(self, frames: Sequence[int] | slice) -> PoseSequence:
+        """Only these frames."""
+        return self.with_points(self.whole[frames])
+
+    def moved(self, factor: float, shift: tuple[float, float], size: tuple[int, int]) -> PoseSequence:
+        """Every point times `factor` plus `shift` = (x, y), on a canvas of `size` = (height, width)."""
+        whole = self.whole
+        whole[..., :2] = whole[..., :2] * factor + np.asarray(shift)
+        height, width = size
+        return replace(self.with_points(whole), width=width, height=height)
+
+    def placed(self, size: tuple[int, int]) -> PoseSequence:
+        """On a canvas of `size` = (height, width): the whole old canvas inside it, aspect kept, in the middle."""
+        height, width = size
+        factor = min(width / self.width, height / self.height)
+        shift = ((width - self.width * factor) / 2, (height - self.height * factor) / 2)
+        return self.moved(factor, shift, size)
+
+
+def sequence_of(whole: Points, size: tuple[int, int], fps: float) -> PoseSequence:
+    """A sequence of all points (T, 130, 3) on a canvas of `size` = (height, width); what is never seen is None."""
+    height, width = size
+    empty = PoseSequence(whole[:, :BODY], width, height, fps, np.zeros((len(whole), 2, HAND, 3)))
+    full = replace(empty, face=np.zeros((len(whole), FACE, 3))).with_points(whole)
+    hands = full.hands if full.hands is not None and (full.hands[..., 2] > 0).any() else None
+    face = full.face if full.face is not None and (full.face[..., 2] > 0).any() else None
+    return replace(full, hands=hands, face=face)
+
+
+def _checked(name: str, given: Points, shape: tuple[int, ...], frames: int) -> Points:
+    points = np.array(given, dtype=np.float64)
+    if points.shape != (frames, *shape):
+        raise InputError(f"the pose's {name} has the shape {points.shape}; {(frames, *shape)} is needed.")
+    if not np.isfinite(points).all():
+        raise InputError(f"the pose's {name} has numbers that are not finite; every x, y and score must be.")
+    points[points[..., 2] <= 0] = 0
+    points[..., 2] = points[..., 2].clip(0, 1)
+    return points

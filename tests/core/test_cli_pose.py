@@ -1,0 +1,235 @@
+"""`contextanyone pose`: what it writes for each form, and one line for what cannot be met."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pose_cases import LENGTHS, figure, sequence
+from safetensors.numpy import save_file
+
+from contextanyone_core import cli
+from contextanyone_core.cli.pose import command_parser
+from contextanyone_core.media.read_video import open_video
+from contextanyone_core.media.video_io import read_metadata, write_clip
+from contextanyone_core.pose.body import body_of, bone_lengths, lengths_to_metadata
+from contextanyone_core.pose.drawing import MINIATURE, PoseStyle, draw_poses
+from contextanyone_core.pose.fitting import fit_affine
+from contextanyone_core.pose.openpose import to_json
+from contextanyone_core.pose.reading import PoseSource, read_poses
+from contextanyone_core.pose.sequence import BODY_18
+
+
+def dance(frames=9, fps=16.0, **changes):
+    return sequence([figure(neck=(300 + 6 * index, 140), **changes) for index in range(frames)], fps=fps)
+
+
+def tall():
+    lengths = LENGTHS.copy()
+    lengths[[7, 8, 10, 11]] *= 1.4
+    return dance(3, lengths=lengths)
+
+
+def thigh_by_shoulder(poses):
+    return bone_lengths(poses)[7] / bone_lengths(poses)[0]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """A folder with a dance and a body, in which the command runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("dance.json").write_text(json.dumps(to_json(dance())))
+    Path("tall.json").write_text(json.dumps(to_json(tall())))
+    return tmp_path
+
+
+@pytest.fixture
+def run(desk, capsys):
+    def pose(*words) -> list[str]:
+        code = cli.main(["pose", *map(str, words)])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out.splitlines()
+
+    return pose
+
+
+@pytest.fixture
+def refused(desk, capsys):
+    """Run a command that must be refused; gives its one line."""
+
+    def pose(*words) -> str:
+        before = sorted(desk.rglob("*"))
+        code = cli.main(["pose", *map(str, words)])
+        out, err = capsys.readouterr()
+        assert code == 2, err
+        assert out == ""
+        assert err.startswith("contextanyone: ")
+        assert err.count("\n") == 1, err
+        assert sorted(desk.rglob("*")) == before
+        return err
+
+    return pose
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.safetensors"])
+def test_keypoints_are_written_in_both_forms_with_a_sheet(run, name):
+    assert run("dance.json", "--out", name) == [name, "out.contact.png"]
+    np.testing.assert_allclose(read_poses(Path(name), PoseSource()).body, dance().body, atol=1e-3)
+    assert Image.open("out.contact.png").size[0] > 800
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.webp", "frames"])
+def test_poses_are_drawn_at_the_videos_size_in_the_style_asked_for(run, name):
+    run("dance.json", "--out", name, "--size", "208x128", "--style", "miniature")
+    frames = np.stack(list(open_video(Path(name)).frames))
+    expected = draw_poses(dance().placed((128, 208)), MINIATURE)
+    assert frames.shape == expected.shape
+    assert np.abs(frames.astype(int) - expected).mean() < (0.001 if name == "frames" else 2)
+    assert read_metadata(Path(name))["style"] == "miniature"
+
+
+def test_another_rate_becomes_16_and_frames_are_cut(run):
+    Path("fast.json").write_text(json.dumps(to_json(dance(31, fps=30.0))))
+    run("fast.json", "--out", "out.json")
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 17
+    run("fast.json", "--frames", 5, "--out", "out.json")
+    poses = read_poses(Path("out.json"), PoseSource())
+    np.testing.assert_allclose(poses.body[:, 1, 0], 300 + 6 * 30 / 16 * np.arange(5), atol=1e-3)
+
+
+def test_a_body_gives_its_proportions(run):
+    run("dance.json", "--body", "tall.json", "--out", "out.json")
+    fitted = read_poses(Path("out.json"), PoseSource())
+    assert thigh_by_shoulder(fitted) == pytest.approx(thigh_by_shoulder(tall()), rel=1e-3)
+    run("dance.json", "--body", "tall.json", "--fit", "affine", "--out", "out.json")
+    fitted = read_poses(Path("out.json"), PoseSource())
+    np.testing.assert_allclose(fitted.body, fit_affine(dance(), body_of(tall())).body, atol=1e-2)
+    save_file({"lora": np.zeros(1, np.float32)}, "me.safetensors", lengths_to_metadata(bone_lengths(tall())))
+    run("dance.json", "--body", "me.safetensors", "--out", "out.safetensors")
+    again = read_poses(Path("out.safetensors"), PoseSource())
+    assert thigh_by_shoulder(again) == pytest.approx(thigh_by_shoulder(tall()), rel=1e-3)
+
+
+def test_drawn_poses_move_to_another_background(run):
+    poses = dance().placed((128, 208))
+    write_clip(Path("black.mp4"), draw_poses(poses, PoseStyle(half_width=1.5)), {})
+    run("black.mp4", "--drawn", "--style", "miniature", "--out", "frames")
+    frames = np.stack(list(open_video(Path("frames")).frames))
+    assert np.abs(frames.astype(int) - draw_poses(poses, MINIATURE)).mean() < 1
+    assert (frames[:, 0, 0] == 127).all()
+
+
+def test_a_drawn_video_without_a_skeleton_is_taken_with_a_warning(desk, capsys):
+    write_clip(Path("plain.mp4"), np.full((5, 64, 64, 3), 50, np.uint8), {})
+    assert cli.main(["pose", "plain.mp4", "--drawn", "--out", "frames"]) == 0
+    err = capsys.readouterr().err
+    assert "plain.mp4 shows no skeleton" in err
+    assert err.count("\n") == 1
+    assert next(open_video(Path("frames")).frames).max() == 0
+
+
+def test_an_output_that_exists_is_replaced_whole(run):
+    Path("out.json").write_text("old")
+    run("dance.json", "--out", "out.json")
+    assert json.loads(Path("out.json").read_text())[0]["canvas_width"] == 832
+    assert not list(Path().glob(".contextanyone*"))
+
+
+def test_mistakes_are_one_line(refused, desk):
+    assert "required" in refused("dance.json")
+    assert "no such file" in refused("nothing.json", "--out", "out.json")
+    assert "no such file" in refused("dance.json", "--body", "nothing.json", "--out", "out.json")
+    assert "overwrite" in refused("dance.json", "--out", "dance.json")
+    assert "overwrite" in refused("dance.json", "--body", "tall.json", "--out", "tall.json")
+    assert "known are .json, .safetensors, .mp4" in refused("dance.json", "--out", "out.avi")
+    assert "does not exist" in refused("dance.json", "--out", "no/out.json")
+    assert "does not exist" in refused("dance.json", "--out", "no/out.mp4")
+    assert "Did you mean bones?" in refused("dance.json", "--fit", "bone", "--out", "out.json")
+    assert "needs a body" in refused("dance.json", "--fit", "bones", "--out", "out.json")
+    assert "leaves it aside" in refused("dance.json", "--body", "tall.json", "--fit", "none", "--out", "out.json")
+    assert "at most 9 frames" in refused("dance.json", "--frames", 13, "--out", "out.json")
+    assert "4k + 1" in refused("dance.json", "--frames", 12, "--out", "out.json")
+    assert "such as 1920x1080" in refused("dance.json", "--canvas", "0x5", "--out", "out.json")
+    assert "states a canvas" in refused("dance.json", "--canvas", "64x48", "--out", "out.json")
+    assert "states 16 frames" in refused("dance.json", "--fps", 30, "--out", "out.json")
+    assert "person 2 is asked for" in refused("dance.json", "--person", 2, "--out", "out.json")
+    (desk / "folder.json").mkdir()
+    assert "is a folder" in refused("dance.json", "--out", "folder.json")
+    (desk / "out.contact.png").mkdir()
+    assert "out.contact.png is a folder" in refused("dance.json", "--out", "out.json")
+
+
+def test_what_a_file_shows_may_be_refused(refused):
+    content = json.loads(Path("dance.json").read_text())
+    for frame in content:
+        frame["people"] *= 2
+    content[0]["people"][1] = {"pose_keypoints_2d": figure(neck=(600, 150)).reshape(-1).tolist()}
+    Path("two.json").write_text(json.dumps(content))
+    assert "choose one, such as --person 1" in refused("two.json", "--out", "out.json")
+    assert "a body is one person's" in refused("dance.json", "--body", "two.json", "--out", "out.json")
+    for frame in content:
+        frame["people"] = []
+    Path("nobody.json").write_text(json.dumps(content))
+    assert "shows nobody" in refused("nobody.json", "--out", "out.json")
+    Path("empty.json").write_text("")
+    assert "is empty" in refused("empty.json", "--out", "out.json")
+    Path("nan.json").write_text(Path("dance.json").read_text().replace("300.0", "NaN"))
+    assert "not finite" in refused("nan.json", "--out", "out.json")
+    odd = sequence(dance().body, (481, 833))
+    Path("odd.json").write_text(json.dumps(to_json(odd)))
+    assert "--size 832x480" in refused("odd.json", "--out", "out.mp4")
+
+
+def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
+    write_clip(Path("plain.mp4"), np.full((5, 64, 64, 3), 50, np.uint8), {})
+    write_clip(Path("photo.mp4"), np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8), {})
+    write_clip(Path("drawn.mp4"), draw_poses(dance().placed((128, 208)), MINIATURE), {})
+    assert "mediapipe==0.10.21" in refused("plain.mp4", "--out", "out.json")
+    assert "holds no pose_detection.tflite" in refused("plain.mp4", "--models", desk, "--out", "out.json")
+    assert "its own size and rate" in refused("plain.mp4", "--fps", 8, "--out", "out.json")
+    assert "its own size and rate" in refused("plain.mp4", "--canvas", "64x64", "--out", "out.json")
+    assert "chooses in a file" in refused("plain.mp4", "--person", 2, "--out", "out.json")
+    assert "no plain background" in refused("photo.mp4", "--drawn", "--out", "out.mp4")
+    assert "never resized" in refused("drawn.mp4", "--drawn", "--size", "416x256", "--out", "out.mp4")
+    assert "asked for are 13" in refused("drawn.mp4", "--drawn", "--frames", 13, "--out", "out.mp4")
+    assert "keeps pictures" in refused("drawn.mp4", "--drawn", "--out", "out.json")
+    assert "takes a video" in refused("dance.json", "--drawn", "--out", "out.mp4")
+
+
+def test_the_documents_commands_are_accepted():
+    text = (Path(__file__).parents[2] / "docs" / "POSES.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    commands = [shlex.split(line) for line in blocks.splitlines() if line.startswith("contextanyone pose")]
+    assert len(commands) >= 5
+    for words in commands:
+        command_parser().parse(words[2:])
+
+
+def test_it_starts_without_torch(desk):
+    code = "import sys; from contextanyone_core.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    words = [sys.executable, "-c", code, "pose", "dance.json", "--out", "out.mp4"]
+    subprocess.run(words, check=True, cwd=desk, capture_output=True, timeout=60)
+
+
+@pytest.mark.weights
+def test_a_video_becomes_poses_with_a_sheet_of_skeletons_over_its_frames(run, capsys):
+    models, photographs = (os.environ.get(f"CONTEXTANYONE_{name}") for name in ("MEDIAPIPE", "PHOTOGRAPHS"))
+    if not (models and photographs):
+        pytest.skip("CONTEXTANYONE_MEDIAPIPE and CONTEXTANYONE_PHOTOGRAPHS are not set: see test_pose_estimation.py")
+    walker = np.array(Image.open(Path(photographs) / "bus.jpg").convert("RGB"))[260:1060, :480]
+    write_clip(Path("walk.mp4"), np.stack([np.roll(walker, 4 * step, axis=1) for step in range(5)]), {})
+    assert run("walk.mp4", "--models", models, "--out", "poses.json") == ["poses.json", "poses.contact.png"]
+    poses = read_poses(Path("poses.json"), PoseSource())
+    hips = poses.body[:, [BODY_18.index("right_hip"), BODY_18.index("left_hip")], 0].mean(axis=1)
+    assert np.polyfit(range(5), hips, 1)[0] == pytest.approx(4, abs=1)
+    run("dance.json", "--body", "walk.mp4", "--models", models, "--out", "fitted.json")
+    run("dance.json", "--body", "poses.json", "--out", "again.json")
+    one, two = (read_poses(Path(name), PoseSource()) for name in ("fitted.json", "again.json"))
+    np.testing.assert_allclose(one.body, two.body, atol=0.1)

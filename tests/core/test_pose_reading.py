@@ -1,0 +1,301 @@
+"""Reading keypoints: OpenPose's frames, POSE_KEYPOINT, COCO, a manifest's safetensors; several people; refusals."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pose_cases import dances, figure, sequence
+from safetensors.numpy import load_file, save_file
+
+from contextanyone_core.errors import InputError
+from contextanyone_core.pose.openpose import frames_of, to_json
+from contextanyone_core.pose.people import follow
+from contextanyone_core.pose.pose_file import pose_file_bytes
+from contextanyone_core.pose.reading import PoseSource, is_keypoints, poses_of, read_poses
+from contextanyone_core.pose.sequence import BODY_18
+
+BODY_25 = (*BODY_18[:8], "mid_hip", *BODY_18[8:], *("left_big_toe", "left_small_toe", "left_heel"),
+           *("right_big_toe", "right_small_toe", "right_heel"))  # fmt: skip
+COCO = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow"),
+    *("right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle"),
+    "right_ankle",
+)
+
+
+def person(body, **more):
+    return {"person_id": [-1], "pose_keypoints_2d": np.asarray(body).reshape(-1).tolist(), **more}
+
+
+def frame(*people, width=832, height=480):
+    return {"people": list(people), "canvas_width": width, "canvas_height": height}
+
+
+def read(tmp_path, content, **source):
+    path = tmp_path / "poses.json"
+    path.write_text(json.dumps(content))
+    return read_poses(path, PoseSource(**source))
+
+
+def test_openposes_own_frames_of_25_points_as_a_folder(tmp_path):
+    """One file a frame without a canvas, in natural order; other files and hidden ones are no frames."""
+    for number in (9, 10, 11):
+        body = np.zeros((25, 3))
+        for index, name in enumerate(BODY_25):
+            body[index] = (number, index, 0.9) if name in BODY_18 else (500, 500, 1)
+        content = {"version": 1.3, "people": [person(body, hand_left_keypoints_2d=[], face_keypoints_2d=[])]}
+        (tmp_path / f"clip_{number}_keypoints.json").write_text(json.dumps(content))
+    (tmp_path / "._clip_9_keypoints.json").write_text("junk")
+    (tmp_path / "notes.txt").write_text("junk")
+    assert is_keypoints(tmp_path)
+    poses = read_poses(tmp_path, PoseSource(canvas=(480, 832), fps=30.0))
+    assert (poses.height, poses.width, poses.fps) == (480, 832, 30)
+    assert poses.body[:, 1, 0].tolist() == [9, 10, 11]
+    assert poses.body[0, :, 1].tolist() == [BODY_25.index(name) for name in BODY_18]
+    assert poses.hands is None
+    with pytest.raises(InputError, match="--canvas"):
+        read_poses(tmp_path, PoseSource())
+
+
+def test_pose_keypoint_in_pixels_and_in_shares_are_the_same(tmp_path):
+    """controlnet_aux gives shares of the canvas, score 1, a missing joint as zeros, hands and face as None."""
+    body = figure()
+    body[4] = 0
+    shares = body / (832, 480, 1)
+    none = {"hand_left_keypoints_2d": None, "hand_right_keypoints_2d": None, "face_keypoints_2d": None}
+    pixels = read(tmp_path, [frame(person(body))] * 2)
+    shared = read(tmp_path, [frame(person(shares, **none))] * 2)
+    np.testing.assert_allclose(shared.whole, pixels.whole, atol=1e-9)
+    assert (shared.body[:, 4] == 0).all()
+    assert shared.hands is None
+    assert shared.num_frames == 2
+
+
+def test_shares_without_a_canvas_lie_on_the_one_that_is_stated(tmp_path):
+    """OpenPose writes shares with --keypoint_scale 3."""
+    poses = read(tmp_path, {"people": [person(figure() / (832, 480, 1))]}, canvas=(480, 832))
+    np.testing.assert_allclose(poses.body[0], figure(), atol=1e-9)
+
+
+def test_shares_are_told_from_pixels_by_the_largest_value_of_the_whole_clip(tmp_path):
+    near = figure() * 0
+    near[0] = (0.5, 0.5, 1)  # half a pixel from the corner
+    poses = read(tmp_path, [frame(person(near)), frame(person(figure()))])
+    assert poses.body[0, 0].tolist() == [0.5, 0.5, 1]
+    out = figure() / (832, 480, 1)
+    out[4, 0] = 1.2  # a hand outside of the picture
+    assert read(tmp_path, [frame(person(out))]).body[0, 4, 0] == pytest.approx(1.2 * 832)
+
+
+def test_a_joint_at_zero_is_missing_whatever_its_score(tmp_path):
+    body = figure()
+    body[4] = (0, 0, 1)
+    assert (read(tmp_path, [frame(person(body))]).body[0, 4] == 0).all()
+
+
+def test_hands_and_face_are_read(tmp_path):
+    hand = np.arange(63.0).reshape(21, 3) / 10 + 1
+    hand[:, 2] = 0.8
+    face = np.tile((100.9, 100.9, 0.9), (68, 1))
+    more = {
+        "hand_right_keypoints_2d": hand.reshape(-1).tolist(),
+        "face_keypoints_2d": face.reshape(-1).tolist(),
+        "foot_keypoints_2d": [1.0] * 18,
+    }
+    poses = read(tmp_path, [frame(person(figure(), **more))])
+    np.testing.assert_allclose(poses.hands[0, 1], hand)
+    assert (poses.hands[0, 0] == 0).all()
+    np.testing.assert_allclose(poses.face[0, :68], face)
+    assert (poses.face[0, 68:] == 0).all()
+
+
+@given(dances(missing=True))
+@settings(deadline=None, max_examples=25)
+def test_json_and_safetensors_come_back_as_they_were(tmp_path_factory, poses):
+    hands = np.random.default_rng(0).uniform(0.4, 0.9, (poses.num_frames, 2, 21, 3)) * (800, 400, 1)
+    folder = tmp_path_factory.mktemp("poses")
+    for given_poses in (poses, sequence(poses.body, hands=hands, face=np.ones((poses.num_frames, 70, 3)))):
+        (folder / "a.json").write_text(json.dumps(to_json(given_poses)))
+        (folder / "a.safetensors").write_bytes(pose_file_bytes(given_poses))
+        if not (poses.body[..., 2] > 0).any():
+            continue
+        for name in ("a.json", "a.safetensors"):
+            again = read_poses(folder / name, PoseSource())
+            assert (again.width, again.height, again.fps) == (832, 480, 16)
+            assert (again.hands is None, again.face is None) == (given_poses.hands is None, given_poses.face is None)
+            shown = (given_poses.body[..., 2] > 0).any(axis=1)  # without a body there is nobody in a frame of JSON
+            kept = shown if name == "a.json" else slice(None)
+            np.testing.assert_allclose(again.whole[kept], given_poses.whole[kept], atol=1e-3)
+
+
+def test_cocos_annotations_and_results(tmp_path):
+    body = figure()
+    points = np.array([body[BODY_18.index(name)] for name in COCO])
+    points[:, 2] = 2
+    points[COCO.index("left_wrist")] = (3, 3, 1)
+    points[COCO.index("right_wrist")] = (9, 9, 0)
+    entry = {"keypoints": points.reshape(-1).tolist(), "category_id": 1}
+    images = [
+        {"id": 7, "file_name": "f10.jpg", "height": 480, "width": 832},
+        {"id": 9, "file_name": "f9.jpg", "height": 480, "width": 832},
+    ]
+    poses = read(tmp_path, {"images": images, "annotations": [entry | {"image_id": 9}]})
+    assert poses.num_frames == 2
+    assert poses.body[0, BODY_18.index("left_wrist")].tolist() == [3, 3, 1]
+    assert (poses.body[0, BODY_18.index("right_wrist")] == 0).all()
+    np.testing.assert_allclose(poses.body[0, 8], body[8])
+    assert (poses.body[1] == 0).all()
+    points[:, 2] = 0.8
+    result = {"keypoints": points.reshape(-1).tolist(), "score": 0.7}
+    poses = read(tmp_path, [result | {"image_id": 2}, result | {"image_id": 1}], canvas=(480, 832))
+    assert poses.num_frames == 2
+    assert poses.body[1, 0, 2] == 0.8
+
+
+def test_a_pose_file_states_its_layout_canvas_and_rate(tmp_path):
+    path = tmp_path / "pose.safetensors"
+    keypoints = np.ones((3, 14, 3), np.float32) * np.arange(14, dtype=np.float32)[None, :, None]
+    whole = {"layout": "body14", "width": "128", "height": "96", "fps": "24"}
+    save_file({"keypoints": keypoints}, path, whole)
+    poses = read_poses(path, PoseSource())
+    assert (poses.width, poses.height, poses.fps, poses.num_frames) == (128, 96, 24, 3)
+    assert poses.body[0, :14, 0].tolist() == list(range(14))
+    assert (poses.body[0, 14:] == 0).all()
+    for key in whole:
+        save_file({"keypoints": keypoints}, path, {name: value for name, value in whole.items() if name != key})
+        with pytest.raises(InputError, match=f"lacks {key}"):
+            read_poses(path, PoseSource())
+    save_file({"keypoints": keypoints}, path)
+    with pytest.raises(InputError, match="layout"):
+        read_poses(path, PoseSource())
+    save_file({"points": keypoints}, path, whole)
+    with pytest.raises(InputError, match="tensor keypoints"):
+        read_poses(path, PoseSource())
+    for change in ({"layout": "body18"}, {"width": "wide"}, {"fps": "nan"}, {"height": "-5"}):
+        save_file({"keypoints": keypoints}, path, whole | change)
+        with pytest.raises(InputError, match=r"pose\.safetensors"):
+            read_poses(path, PoseSource())
+    save_file({"keypoints": np.full((3, 14, 3), np.nan, np.float32)}, path, whole)
+    with pytest.raises(InputError, match="finite"):
+        read_poses(path, PoseSource())
+    save_file({"keypoints": keypoints}, path, whole)
+    with pytest.raises(InputError, match="states 24 frames"):
+        read_poses(path, PoseSource(fps=16.0))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_poses(path, PoseSource())
+
+
+def test_what_we_write_is_the_manifests_form(tmp_path):
+    path = tmp_path / "pose.safetensors"
+    path.write_bytes(pose_file_bytes(sequence([figure()] * 2)))
+    keypoints = load_file(path)["keypoints"]
+    assert keypoints.shape == (2, 18, 3)
+    assert keypoints.dtype == np.float32
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4))
+@settings(deadline=None, max_examples=25)
+def test_people_are_followed_by_place_whatever_their_order(seed, count):
+    rng = np.random.default_rng(seed)
+    starts = np.arange(count) * 150
+    frames = []
+    for step in range(6):
+        people = []
+        for start in starts:
+            whole = np.zeros((130, 3))
+            whole[:18] = figure(neck=(start + 5 * step, 140))
+            whole[rng.integers(0, 18, 3)] = 0
+            people.append(whole)
+        frames.append([people[place] for place in (range(count) if step == 0 else rng.permutation(count))])
+    for track, start in zip(follow(frames), starts, strict=True):
+        hips = track[:, 8]
+        seen = hips[:, 2] > 0
+        right = figure(neck=(start, 140))[8, 0] + 5 * np.arange(6)
+        np.testing.assert_allclose(hips[seen, 0], right[seen])
+
+
+def test_one_of_several_people_must_be_chosen(tmp_path):
+    left, right = figure(neck=(200, 140)), figure(neck=(600, 140))
+    frames = [frame(person(left), person(right)), frame(person(right)), frame(person(right), person(left))]
+    with pytest.raises(InputError, match=r"shows 2 people .*1 at x 2.*2 at x 6.*--person"):
+        read(tmp_path, frames)
+    with pytest.raises(InputError, match="person 3 is asked for"):
+        read(tmp_path, frames, person=3)
+    poses = read(tmp_path, frames, person=1)
+    assert poses.body[:, 1, 0].tolist() == [200, 0, 200]
+    assert read(tmp_path, frames, person=2).body[:, 1, 0].tolist() == [600, 600, 600]
+
+
+def test_nobody_is_refused_and_a_person_without_a_seen_point_is_nobody(tmp_path):
+    faint = figure() * (1, 1, 0.2)
+    for people in ((), (person(faint),), (person(figure() * 0),), ({},)):
+        with pytest.raises(InputError, match="shows nobody"):
+            read(tmp_path, [frame(*people)])
+    assert read(tmp_path, [frame(person(faint), person(figure()))]).body[0, 1, 0] == 300
+
+
+def test_a_frame_without_a_person_is_a_gap(tmp_path):
+    poses = read(tmp_path, [frame(person(figure())), {**frame(), "people": None}, frame(person(figure()))])
+    assert (poses.body[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("\ud800".encode("utf-8", "surrogatepass"), "no JSON"),
+        ("[]", "no keypoints of a known form"),
+        ("{}", "no keypoints of a known form"),
+        ("3", "no keypoints of a known form"),
+        ('"people"', "no keypoints of a known form"),
+        ('[{"people": []}, {}]', "no keypoints of a known form"),
+        (json.dumps(frame({"pose_keypoints_2d": [1, 2]})), "flat list"),
+        (json.dumps(frame({"pose_keypoints_2d": [1, 2, 3]})), "17 \\(COCO\\) are known"),
+        (json.dumps(frame({"pose_keypoints_2d": [float("nan")] * 54})), "not finite"),
+        (json.dumps(frame({"pose_keypoints_2d": ["1"] * 54})), "no number"),
+        (json.dumps(frame({"pose_keypoints_2d": [[1, 2, 3]] * 18})), "flat list"),
+        (json.dumps(frame({"pose_keypoints_2d": 5})), "does not fit"),
+        (json.dumps(frame(5)), "does not fit"),
+        (json.dumps(frame({"face_keypoints_2d": [1.0] * 30})), "70 \\(OpenPose\\)"),
+        (json.dumps(frame({"hand_left_keypoints_2d": [1.0] * 30})), "21 are needed"),
+        (json.dumps([frame(person(figure())), frame(person(figure()), width=5)]), "different sizes"),
+        (json.dumps(frame(person(figure()), width=-5)), "above 0"),
+        (json.dumps(frame(person(figure()), width=8.5)), "above 0"),
+        (json.dumps(frame(person(figure()), width="wide")), "does not fit"),
+        (json.dumps({"images": [], "annotations": []}), "frames of one clip"),
+        (json.dumps({"images": [{"id": 1}], "annotations": []}), "does not fit"),
+        (json.dumps([{"image_id": 1, "keypoints": [1.0] * 54}]), "COCO's 17"),
+    ],
+)
+def test_broken_files_are_refused_with_their_name(tmp_path, content, message):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as refused:
+        read_poses(path, PoseSource())
+    assert "broken.json" in str(refused.value)
+
+
+def test_a_canvas_that_disagrees_and_a_folder_without_frames_are_refused(tmp_path):
+    with pytest.raises(InputError, match="832 x 480 pixels, asked for is 64 x 48"):
+        read(tmp_path, frame(person(figure())), canvas=(48, 64))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert not is_keypoints(empty)
+    with pytest.raises(InputError, match="is a folder without"):
+        read_poses(empty, PoseSource())
+    (empty / "a.json").write_text("[]")
+    with pytest.raises(InputError, match="no frame of OpenPose"):
+        read_poses(empty, PoseSource())
+    with pytest.raises(InputError, match="cannot be read"):
+        read_poses(tmp_path / "nothing.json", PoseSource())
+
+
+def test_a_pose_keypoint_of_comfyui_is_read_as_it_is():
+    """What SDPose and controlnet_aux hand over is a list of frames in memory, no file."""
+    poses = poses_of(frames_of([frame(person(figure()))], "POSE_KEYPOINT"), PoseSource(), "POSE_KEYPOINT")
+    np.testing.assert_allclose(poses.body[0], figure())
