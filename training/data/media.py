@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import picture_size, read_animation, read_picture
+from contextanyone_core.media.read_video import ANIMATIONS, frame_files, visible_files
 from training.data.frames import FPS
 from training.data.video import MediaError, video_frames, video_times
 
@@ -32,9 +32,6 @@ __all__ = [
     "read_masks",
     "read_pose",
 ]
-
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"})
-ANIMATIONS = frozenset({".gif", ".apng"})  # pictures, but no frames of a folder
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def content_hash(path: Path) -> str:
         MediaError: it is no regular file.
     """
     digest = hashlib.sha256()
-    for file in sorted(_visible(path)) if path.is_dir() else [path]:
+    for file in sorted(visible_files(path)) if path.is_dir() else [path]:
         if not file.is_file():
             raise MediaError(f"{file} is not a regular file.")
         with file.open("rb") as stream:
@@ -153,19 +150,12 @@ def picture_files(path: Path) -> list[Path] | None:
     """
     if path.is_dir():
         return _folder(path)
-    return [path] if path.suffix.lower() in PICTURES | ANIMATIONS else None
+    return [path] if path.suffix.lower() in ANIMATIONS else None
 
 
 def _folder(path: Path) -> list[Path]:
-    files = sorted((file for file in _visible(path) if file.suffix.lower() in PICTURES), key=_natural)
-    if not files:
-        raise MediaError(f"{path} is a folder without pictures.")
-    return files
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What stands in a folder but for hidden files (`._0000.png` of macOS) and folders (`.ipynb_checkpoints`)."""
-    return [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
+    with _as_media():
+        return frame_files(path)
 
 
 def _one_size(path: Path, pictures: Sequence[Path]) -> tuple[int, int]:
@@ -177,12 +167,6 @@ def _one_size(path: Path, pictures: Sequence[Path]) -> tuple[int, int]:
             words = f"{picture.name} is {size[0]} x {size[1]}, {pictures[0].name} {sizes[0][0]} x {sizes[0][1]}"
             raise MediaError(f"{path} has frames of different sizes: {words}.")
     return sizes[0]
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    """A key that sorts frame_2 before frame_10."""
-    parts = re.split("([0-9]+)", path.name)
-    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
 
 
 def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
