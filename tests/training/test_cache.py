@@ -9,19 +9,21 @@ from cached_world import build, change_rows, settings_for, write_small_world
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from contextanyone_core.encoders.reference import pad_picture
 from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.prompts import TwoStagePrompt
 from training import files
 from training.cache import main
-from training.data import cache as cache_module
+from training.data import build as build_module
 from training.data.batches import CachedData
+from training.data.build import CacheBuilder
 from training.data.cache import index_path, read_index
-from training.data.encode import encode_clip
 from training.data.frames import latent_masks, to_images
 from training.data.media import read_frames, read_masks, read_pose
 from training.data.shards import ShardStore
+from training.data.work import Share, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,11 @@ def entries(settings, kind):
     return {key: store.read(key) for key in store}
 
 
+def of_a_batch(vae, images):
+    """Latents (16, t, h, w) as of a clip among others: kernels round differently for a batch of one."""
+    return vae.encode(torch.cat([images, torch.zeros_like(images)]))[0]
+
+
 def counts(settings):
     return {kind: len(ShardStore(settings.cache / kind)) for kind in ("clip", "reference", "target", "text")}
 
@@ -55,7 +62,9 @@ def test_entries_are_what_inference_prepares(settings, tiny_folder):
     images = picture_to_images(read_picture(place / "reference.png"))
     encoded = pipeline.dual_encoder.encode(images, (32, 48))
     reference = ShardStore(settings.cache / "reference").read(row.keys.reference)
-    assert torch.equal(reference["latents"], encoded.latents[0].half())
+    padded = pad_picture(images, (32, 48))[:, :, None]
+    assert torch.equal(reference["latents"], of_a_batch(pipeline.vae, padded).half())
+    torch.testing.assert_close(of_a_batch(pipeline.vae, padded), encoded.latents[0], atol=2e-6, rtol=0)
     assert torch.equal(reference["image_embeds"], encoded.image_embeds[0].half())
     assert reference["mask"].shape == (1, 1, 4, 6)
 
@@ -70,7 +79,8 @@ def test_entries_are_what_inference_prepares(settings, tiny_folder):
 
     clip = ShardStore(settings.cache / "clip").read(row.keys.clip)
     frames = to_images(read_frames(place / "video.mp4", range(5)))
-    assert torch.equal(clip["latents"], pipeline.vae.encode(frames)[0].half())
+    assert torch.equal(clip["latents"], of_a_batch(pipeline.vae, frames).half())
+    torch.testing.assert_close(of_a_batch(pipeline.vae, frames), pipeline.vae.encode(frames)[0], atol=2e-6, rtol=0)
     assert torch.equal(clip["mask"], latent_masks(read_masks(place / "mask", range(5))[:, 0]).half())
     assert torch.equal(clip["pose"][..., :2], torch.from_numpy(read_pose(place / "pose.safetensors")[:5]))
     assert clip["pose"].shape == (5, 14, 3)
@@ -78,7 +88,7 @@ def test_entries_are_what_inference_prepares(settings, tiny_folder):
 
 def test_a_second_run_encodes_nothing_and_the_index_is_the_same(settings, monkeypatch):
     before, index = counts(settings), index_path(settings).read_bytes()
-    monkeypatch.setattr(cache_module, "encode_clip", pytest.fail)
+    monkeypatch.setattr(build_module, "prepare_clip", pytest.fail)
     assert build(settings)
     assert counts(settings) == before
     assert before == {"clip": 4, "reference": 4, "target": 0, "text": 9}
@@ -129,19 +139,21 @@ def test_processes_share_the_work_and_the_last_one_writes_the_index(settings):
 
 def test_a_stop_keeps_what_is_done_and_the_next_run_goes_on(settings, monkeypatch):
     shutil.rmtree(settings.cache)
-    made = []
+    made, encode = [], build_module.encode_prepared
 
-    def counted(*arguments):
-        made.append(arguments)
-        return encode_clip(*arguments)
+    def counted(batch, encoders):
+        made.extend(batch)
+        return encode(batch, encoders)
 
-    monkeypatch.setattr(cache_module, "encode_clip", counted)
-    builder = cache_module.CacheBuilder(settings, torch.device("cpu"))
-    assert not builder.build(lambda: len(made) >= 3)
-    assert counts(settings)["clip"] == 3
+    monkeypatch.setattr(build_module, "encode_prepared", counted)
+    monkeypatch.setattr(build_module.Encoders, "batch_size", lambda *_: 2)
+    builder = CacheBuilder(settings, torch.device("cpu"), Share(asked=lambda: len(made) >= 4))
+    with pytest.raises(Stopped):
+        builder.build()
+    assert counts(settings) == {"clip": 4, "reference": 0, "target": 0, "text": 0}
     assert build(settings)
-    assert len(made) == 4
-    assert counts(settings)["clip"] == 4
+    assert len(made) == 8
+    assert counts(settings) == {"clip": 4, "reference": 4, "target": 0, "text": 9}
 
 
 def test_a_damaged_shard_is_encoded_again(settings, caplog):
@@ -247,7 +259,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
 def test_another_use_of_a_video_is_another_entry(settings, change):
     before = {row.id: row.keys for row in read_index(settings).rows}
     change_rows(settings.manifest, lambda row: row | (change if row["id"] == "00000008" else {}))
-    builder = cache_module.CacheBuilder(settings, torch.device("cpu"))
+    builder = CacheBuilder(settings, torch.device("cpu"))
     after = {clip.line.row.id: keys for clip, keys in zip(builder.checked.clips, builder.keys, strict=True)}
     assert {name for name in before if before[name].clip != after[name].clip} == {"00000008"}
     assert before["00000008"].video == after["00000008"].video

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.media.image_io import read_picture
 from training.data.frames import FPS
+from training.data.seeking import frames_from, presentation_times
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"})
 
@@ -67,10 +69,10 @@ def read_frames(path: Path, indexes: Sequence[int]) -> Tensor:
         MediaError: a frame is missing or damaged, or frames differ in size.
         MissingDependencyError: it is a video file, and PyAV is not installed.
     """
-    wanted = set(indexes)
+    wanted, first = set(indexes), min(indexes)
     pictures = picture_files(path)
-    stream = _decoded(path) if pictures is None else (_rgb(picture) for picture in _only(pictures, wanted))
-    numbers = sorted(wanted) if pictures is not None else range(max(indexes) + 1)
+    stream = _decoded(path, first) if pictures is None else (_rgb(picture) for picture in _only(pictures, wanted))
+    numbers = sorted(wanted) if pictures is not None else range(first, max(indexes) + 1)
     found: dict[int, Tensor] = {}
     for number, frame in zip(numbers, stream, strict=False):
         if number in wanted:
@@ -87,11 +89,44 @@ def read_masks(path: Path, indexes: Sequence[int]) -> Tensor:
     return read_frames(path, indexes).float().mean(1, keepdim=True).round().to(torch.uint8)
 
 
-def count_frames(path: Path) -> int:
-    """How many frames decode without an error: the thorough test of a file. Raises as `read_frames`."""
+def check_frames(path: Path, start: int, stop: int, between: Callable[[], None]) -> None:
+    """Decode the frames from `start` up to `stop`: the thorough test of a file.
+
+    Args:
+        between: called before every frame; what it raises ends the test.
+
+    Raises:
+        MediaError: a frame is missing or damaged, or frames differ in size.
+        MissingDependencyError: it is a video file, and PyAV is not installed.
+    """
     pictures = picture_files(path)
-    frames = _decoded(path) if pictures is None else (_rgb(picture) for picture in pictures)
-    return sum(1 for _ in frames)
+    count, size, names = 0, None, pictures[start:stop] if pictures is not None else []
+    for found in _sizes(path, start) if pictures is None else map(_picture_size, names):
+        between()
+        if size is not None and found != size:
+            frame = names[count].name if names else f"frame {start + count}"
+            raise MediaError(
+                f"{path} has frames of different sizes: {frame} is {found[1]} x {found[0]}, the one before is "
+                f"{size[1]} x {size[0]}."
+            )
+        count, size = count + 1, found
+        if count == stop - start:
+            return
+    raise MediaError(f"{path} has no frame {start + count} that decodes; {stop} are needed.")
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    height, width = _rgb(path).shape[:2]
+    return height, width
+
+
+def _sizes(path: Path, start: int) -> Iterator[tuple[int, int]]:
+    """(height, width) of every frame from `start` on, as the file has it. Raises MediaError where one is missing."""
+    times = presentation_times(partial(_opened, path), path)
+    for number, frame in enumerate(frames_from(partial(_opened, path), path, start), start):
+        if times is not None and (number == len(times) or frame.pts != times[number]):
+            raise MediaError(f"{path}: frame {number} does not decode.")
+        yield frame.height, frame.width
 
 
 def read_pose(path: Path) -> NDArray[np.float32]:
@@ -112,12 +147,16 @@ def read_pose(path: Path) -> NDArray[np.float32]:
     return points
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the files of a folder of pictures one after the other, sorted by name."""
+def content_hash(path: Path, between: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of a file, or of the files of a folder of pictures one after the other, sorted by name.
+
+    `between` is called before every megabyte; what it raises ends the work.
+    """
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
+                between()
                 digest.update(chunk)
     return digest.hexdigest()
 
@@ -181,10 +220,8 @@ def _packet_times(container: Any, path: Path) -> list[float]:
     return sorted(float(packet.pts * packet.time_base) for packet in packets)
 
 
-def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Every frame, upright RGB (H, W, 3)."""
-    with _opened(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        for frame in container.decode(video=0):
-            picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-            yield np.rot90(picture, round(frame.rotation / 90) % 4)
+def _decoded(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """Every frame from number `start` on, upright RGB (H, W, 3)."""
+    for frame in frames_from(partial(_opened, path), path, start):
+        picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+        yield np.rot90(picture, round(frame.rotation / 90) % 4)
