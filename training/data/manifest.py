@@ -310,6 +310,18 @@ def _read_line(number: int, content: bytes) -> Line | Drop:
         return found
 
 
+def parse_row(data: object) -> ManifestRow:
+    """A row of columns and values, numbers as text too.
+
+    Raises:
+        InputError: a column is missing, unknown or has an impossible value.
+    """
+    try:
+        return ManifestRow.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_printable(" ".join(_describe(found) for found in error.errors()))) from None
+
+
 _PARTS: dict[str, type[BaseModel]] = {
     "edit": Edit,
     "sha256": Hashes,
