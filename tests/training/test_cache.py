@@ -1,7 +1,10 @@
 """The cache: what inference encodes, unpadded, resumable, shared out, and encoded anew where something changed."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -15,8 +18,9 @@ from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.prompts import TwoStagePrompt
 from training import files
-from training.cache import main
+from training.cache import build_cache, main
 from training.data import build as build_module
+from training.data import facts
 from training.data.batches import CachedData
 from training.data.build import CacheBuilder
 from training.data.cache import index_path, read_index
@@ -162,6 +166,69 @@ def test_a_damaged_shard_is_encoded_again(settings, caplog):
     assert build(settings)
     assert "damaged" in caplog.text
     assert counts(settings)["clip"] == 4
+
+
+def test_a_damaged_entry_is_found_named_and_encoded_again_alone(settings, monkeypatch, caplog):
+    (shard,) = (settings.cache / "clip").glob("*.safetensors")
+    row, before = read_index(settings).rows[2], entries(settings, "clip")
+    content = bytearray(shard.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    content[8 + length + header[f"{row.keys.clip}/latents"]["data_offsets"][0]] ^= 1
+    shard.write_bytes(content)
+    made, encode = [], build_module.encode_prepared
+    monkeypatch.setattr(
+        build_module, "encode_prepared", lambda batch, *rest: made.extend(batch) or encode(batch, *rest)
+    )
+    assert build(settings)
+    assert len(made) == 1
+    assert f"Damaged entries (clip) are encoded again, of the rows {row.id}." in caplog.text
+    after = entries(settings, "clip")
+    assert all(torch.equal(after[key]["latents"], entry["latents"]) for key, entry in before.items())
+
+
+def test_sigterm_cuts_an_encoding_and_keeps_the_ones_before(settings, monkeypatch):
+    shutil.rmtree(settings.cache)
+    calls, encode = [], build_module.encode_prepared
+
+    def told_to_end(batch, encoders):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return encode(batch, encoders)
+
+    monkeypatch.setattr(build_module, "encode_prepared", told_to_end)
+    monkeypatch.setattr(build_module.Encoders, "batch_size", lambda *_: 2)
+    began = time.monotonic()
+    assert build_cache(settings) == signal.SIGTERM
+    assert time.monotonic() - began < 40
+    assert counts(settings)["clip"] == 2
+
+
+def test_the_empty_prompt_does_not_hang_on_its_shard(settings):
+    data = CachedData(settings)
+    expected = ShardStore(settings.cache / "text").read(data.index.empty)["text_embeds"]
+    for shard in (settings.cache / "text").glob("*.safetensors"):
+        shard.unlink()
+    assert torch.equal(CachedData(settings).empty_text, expected)
+    assert CachedData(settings).longest_text() == 0
+
+
+def test_eight_processes_encode_an_eighth_each_and_read_no_file_twice(tmp_path, tiny_folder, monkeypatch):
+    settings = settings_for(write_small_world(tmp_path / "world", 8), tiny_folder)
+    change_rows(settings.manifest, lambda row: row | {"num_frames": 1})
+    made, hashed, encode, look = [], [], build_module.encode_prepared, facts.content_hash
+    monkeypatch.setattr(
+        build_module, "encode_prepared", lambda batch, *rest: made.extend(batch) or encode(batch, *rest)
+    )
+    monkeypatch.setattr(facts, "content_hash", lambda path, *rest: hashed.append(path) or look(path, *rest))
+    for rank in (5, 0, 1, 2, 3, 4, 6, 7):
+        assert build(settings, rank, 8) == (rank == 7)
+        assert len(made) == 2  # a clip and a reference
+        made.clear()
+    assert len(hashed) == len(set(hashed)) == 8 * 5
+    assert len(read_index(settings).rows) == 8
 
 
 def test_what_cannot_be_encoded_is_counted_and_tried_again(settings):

@@ -58,7 +58,8 @@ class CachedData:
     @property
     def empty_text(self) -> Tensor:
         """The empty prompt's embeddings (tokens, D), float16."""
-        return self._stores["text"].read(self.index.empty)["text_embeds"]
+        kept = self.index.empty_embeds()
+        return self._stores["text"].read(self.index.empty)["text_embeds"] if kept is None else kept
 
     def image_embeds_shape(self) -> tuple[int, int] | None:
         """CLIP tokens of a reference and their width; None where the cache was made without a CLIP tower.

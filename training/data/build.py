@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -231,7 +232,10 @@ class CacheBuilder:
     def _write_index(self, rows: Sequence[CachedRow], dropped: Sequence[Drop]) -> None:
         config = self.encoders.vae.vae.config
         mean, std = tuple(config.latents_mean), tuple(config.latents_std)
-        index = CacheIndex(list(rows), list(dropped), self.encoders.hashes, self.empty, mean, std)
+        empty = self.stores["text"].read(self.empty)["text_embeds"]
+        packed = base64.b85encode(empty.numpy().tobytes()).decode()
+        hashes = self.encoders.hashes
+        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty))
         data = asdict(index) | {"rows": [row_as_data(row) for row in rows]}
         write_lines(index_path(self.settings), [json.dumps(data)])
 

@@ -11,11 +11,16 @@ what depends on it is encoded again. `training/data/build.py` fills it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
@@ -44,6 +49,8 @@ class CacheIndex:
         rows: in the manifest's order. dropped: every row that is not among them.
         encoders: SHA-256 of the encoders' files, by name.
         empty: key of the empty prompt, which a dropped text is replaced by.
+        empty_text: its embeddings, float16 as base 85, and their number of rows: without it no row could be trained on,
+            so it does not hang on one shard. "" in indexes of older versions.
         latents_mean, latents_std: of the VAE.
     """
 
@@ -53,6 +60,15 @@ class CacheIndex:
     empty: str
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
+    empty_text: str = ""
+    empty_tokens: int = 0
+
+    def empty_embeds(self) -> Tensor | None:
+        """The empty prompt's embeddings (tokens, D) float16, where the index holds them."""
+        if not self.empty_text:
+            return None
+        values = np.frombuffer(base64.b85decode(self.empty_text), np.float16).copy()
+        return torch.from_numpy(values).view(self.empty_tokens, -1)
 
 
 def data_hash(index: CacheIndex) -> str:
@@ -102,7 +118,8 @@ def _parse_index(data: dict[str, Any]) -> CacheIndex:
     rows = [CachedRow(row["id"], Bucket(*row["bucket"]), _keys(row["keys"])) for row in data["rows"]]
     dropped = [Drop(**drop) for drop in data["dropped"]]
     statistics = (tuple(data["latents_mean"]), tuple(data["latents_std"]))
-    return CacheIndex(rows, dropped, data["encoders"], data["empty"], *statistics)
+    empty = data.get("empty_text", ""), data.get("empty_tokens", 0)
+    return CacheIndex(rows, dropped, data["encoders"], data["empty"], *statistics, *empty)
 
 
 def _keys(data: dict[str, Any]) -> RowKeys:
