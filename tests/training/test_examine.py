@@ -174,7 +174,7 @@ def test_results_come_in_order_and_no_more_than_asked_wait() -> None:
 
 def test_progress_is_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    with Progress("counting", 3, "thing") as progress:
+    with Progress("counting", 3, "things") as progress:
         for _ in range(3):
             progress.advance()
     assert len(caplog.messages) == 1

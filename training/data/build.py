@@ -87,7 +87,7 @@ class CacheBuilder:
             store.discard_unreadable()
             present = sorted({key for key in self._keys_of(kind) if key in store})
             bad = []
-            with Progress(f"comparing checksums: {kind}", len(present), "entry") as progress:
+            with Progress(f"comparing checksums: {kind}", len(present), "entries") as progress:
                 for key, whole in in_threads(store.is_whole, present, self.share, thread_count(), 16):
                     progress.advance()
                     if not whole:
@@ -134,7 +134,7 @@ class CacheBuilder:
         total = sum(len(jobs) for jobs in by_bucket.values())
         if kind == "reference" and total:
             self._load(lambda: self.encoders.image)  # before the threads that ask for its size
-        with Progress(f"encoding: {kind}", total, "entry") as progress, _Writer(store) as writer:
+        with Progress(f"encoding: {kind}", total, "entries") as progress, _Writer(store) as writer:
             for bucket, jobs in sorted(by_bucket.items()):
                 size, threads = self.encoders.batch_size(bucket), min(4, thread_count() + 1)
                 batch: list[tuple[str, Prepared]] = []
@@ -185,7 +185,7 @@ class CacheBuilder:
     def _encode_texts(self) -> None:
         store = self.stores["text"]
         missing = {key: text for key, text in self._prompts().items() if key not in store}
-        with Progress("encoding: text", len(missing), "entry") as progress, _Writer(store) as writer:
+        with Progress("encoding: text", len(missing), "entries") as progress, _Writer(store) as writer:
             for key, text in missing.items():
                 made: Entry | Unusable | None = None
                 with self.share.cut():

@@ -44,7 +44,7 @@ class FileCheck:
         def look(name: str) -> Facts:
             return examine(self._store.folder / name, self._share.between, as_pose=poses[name])
 
-        with Progress("reading files", len(jobs), "file") as progress, self._kept():
+        with Progress("reading files", len(jobs), "files") as progress, self._kept():
             for name, facts in in_threads(look, jobs, self._share, thread_count(), 4):
                 self._store.add(name, facts)
                 progress.advance()
@@ -70,7 +70,7 @@ class FileCheck:
             for piece in _pieces(ranges, [found for found, error in self._store.decoded(name).items() if not error])
         ]
         test = partial(self._test, wanted)
-        with Progress("decoding", sum(stop - start for _, (start, stop) in jobs), "frame") as progress, self._kept():
+        with Progress("decoding", sum(stop - start for _, (start, stop) in jobs), "frames") as progress, self._kept():
             for (name, piece), errors in in_threads(test, jobs, self._share, thread_count(), 4):
                 for found, error in errors.items():
                     self._store.add_decoded(name, found, error)

@@ -16,12 +16,12 @@ class Progress:
     """Counts finished pieces of `total` and shows them, with the time that is left.
 
     Args:
-        name: of the work. unit: of a piece, singular.
+        name: of the work. pieces: what they are called, plural.
     """
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
-        self._bar = tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty())
-        self._name, self._total, self._unit, self._done = name, total, unit, 0
+    def __init__(self, name: str, total: int, pieces: str) -> None:
+        self._bar = tqdm(total=total, desc=name, unit=f" {pieces}", disable=not sys.stderr.isatty())
+        self._name, self._total, self._pieces, self._done = name, total, pieces, 0
         self._began = self._shown = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
@@ -33,7 +33,7 @@ class Progress:
             self._shown, rate = now, self._done / max(now - self._began, 1e-9)
             left = tqdm.format_interval((self._total - self._done) / rate)
             _LOG.info(
-                "%s: %d of %d, %.3g %ss a second, %s left", self._name, self._done, self._total, rate, self._unit, left
+                "%s: %d of %d, %.3g %s a second, %s left", self._name, self._done, self._total, rate, self._pieces, left
             )
 
     def __enter__(self) -> Self:

@@ -107,7 +107,7 @@ def make_rows(clips: Sequence[FoundClip], settings: RowSettings, share: Share) -
     available = used = 0
     stems = Counter(video.with_suffix("") for video in dict.fromkeys(clip.video for clip in clips))
     numbers = Counter[str]()
-    with Progress("cutting clips", len(clips), "clip") as progress:
+    with Progress("cutting clips", len(clips), "clips") as progress:
         work = partial(_rows_of, settings=settings, share=share)
         for clip, (windows, made) in in_threads(work, clips, share, thread_count(), 4):
             progress.advance()
