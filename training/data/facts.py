@@ -29,6 +29,7 @@ from training.data.media import MediaError, Probe, content_hash, probe, read_pos
 _LOG = logging.getLogger(__name__)
 FOLDER = ".checked"
 _MANY = 32  # parts that are merged into one
+_VERSION = 1  # raised when the reading of files changes (times, sizes, what decodes), so that older facts are not used
 
 Stamp = tuple[int, int, int]
 Range = tuple[int, int]
@@ -141,13 +142,13 @@ class FactStore:
         if (stamp := self.stamp(name)) is not None:
             self._facts[name] = (stamp, _facts_as_data(facts))
             self._at_hand.cache_clear()
-            self._new.append(json.dumps({"path": name, "stamp": stamp, **self._facts[name][1]}))
+            self._new.append(_line(name, stamp, self._facts[name][1]))
 
     def add_decoded(self, name: str, found: Range, error: str) -> None:
         """Remember that a range of frames was decoded."""
         if (stamp := self.stamp(name)) is not None:
             self._decoded[name] = (stamp, self.decoded(name) | {found: error})
-            self._new.append(json.dumps({"path": name, "stamp": stamp, "frames": found, "error": error}))
+            self._new.append(_line(name, stamp, {"frames": found, "error": error}))
 
     def publish(self) -> None:
         """Write what is new, for other processes and other times; a folder that cannot be written to is no error."""
@@ -164,12 +165,9 @@ class FactStore:
         if len(self._read) < _MANY:
             return
         old = set(self._read)
-        lines = [json.dumps({"path": name, "stamp": stamp, **data}) for name, (stamp, data) in self._facts.items()]
+        lines = [_line(name, stamp, data) for name, (stamp, data) in self._facts.items()]
         for name, (stamp, ranges) in self._decoded.items():
-            lines += [
-                json.dumps({"path": name, "stamp": stamp, "frames": frames, "error": error})
-                for frames, error in ranges.items()
-            ]
+            lines += [_line(name, stamp, {"frames": frames, "error": error}) for frames, error in ranges.items()]
         try:
             self._write(lines)
             for name in old:
@@ -194,14 +192,23 @@ class FactStore:
             try:
                 data = json.loads(line)
                 name, stamp = data["path"], tuple(data["stamp"])
+                if data["version"] != _VERSION:
+                    continue
                 if "frames" in data:
                     known, ranges = self._decoded.get(name, (stamp, dict[Range, str]()))
                     ranges = ranges if known == stamp else {}
                     self._decoded[name] = (stamp, ranges | {tuple(data["frames"]): data["error"]})
                 else:
-                    self._facts[name] = (stamp, {key: data[key] for key in data if key not in ("path", "stamp")})
+                    self._facts[name] = (
+                        stamp,
+                        {key: data[key] for key in data if key not in ("path", "stamp", "version")},
+                    )
             except (ValueError, KeyError, TypeError):
                 continue
+
+
+def _line(name: str, stamp: Stamp, data: dict[str, Any]) -> str:
+    return json.dumps({"version": _VERSION, "path": name, "stamp": stamp, **data})
 
 
 def _stamp(path: Path) -> Stamp | None:
