@@ -54,8 +54,8 @@ def probe(path: Path, fps: float | None = None) -> Probe:
         height, width = _rgb(pictures[0]).shape[:2]
         times = [index / FPS for index in range(count)]
     else:
-        with _opened(path) as container:
-            times = _packet_times(container, path)
+        with _opened(path) as (container, stream):
+            times = _packet_times(container, stream, path)
         height, width = next(_decoded(path)).shape[:2]
     if fps is not None:
         times = [index / fps for index in range(len(times))]
@@ -197,20 +197,22 @@ def _av() -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A container and its video stream."""
     av = _av()
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise MediaError(f"{path} has no video in it.")
-            yield container
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
     except (av.error.FFmpegError, OSError, EOFError, ValueError) as error:
         raise MediaError(f"{path} cannot be decoded ({error}).") from None
 
 
-def _packet_times(container: Any, path: Path) -> list[float]:
+def _packet_times(container: Any, stream: Any, path: Path) -> list[float]:
     """Seconds of every frame, without decoding; by number where the container gives a frame no time."""
-    stream = container.streams.video[0]
     packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
     if not packets:
         raise MediaError(f"{path} holds no frame.")

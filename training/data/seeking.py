@@ -23,15 +23,16 @@ _BACK = (0, 300, 3000)  # frames before the wanted one that are tried as startin
 _KEPT = 16  # files whose times are kept
 
 Times = NDArray[np.int64]
+Opener = Callable[[], AbstractContextManager[tuple[Any, Any]]]
 _times: OrderedDict[tuple[str, int, int], Times | None] = OrderedDict()
 _lock = threading.Lock()
 
 
-def frames_from(opened: Callable[[], AbstractContextManager[Any]], path: Path, start: int) -> Iterator[Any]:
+def frames_from(opened: Opener, path: Path, start: int) -> Iterator[Any]:
     """PyAV's frames number `start`, `start` + 1, ... of a video file, in the order in which they are shown.
 
     Args:
-        opened: opens `path` as a PyAV container; called once or a few times.
+        opened: opens `path` and gives its PyAV container and video stream; called once or a few times.
         path: names the file.
         start: from 0; nothing comes where the file has fewer frames.
     """
@@ -40,26 +41,24 @@ def frames_from(opened: Callable[[], AbstractContextManager[Any]], path: Path, s
         for back in _BACK:
             if back and start <= back:
                 break
-            with opened() as container:
-                frames = _after_seek(container, times, start, max(0, start - back))
+            with opened() as (container, stream):
+                frames = _after_seek(container, stream, times, start, max(0, start - back))
                 first = next(frames, None)
                 if first is not None:
                     yield first
                     yield from frames
                     return
-    with opened() as container:
-        _threads(container)
-        for number, frame in enumerate(container.decode(video=0)):
+    with opened() as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
             if number >= start:
                 yield frame
 
 
-def _after_seek(container: Any, times: Times, start: int, aim: int) -> Iterator[Any]:
+def _after_seek(container: Any, stream: Any, times: Times, start: int, aim: int) -> Iterator[Any]:
     """The frames from `start` on, found by seeking to `aim`; none where that leads anywhere else."""
-    stream = _threads(container)
     container.seek(int(times[aim]), stream=stream, backward=True)
     keyed, expected = False, start
-    for frame in container.decode(video=0):
+    for frame in container.decode(stream):
         number = -1 if frame.pts is None else int(np.searchsorted(times, frame.pts))
         if number < 0 or number == len(times) or times[number] != frame.pts:
             return
@@ -72,25 +71,21 @@ def _after_seek(container: Any, times: Times, start: int, aim: int) -> Iterator[
         yield frame
 
 
-def _threads(container: Any) -> Any:
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def presentation_times(opened: Callable[[], AbstractContextManager[Any]], path: Path) -> Times | None:
-    """The times of a file's frames in its own units, increasing; None where two are equal or one is missing."""
+def presentation_times(opened: Opener, path: Path) -> Times | None:
+    """The times of a file's frames in its own units, increasing; None where two are equal, one is missing, or they
+    start anew (files joined end to end)."""
     state = path.stat()
     key = (str(path), state.st_size, state.st_mtime_ns)
     with _lock:
         if key in _times:
             _times.move_to_end(key)
             return _times[key]
-    with opened() as container:
-        stream = container.streams.video[0]
-        found = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    with opened() as (container, stream):
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        both = [(packet.pts, packet.dts) for packet in packets]
+    found, decoding = [pts for pts, _ in both], [dts for _, dts in both if dts is not None]
     times = None
-    if found and all(pts is not None for pts in found):
+    if found and None not in found and decoding == sorted(decoding):
         times = np.sort(np.asarray(found, np.int64))
         if bool((np.diff(times) <= 0).any()):
             times = None
