@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from training.data.manifest import LAYOUTS, write_lines
+from contextanyone_core.pose.layouts import LAYOUTS
+from training.data.manifest import write_lines
 from training.data.media import MediaError, Probe, content_hash, probe, read_pose
 
 _LOG = logging.getLogger(__name__)

@@ -105,17 +105,13 @@ class Character(_Columns):
     pose: RelativePath | None = None
 
 
-LAYOUTS = {"body14": 14, "coco17": 17, "body18": 18, "wholebody133": 133}
-"""Names of the layouts of keypoints, and how many points each has."""
-
-
 class ManifestRow(_Columns):
     """One training pair: a clip, and pictures of the same person in another action, place and light.
 
     A mask is a video, a folder of grey pictures or one grey picture, of the size and with the frames of `video`: white
     where the person is, black elsewhere. A pose is a safetensors file with the tensor `keypoints`, float32
     (T, K, 3): x, y and score of each point in pixels of the video as it is shown (upright, before `crop`), frame by
-    frame as `video`. Its metadata says `layout` (one of `LAYOUTS`, which gives K), `width`, `height` and `fps`, all of
+    frame as `video`. Its metadata says `layout` (body14, coco17, body18 or wholebody133, which gives K), `width`, `height` and `fps`, all of
     the video. A file without metadata, or without scores (T, K, 2), is taken as the column `pose` alone.
 
     Attributes:
