@@ -111,8 +111,9 @@ class ManifestRow(_Columns):
     A mask is a video, a folder of grey pictures or one grey picture, of the size and with the frames of `video`: white
     where the person is, black elsewhere. A pose is a safetensors file with the tensor `keypoints`, float32
     (T, K, 3): x, y and score of each point in pixels of the video as it is shown (upright, before `crop`), frame by
-    frame as `video`. Its metadata says `layout` (body14, coco17, body18 or wholebody133, which gives K), `width`, `height` and `fps`, all of
-    the video. A file without metadata, or without scores (T, K, 2), is taken as the column `pose` alone.
+    frame as `video`. Its metadata says `layout` (body14, coco17, body18 or wholebody133, which gives K), `width`,
+    `height` and `fps`, all of the video. A file without metadata, or without scores (T, K, 2), is taken as the column
+    `pose` alone.
 
     Attributes:
         id: unique name; it stands in every report and log.
