@@ -184,7 +184,7 @@ def _columns(path: Path, data: object) -> dict[str, Any]:
         column = _ALIASES.get(name, name)
         if column not in ManifestRow.model_fields or column == "id":
             known = ", ".join([*ManifestRow.model_fields, *_ALIASES])
-            raise InputError(f"{path} has {name!r}, which is not a column; known are {known}.")
+            raise InputError(f"{path} has {name!r}, which is not a column. Known are {known}.")
         if value is not None and value != "":
             columns[column] = value
     return columns

@@ -338,7 +338,7 @@ def _describe(details: ErrorDetails) -> str:
         model = ManifestRow if len(names) == 1 else _PARTS[names[0]]
         near = difflib.get_close_matches(names[-1], list(model.model_fields), n=1)
         known = ", ".join(model.model_fields)
-        return f"{column} is not a column; " + (f"did you mean {near[0]}?" if near else f"known are {known}.")
+        return f"{column} is not a column. " + (f"Did you mean {near[0]}?" if near else f"Known are {known}.")
     if details["type"] == "missing":
         return f"{column} is missing."
     return f"{column} is {details['input']!r:.80}: {message[:1].lower()}{message[1:]}."
