@@ -26,6 +26,7 @@ from benchmarks.options import tell
 from benchmarks.random_files import plan_parts, write_random_files
 from benchmarks.report import gib, markdown_table
 from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, frame_count, frame_size, whole
 from contextanyone_core.errors import ContextAnyoneError, InputError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationResult, GenerationSettings
@@ -79,7 +80,7 @@ def prove(options: Namespace) -> dict[str, Any]:
     found = _describe(options, sizes, parameters, result) | {"seconds": seconds}
     found |= {"peak_bytes": peak_memory(_CPU), "peak_bytes_after_loading": loaded, "limit_bytes": options.limit * 10**9}
     found |= {"files": [str(out / "proof.mp4"), str(sheet), str(out / "proof.json")]}
-    (out / "proof.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "proof.json", json.dumps(found, indent=1) + "\n")
     if found["peak_bytes"] > found["limit_bytes"]:
         raise TooLargeError(
             f"The run took {gib(found['peak_bytes'])} GiB, more than the {options.limit} GB that it may."

@@ -17,7 +17,8 @@ from benchmarks.stack import StackSizes, borrowed_tokenizer
 from contextanyone_core.checkpoints.expected import host_tensors
 from contextanyone_core.encoders.text import SPIECE
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, expected_tensors
+from contextanyone_core.weights.comparison import expected_tensors
+from contextanyone_core.weights.naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE
 from contextanyone_core.weights.tensors import TensorInfo, empty
 from contextanyone_core.weights.writer import NAMES, write_streamed
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.machine import GIB
+from contextanyone_core.atomic_file import whole_file, write_text
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _HEAD = 900, 240, 170, 22, 40
 _INK, _BAR, _OTHER = (40, 40, 40), (31, 99, 181), (160, 160, 160)
@@ -23,9 +24,10 @@ def write_report(folder: Path, name: str, result: dict[str, Any], table: str, ba
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
-    paths[0].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(table, encoding="utf-8")
-    draw_bars(paths[2], bars)
+    write_text(paths[0], json.dumps(result, indent=1) + "\n")
+    write_text(paths[1], table)
+    with whole_file(paths[2]) as beside:
+        draw_bars(beside, bars)
     return paths
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 from benchmarks.machine import describe_versions
 from benchmarks.options import tell
 from benchmarks.report import markdown_table
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, frame_count, frame_size, whole
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.image_io import picture_to_images
@@ -120,7 +121,7 @@ def _main(argv: Sequence[str]) -> None:
     options = parser.parse(argv)
     result = measure(options)
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_text(options.json, json.dumps(result, indent=1))
     sys.stdout.write(show(result) + "\n")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from contextanyone_core.encoders.vae import build_vae, mini_vae_config, save_vae
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import save_transformer
 
+# training/ and benchmarks/ are not installed. The root goes last: at the front, nodes/ would hide ComfyUI's `nodes`.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 # A busy machine is no failure: no deadline for a single example.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
@@ -29,6 +34,14 @@ SENTENCES = (
 )
 MEAN = tuple(0.05 * channel - 0.3 for channel in range(16))
 STD = tuple(1.0 + 0.02 * channel for channel in range(16))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, for what they run in other processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

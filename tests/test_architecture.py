@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE, TRAINING, NODES, BENCHMARKS = "contextanyone_core", "training", "nodes", "benchmarks"
 MAX_LINES = 420
@@ -87,59 +89,74 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS)
 
 
-ARCHITECTURE = (
-    (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## The order inside the core", 1)[1]
-)
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+ORDERS = {CORE: "## The order inside the core", TRAINING: "## The order inside training"}
 
 
-def rooms() -> dict[str, int]:
-    """Each room of the core and its storey, as docs/ARCHITECTURE.md lists them: 0 is the highest."""
-    lines = ARCHITECTURE.split("```")[1].strip().splitlines()
+def section(package: str) -> str:
+    """What docs/ARCHITECTURE.md says about the order inside a package."""
+    return ARCHITECTURE.split(ORDERS[package], 1)[1].split("\n## ", 1)[0]
+
+
+def rooms(package: str) -> dict[str, int]:
+    """Each room of a package and its storey, as docs/ARCHITECTURE.md lists them: 0 is the highest."""
+    lines = section(package).split("```")[1].strip().splitlines()
     return {name: storey for storey, line in enumerate(lines) for name in line.split("  ")[0].split(", ")}
 
 
 def libraries() -> dict[str, set[str]]:
     """The files that may import each library late, as docs/ARCHITECTURE.md lists them."""
-    table = ARCHITECTURE.split("| library | files |", 1)[1].split("\n\n", 1)[0]
+    table = section(CORE).split("| library | files |", 1)[1].split("\n\n", 1)[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
     return {name: set(files.replace("`", "").split(", ")) for name, files in rows}
 
 
 def room(path: Path) -> str:
-    return path.relative_to(ROOT / CORE).with_suffix("").parts[0]
+    return path.relative_to(ROOT).with_suffix("").parts[1]
 
 
-def core_files() -> list[Path]:
-    """Every file of the core but the packages' own first lines."""
-    return [path for path in sources(CORE) if path.parts[-2:] != (CORE, "__init__.py")]
+def package_files(package: str) -> list[Path]:
+    """Every file of a package but its own first lines."""
+    return [path for path in sources(package) if path.parts[-2:] != (package, "__init__.py")]
 
 
-def core_imports(path: Path) -> Iterator[tuple[Import, Path]]:
-    """What a file of the core imports of the core."""
-    for found in imports(path):
+def own_imports(path: Path) -> Iterator[tuple[Import, Path]]:
+    """What a file imports of its own package, late imports by a module's name included."""
+    package = path.relative_to(ROOT).parts[0]
+    named = [Import(module, False, line, False) for line, module in module_names(path, package)]
+    for found in [*imports(path), *named]:
         target = module_file(found.module)
-        if top(found.module) == CORE and target is not None:
+        if top(found.module) == package and target is not None:
             yield found, target
 
 
-def test_every_room_of_the_core_is_listed():
-    found = {room(path) for path in core_files()} - {"miniature"}
-    assert found == set(rooms())
+@pytest.mark.parametrize("package", ORDERS)
+def test_every_room_is_listed(package: str):
+    found = {room(path) for path in package_files(package)} - {"miniature"}
+    assert found == set(rooms(package))
 
 
-def test_core_files_import_only_lower_rooms_and_relatively():
-    storeys, wrong = rooms(), []
-    for path in core_files():
-        for found, target in core_imports(path):
-            lower = room(target) == room(path) or storeys[room(target)] > storeys[room(path)]
-            if not (found.relative and lower):
+@pytest.mark.parametrize("package", ORDERS)
+def test_files_import_only_lower_rooms(package: str):
+    storeys, wrong = rooms(package), []
+    for path in package_files(package):
+        for found, target in own_imports(path):
+            if not (room(target) == room(path) or storeys[room(target)] > storeys[room(path)]):
                 wrong.append(f"{at(path, found.line)} imports {found.module}")
     assert wrong == []
 
 
-def test_no_imports_of_a_room_go_round_in_a_circle():
-    arrows = {path: {target for _, target in core_imports(path) if room(target) == room(path)} for path in core_files()}
-    left = dict(arrows)
+def test_core_files_import_the_core_relatively():
+    wrong = [
+        at(path, found.line) for path in package_files(CORE) for found, _ in own_imports(path) if not found.relative
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ORDERS)
+def test_no_imports_of_a_room_go_round_in_a_circle(package: str):
+    files = package_files(package)
+    left = {path: {target for _, target in own_imports(path) if room(target) == room(path)} for path in files}
     while free := [path for path, targets in left.items() if not (targets - {path}) & left.keys()]:
         for path in free:
             del left[path]
@@ -159,11 +176,15 @@ def test_core_imports_no_library_that_is_not_allowed_there():
 
 def late_imports(path: Path) -> list[tuple[int, str]]:
     """Names of library modules that stand in strings, as late imports have them: `"diffusers.hooks"`."""
+    return module_names(path, "|".join(libraries()))
+
+
+def module_names(path: Path, tops: str) -> list[tuple[int, str]]:
+    """Strings that are a module's whole name under one of some packages (`a|b`), and their lines."""
     strings = [
         node for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    names = "|".join(libraries())
-    return [(node.lineno, node.value) for node in strings if re.fullmatch(rf"({names})(\.\w+)+", node.value)]
+    return [(node.lineno, node.value) for node in strings if re.fullmatch(rf"({tops})(\.\w+)+", node.value)]
 
 
 def test_every_named_library_is_used_where_it_is_named():
@@ -230,6 +251,19 @@ def test_weights_are_data_never_code():
                 safe = any(key.arg == "weights_only" and ast.unparse(key.value) == "True" for key in node.keywords)
                 if called in ("pickle.load", "pickle.loads", "eval", "exec") or (called == "torch.load" and not safe):
                     wrong.append(f"{at(path, node.lineno)} calls {called}")
+    assert wrong == []
+
+
+def test_files_take_their_names_in_one_module():
+    """Whole files, synced, with the mode of the umask, are `atomic_file`'s. Of one argument `replace` is a path's."""
+    alone = {"rename", "mkstemp", "chmod", "fsync", "NamedTemporaryFile"}
+    wrong = []
+    for path in OUR_FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                moves = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
+                if (moves or node.func.attr in alone) and path.name != "atomic_file.py":
+                    wrong.append(f"{at(path, node.lineno)} calls {node.func.attr}")
     assert wrong == []
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from contextanyone_core.cli.generate import read_request
-from training import config
+from training import config, settings
 from training.parts import manifest, transformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,7 +196,7 @@ def test_training_names_every_setting_of_a_run_and_of_the_transformer_and_every_
         named = set(re.findall(rf"`({section}\.\w+)`", text))
         assert named - known == set()
         assert known - named == set()
-    assert [path.name for path in config.presets() if f"`{path.name}`" not in text] == []
+    assert [path.name for path in settings.presets() if f"`{path.name}`" not in text] == []
 
 
 CITED = re.compile(r"(?<![\w*/.-])((?:[\w-]+/)*[A-Z][\w-]*\.md)\b|\b([A-Z]{4,}) \d\b(?!\.)")

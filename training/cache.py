@@ -16,10 +16,11 @@ import torch
 
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
+from training.config import data_settings
 from training.data.build import CacheBuilder
 from training.data.cache import index_path, read_index
 from training.data.manifest import drop_table
-from training.data.settings import DataSettings, data_settings
+from training.data.settings import DataSettings
 from training.data.work import Stopped, job_share
 from training.stopping import Stop
 

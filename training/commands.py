@@ -1,4 +1,4 @@
-"""What the trainer's commands share: a parser with one-line errors, and exceptions as exit codes."""
+"""Common to the trainer's commands: a parser with one-line errors, and exit codes for exceptions."""
 
 import argparse
 import logging
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from contextanyone_core.cli.streams import steady_streams
 from contextanyone_core.errors import ContextAnyoneError, InputError
 from training.stopping import TrainingStopped
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line and exits with 2."""
+    """An argument parser whose errors are one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line."""
@@ -24,16 +25,19 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Run a command that may return the signal that ended it, and return the process's exit code.
 
     0 done, 1 the training or the disk failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. The last four end with one line.
+    An output that is closed, or whose reader has left, ends nothing.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        ended_by = command()
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except (ContextAnyoneError, OSError) as error:
-        sys.stderr.write(f"{name}: {' '.join(_said(error).split())}\n")
-        return 1 if isinstance(error, TrainingStopped | OSError) else 2
-    return 0 if ended_by is None else 128 + ended_by
+    with steady_streams():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        try:
+            ended_by = command()
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except (ContextAnyoneError, OSError) as error:
+            sys.stderr.write(f"{name}: {' '.join(_said(error).split())}\n")
+            return 1 if isinstance(error, TrainingStopped | OSError) else 2
+        return 0 if ended_by is None else 128 + ended_by
 
 
 def output_folder(option: str, path: Path) -> Path:
@@ -56,7 +60,7 @@ def refuse_output_file(option: str, path: Path) -> None:
 
 
 def _said(error: Exception) -> str:
-    """An error in words; the system's own without its number."""
+    """The text of an error; of a system error without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
     return str(error)

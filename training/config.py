@@ -4,26 +4,26 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
-from pydantic_core import ErrorDetails
 
-from contextanyone_core.errors import InputError, did_you_mean, nearest
+from contextanyone_core.atomic_file import write_text
+from contextanyone_core.errors import InputError, did_you_mean
+from training.data.settings import DataSettings
 from training.parts import PARTS
 from training.parts.base import PartSettings
+from training.settings import ShippedPath, describe_errors, read_settings
 from training.trackers import TrackerName
 
-PRESETS = Path(__file__).parent / "configs"
-
-# How long a run goes on, and on how many pairs: a resume may change both, up or down.
-_LENGTH = frozenset({"run.steps", "part.pairs"})
-# With them the settings that say how a run is carried out, not what it computes.
-FREE_ON_RESUME = _LENGTH | frozenset(
-    {"part.pools"}  # where pairs are kept, not which ones
-    | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # places; data.sha256 holds the contents
-    | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # only shown
+# Settings that change the result, and that a resume may still change: steps, pairs and learning rate.
+_CHANGEABLE = frozenset({"run.steps", "part.pairs", "optim.lr"})
+# These, and the settings that do not change the result.
+FREE_ON_RESUME = _CHANGEABLE | frozenset(
+    {"part.pools"}  # the folder of the pairs, not their content
+    | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # data.sha256 has their content
+    | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # display
     | {
         f"run.{key}"
         for key in (
@@ -48,7 +48,7 @@ class _Section(BaseModel):
 
 
 class RunSettings(_Section):
-    """How long a run takes and where it lives. Everything named `_every` counts steps."""
+    """Length, folder and logging of a run. Settings named `_every` count steps."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     out: Path | None = None  # runs/<name> where not given
@@ -91,7 +91,7 @@ class OptimSettings(_Section):
 class InitSettings(_Section):
     """What a run starts from."""
 
-    from_: Path | None = Field(None, alias="from")
+    from_: ShippedPath | None = Field(None, alias="from")
 
 
 class TrainConfig(_Section):
@@ -117,15 +117,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return parse_config(read_settings(path, overrides))
 
 
-def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML file of settings and apply `a.b=value` overrides; nothing is checked but the form.
+def data_settings(path: Path, overrides: Sequence[str] = ()) -> DataSettings:
+    """Read the section `part.data` of a run's configuration.
 
     Raises:
-        InputError: the file is missing or not a YAML mapping, or an override is not of that form.
+        InputError: the configuration has a mistake, or its part does not train on a manifest.
     """
-    data = _read_yaml(path)
-    for override in overrides:
-        _apply_override(data, override)
+    part = load_config(path, overrides).part
+    data = getattr(part, "data", None)
+    if not isinstance(data, DataSettings):
+        raise InputError(f"{path} trains the part {part.name}, which reads no manifest; part.name: manifest does.")
     return data
 
 
@@ -151,16 +152,14 @@ def parse_config(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML, beside the final name first."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    beside.replace(path)
+    """Write the resolved configuration as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Return the SHA-256 of what the run computes: what a resume must keep, and the number of steps and of pairs."""
+    """Return the SHA-256 of what the run computes: what a resume must keep, and the present steps, pairs and rate."""
     flat = _flatten(config.to_dict())
-    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _LENGTH}
+    kept = {key: value for key, value in flat.items() if key not in FREE_ON_RESUME - _CHANGEABLE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -174,70 +173,6 @@ def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
     return sorted(k for k in old.keys() | new.keys() if k not in free and old.get(k) != new.get(k))
 
 
-def presets() -> list[Path]:
-    """Return the configurations of runs that come with the trainer; evaluate.yaml beside them is the evaluation's."""
-    return sorted(path for path in PRESETS.rglob("*.yaml") if path.name != "evaluate.yaml")
-
-
-class _RepeatedKey(yaml.YAMLError):
-    """A mapping has a key twice, of which YAML's own loader takes the last without a word."""
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses repeated keys."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it stands in the file. Raises _RepeatedKey."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _RepeatedKey(f"the key {key.value} is in line {lines[key.value]} and again in line {line}")
-            lines[key.value] = line
-        return node
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise InputError(f"The configuration {path} does not exist.{_near_preset(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The configuration {path} cannot be read: {error}.") from None
-    except _RepeatedKey as error:
-        raise InputError(f"The configuration {path}: {error}; leave one of them out.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(data, dict):
-        raise InputError(f"The configuration {path} must be a mapping with the keys run and part.")
-    return data
-
-
-def _near_preset(path: Path) -> str:
-    names = {preset.name: preset for preset in presets()}
-    near = nearest(path.name, names)
-    return "" if near is None else f" Did you mean {names[near]}?"
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    names = key.split(".")
-    if not equals or not all(names):
-        raise InputError(f"--set {override} is not of the form a.b=value, such as run.steps=1000.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}.") from None
-    place = data
-    for name in names[:-1]:
-        inner = place.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"--set {override}: {name} is {inner!r} in the configuration, it holds no settings.")
-        place = inner
-    place[names[-1]] = value
-
-
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
@@ -246,38 +181,3 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def describe_errors(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
-    """Say in one line which settings of a model are at fault and what would be right; prefix goes before the names."""
-    return " ".join(_describe_error(details, model, prefix) for details in error.errors())
-
-
-def _describe_error(details: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
-    names = [str(name) for name in details["loc"]]
-    message = details["msg"].removeprefix("Value error, ").rstrip(".")
-    if not names:  # a rule over several settings says itself which ones
-        return f"{message}."
-    key = prefix + ".".join(names)
-    if details["type"] == "extra_forbidden":
-        known = _known_names(model, names[:-1])
-        parent = key[: len(key) - len(names[-1])]
-        near = nearest(names[-1], known)
-        if near is None:
-            return f"{key} is not a setting; known are {', '.join(known)}."
-        return f"{key} is not a setting. Did you mean {parent}{near}?"
-    if details["type"] == "missing":
-        return f"{key} is missing."
-    return f"{key} is {details['input']!r}: {message[:1].lower()}{message[1:]}."
-
-
-def _known_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for name in path:
-        fields = {field.alias or key: field for key, field in model.model_fields.items()}
-        annotation = fields[name].annotation if name in fields else None
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]  # X, or X | None
-        inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-        if inner is None:
-            return []
-        model = inner
-    return [field.alias or key for key, field in model.model_fields.items()]

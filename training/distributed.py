@@ -1,9 +1,9 @@
-"""Several processes that train together, started by `accelerate launch` or `torchrun`: who this one is, what they agree
-on, and how their networks become one.
+"""Several processes that train together, started by `accelerate launch` or `torchrun`: rank and size, collective
+decisions, and the sharing of the network.
 
 Every process holds the whole network (DDP), or a share of it where accelerate's configuration has `use_fsdp` (FSDP2;
 HSDP where its parallelism_config has a dp_replicate_size), or a share of the optimizer where it has `use_deepspeed`
-(ZeRO-1 and 2, training/zero.py). A process that was started alone goes through none of this.
+(ZeRO-1 and 2, training/zero/). A process that was started alone uses none of this.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.blocks import TransformerBlock
 from training.parts.base import Metrics, Part
 
-_PATIENCE = timedelta(hours=2)  # that the others have while one saves, samples or exports
+_PATIENCE = timedelta(hours=2)  # how long the others wait while one saves, samples or exports
 _PARALLEL = ("DP_REPLICATE", "DP_SHARD", "TP", "CP", "SP")  # of accelerate's parallelism_config
 _ZERO = ("stage", "reduce_bucket_size", "allgather_bucket_size", "overlap_comm", "reduce_scatter")  # of DeepSpeed's
 _Found = TypeVar("_Found")
@@ -37,14 +37,14 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together.
+    """This process among those that train together (torch.distributed's rank and world size).
 
     Attributes:
-        rank, size: which one it is, of how many. device: where its network runs.
-        sharded: whether each holds a share of the network only.
-        copies: of a network that is shared out; its gradients are averaged over them (HSDP).
-        group: a gloo group for decisions, so that they neither wait for the GPU nor meet NCCL's ten minutes.
-        zero: DeepSpeed's zero_optimization, where that shares the optimizer out.
+        rank, size: its number, of how many processes. device: where its network runs.
+        sharded: whether each process holds only a shard of the network (FSDP2).
+        copies: of a sharded network; its gradients are averaged over them (HSDP).
+        group: a gloo group for decisions, which neither wait for the GPU nor run into NCCL's timeout of ten minutes.
+        zero: DeepSpeed's zero_optimization, if that shards the optimizer.
     """
 
     rank: int
@@ -70,11 +70,11 @@ class World:
         return found
 
     def any(self, *mine: bool) -> list[bool]:
-        """Whether any process says so; the same answers everywhere."""
+        """Whether a flag is set in any process; the same answers in all."""
         return [count > 0 for count in self.total(*mine)]
 
     def gather(self, mine: _Found) -> list[_Found]:
-        """What every process has, in the order of the ranks, everywhere. Small objects only."""
+        """The objects of all processes in the order of their ranks, in every process. Small objects only."""
         if self.size == 1:
             return [mine]
         found: list[Any] = [None] * self.size
@@ -82,22 +82,22 @@ class World:
         return found
 
     def wait(self) -> None:
-        """Wait for all to come here."""
+        """Wait until all processes have called this."""
         self.total(0)
 
     def alone(self) -> World:
-        """The same process, on the CPU, for work without the others."""
+        """The same process as a world of its own, on the CPU, for work without the others."""
         return World(0, 1, torch.device("cpu"))
 
 
 def one_process() -> World:
-    """A world of this process alone, on the GPU, or the CPU where there is none."""
+    """A world of this process alone, on the GPU, or on the CPU if there is none."""
     return World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager
 def open_world() -> Iterator[World]:
-    """Meet the other processes that the launcher started, if there are any.
+    """Join the other processes that the launcher started, if there are any.
 
     Raises:
         InputError: the launcher's configuration asks for other copies and shares than processes, or for more of
@@ -107,7 +107,7 @@ def open_world() -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield one_process()
         return
-    from accelerate import PartialState  # a second's import that one process does not need
+    from accelerate import PartialState  # an import of a second that a single process does not need
 
     state = PartialState(cpu=not torch.cuda.is_available())
     sharded = _asked("FSDP")
@@ -150,7 +150,7 @@ def _zero() -> dict[str, Any]:
     _refuse(f"{file}, zero_optimization, sets", [key for key in found if key not in _ZERO])
     if found["stage"] not in (1, 2):
         raise InputError(
-            f"deepspeed_config has ZeRO stage {found['stage']}; 1 and 2 are supported. To share the weights out too, "
+            f"deepspeed_config has ZeRO stage {found['stage']}; 1 and 2 are supported. To shard the weights too, "
             "use FSDP2: training/launch/fsdp2.yaml."
         )
     return found
@@ -165,9 +165,9 @@ def _refuse(where: str, keys: list[str]) -> None:
 
 
 def shard(modules: dict[str, nn.Module], world: World) -> None:
-    """Leave each process its share of the parameters, which it gathers block by block as they are used (FSDP2).
+    """Shard the parameters over the processes; they are gathered block by block as they are used (FSDP2).
 
-    Processes that follow one another share a copy, so those of a node do, where `dp_shard_size` is its size.
+    Consecutive ranks share a copy: with a `dp_shard_size` of a node's size, those of one node.
     """
     shape = (world.size,) if world.copies == 1 else (world.copies, world.size // world.copies)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shares")[-len(shape) :])
@@ -196,11 +196,11 @@ class LossOfPart(nn.Module):
 def joint_loss(part: Part, world: World) -> LossFunction:
     """The part's loss, whose gradients are averaged over the processes in each backward pass.
 
-    So in a step that accumulates none waits for the last batch, which may have no backward pass: it is not finite, or
-    nothing trained takes part.
+    Averaging does not wait for the last batch of a step that accumulates, because that batch may have no backward pass:
+    its loss is not finite, or no trained parameter is used.
 
-    A process that drops its references leaves parameters without gradient that others have one for: those are counted
-    as zeros (`find_unused_parameters`).
+    A process that drops its references has no gradients for parameters that others use: they count as zeros
+    (`find_unused_parameters`).
     """
     if world.size == 1 or world.sharded:
         return part.loss
@@ -209,9 +209,9 @@ def joint_loss(part: Part, world: World) -> LossFunction:
 
 
 def reshard(modules: dict[str, nn.Module]) -> None:
-    """Leave each process its share again after a forward pass that no backward pass followed, which would have done so.
+    """Reshard after a forward pass without a backward pass, which would have done it.
 
-    FSDP2 keeps the outermost parameters whole until then.
+    FSDP2 keeps the outermost parameters gathered until then.
     """
     for module in modules.values():
         if isinstance(module, FSDPModule):
@@ -219,18 +219,19 @@ def reshard(modules: dict[str, nn.Module]) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A tensor as one process alone would have it; all must call, in the same order."""
+    """The whole tensor of a shard; all processes must call it, in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, on the device of a model, as the share that the model holds of its own.
+    """A whole tensor on the device of a model tensor, sharded as that is.
 
-    Of the model's shape also in its order in memory, which a fused optimizer takes for granted.
+    A tensor of the same shape also gets the same memory format, which fused optimizers require. The result is a copy:
+    the tensor may be a mapped file, which stays open as long as the tensor exists.
     """
     tensor = tensor.to(model.device)
     if tensor.shape != model.shape:
-        return tensor
+        return tensor.clone()
     if isinstance(model, DTensor):
         return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
     return torch.empty_like(model, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights: what is sampled, exported and shipped."""
+"""An exponential moving average of the trained weights, which is sampled, exported and shipped."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Ema:
     """A float32 average of named parameters, `average += (1 - decay) * (parameter - average)` after every update.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) over the n updates so far, so that the first weights, which are
-    noise, do not stay in the average.
+    The decay warms up as min(decay, (1 + n) / (10 + n)) over the n updates so far, so that the initial
+    random weights do not stay in the average.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -19,7 +19,7 @@ class Ema:
         self.updates = 0
         self._parameters = dict(parameters)
         self.tensors: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in self._parameters.items()}
-        self._kept: dict[str, Tensor] = {}  # the parameters' own values, while the average is in their place
+        self._kept: dict[str, Tensor] = {}  # the parameters' own values, while the average replaces them
 
     @torch.no_grad()
     def update(self) -> None:
@@ -31,9 +31,9 @@ class Ema:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the average in the parameters' place, and the parameters back at the end, bit for bit.
+        """Replace the parameters by the average; at the end they are restored, bit for bit.
 
-        A signal that comes at the end may leave some of the average: `put_back` finishes.
+        A signal at the end may interrupt this: `put_back` completes it.
         """
         self.put_back()
         self._kept = {name: parameter.data for name, parameter in self._parameters.items()}
@@ -45,7 +45,7 @@ class Ema:
             self.put_back()
 
     def put_back(self) -> None:
-        """Put back what `in_place` could not, if anything: to be called before the parameters are used again."""
+        """Restore parameters that `in_place` has not restored: to be called before they are used again."""
         for name, tensor in self._kept.items():
             self._parameters[name].data = tensor
         self._kept = {}

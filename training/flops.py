@@ -1,4 +1,4 @@
-"""Floating-point operations of the transformer, by arithmetic: what buckets and cost plans are reckoned in."""
+"""Floating-point operations of the transformer, computed from its sizes: the unit of buckets and cost plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says while it trains: log.jsonl with one line per step, and a progress bar or progress lines."""
+"""Progress of a run: log.jsonl with one line per step, and a progress bar or progress lines."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ _LONGEST_LINE = 1 << 16
 class StepLog:
     """DIR/log.jsonl, appended across resumes and flushed at every step; the last line of a step counts.
 
-    After a kill the steps since the last checkpoint are done, and logged, again.
+    After a kill the steps since the last checkpoint are repeated and logged again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class StepLog:
         self._file = path.open("ab")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one step. Numbers that are not finite become null, which JSON has."""
+        """Append one step. Numbers that are not finite become null, as JSON has no NaN."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(finite).encode() + b"\n")
         self._file.flush()
@@ -44,10 +44,10 @@ class StepLog:
 
 
 class ProgressDisplay:
-    """A bar with the time left on a terminal, elsewhere one line every `every` steps."""
+    """A progress bar on a terminal; elsewhere one line every `every` steps."""
 
     def __init__(self, name: str, start: int, total: int, every: int) -> None:
-        size = shutil.get_terminal_size((100, 24))  # tqdm alone shows nothing on a terminal that gives no size
+        size = shutil.get_terminal_size((100, 24))  # tqdm shows nothing on a terminal that reports no size
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -62,7 +62,7 @@ class ProgressDisplay:
         self._began = time.monotonic()
 
     def advance(self, step: int, record: Mapping[str, Any]) -> None:
-        """Show a finished step; step counts from 1 here."""
+        """Display a finished step; step counts from 1 here."""
         shown = f"loss {record['loss']:.4g}, lr {record['lr']:.2e}, {record['samples_per_second']:.3g} samples/s"
         if not self._bar.disable:
             self._bar.set_postfix_str(shown, refresh=False)
@@ -82,7 +82,7 @@ class ProgressDisplay:
 
 
 def _remove_cut_line(path: Path) -> None:
-    """Remove a last line without an end, which a kill has left."""
+    """Remove an incomplete last line, which a kill leaves behind."""
     if not path.exists():
         return
     with path.open("r+b") as file:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
@@ -17,7 +18,7 @@ from training.parts.base import HashesData, OpensData, Part, Validates
 from training.prefetch import batches
 from training.randomness import rank_seed
 from training.speed import Speedometer
-from training.state import Checkpoint, CheckpointStore, only_trainer
+from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
 from training.stopping import Stop, TrainingStopped, save_asked
 from training.trainer import Trainer, build_trainer
 from training.watch import Watch
@@ -38,16 +39,7 @@ def train(config: TrainConfig) -> int | None:
     folder = _make_folder(config.run.folder)
     with open_world() as world, logging_redirect_tqdm(), only_trainer(folder) if world.first else nullcontext():
         store = CheckpointStore(folder / "checkpoints", config.run.keep_last)
-        checkpoint = store.load_latest()
-        if world.first:
-            if checkpoint is not None:
-                refuse_changes(folder, config)
-            save_config(config, folder / "config.yaml")
-            _describe_world(world, checkpoint)
-        trainer = build_trainer(config, checkpoint, world)
-        if world.first:
-            _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
-            _describe_start(trainer, folder)
+        trainer = _build_or_resume(config, store, folder, world)
         if trainer.progress.step < config.run.steps:
             _open_data(trainer)
         with stop.listening():
@@ -55,25 +47,68 @@ def train(config: TrainConfig) -> int | None:
             if ended_by is None:
                 _export(trainer, store, folder / "export")
             elif world.first:
-                _LOG.info("Saved at step %d; the same command goes on from there.", trainer.progress.step)
+                _LOG.info("Saved at step %d; the same command resumes the run.", trainer.progress.step)
     return ended_by
 
 
-def refuse_changes(folder: Path, config: TrainConfig) -> None:
-    """Compare with the run's own config.yaml. Raises InputError that names the keys that must not change."""
+def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, world: World) -> Trainer:
+    """Build the trainer, and restore the newest checkpoint if there is one.
+
+    The checkpoint is released here: its files are mapped into memory and would stay on disk for as long as it lives.
+    """
+    checkpoint = store.load_latest()
+    if world.first:
+        if checkpoint is not None:
+            before = refuse_changes(folder, config)
+            _note_rate(checkpoint.progress, before.optim.lr, config.optim.lr)
+        save_config(config, folder / "config.yaml")
+        _describe_world(world, checkpoint)
+    trainer = build_trainer(config, checkpoint, world)
+    if world.first:
+        trainer.progress.learning_rates.setdefault("0", config.optim.lr)
+        _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
+        _describe_start(trainer, folder)
+    return trainer
+
+
+def _note_rate(progress: Progress, before: float, now: float) -> None:
+    """Record a changed learning rate in the progress, which every later checkpoint contains."""
+    progress.learning_rates.setdefault("0", before)
+    last = list(progress.learning_rates.values())[-1]
+    if last != now:
+        _LOG.warning("optim.lr is %g from step %d on; it was %g.", now, progress.step, last)
+        progress.learning_rates[str(progress.step)] = now
+
+
+def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:
+    """Compare with the run's own config.yaml, which is returned. Raises InputError that names what must not change."""
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise CheckpointError(f"{folder} has checkpoints but no config.yaml: choose another run.out.")
-    changed = changed_keys(load_config(saved), config)
+    before = load_config(saved)
+    changed = changed_keys(before, config)
     if changed:
         raise InputError(
             f"{folder} holds a run with other settings ({', '.join(changed)}): set them back to resume it, or choose "
             "another run.out."
         )
+    return before
 
 
 def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> int | None:
-    """Do what is left of the steps. Returns the signal that ended them, else None."""
+    """Train the remaining steps. Returns the signal that ended them, else None.
+
+    What follows a step, in this order, which is a contract:
+
+    1. The step is logged, before anything can fail.
+    2. Ten steps in a row that were not finite end the run, without a checkpoint.
+    3. A checkpoint that is due (`save_every`, the last step) is written before validation and samples, so that an
+       error in them does not lose it.
+    4. A validation that is due. A signal or the time limit interrupts it.
+    5. All processes agree whether the run ends at this step; signals during the validation count.
+    6. A checkpoint if the run ends or the file `save` requests one, unless 3 has written it: at most one per step.
+    7. Samples that are due (`sample_every`, the last step, the time limit), unless a signal ends the run.
+    """
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
@@ -89,19 +124,20 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingStopped(
                     f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
-                    "checkpoint is whole; a lower optim.lr or clip_norm in another run.out may help."
+                    "checkpoint is complete; resume it with a lower optim.lr, or start anew with another clip_norm."
                 )
-            due = progress.step % run.save_every == 0 or progress.step == run.steps
-            if due:  # before the validation, which may fail
+            complete = progress.step == run.steps
+            save_due = complete or progress.step % run.save_every == 0
+            if save_due:
                 _save(trainer, store)
             if run.validate_every is not None and progress.step % run.validate_every == 0:
                 found = trainer.validate(stop.asked)
                 if found is not None:
                     watch.validation(found, progress.step)
-            out_of_time, save = world.any(stop.asked(), world.first and save_asked(folder))
+            out_of_time, save_wanted = world.any(stop.asked(), world.first and save_asked(folder))
             ended_by = stop.agreed(world)
-            last = out_of_time or ended_by is not None or progress.step == run.steps
-            if (last or save) and not due:
+            last = complete or out_of_time or ended_by is not None
+            if (last or save_wanted) and not save_due:
                 _save(trainer, store)
             if ended_by is None and (last or progress.step % run.sample_every == 0):
                 _sample(trainer, folder / "samples", watch, stop)
@@ -110,9 +146,9 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
 
 
 def _open_data(trainer: Trainer) -> None:
-    """Have the part open its data, and its first held-out batch: what is wrong with them is said before the first step.
+    """Open the part's data and its first held-out batch, so that an error in them comes before the first step.
 
-    That may take hours, in which a signal ends the process at once, as there is nothing to save.
+    This may take hours. A signal in that time ends the process at once: there is nothing to save.
     """
     part, name = trainer.part, trainer.config.part.name
     if isinstance(part, OpensData):
@@ -141,7 +177,7 @@ def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> 
 
 
 def _save(trainer: Trainer, store: CheckpointStore) -> None:
-    """Write a checkpoint, in the first process; none goes on before it is written."""
+    """Write a checkpoint in the first process; the others wait for it."""
     tensors, failed = trainer.tensors(), None
     if trainer.world.first:
         try:
@@ -152,11 +188,11 @@ def _save(trainer: Trainer, store: CheckpointStore) -> None:
     if failed is not None:
         raise failed
     if everywhere:
-        raise TrainingStopped("The first process could not write a checkpoint; the one before is whole.")
+        raise TrainingStopped("The first process could not write a checkpoint; the previous one is complete.")
 
 
 def _sample(trainer: Trainer, folder: Path, watch: Watch, stop: Stop) -> None:
-    if trainer.world.first and not trainer.world.sharded:  # a share of a network shows nothing; export.py gives all
+    if trainer.world.first and not trainer.world.sharded:  # a sharded network cannot sample; export.py gathers it
         with stop.may_cut():
             watch.samples(trainer.sample(folder), trainer.progress.step - 1)
     trainer.world.wait()
@@ -175,8 +211,8 @@ def _export(trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
 def _describe_world(world: World, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None and checkpoint.progress.world != world.size:
         _LOG.warning(
-            "The run was saved by %d processes and goes on with %d at step %d: from here on it is not bit for bit "
-            "what it would have been.",
+            "The run was saved by %d processes and goes on with %d at step %d: from here on the result "
+            "is not bit for bit the same.",
             checkpoint.progress.world,
             world.size,
             checkpoint.progress.step,
@@ -195,7 +231,7 @@ def _describe_start(trainer: Trainer, folder: Path) -> None:
 
 
 def _refuse_other_data(folder: Path, part: Part, *, resumed: bool) -> None:
-    """Keep the hash of the data beside a new run, and compare it where a run goes on."""
+    """Write the hash of the data into a new run's folder; compare it when a run is resumed."""
     if not isinstance(part, HashesData):
         return
     path = folder / "data.sha256"
@@ -203,7 +239,7 @@ def _refuse_other_data(folder: Path, part: Part, *, resumed: bool) -> None:
         raise InputError(
             f"{folder} holds a run on other data: put the data back to resume it, or choose another run.out."
         )
-    path.write_text(part.data_hash() + "\n", encoding="utf-8")
+    write_text(path, part.data_hash() + "\n")
 
 
 def _make_folder(folder: Path) -> Path:

@@ -7,7 +7,8 @@ from torch import nn
 
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.lora import Lora, LowRank
+from contextanyone_core.weights.lora import Lora
+from contextanyone_core.weights.lora_updates import LowRank
 from training.patterns import matches, require_matches
 
 # Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.
@@ -66,10 +67,10 @@ def _own_name(name: str) -> str:
 def trained_lora(
     transformer: ContextAnyoneTransformer, settings: LoraSettings, start: ContextAnyoneTransformer
 ) -> Lora:
-    """What a training with `add_lora` has found, as a file's content: float32, on the CPU.
+    """The result of a training with `add_lora`, as the content of a file: float32, on the CPU.
 
     Args:
-        start: the network that the training started from; what was trained in full is kept as the difference from it.
+        start: the network that the training started from; what was trained in full is stored as the difference from it.
     """
     found = {name: tensor.detach().cpu().float() for name, tensor in transformer.state_dict().items()}
     scale = settings.alpha / settings.rank

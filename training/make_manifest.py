@@ -12,9 +12,9 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.commands import Parser, refuse_output_file, run_command
+from training.config import data_settings
 from training.data.buckets import BucketSettings
 from training.data.from_folder import ManifestSettings, make_manifest
-from training.data.settings import data_settings
 from training.data.work import Share, Stopped
 from training.stopping import Stop
 from training.validate_data import validate

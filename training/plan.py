@@ -10,6 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError, did_you_mean
 from training.commands import Parser, refuse_output_file, run_command
 from training.config import TrainConfig, load_config
@@ -34,7 +35,8 @@ def plan(config: TrainConfig, card: str | None, gpus: int, plot: Path | None) ->
     planned = plan_run(config, gpus)
     sys.stdout.write(plan_text(planned, CARDS if card is None else {card: CARDS[card]}))
     if plot is not None:
-        draw_density(plot, planned.levels)
+        with whole_file(plot) as beside:
+            draw_density(beside, planned.levels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

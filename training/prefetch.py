@@ -30,7 +30,7 @@ class _Batches(Dataset[Any]):
         seed_globals(self._seed, step, "batch")
         try:
             return self._part.batch(step)
-        except ContextAnyoneError as error:  # handed over as it is: the loader would wrap it in a traceback
+        except ContextAnyoneError as error:  # passed on as a value: the loader would wrap it in a traceback
             return error
 
 
@@ -38,8 +38,8 @@ def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bo
     """Return an iterator over `part.batch(step)` for the steps, in order, the same for any number of workers.
 
     Workers are forks with one thread each. OpenCV's own threads are switched off, here too: they do not survive a fork.
-    SIGTERM and SIGINT, which schedulers send to every process of a job, do not end a worker while this process goes on:
-    it may have a checkpoint to save, and decides itself when they end.
+    SIGTERM and SIGINT, which schedulers send to every process of a job, do not end a worker while this process runs: it
+    may have a checkpoint to save, and ends the workers itself.
     """
     cv2.setNumThreads(0)
     ending = mmap.mmap(-1, 1)  # shared with the forks; set when this process ends, before Python ends its workers

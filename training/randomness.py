@@ -14,7 +14,7 @@ def seed_for(seed: int, step: int, purpose: str) -> int:
 
 
 def rank_seed(seed: int, rank: int) -> int:
-    """Return a run's seed for one of its processes, which all draw differently; the first one's is the run's own."""
+    """Return the seed of one of a run's processes, which all differ; the first one has the run's seed."""
     return seed if rank == 0 else seed_for(seed, rank, "rank")
 
 

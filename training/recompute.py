@@ -32,7 +32,7 @@ def recompute_blocks(transformer: ContextAnyoneTransformer, kind: Recompute) -> 
     """Let the backward pass compute the inside of each block again instead of keeping it.
 
     Args:
-        kind: `full` keeps a block's inputs only; `selective` also the outputs of fused attention, which are most of
+        kind: `full` stores a block's inputs only; `selective` also the outputs of fused attention, which are most of
             the work and little of the memory; `none` changes nothing.
     """
     if kind == "none":
@@ -58,7 +58,7 @@ def _again(function: Callable[..., _Result], contexts: dict[str, Any]) -> Callab
 def _without_kept_casts(function: Callable[..., _Result], x: Tensor, *inputs: Any, **options: Any) -> _Result:
     """The function with autocast, if it is on, casting weights anew at every use.
 
-    Casts that are kept would be there the first time and not the second, and stay in memory in between.
+    Cached casts would exist in the first pass and not in the second, and occupy memory in between.
     """
     device = x.device.type
     if not under_autocast(x.device):

@@ -10,12 +10,13 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from contextanyone_core.atomic_file import write_text
 from training.commands import Parser, refuse_output_file, run_command
 from training.reporting.page import report_page
 
 
 def report(run: Path, out: Path | None) -> None:
-    """Write the page, beside its name first; RUN/report.html where no other place is given.
+    """Write the page, whole or not at all; RUN/report.html where no other place is given.
 
     Raises:
         InputError: run is not the folder of a run, or has no step yet, or out cannot be written.
@@ -24,9 +25,7 @@ def report(run: Path, out: Path | None) -> None:
         refuse_output_file("--out", out)
     page = report_page(run)
     out = out or run / "report.html"
-    beside = out.with_name(f".{out.name}.new")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(out)
+    write_text(out, page)
     sys.stdout.write(f"{out}\n")
 
 

@@ -17,7 +17,7 @@ _SIDE, _REPEATS = 1024, 3  # of the matrix product that an unlisted device is me
 
 
 class Speedometer:
-    """What a step's line in log.jsonl says of its speed.
+    """The speed of a step, for its line in log.jsonl.
 
     `tflops` are the model's own FLOPs, forward and backward, as FlopCounterMode counts them: what a checkpoint or a
     fused kernel computes again does not count. `mfu` is their share of the card's peak, or of a matrix product's

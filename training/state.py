@@ -1,5 +1,5 @@
 """The state of a run on disk: checkpoints as safetensors and JSON, written so that a kill at any moment leaves a
-whole one.
+complete one.
 
     DIR/checkpoints/step-00000500/{model,ema,optimizer}.safetensors, state.json
     DIR/checkpoints/latest        the name of the newest folder
@@ -15,14 +15,15 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from contextanyone_core.atomic_file import ENDING, PREFIX, whole_file, write_text
 from contextanyone_core.errors import CheckpointError, InputError
-from training.files import file_sha256, sync, write_tensors
+from training.files import file_sha256, write_tensors
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -30,10 +31,11 @@ _VERSION = 1
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     seconds is the training's wall-clock time over all starts; skipped counts non-finite steps; world is the number of
-    processes; start is the SHA-256 of `init.from` where checkpoints leave out what stays as that has it.
+    processes; start is the SHA-256 of `init.from` where checkpoints leave out its unchanged tensors;
+    learning_rates maps the step from which an `optim.lr` holds to that rate.
     """
 
     step: int = 0
@@ -44,6 +46,7 @@ class Progress:
     ema_updates: int = 0
     world: int = 1
     start: str | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, of which the newest keep_last are kept."""
+    """The checkpoints of one run; all but the newest keep_last are removed."""
 
     def __init__(self, folder: Path, keep_last: int = 1) -> None:
         self.folder = folder
@@ -66,39 +69,30 @@ class CheckpointStore:
         """Write a checkpoint, point `latest` at it and remove the oldest ones.
 
         Raises:
-            OSError: the disk is full or not writable; earlier checkpoints stay whole.
+            OSError: the disk is full or not writable; earlier checkpoints stay complete.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_remains()
         final = self.folder / f"step-{progress.step:08d}"
-        beside = self.folder / f".{final.name}.new"
-        beside.mkdir()
-        try:
+        with whole_file(final) as beside:
+            beside.mkdir()
             self._write(beside, progress, tensors)
             if final.exists():
                 shutil.rmtree(final)
-            beside.rename(final)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        pointer = self.folder / ".latest.new"
-        pointer.write_text(final.name + "\n", encoding="utf-8")
-        sync(pointer)
-        pointer.replace(self.folder / "latest")
-        sync(self.folder)
+        write_text(self.folder / "latest", final.name + "\n")
         self._rotate(final.name)
         return final
 
     def load_latest(self, *, optimizer: bool = True) -> Checkpoint | None:
-        """Return the newest whole checkpoint, None where there is none at all.
+        """Return the newest complete checkpoint, None if there is no checkpoint at all.
 
-        A damaged one is reported and the one before it is taken.
+        A damaged one is reported, and the previous one is used.
 
         Args:
-            optimizer: whether to read the optimizer's state too, which only a run that goes on needs.
+            optimizer: whether to read the optimizer's state too, which only a resumed run needs.
 
         Raises:
-            CheckpointError: there are checkpoints and all are damaged.
+            CheckpointError: there are checkpoints, and all are damaged.
         """
         names = self._names()
         for name in reversed(names):
@@ -118,11 +112,8 @@ class CheckpointStore:
             path = folder / f"{file}.safetensors"
             write_tensors(path, named, {"format": "pt"})
             sums[path.name] = file_sha256(path)
-        state = folder / "state.json"
         text = json.dumps({"version": _VERSION, "progress": asdict(progress), "sha256": sums}, indent=1)
-        state.write_text(text + "\n", encoding="utf-8")
-        sync(state)
-        sync(folder)
+        write_text(folder / "state.json", text + "\n")
 
     def _names(self) -> list[str]:
         """Return the folders' names, oldest first."""
@@ -131,25 +122,30 @@ class CheckpointStore:
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
 
     def _rotate(self, newest: str) -> None:
-        """Remove all but the newest. One with a later step is damaged: the run was resumed from before it."""
+        """Remove all but the newest. One with a later step is damaged: the run was resumed from an earlier one.
+
+        Network file systems refuse to remove a folder while a process has one of its files open. This does not end the
+        run: the next rotation tries again.
+        """
         names = self._names()
         present = [name for name in names if name <= newest]
-        for name in set(names) - set(present[-self.keep_last :]):
-            shutil.rmtree(self.folder / name)
+        for name in sorted(set(names) - set(present[-self.keep_last :])):
+            try:
+                shutil.rmtree(self.folder / name)
+            except OSError as error:
+                _LOG.warning("The old checkpoint %s cannot be removed: %s.", self.folder / name, error.strerror)
 
     def _remove_remains(self) -> None:
-        for path in self.folder.glob(".*.new"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        """A killed process may have left half a checkpoint; `only_trainer` sees that no other one writes here."""
+        for path in self.folder.glob(f"{PREFIX}*{ENDING}"):
+            shutil.rmtree(path)
 
 
 @contextmanager
 def only_trainer(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this process. The lock ends with the process, however it ends.
+    """Lock the run's folder for this process. The lock ends with the process, however it ends.
 
-    On a file system without locks there is a warning instead.
+    A file system without locks gives a warning instead.
 
     Raises:
         InputError: another process trains there.
@@ -163,7 +159,9 @@ def only_trainer(folder: Path) -> Iterator[None]:
                 raise InputError(
                     f"Another process is training in {folder}: wait for it, or choose another run.out."
                 ) from None
-            _LOG.warning("%s cannot be locked (%s): see that no other process trains there.", folder, error.strerror)
+            _LOG.warning(
+                "%s cannot be locked (%s): make sure that no other process trains there.", folder, error.strerror
+            )
         yield
 
 

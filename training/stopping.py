@@ -1,4 +1,4 @@
-"""When a run ends or saves before its last step: signals, the time that is allowed, the file `save`, ten bad steps."""
+"""When a run ends or saves before its last step: signals, the time limit, the file `save`, ten non-finite steps."""
 
 import signal
 import time
@@ -11,16 +11,16 @@ from contextanyone_core.errors import ContextAnyoneError
 from training.distributed import World
 
 
-class TrainingStopped(ContextAnyoneError):  # noqa: N818  # an outcome, not a fault of the program
+class TrainingStopped(ContextAnyoneError):  # noqa: N818  # an outcome, not an error of the program
     """The loss or its gradients were not finite for ten steps in a row, or another process could not save."""
 
 
 class _Interrupted(BaseException):
-    """A signal came in a time that may be cut."""
+    """A signal arrived during work that may be interrupted."""
 
 
 class Stop:
-    """Signals asked for and the time that is allowed. A second Ctrl-C does not wait for the step to end."""
+    """Signals and the time limit of a run. A second Ctrl-C does not wait for the end of the step."""
 
     def __init__(self, max_minutes: float | None) -> None:
         self.signal: int | None = None
@@ -28,17 +28,17 @@ class Stop:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
 
     def asked(self) -> bool:
-        """Say whether the loop must end after the present step."""
+        """Return whether the loop must end after the current step."""
         return self.signal is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def agreed(self, world: World) -> int | None:
-        """The signal that any process has had, the same everywhere; None where there was none."""
+        """The signal that any process has received, the same in all processes; None if there was none."""
         terminated, interrupted = world.any(self.signal == signal.SIGTERM, self.signal == signal.SIGINT)
         return signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of dying of them."""
+        """Record SIGINT and SIGTERM instead of ending the process."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -48,7 +48,7 @@ class Stop:
 
     @contextmanager
     def may_cut(self) -> Iterator[None]:
-        """What stands inside ends at once when a signal comes: work that changes no state, such as sampling."""
+        """A signal interrupts the body at once: for work that changes no state, such as sampling."""
         try:
             self._may_cut = self.signal is None
             yield
@@ -67,7 +67,7 @@ class Stop:
 
 
 def save_asked(folder: Path) -> bool:
-    """Say whether somebody made the file `save` in the run's folder (`touch DIR/save`), and remove it."""
+    """Return whether the file `save` exists in the run's folder (`touch DIR/save`), and remove it."""
     file = folder / "save"
     if not file.exists():
         return False

@@ -18,6 +18,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError, MissingDependencyError
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -26,11 +27,11 @@ _FRAMES = 5  # of a clip, side by side
 
 
 class Trackers:
-    """All trackers of a run; a context that closes them. A resumed run goes on with them.
+    """All trackers of a run, as a context that closes them. A resumed run continues them.
 
     Args:
-        folder: of the run. config: of the run. start: steps done before; in tensorboard, what is done again replaces
-            the old.
+        folder: of the run. config: of the run. start: steps done before; in tensorboard, repeated steps
+            replace the old ones.
 
     Raises:
         MissingDependencyError: a tracker's library is not installed.
@@ -40,7 +41,7 @@ class Trackers:
     def __init__(self, names: tuple[TrackerName, ...], folder: Path, config: Mapping[str, Any], start: int) -> None:
         self._all: dict[TrackerName, GeneralTracker] = {}
         for name in names:
-            PartialState()  # without which accelerate's own log, and so its tracker of wandb, refuses to work
+            PartialState()  # required by accelerate's logger, which its wandb tracker uses
             if name == "tensorboard":
                 tracker = TensorBoardTracker("tensorboard", folder, purge_step=start or None)
             else:
@@ -50,14 +51,14 @@ class Trackers:
             self._all[name] = tracker
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Keep the numbers of a line of log.jsonl."""
+        """Log the numbers of a line of log.jsonl."""
         values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
         step = values.pop("step")
         for tracker in self._all.values():
             tracker.log(values, step=int(step))
 
     def samples(self, folder: Path, step: int) -> None:
-        """Keep the pictures of a folder of samples; of a clip, five frames side by side."""
+        """Log the pictures in a folder of samples; of a clip, five frames side by side."""
         if not self._all:
             return
         shown = sorted(path for path in folder.iterdir() if path.suffix in (*_PICTURES, ".mp4"))
@@ -115,8 +116,8 @@ def _begin(name: TrackerName, tracker: GeneralTracker) -> None:
 
 
 def _identity(folder: Path) -> str:
-    """Of the run at Weights & Biases; kept beside it."""
+    """The run's id at Weights & Biases, stored in its folder."""
     kept = folder / "wandb.id"
     if not kept.is_file():
-        kept.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+        write_text(kept, uuid.uuid4().hex + "\n")
     return kept.read_text(encoding="utf-8").strip()

@@ -11,8 +11,9 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.commands import Parser, run_command
-from training.config import load_config, presets
+from training.config import load_config
 from training.loop import train
+from training.settings import presets
 
 
 def main(argv: Sequence[str] | None = None) -> int:

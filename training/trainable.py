@@ -33,7 +33,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _lora_alone(self) -> Self:
         if self.lora is not None and (self.only or self.freeze):
-            raise ValueError("part.train.lora says itself what is trained: leave out part.train.only and freeze")
+            raise ValueError("part.train.lora chooses what is trained: leave out part.train.only and freeze")
         return self
 
 
@@ -74,6 +74,6 @@ def choose_trained(transformer: ContextAnyoneTransformer, settings: TrainSetting
 
 
 def frozen_names(names: Iterable[str], settings: TrainSettings, step: int) -> list[str]:
-    """Of the names, those that `thaw` keeps as they are at a step."""
+    """Of the names, those that `thaw` still freezes at a step."""
     patterns = [pattern for pattern, thawed_at in settings.thaw.items() if step < thawed_at]
     return [name for name in names if matches(name, patterns)] if patterns else []

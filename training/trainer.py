@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, autocast, nn
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import TrainConfig, config_hash
 from training.distributed import World, full, joint_loss, like, one_process, reshard, shard
@@ -22,11 +23,11 @@ from training.parts.base import ExportsIn, HashesData, KeepsStart, Metrics, Part
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
-from training.zero import ZeroShares
+from training.zero.shares import ZeroShares
 
 _LOG = logging.getLogger(__name__)
 VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_Sums = dict[str, tuple[float, int]]  # of a term of the loss, and how many numbers are in the sum
+_Sums = dict[str, tuple[float, int]]  # term of the loss: sum, and number of values in it
 
 
 class _Result(NamedTuple):
@@ -35,8 +36,22 @@ class _Result(NamedTuple):
     finite: bool
 
 
+class _Logged(NamedTuple):
+    """One process's contribution to the record of a step.
+
+    Attributes:
+        sums: of the terms of the loss, by batch.
+        ids: the samples of a step that is not finite, where the batches name them.
+        unreadable: how many samples the batches lack.
+    """
+
+    sums: list[_Sums]
+    ids: list[str]
+    unreadable: int
+
+
 class Trainer:
-    """A part with its optimizer, EMA and progress, in one process or in each of several."""
+    """A part with its optimizer, EMA and progress, in a single process or in each of several."""
 
     def __init__(self, config: TrainConfig, part: Part, world: World) -> None:
         self.config = config
@@ -75,11 +90,11 @@ class Trainer:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether a checkpoint needs `init.from` beside it."""
+        """Whether checkpoints leave out tensors that `init.from` has."""
         return bool(self._kept)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return everything a checkpoint holds, by file. All processes must call; the first one's is the answer."""
+        """Return the content of a checkpoint, by file. All processes must call it; the first one's result counts."""
         self.ema.put_back()
         reshard(self.modules)
         zero = self._zero
@@ -96,12 +111,12 @@ class Trainer:
         return whole
 
     def _saved(self) -> dict[str, Tensor]:
-        """Of the modules, what a checkpoint holds: all but what stays as `init.from` has it."""
+        """The modules' tensors that a checkpoint holds: all but those that stay as in `init.from`."""
         return {name: tensor for name, tensor in _named_tensors(self.modules).items() if name not in self._kept}
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint, whose optimizer's state may be left out: it is not exported.
+        """Restore a checkpoint. The optimizer's state may be missing, as an export does not need it.
 
         Raises:
             CheckpointError: its tensors are not this part's.
@@ -118,7 +133,7 @@ class Trainer:
         self.ema.updates = checkpoint.progress.ema_updates
 
     def step(self, *batches: Any) -> dict[str, Any]:
-        """Do one step on its batches (`optim.accumulate`) and return what log.jsonl says of it.
+        """Train one step on its batches (`optim.accumulate`) and return its record for log.jsonl.
 
         A step that is not finite, in any process, changes no weight in any.
         """
@@ -132,9 +147,29 @@ class Trainer:
             results.append(self._backward(batch, step * len(batches) + index, index, len(batches)))
             if not results[-1].finite:
                 break
+        norm = self._update(frozen, finite=results[-1].finite)
+        finite = math.isfinite(norm)
+        own_ids = [] if finite else _names(batches, "ids")
+        unreadable = len(_names(batches, "unreadable"))
+        everywhere = self.world.gather(_Logged([result.sums for result in results], own_ids, unreadable))
+        ids = [name for one in everywhere for name in one.ids]
+        self._count(sum(result.samples for result in results), finite, ids)
+        terms = _means([sums for one in everywhere for sums in one.sums])
+        with_reference = ["reference" in result.sums for result in results]
+        occasional = {
+            "unreadable": sum(one.unreadable for one in everywhere),
+            "with_reference": with_reference if len(set(with_reference)) > 1 else [],
+            "skipped": not finite,
+            "ids": ids,
+        }
+        happened = {key: value for key, value in occasional.items() if value}
+        return {"step": step, **terms, "lr": rate, "grad_norm": norm, **happened}
+
+    def _update(self, frozen: set[str], *, finite: bool) -> float:
+        """Step the optimizer and the EMA where loss and gradients are finite; returns the gradients' norm, else NaN."""
         for name in frozen & self._stepped.keys():
             self._stepped[name].grad = None
-        norm = self._norm() if results[-1].finite else math.nan
+        norm = self._norm() if finite else math.nan
         finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
@@ -143,20 +178,10 @@ class Trainer:
         if finite:
             self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
-        mine = ([result.sums for result in results], [] if finite else _names(batches, "ids"))
-        gathered = self.world.gather((*mine, len(_names(batches, "unreadable"))))
-        terms = _means([sums for theirs, _, _ in gathered for sums in theirs])
-        names = [name for _, theirs, _ in gathered for name in theirs]
-        unreadable = sum(theirs for _, _, theirs in gathered)
-        self._count(sum(result.samples for result in results), finite, names)
-        record: dict[str, Any] = {"step": step, **terms, "lr": rate, "grad_norm": norm}
-        record |= {"unreadable": unreadable} if unreadable else {}
-        with_reference = ["reference" in result.sums for result in results]
-        record |= {"with_reference": with_reference} if len(set(with_reference)) > 1 else {}
-        return record if finite else {**record, "skipped": True, **({"ids": names} if names else {})}
+        return norm
 
     def _freeze(self, step: int) -> set[str]:
-        """The names of what a step leaves as it is, whose gradients are not reckoned (by FSDP they are)."""
+        """Freeze the parameters that a step does not train; returns their names. FSDP computes their gradients."""
         if not isinstance(self.part, Thaws):
             return set()
         frozen = {id(parameter) for parameter in self.part.frozen(step)}
@@ -166,9 +191,9 @@ class Trainer:
         return names
 
     def sample(self, folder: Path) -> Path:
-        """Let the part show its present state, with the EMA weights, into a folder of this step, which is returned.
+        """Let the part write samples with the EMA weights into a folder of this step, which is returned.
 
-        On a card in the precision of the steps.
+        On a GPU in the precision of the training steps.
         """
         target = folder / f"step-{self.progress.step:08d}"
         target.mkdir(parents=True, exist_ok=True)
@@ -178,13 +203,13 @@ class Trainer:
         return target
 
     def validate(self, asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """The loss on held-out data at fixed noise levels, with the present weights: `video`, and each by its level.
+        """The loss on held-out data at fixed noise levels, with the current weights: `video`, and by level.
 
-        The noise is the same at every call, and no draw of the training is touched. In several processes each takes
-        its share of the batches.
+        The noise is the same at every call, and the random draws of the training do not change. In several processes
+        each takes its share of the batches.
 
         Args:
-            asked: whether to give up, asked before every batch; all give up where one does, and None is returned.
+            asked: whether to stop, called before every batch; if one process stops, all do, and return None.
         """
         found: list[_Sums] = []
         if not isinstance(self.part, Validates):
@@ -203,13 +228,14 @@ class Trainer:
         return _means([sums for theirs in self.world.gather(found) for sums in theirs])
 
     def export(self, folder: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
-        """Write the shipped files and record.json into folder: the EMA weights in fp16, if nothing else is asked for.
+        """Write the shipped files and record.json into folder: by default the EMA weights in fp16.
 
         Raises:
             InputError: the part is written in fp16 only, and another dtype is asked for.
         """
         folder.mkdir(parents=True, exist_ok=True)
         record = run_record(self.config, self.progress, self.part) | ({} if ema else {"ema": False})
+        clock = {"seconds": round(self.progress.seconds, 1)}  # not in the weights' files: equal weights are equal bytes
         with self.shown(ema=ema):
             if dtype is None:
                 self.part.export(folder, record)
@@ -217,7 +243,7 @@ class Trainer:
                 self.part.export_in(folder, record, dtype)
             else:
                 raise InputError(f"--dtype: the part {self.config.part.name} is written in fp16 only; leave it out.")
-        (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "record.json", json.dumps(record | clock, indent=1) + "\n")
 
     @contextmanager
     def shown(self, *, ema: bool = True) -> Iterator[None]:
@@ -239,7 +265,7 @@ class Trainer:
             weighted = loss * (count * self.world.size / (samples * parts))
             if self._zero:
                 self._zero.backward(weighted, last=index == parts - 1)
-            elif weighted.requires_grad:  # else nothing that is trained took part
+            elif weighted.requires_grad:  # else no trained parameter was used
                 weighted.backward()
         reshard(self.modules)
         return _Result({"loss": (loss.item() * count, count), **_sums(metrics)}, int(samples), not bad)
@@ -278,12 +304,12 @@ def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
 
 
 def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: World | None = None) -> Trainer:
-    """Build the part and take over the checkpoint if there is one; without a world, for this process alone."""
+    """Build the part and restore the checkpoint if there is one; without a world, for this process alone."""
     world = world or one_process()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     seed_globals(config.run.seed, 0, "init")
-    init_from = config.init.from_  # on a resume too: a part may take a tokenizer or sizes from it
+    init_from = config.init.from_  # also on a resume: a part may read a tokenizer or sizes from it
     if init_from is not None and not init_from.is_file():
         raise InputError(f"init.from is {init_from}, which is not a file.")
     context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size)
@@ -296,7 +322,7 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
 
 
 def _refuse_other_start(progress: Progress, start: Path) -> None:
-    """Note which file a run starts from, whose tensors its checkpoints lack; compare where the run goes on."""
+    """Record the hash of `init.from`, whose tensors the checkpoints lack; compare it when a run is resumed."""
     found = file_sha256(start)
     if progress.start not in (None, found):
         raise InputError(
@@ -307,14 +333,15 @@ def _refuse_other_start(progress: Progress, start: Path) -> None:
 
 
 def run_record(config: TrainConfig, progress: Progress, part: Part) -> dict[str, Any]:
-    """Return what stands beside exported weights: JSON data."""
-    data = {"data_hash": part.data_hash()} if isinstance(part, HashesData) else {}
+    """Return the metadata of exported weights: JSON data, equal for equal weights."""
+    data: dict[str, Any] = {"data_hash": part.data_hash()} if isinstance(part, HashesData) else {}
+    if len(progress.learning_rates) > 1:
+        data["learning_rates"] = progress.learning_rates
     return data | {
         "name": config.run.name,
         "part": config.part.name,
         "steps": progress.step,
         "samples": progress.samples,
-        "seconds": round(progress.seconds, 1),
         "seed": config.run.seed,
         "config_hash": config_hash(config),
     }
@@ -328,14 +355,14 @@ def _sums(metrics: Metrics) -> _Sums:
 
 
 def _means(found: Sequence[_Sums]) -> dict[str, float]:
-    """The means over all batches of all processes; a term counts where it is."""
+    """The means over all batches of all processes; a term counts in the batches that have it."""
     names = dict.fromkeys(name for sums in found for name in sums)
     having = {name: [sums[name] for sums in found if name in sums] for name in names}
     return {name: sum(total for total, _ in have) / sum(count for _, count in have) for name, have in having.items()}
 
 
 def _names(batches: Sequence[Any], key: str) -> list[str]:
-    """The samples that batches name: `ids`, all that they have; `unreadable`, those that they lack."""
+    """The samples that batches name: `ids` are in them, `unreadable` could not be read."""
     return [name for batch in batches if isinstance(batch, dict) for name in batch.get(key, ())]
 
 

@@ -17,10 +17,10 @@ from dataclasses import asdict
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from training.commands import Parser, refuse_output_file, run_command
+from training.config import data_settings
 from training.data.buckets import BucketSettings, plan_buckets
 from training.data.check import check_shared, usage
 from training.data.manifest import drop_table, read_manifest, write_lines
-from training.data.settings import data_settings
 from training.data.work import Stopped, job_share
 from training.stopping import Stop
 

@@ -1,4 +1,4 @@
-"""Where a run is seen while it trains: log.jsonl, trackers, progress; in the first of several processes only."""
+"""Logging of a run: log.jsonl, trackers and progress, in the first of several processes only."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +11,7 @@ from training.trackers import Trackers
 
 
 class Watch:
-    """A context that hands every step to the log, the trackers and the terminal.
+    """A context that passes every step to the log, the trackers and the terminal.
 
     Args:
         start: steps done before. active: whether this process writes anything.
@@ -27,21 +27,21 @@ class Watch:
             self._display = ProgressDisplay(run.name, start, run.steps, run.log_every)
 
     def step(self, record: dict[str, Any]) -> None:
-        """Keep and show a finished step."""
+        """Log and display a finished step."""
         if self._active:
             self._log.write(record)
             self._trackers.step(record)
             self._display.advance(record["step"] + 1, record)
 
     def validation(self, found: dict[str, float], step: int) -> None:
-        """Keep what a validation after so many steps has found, as a line of validation.jsonl."""
+        """Log the result of a validation after this many steps, as a line of validation.jsonl."""
         if self._active:
             with StepLog(self._folder / "validation.jsonl") as log:
                 log.write({"step": step, **found})
             self._trackers.step({"step": step - 1, **{f"validation/{name}": value for name, value in found.items()}})
 
     def samples(self, folder: Path, step: int) -> None:
-        """Keep the pictures of a folder of samples."""
+        """Log the pictures in a folder of samples."""
         if self._active:
             self._trackers.samples(folder, step)
 

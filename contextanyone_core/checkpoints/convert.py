@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from ..weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN, describe, open_source
+from ..weights.checkpoint import describe
 from ..weights.name_tables import rename, text_table, transformer_table, vae_table
-from ..weights.source import WeightSource
+from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
+from ..weights.source import WeightSource, open_source
 from ..weights.tensors import COMPUTED, INTEGERS, TensorInfo, cast, is_finite
 from ..weights.writer import NAMES, write_streamed
+from .expected import compare_file
 
-NAMINGS = ("original", "comfyui", "diffusers")
 FP8 = torch.float8_e4m3fn
 _FP8_LARGEST = 448.0
 _TABLE = "relative_attention_bias"  # umT5's, of few rows, and added to what the matrices give
@@ -72,23 +74,11 @@ def convert(
 
 def _require_whole(source: WeightSource) -> None:
     """Refuse a model with holes; what a transformer has beyond Wan T2V's tensors is its own affair."""
-    kind = source.recognised.kind
-    lost: list[str] = []
-    if kind in (TRANSFORMER, WAN):
+    if source.recognised.kind in (TRANSFORMER, WAN):
         source.config()
-        found = describe(source.path)
-        lost = [*(found.missing or ()), *(found.wrong_shape or ())]
-    elif kind in (VAE, TEXT_ENCODER, IMAGE_ENCODER) and (config := describe(source.path).config):
-        from .expected import compare_host
-
-        missing, _, wrong = compare_host(source.path, kind, config) or ([], [], [])
-        lost = missing + wrong
-    if lost:
-        more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
-        raise CheckpointError(
-            f"{source.path} is {source.recognised} and not whole; missing or of the wrong shape: "
-            f"{', '.join(lost[:4])}{more}. Download it again."
-        )
+    found = compare_file(describe(source.path))
+    if found is not None and (lost := replace(found, unknown=[])):
+        raise CheckpointError(f"{source.path} is {source.recognised} and not whole: {lost}. Download it again.")
 
 
 def _names(source: WeightSource, naming: str | None) -> dict[str, str]:

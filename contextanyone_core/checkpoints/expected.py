@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..encoders.image import build_image_model
@@ -11,8 +10,11 @@ from ..encoders.loading import on_meta
 from ..encoders.text import SPIECE, build_text_model
 from ..encoders.vae import build_vae
 from ..errors import CheckpointError
-from ..weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, compare_names, expected_tensors, open_source
+from ..weights.checkpoint import Description
+from ..weights.comparison import Differences, compare, expected_tensors
 from ..weights.name_tables import vae_from_diffusers
+from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
+from ..weights.source import open_source
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,25 +31,29 @@ def host_tensors(kind: str, config: Mapping[str, Any]) -> Shapes | None:
     return known[kind](config) if kind in known else None
 
 
-def compare_host(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]] | None:
-    """What a file of `kind` lacks, has beyond, and has in another shape (each with both shapes), by its config.
+def compare_file(found: Description) -> Differences | None:
+    """What a described file lacks, has beyond, and has in another shape, by its config: a transformer's or a host's.
 
-    Returns: None for a kind that is no host's.
+    Returns: None for another kind, and without a config.
     Raises: CheckpointError where the config cannot be built.
     """
+    kind = found.recognised.kind
+    if found.differences is not None or kind is None or not found.config:
+        return found.differences
     try:
-        expected = host_tensors(kind, config)
+        expected = host_tensors(kind, found.config)
     except Exception as error:  # diffusers and transformers refuse a bad config in any way they like
-        raise CheckpointError(f"{path}: no {kind} can be built from the config of this file ({error}).") from error
+        raise CheckpointError(
+            f"{found.path}: no {kind} can be built from the config of this file ({error})."
+        ) from error
     if expected is None:
         return None
-    source = open_source(path)
+    source = open_source(found.path)
     if SPIECE in source.tensors:
         expected[SPIECE] = source.tensors[SPIECE].shape
     elif SPIECE in expected and not source.recognised.stated:
         del expected[SPIECE]  # public files may have the tokenizer beside them
-    missing, unknown, wrong = compare_names(expected, source.tensors)
-    return missing, unknown + source.unknown, wrong
+    return compare(expected, source.tensors, source.unknown)
 
 
 def _vae(config: Mapping[str, Any]) -> Shapes:

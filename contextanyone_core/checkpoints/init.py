@@ -5,6 +5,7 @@ Everything goes tensor by tensor, so that a 1.3B model is made in the memory of 
 
 from __future__ import annotations
 
+import copy
 import json
 import zlib
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from torch import Tensor
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError
 from ..model.transformer import ContextAnyoneTransformer, initialise_layer
-from ..weights.checkpoint import compare_names, expected_tensors, transformer_config
+from ..weights.checkpoint import transformer_config
+from ..weights.comparison import compare, expected_tensors
 from ..weights.naming import TRANSFORMER
-from ..weights.safetensors_file import printable
 from ..weights.source import WeightSource, open_source
 from ..weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo, cast, empty, is_finite
 from ..weights.writer import NAMES, write_streamed
@@ -104,9 +105,13 @@ def _config(base: WeightSource, clip: WeightSource | None) -> ContextAnyoneConfi
 
 def _origin(name: str, base: WeightSource, clip: WeightSource | None) -> WeightSource | None:
     """The file that a tensor comes from; None for a new one."""
-    if clip is not None and any(part in name for part in _CLIP_PARTS):
+    if clip is not None and _is_in(name, _CLIP_PARTS):
         return clip
     return base if name in base.tensors else None
+
+
+def _is_in(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name for part in parts)
 
 
 def _check(
@@ -115,22 +120,20 @@ def _check(
     expected: dict[str, tuple[int, ...]],
     origin: dict[str, WeightSource | None],
 ) -> None:
-    branch = any(part in name for name in base.tensors for part in _CLIP_PARTS)
-    allowed = _NEW_PARTS if branch else (*_NEW_PARTS, *_CLIP_PARTS)
-    lost = [name for name, source in origin.items() if source is None and not any(part in name for part in allowed)]
-    unknown = base.unknown + [name for name in base.tensors if name not in expected]
-    if lost or unknown:
-        word = "misses" if lost else "has the unknown"
-        names = ", ".join(printable(name) for name in (lost or unknown)[:8])
-        raise CheckpointError(f"{base.path} is {base.recognised} and {word} {names}; a whole backbone is needed.")
-    for source in (base, clip):
-        wanted = {name: shape for name, shape in expected.items() if source is not None and origin[name] is source}
-        missing, _, wrong = compare_names(wanted, source.tensors if source is not None else {})
-        if source is not None and (missing or wrong):
-            first = wrong[0] if wrong else f"{missing[0]} is missing"
-            raise CheckpointError(
-                f"{source.path} is {source.recognised} and does not fit the backbone {base.recognised}: {first}."
-            )
+    """Refuse a backbone that is not whole or has more, and a CLIP branch of another size."""
+    branch = any(_is_in(name, _CLIP_PARTS) for name in base.tensors)
+    new = _NEW_PARTS if branch else (*_NEW_PARTS, *_CLIP_PARTS)
+    for source in (base, *([] if clip is None else [clip])):
+        needed = {
+            name: shape
+            for name, shape in expected.items()
+            if origin[name] is source or (source is base and origin[name] is None and not _is_in(name, new))
+        }
+        found = {name: info for name, info in source.tensors.items() if name in needed}
+        more = [] if source is clip else [name for name in base.tensors if name not in expected] + base.unknown
+        if differences := compare(needed, found, more):
+            wanted = "be a whole backbone" if source is base else f"fit the backbone {base.recognised}"
+            raise CheckpointError(f"{source.path} is {source.recognised} and does not {wanted}: {differences}.")
 
 
 def _main_dtype(base: WeightSource) -> torch.dtype:
@@ -142,14 +145,12 @@ def _main_dtype(base: WeightSource) -> torch.dtype:
 def _new(model: ContextAnyoneTransformer, name: str, dtype: torch.dtype) -> Tensor:
     """A tensor of a part that no file has, the same at every call."""
     module_name, _, leaf = name.rpartition(".")
-    layer = model.get_submodule(module_name)
-    places = {key: (tuple(value.shape), torch.float32) for key, value in layer.named_parameters()}
-    layer.load_state_dict({key: empty(*place) for key, place in places.items()}, assign=True)
+    layer = copy.deepcopy(model.get_submodule(module_name))
+    state = {key: empty(tuple(value.shape), torch.float32) for key, value in layer.named_parameters()}
+    layer.load_state_dict(state, assign=True)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(zlib.crc32(module_name.encode()))
         if isinstance(layer, torch.nn.LayerNorm | torch.nn.RMSNorm):
             layer.reset_parameters()
         initialise_layer(module_name, layer)
-        value = cast(layer.get_parameter(leaf).detach(), dtype)
-    layer.to("meta")
-    return value
+    return cast(layer.get_parameter(leaf).detach(), dtype)

@@ -19,6 +19,7 @@ from .parsing import MAX_SEED, prompt_text
 
 KEYS = ("first", "later", "out", "seed")
 _MAX_PROCESSES = 1_000_000
+_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> l
         raise InputError(f"--prompts {file} cannot be read: {error}.") from error
     clips: list[Clip] = []
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # of a file that another was appended to
         if line.strip():
             try:
                 name = f"clip-{len(clips) + 1:03d}.mp4"
@@ -148,7 +150,7 @@ def _parse(line: str) -> dict[str, Any]:
         raise InputError('an object such as {"first": ..., "later": ...} is needed.')
     for key in values:
         if key not in KEYS:
-            raise InputError(f"{key!r} is unknown; known are {', '.join(KEYS)}.{did_you_mean(key, KEYS)}")
+            raise InputError(f"{_shown(key)} is unknown; known are {', '.join(KEYS)}.{did_you_mean(key, KEYS)}")
     return values
 
 
@@ -161,20 +163,20 @@ def _clip(values: Mapping[str, Any], default: Clip) -> Clip:
             prompt_text(texts[key])
     seed = values.get("seed", default.seed)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed is {seed!r}; a whole number from 0 to {MAX_SEED} is needed.")
+        raise InputError(f"seed is {_shown(seed)}; a whole number from 0 to {MAX_SEED} is needed.")
     out = default.out.parent / _plain_name(texts["out"]) if "out" in texts else default.out
     return Clip(first, later, seed, out)
 
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{key} is {value!r}; a text is needed.")
+        raise InputError(f"{key} is {_shown(value)}; a text is needed.")
     return value
 
 
 def _plain_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in "/\\:" or not c.isprintable() for c in name):
-        raise InputError(f"out is {name!r}; a plain file name such as beach.mp4 is needed, without folders.")
+        raise InputError(f"out is {_shown(name)}; a plain file name such as beach.mp4 is needed, without folders.")
     return name
 
 
@@ -183,3 +185,11 @@ def _number(name: str, text: str, low: int, high: int) -> int:
     if not low <= number <= high:
         raise InputError(f"{name} is {text[:40]!r} in the environment; a whole number from {low} to {high} is needed.")
     return number
+
+
+def _shown(value: object) -> str:
+    """A value of the file in a few words; nested ones may be deeper than Python can write."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -152,8 +152,8 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
     """Warn of pictures that are out of the model's training domain; they are used all the same."""
     from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
-    from ..weights.checkpoint import open_source
     from ..weights.locate import need_part
+    from ..weights.source import open_source
 
     options = request.options
     threshold = domain_threshold(open_source(need_part(options.weights, "vae")).metadata)

@@ -13,6 +13,7 @@ from .parsing import (
     Parser,
     any_text,
     device_name,
+    file_path,
     frame_count,
     frame_size,
     one_of,
@@ -25,23 +26,37 @@ MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL_SIZE = (128, 128)
 """The size where none is given: the miniature's."""
 MAX_SCALE = 100.0
+PEFT_FILE = "adapter_model.safetensors"
 
 
 def lora_file(text: str) -> LoraFile:
-    """A type for `add_argument`: FILE, or FILE:STRENGTH."""
+    """A type for `add_argument`: FILE, or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
     before, colon, after = text.rpartition(":")
-    if not colon or Path(text).is_file() or not Path(before).is_file():  # a name may hold a colon itself
-        if not Path(text).is_file():
+    whole = _lora_path(text)
+    if not colon or whole.is_file() or not _lora_path(before).is_file():  # a name may hold a colon itself
+        if not whole.is_file():
             raise argparse.ArgumentTypeError(f"{text} is no file; a LoRA is asked for as FILE or FILE:STRENGTH")
-        return LoraFile(Path(text))
-    return LoraFile(Path(before), real(-MAX_SCALE, MAX_SCALE)(after))
+        return LoraFile(whole)
+    return LoraFile(_lora_path(before), real(-MAX_SCALE, MAX_SCALE)(after))
+
+
+def _lora_path(text: str) -> Path:
+    path = Path(text)
+    return path / PEFT_FILE if (path / PEFT_FILE).is_file() else path
 
 
 def generate_parser() -> Parser:
     """The parser of `contextanyone generate`."""
     parser = Parser("contextanyone generate", "Make videos of the character in a picture.")
     add = parser.add_argument
-    add("--reference", type=Path, action="append", default=[], metavar="PICTURE", help="the character; may be repeated")
+    add(
+        "--reference",
+        type=file_path,
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="the character; may be repeated",
+    )
     add("--first", type=prompt_text, metavar="TEXT", help="how the first frame looks: who, where")
     add(
         "--later",
@@ -53,17 +68,33 @@ def generate_parser() -> Parser:
     )
     add(
         "--prompts",
-        type=Path,
+        type=file_path,
         metavar="FILE.jsonl",
         help='several clips, one a line: {"first": ..., "later": ..., "out": ..., "seed": ...}; --out is then a folder',
     )
     add(
         "--out",
-        type=Path,
+        type=file_path,
         required=True,
         help=".mp4, .gif or .webp; without an ending a folder of PNG; what exists is replaced",
     )
     add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
+    _add_sampling(parser)
+    add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
+    add(
+        "--weights",
+        type=file_path,
+        default=MINIATURE,
+        metavar="FOLDER",
+        help="the model's files (the shipped miniature)",
+    )
+    _add_execution(parser)
+    return parser
+
+
+def _add_sampling(parser: Parser) -> None:
+    """Size, noise schedule and guidance."""
+    add = parser.add_argument
     add("--frames", type=frame_count, default=17, help="4k + 1 (17)")
     add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
@@ -87,10 +118,6 @@ def generate_parser() -> Parser:
     add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")
     add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")
     add("--negative", type=any_text, metavar="TEXT", help="what shall not be seen (the model's own)")
-    add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
-    add("--weights", type=Path, default=MINIATURE, metavar="FOLDER", help="the model's files (the shipped miniature)")
-    _add_execution(parser)
-    return parser
 
 
 def _add_execution(parser: Parser) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
 from ..media.video_io import ENDINGS, ending_of, read_metadata
-from .parsing import PARTS, Parser
+from .parsing import PARTS, Parser, regular_path
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Description
@@ -25,7 +25,7 @@ def inspect(argv: Sequence[str]) -> int:
     """
     parser = Parser("contextanyone inspect", "Say what a weight file is, or how a video was made; nothing is loaded.")
     parser.add_argument(
-        "file", type=Path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
+        "file", type=regular_path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
     )
     path: Path = parser.parse(argv).file
     if path.is_dir() and not any(path.glob("frame_*.png")):
@@ -90,7 +90,7 @@ def _describe(path: Path) -> list[str]:
         f"config:      {_origin(found)}".rstrip(),
     ]
     lines += [f"  {name} = {json.dumps(value)}" for name, value in sorted(found.config.items())]
-    lines += _parts(path, found)
+    lines += _parts(found)
     extra = {key: value for key, value in sorted(found.metadata.items()) if key not in ("format", "kind", "config")}
     return lines + [f"{key}: {value}" for key, value in extra.items()]
 
@@ -101,22 +101,20 @@ def _origin(found: Description) -> str:
     return "read off the shapes" if found.config else "none in the header"
 
 
-def _parts(path: Path, found: Description) -> list[str]:
-    missing, unknown, wrong = found.missing, found.unknown, found.wrong_shape
-    kind = found.recognised.kind
-    if missing is None and kind is not None and found.config:
-        from ..checkpoints.expected import compare_host
+def _parts(found: Description) -> list[str]:
+    from ..checkpoints.expected import compare_file
 
-        missing, unknown, wrong = compare_host(path, kind, found.config) or (None, None, None)
-    if missing is None or unknown is None or wrong is None:
+    differences = compare_file(found)
+    if differences is None:
         return ["parts:       not known, without a config"]
-    if not (missing or unknown or wrong):
+    if not differences:
         return ["parts:       complete"]
-    return [
-        line
-        for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", wrong))
-        for line in _listed(what, names)
-    ]
+    named = (
+        ("missing", differences.missing),
+        ("unknown", differences.unknown),
+        ("wrong shape", differences.wrong_shape),
+    )
+    return [line for what, names in named for line in _listed(what, names)]
 
 
 def _listed(what: str, names: Sequence[str]) -> Iterable[str]:

@@ -6,7 +6,6 @@ memory); 130 interrupted. Results go to stdout, everything else to stderr. Nothi
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import signal
@@ -14,11 +13,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ..atomic_file import is_disk_full
 from ..errors import ContextAnyoneError, InputError, did_you_mean
 from .parsing import Parser, package_version
+from .streams import steady_streams
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-_NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)  # of Python, CUDA, MPS, C++
+_NO_MEMORY = re.compile(  # of Python, CUDA, MPS, C++, the loader of libraries, threads
+    "out of memory|not enough memory|allocate memory|failed to map segment|start new thread|bad_alloc", re.IGNORECASE
+)
+_LEAST_MEMORY = 10**9  # bytes of address space
+_COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 
 SUMMARY = """One picture of a character and two prompts become a video of that same character.
 
@@ -39,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: the exit code.
     """
-    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors=errors)  # a file name need not be text
     words = list(sys.argv[1:] if argv is None else argv)
-    with _interrupts() as seen, _warnings():
+    with steady_streams(), _interrupts() as seen, _warnings():
         try:
-            return _run(words)
+            try:
+                return _run(words)
+            finally:
+                sys.stdout.flush()  # here, where a full disk is told in one line
         except KeyboardInterrupt:
             return _say("interrupted", INTERRUPTED)
         except Exception as error:
@@ -61,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     commands = {"generate": _generate, "pose": _pose, "inspect": _inspect, "init": _init, "convert": _convert}
     if words and words[0] in commands:
+        _check_memory()
         return commands[words[0]](words[1:])
     parser = Parser("contextanyone", SUMMARY)
     parser.add_argument("--version", action="version", version=f"contextanyone {package_version()}")
@@ -71,6 +77,22 @@ def _run(words: list[str]) -> int:
     parser.parse(words)
     parser.print_help(sys.stderr)
     return REFUSED
+
+
+def _check_memory() -> None:
+    """See that torch can be loaded: with too little memory the process is aborted, or fails in any words.
+
+    Raises: MemoryError.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_MEMORY:
+        raise MemoryError(
+            f"this process may use {limit // 10**6:,} MB (ulimit -v), and torch alone needs {_LEAST_MEMORY // 10**6:,}"
+        )
 
 
 def _generate(words: Sequence[str]) -> int:
@@ -92,13 +114,13 @@ def _inspect(words: Sequence[str]) -> int:
 
 
 def _init(words: Sequence[str]) -> int:
-    from .init import init
+    from .weight_commands import init
 
     return init(words)
 
 
 def _convert(words: Sequence[str]) -> int:
-    from .convert import convert
+    from .weight_commands import convert
 
     return convert(words)
 
@@ -139,17 +161,26 @@ class _Line(logging.Handler):
 
 def _failure(error: Exception, words: list[str]) -> str | None:
     """One line for what a machine can run out of; None for everything else, which is a bug and shows its traceback."""
-    from ..media.video_io import is_disk_full
-
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if named or _NO_MEMORY.search(str(error)):
+        if "ulimit" in str(error):
+            return f"out of memory: {error}; raise the limit"
         less = "ask for fewer --frames or a smaller --size" if words[:1] == ["generate"] else "close other programs"
         return f"out of memory; {less}"
+    if "--compile" in words and type(error).__module__.startswith(_COMPILERS):
+        return f"the compiler failed ({_cause(error)}); leave --compile out, or repair the compiler"
     if not isinstance(error, OSError):
         return None
     if is_disk_full(error):
         return f"no room left to write ({error}); nothing was kept. Free some space and run it again"
     return f"the system refused: {error}"
+
+
+def _cause(error: Exception) -> str:
+    """What a compiler complained of: its first line, and that of its own output."""
+    text, _, output = str(error).partition("\nOutput:\n")
+    lines = [part.strip().partition("\n")[0] for part in (text, output)]
+    return ": ".join(line for line in lines if line)[:300] or type(error).__name__
 
 
 def _say(message: str, code: int) -> int:

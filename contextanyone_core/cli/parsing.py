@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, did_you_mean
@@ -16,6 +17,7 @@ MAX_SEED = 2**63 - 1
 _LARGEST_SIDE = 4096
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """The weight files of a folder, each with the ending .safetensors."""
+"""torch's dtypes in which models run and are written."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,6 +110,13 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
     return parse
 
 
+def file_path(text: str) -> Path:
+    """The path of a file or folder; an empty one would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give the path of a file or folder")
+    return Path(text)
+
+
 def frame_count(text: str) -> int:
     """A number of frames: 4k + 1, as the video VAE needs."""
     number = whole(1, 2001)(text)
@@ -137,6 +146,18 @@ def device_name(text: str) -> str:
             f"there is no device {_short(text)}; known are cpu, cuda, cuda:N, mps and xpu.{did_you_mean(text, known)}"
         )
     return text
+
+
+def regular_path(text: str) -> Path:
+    """A path that may be read twice: a file, a folder, or nothing yet, but no pipe and no device."""
+    path = file_path(text)
+    try:
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have; where it is opened is told why
+        special = False
+    if special:
+        raise argparse.ArgumentTypeError(f"{text} is not a regular file")
+    return path
 
 
 def prompt_text(text: str) -> str:

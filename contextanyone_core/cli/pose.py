@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..atomic_file import whole_files
 from ..errors import InputError
 from ..media.contact_sheet import contact_sheet, frame_choice
 from ..media.read_video import open_video
-from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip, staging
+from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip
 from ..pose.body import Body, body_of, read_personal_body
 from ..pose.drawing import FULL_SIZE, MINIATURE, PoseStyle, draw_figure, draw_poses
 from ..pose.drawn import inspect_drawn, recolour
@@ -243,11 +244,10 @@ def _write(options: argparse.Namespace, poses: PoseSequence, over: list[Pixels])
         return
     chosen = np.stack(over) if over else draw_poses(poses.at(frame_choice(poses.num_frames)), style)
     content = json.dumps(to_json(poses)).encode() if ending_of(out) == ".json" else pose_file_bytes(poses)
-    with staging(out) as folder:
+    sheet = _sheet_path(out)
+    with whole_files(sheet, out) as folder:
         (folder / out.name).write_bytes(content)
-        contact_sheet([], chosen).save(folder / "sheet.png")
-        (folder / "sheet.png").replace(_sheet_path(out))
-        (folder / out.name).replace(out)
+        contact_sheet([], chosen).save(folder / sheet.name)
 
 
 def _sheet_path(out: Path) -> Path:

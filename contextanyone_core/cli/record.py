@@ -62,6 +62,8 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
     """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
     import torch
 
+    from ..weights.file_hash import sha256_of
+
     execution = pipeline.execution
     settings = asdict(settings_of(pipeline, options, options.seed))
     del settings["seed"]
@@ -78,7 +80,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
         "weights": _weights(options.weights, pipeline.kind),
         "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory", "step_cache")},
         "loras": [
-            {"name": lora.path.name, "sha256": _sha256(lora.path), "strength": lora.strength}
+            {"name": lora.path.name, "sha256": sha256_of(lora.path), "strength": lora.strength}
             for lora in execution.loras
         ],
         "versions": {
@@ -112,11 +114,12 @@ def is_made(clip: Clip, record: dict[str, Any]) -> bool:
 def _weights(folder: Path, kind: ModelKind) -> dict[str, str]:
     """The hash of every file that holds weights of the parts, shards one by one, by its path in the folder."""
     from ..weights.container import open_container
+    from ..weights.file_hash import sha256_of
     from ..weights.locate import find_part
 
     found = [find_part(folder, part, kind) for part in PARTS]
     held = {tensor.file for part in found if part is not None for tensor in open_container(part).tensors.values()}
-    return {file.relative_to(folder).as_posix(): _sha256(file) for file in sorted(held)}
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in sorted(held)}
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,8 @@ import torch
 
 from ..errors import ShapeError
 from ..late_import import host_class
-from ..weights.checkpoint import IMAGE_ENCODER, save_safetensors
+from ..weights.checkpoint import save_safetensors
+from ..weights.naming import IMAGE_ENCODER
 from .loading import fill, on_meta, open_weights
 
 _PREFIX = "vision_model."
@@ -85,10 +86,10 @@ class ImageEncoder:
         """Penultimate hidden states (B, 1 + patches, image_dim), float32, of square images (B, 3, S, S) in [-1, 1].
 
         Raises:
-            ShapeError: S is not the tower's `image_size`.
+            ShapeError: they are not (B, 3, S, S) with S the tower's `image_size`.
         """
         size = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
             raise ShapeError(f"images have shape {tuple(images.shape)}; CLIP needs (B, 3, {size}, {size}).")
         with torch.no_grad():
             output = self.model(pixel_values=clip_pixels(images.to(self.device)), output_hidden_states=True)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..weights.checkpoint import WeightSource, open_source, require_finite, require_kind
+from ..weights.checkpoint import require_finite, require_kind
+from ..weights.comparison import compare, expected_tensors
+from ..weights.source import WeightSource, open_source
 
 
 def open_weights(
@@ -44,7 +46,7 @@ def checked_config(source: WeightSource, kind: str, keys: frozenset[str]) -> dic
     Raises:
         CheckpointError: the file is of another kind, or its config has other keys.
     """
-    require_kind(source.path, source, kind)
+    require_kind(source.recognised, kind)
     config = source.config()
     missing, unknown = sorted(keys - config.keys()), sorted(config.keys() - keys)
     if missing or unknown:
@@ -69,16 +71,7 @@ def fill(module: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> Any:
     Raises:
         CheckpointError: listing names that are missing, unknown or of another shape.
     """
-    wanted = module.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(f"{path} does not fit its own config: {shown}.")
+    if differences := compare(expected_tensors(module), tensors):
+        raise CheckpointError(f"{path} does not fit its own config: {differences}.")
     module.load_state_dict(dict(tensors), assign=True)
     return module.requires_grad_(False).eval()

@@ -12,7 +12,8 @@ import torch
 
 from ..runtime.devices import free_cached
 from ..runtime.offload import stream_text_encoder
-from ..weights.checkpoint import IMAGE_ENCODER, open_source
+from ..weights.naming import IMAGE_ENCODER
+from ..weights.source import open_source
 from .image import IMAGE_KEYS, ImageEncoder, load_image_encoder
 from .loading import checked_config
 from .text import TextEncoder, Tokenizer, load_text_encoder, read_tokenizer

@@ -107,8 +107,7 @@ def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Raises:
         ShapeError: the picture is not (1, 3, H, W) with H and W of at least 1.
     """
-    if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
-        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
+    _check_shape(image)
     image = image.float()
     fitted = fitted_size((image.shape[2], image.shape[3]), size)
     if fitted != tuple(image.shape[2:]):
@@ -133,13 +132,17 @@ def check_picture(image: torch.Tensor) -> None:
         ShapeError: it is not (1, 3, H, W).
         InputError: it is too small, or holds NaN or infinite values.
     """
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
+    _check_shape(image)
     height, width = image.shape[2:]
     if min(height, width) < MIN_SIDE:
         raise InputError(f"The picture is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed.")
     if not bool(torch.isfinite(image).all()):
         raise InputError("The picture holds NaN or infinite values; what made it went wrong. Use another picture.")
+
+
+def _check_shape(image: torch.Tensor) -> None:
+    if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
+        raise ShapeError(f"The reference picture has shape {tuple(image.shape)}; (1, 3, H, W) is needed.")
 
 
 def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -150,10 +153,11 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         mask: (1, 1, h, w), 1 where the subject is, 0 elsewhere; brought to the picture's size.
 
     Raises:
-        ShapeError: the mask is not (1, 1, h, w).
+        ShapeError: the picture is not (1, 3, H, W), or the mask not (1, 1, h, w).
         InputError: the mask holds NaN, or covers nothing.
     """
-    if mask.ndim != 4 or mask.shape[:2] != (1, 1):
+    _check_shape(image)
+    if mask.ndim != 4 or mask.shape[:2] != (1, 1) or 0 in mask.shape:
         raise ShapeError(f"The mask has shape {tuple(mask.shape)}; (1, 1, H, W) is needed.")
     if not bool(torch.isfinite(mask).all()):
         raise InputError("The mask holds NaN or infinite values; what made it went wrong. Use another mask.")
@@ -175,10 +179,11 @@ def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig) -> t
         ShapeError: the width is another encoder's, or it is not (B, L, text_dim).
         InputError: there are more than `text_len` tokens.
     """
-    if text_embeds.ndim != 3 or text_embeds.shape[2] != config.text_dim:
-        width = text_embeds.shape[-1]
+    if text_embeds.ndim != 3:
+        raise ShapeError(f"text_embeds have shape {tuple(text_embeds.shape)}; needed is (B, L, {config.text_dim}).")
+    if text_embeds.shape[2] != config.text_dim:
         raise ShapeError(
-            f"This text encoder (CLIP) gives {width} channels, the model wants {config.text_dim}: use "
+            f"This text encoder (CLIP) gives {text_embeds.shape[2]} channels, the model wants {config.text_dim}: use "
             f"{_text_encoder_name(config)}."
         )
     beyond = text_embeds[:, config.text_len :]

@@ -15,7 +15,9 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..late_import import host_class
-from ..weights.checkpoint import TEXT_ENCODER, open_source, save_safetensors
+from ..weights.checkpoint import save_safetensors
+from ..weights.naming import TEXT_ENCODER
+from ..weights.source import open_source
 from .loading import checked_config, fill, on_meta, open_weights
 
 SPIECE = "spiece_model"

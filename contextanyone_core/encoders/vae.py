@@ -13,8 +13,9 @@ from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
 from ..late_import import host_class
 from ..shapes import frames_mistake
-from ..weights.checkpoint import VAE, save_safetensors
+from ..weights.checkpoint import save_safetensors
 from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
+from ..weights.naming import VAE
 from .loading import fill, on_meta, open_weights
 
 # diffusers' own spelling of the keys, so that the header's config builds the class as it is.
@@ -101,7 +102,7 @@ class VideoVAE:
         Raises:
             ShapeError: T is not 4k + 1, or H or W is no multiple of 8.
         """
-        if images.ndim != 5 or images.shape[1] != 3:
+        if images.ndim != 5 or images.shape[1] != 3 or 0 in images.shape:
             raise ShapeError(f"images have shape {tuple(images.shape)}; the VAE needs (B, 3, T, H, W).")
         frames, height, width = images.shape[2:]
         if frames_mistake(frames) or height % 8 or width % 8:
@@ -120,7 +121,7 @@ class VideoVAE:
             ShapeError: the latents are not (B, z_dim, t, h, w).
         """
         channels = self._mean.shape[1]
-        if latents.ndim != 5 or latents.shape[1] != channels:
+        if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
             raise ShapeError(f"latents have shape {tuple(latents.shape)}; the VAE needs (B, {channels}, t, h, w).")
         latents = latents.to(self.device, torch.float32)
         raw = latents * self._std.to(latents.device) + self._mean.to(latents.device)

@@ -28,11 +28,11 @@ from ..runtime.memory import MODES, ModelSizes, fitting_mode, stage_bytes, step_
 from ..runtime.offload import StreamedTransformer, store_in_fp8
 from ..runtime.options import Execution
 from ..runtime.step_cache import check_step_cache
-from ..weights.checkpoint import load_transformer, open_source, transformer_config
+from ..weights.checkpoint import load_transformer, transformer_config
 from ..weights.locate import need_part
 from ..weights.lora import load_lora, merge_loras
 from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
-from ..weights.source import WeightSource
+from ..weights.source import WeightSource, open_source
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30

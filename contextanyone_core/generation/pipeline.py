@@ -168,8 +168,7 @@ class LatentSampler:
         Raises:
             ShapeError: noise and conditions are not of one batch.
         """
-        if len(noise) != len(conditions.text_embeds):
-            raise ShapeError(f"noise is for {len(noise)} videos, the conditions for {len(conditions.text_embeds)}.")
+        _check_batch(conditions, len(noise))
         references = conditions.references and conditions.references.at_gap(settings.gap)
         guidance = settings.guidance or make_guidance(self.reference_mode.guidance, self.config)
         shift = self.config.shift if settings.shift is None else settings.shift
@@ -377,12 +376,22 @@ class ContextAnyonePipeline(LatentSampler):
         return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
 
 
+def _check_batch(conditions: Conditions, videos: int) -> None:
+    """References may be a batch of 1, which serves all videos."""
+    given = {"conditions": conditions.text_embeds, "negative prompts": conditions.negative_embeds}
+    if conditions.references is not None and len(conditions.references.latents[0]) != 1:
+        given["references"] = conditions.references.latents[0]
+    for name, tensor in given.items():
+        if len(tensor) != videos:
+            raise ShapeError(f"noise is for {videos} videos, the {name} for {len(tensor)}.")
+
+
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
     """Put several videos' conditions into one batch.
 
     Raises:
         InputError: there are none, or they have different numbers of references.
-        ShapeError: their references differ in size.
+        ShapeError: their references, or the CLIP tokens of these, differ in size.
     """
     references = [item.references for item in conditions if item.references is not None]
     counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
@@ -390,6 +399,10 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
         raise InputError(f"A batch needs videos with the same number of references; given are {sorted(counts)}.")
     if len({tuple(r.latents[index].shape) for r in references for index in range(len(r.latents))}) > 1:
         raise ShapeError("A batch needs references of one size; encode them for the same width and height.")
+    if len({tuple(tokens.shape for tokens in r.image_embeds) for r in references}) > 1:
+        raise ShapeError(
+            "A batch needs CLIP tokens of one shape for every reference; encode them by one image encoder."
+        )
     text = torch.cat([item.text_embeds for item in conditions])
     negative = torch.cat([item.negative_embeds for item in conditions])
     if not references:

@@ -6,6 +6,7 @@ NumPy and Pillow only, so that a bad picture is refused before torch is even imp
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,11 @@ MAX_KEPT_SIDE = 4096  # larger than any video; what is beyond costs gigabytes as
 # Raster formats that Pillow decodes by itself. EPS, for one, would start Ghostscript on a stranger's file.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
+ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # the pages of a TIFF are no animation
+_TIMED = ("WEBP", "AVIF")  # whose frames have a time; the others have a duration alone
+_DURATION = 100.0  # milliseconds that browsers show a frame of no duration
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -37,23 +43,37 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     Raises: InputError if there is no such file, or it is no picture, is damaged, too small or too large.
     Source: project.
     """
-    _check_is_file(path)
-    with warnings.catch_warnings(), _open(path) as image:
-        warnings.simplefilter("ignore")  # remarks on odd headers; whatever matters raises
-        _check_size(path, image.size)
-        try:
-            image.seek(0)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            rgb = _to_rgb(path, upright)
-            factor = -(-max(rgb.size) // MAX_KEPT_SIDE)
-            return np.array(rgb.reduce(factor) if factor > 1 else rgb, dtype=np.uint8)
-        except InputError:
-            raise
-        except MemoryError as error:
-            raise InputError(f"{path}: not enough memory to decode the picture; make it smaller.") from error
-        except Exception as error:  # decoders of damaged files raise whatever they stumble over, SyntaxError included
-            raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
+    with _open(path) as image:
+        return _decode(path, image, 0)
+
+
+def read_animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Read every frame of an animated PNG, WebP, GIF or AVIF; any other picture is one frame.
+
+    Yields: the frame's time in seconds from the first one, and the frame as `read_picture` gives it.
+    Raises: InputError as `read_picture`.
+    Source: project.
+    """
+    with _open(path) as image:
+        time = 0.0
+        for index in _animation(path, image):
+            picture = _decode(path, image, index)
+            yield (float(image.info["timestamp"]) if image.format in _TIMED else time) / 1000, picture
+            duration = image.info.get("duration")
+            time += duration if isinstance(duration, int | float) and duration > 0 else _DURATION
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of what `read_picture` gives, from the header alone.
+
+    Raises: InputError as `read_picture`, but for damage behind the header.
+    """
+    with _open(path) as image:
+        width, height = image.size  # upright already where it is a TIFF
+        if "exif" in image.info and image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
+            width, height = height, width
+        factor = _factor(image.size)
+        return -(-width // factor), -(-height // factor)
 
 
 def picture_to_images(picture: NDArray[np.uint8]) -> torch.Tensor:
@@ -96,7 +116,19 @@ def _check_is_file(path: Path) -> None:
 
 
 def _open(path: Path) -> Image.Image:
-    """Open the header only; Pillow's own bomb check speaks first for the very largest."""
+    """Open and check the header only; Pillow's own bomb check speaks first for the very largest."""
+    _check_is_file(path)
+    image = _open_any(path)
+    try:
+        _check_size(path, image.size)
+        _check_mode(path, image)
+    except InputError:
+        image.close()
+        raise
+    return image
+
+
+def _open_any(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,6 +144,35 @@ def _open(path: Path) -> Image.Image:
         raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
 
 
+def _animation(path: Path, image: Image.Image) -> range:
+    """The frames that are shown: a PNG may have a picture before them for programs that show no animation."""
+    if image.format not in ANIMATED:
+        return range(1)
+    try:
+        return range(1 if getattr(image, "default_image", False) else 0, getattr(image, "n_frames", 1))
+    except Exception as error:  # some formats look through the whole file for the number
+        raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
+
+
+def _decode(path: Path, image: Image.Image, index: int) -> NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd headers; whatever matters raises
+            image.seek(index)
+            image.load()
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            factor = _factor(rgb.size)
+            return np.array(rgb.reduce(factor) if factor > 1 else rgb, dtype=np.uint8)
+    except MemoryError as error:
+        raise InputError(f"{path}: not enough memory to decode the picture; make it smaller.") from error
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over, SyntaxError included
+        raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
+
+
+def _factor(size: tuple[int, int]) -> int:
+    return -(-max(size) // MAX_KEPT_SIDE)
+
+
 def _check_size(path: Path, size: tuple[int, int]) -> None:
     width, height = size
     if min(width, height) < MIN_SIDE:
@@ -122,16 +183,26 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
         )
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+def _check_mode(path: Path, image: Image.Image) -> None:
+    """Refuse pixels without a range that the file states. Mode I of any other format is 16-bit grey, unsigned."""
     if image.mode == "F":
         raise InputError(f"{path} holds floating-point pixels of unknown range; save it with 8 or 16 bits.")
+    if image.mode == "I" and image.format == "TIFF":
+        raise InputError(f"{path} holds 32-bit or signed integers of unknown range; save it with 8 or 16 bits.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _sixteen_bit_to_rgb(image)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return over_white(image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def over_white(layer: Image.Image) -> Image.Image:
+    """An RGBA picture laid over white, as RGB: what transparency is in pictures and in videos."""
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:

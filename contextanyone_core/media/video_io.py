@@ -1,7 +1,7 @@
 """Writing a clip as .mp4, .gif, .webp or a folder of PNG, with what made it inside the file, whole or not at all.
 
-Everything is written into a hidden folder beside its place and moved there at the end, so an interrupted or failed run
-leaves nothing under the final name. NumPy and Pillow only; H.264 comes from the ffmpeg that imageio-ffmpeg brings.
+An interrupted or failed run leaves nothing under the final name (`atomic_file`). NumPy and Pillow only; H.264 comes
+from the ffmpeg that imageio-ffmpeg brings.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 import errno
 import io
 import json
-import secrets
-import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from ..atomic_file import is_disk_full, staging, whole_files
 from ..errors import InputError, MissingDependencyError
 
 FPS = 16  # Wan 2.1's own rate (its sample_fps)
@@ -30,12 +28,6 @@ Metadata = Mapping[str, Any]
 
 _EXIF_DESCRIPTION = 0x010E
 _PNG_KEY = "Comment"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed for want of room: no space, a quota, or the limit on a file's size."""
-    return error.errno in _DISK_FULL
 
 
 def contact_path(path: Path) -> Path:
@@ -61,7 +53,7 @@ def check_output(path: Path) -> None:
         _check_free(path)
         if not path.parent.is_dir():
             raise InputError(f"the output folder {path.parent} does not exist; make it first.")
-        with staging(path) as folder:
+        with staging(path.parent) as folder:
             (folder / path.name).touch()
             (folder / contact_path(path).name).touch()
     except (OSError, ValueError) as error:
@@ -76,6 +68,8 @@ def check_name(path: Path) -> None:
     Raises: InputError.
     """
     ending = ending_of(path)
+    if path.name == "-":
+        raise InputError("a clip cannot be written to standard output; give a file name such as out.mp4.")
     if not path.name or path.name.startswith("."):
         raise InputError(f"{path} has no plain file name; give one such as out.mp4.")
     if ending and ending not in ENDINGS:
@@ -95,17 +89,6 @@ def _check_free(path: Path) -> None:
         raise InputError(f"{contact_path(path)} is a folder, and the contact sheet would stand there.")
 
 
-@contextmanager
-def staging(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` to write in, removed at the end however that comes."""
-    folder = path.parent / f".contextanyone-{secrets.token_hex(6)}.part"
-    try:  # the name is known before the folder is made, so that an interrupt in between leaves nothing
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def save_clip(path: Path, frames: NDArray[np.uint8], sheet: Image.Image, metadata: Metadata) -> Path:
     """Write a clip and its contact sheet, both or neither; what stood there before is replaced.
 
@@ -119,13 +102,9 @@ def save_clip(path: Path, frames: NDArray[np.uint8], sheet: Image.Image, metadat
     Raises: OSError if the disk is full or fails.
     """
     sheet_path = contact_path(path)
-    with staging(path) as folder:
+    with whole_files(sheet_path, path) as folder:
         write_clip(folder / path.name, frames, metadata)
         _save_png(folder / sheet_path.name, sheet, metadata)
-        (folder / sheet_path.name).replace(sheet_path)
-        if path.is_dir():
-            path.rmdir()  # empty, as `check_output` saw; Windows replaces no folder
-        (folder / path.name).replace(path)
     return sheet_path
 
 
@@ -145,9 +124,14 @@ def _ffmpeg() -> str:
         import imageio_ffmpeg
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
+    except ImportError as error:
         raise MissingDependencyError(
             "reading and writing .mp4 needs imageio-ffmpeg; `pip install 'imageio[ffmpeg]'`, or write a .webp."
+        ) from error
+    except RuntimeError as error:  # none is there, or it does not start: too little memory, another system's
+        raise MissingDependencyError(
+            "reading and writing .mp4 needs an ffmpeg, and imageio-ffmpeg finds none that runs here; repair it by "
+            "`pip install --force-reinstall imageio-ffmpeg`, see that memory is not limited, or write a .webp."
         ) from error
 
 
@@ -242,6 +226,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if first is None:
             raise InputError(f"{path} is a folder without frame_*.png; give a video or a folder of frames.")
         path = first
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; give a video or a picture.")
     text = _mp4_comment(path) if ending_of(path) == ".mp4" else _picture_comment(path)
     try:
         metadata = json.loads(text)

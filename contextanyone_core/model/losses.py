@@ -61,7 +61,7 @@ def dual_guidance_loss(
         reference_masks: one per reference, likewise.
 
     Raises:
-        ShapeError: shapes or numbers of references do not match.
+        ShapeError: shapes, batches or numbers of references do not match.
         InputError: reference_weight is negative or not finite.
     """
     if not math.isfinite(reference_weight) or reference_weight < 0:
@@ -70,6 +70,7 @@ def dual_guidance_loss(
     if not reconstructions and not reference_targets:
         return DualGuidanceLoss(video, video, torch.zeros_like(video))
     reference = per_sample_error(reconstructions, reference_targets, reference_masks)
+    _require_batch("reconstructions", len(reference), len(video))
     return DualGuidanceLoss(video + reference_weight * reference, video, reference)
 
 
@@ -83,7 +84,7 @@ def per_sample_error(
         masks: weights for each pair, broadcastable to it.
 
     Raises:
-        ShapeError: shapes or numbers of tensors do not match, or there is none.
+        ShapeError: shapes, batches or numbers of tensors do not match, or there is none.
     """
     if not values or len(values) != len(targets) or (masks is not None and len(masks) != len(values)):
         counts = f"{len(values)} predictions, {len(targets)} targets"
@@ -91,6 +92,7 @@ def per_sample_error(
     total = weight = torch.zeros(values[0].shape[0], device=values[0].device)
     for index, (value, target) in enumerate(zip(values, targets, strict=True)):
         _require_same("a target", target, value)
+        _require_batch("a prediction", len(value), len(values[0]))
         error = (value.float() - target.float()).square()
         weights = torch.ones_like(error) if masks is None else _spread(masks[index], error)
         total = total + (error * weights).flatten(1).sum(1)
@@ -98,8 +100,15 @@ def per_sample_error(
     return torch.where(weight > 0, total / weight.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
 
+def _require_batch(name: str, given: int, needed: int) -> None:
+    if given != needed:
+        raise ShapeError(f"The batch of {name} is {given}; it must be that of the others, {needed}.")
+
+
 def _spread(mask: Tensor, error: Tensor) -> Tensor:
     try:
+        if mask.ndim == error.ndim:
+            _require_batch("a mask", len(mask), len(error))
         return mask.float().expand_as(error)
     except RuntimeError as cause:
         raise ShapeError(f"A mask has shape {tuple(mask.shape)}; it must broadcast to {tuple(error.shape)}.") from cause

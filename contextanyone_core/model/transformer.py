@@ -159,7 +159,7 @@ class ContextAnyoneTransformer(nn.Module):
             attention: another kernel for this call only.
 
         Raises:
-            ShapeError: a tensor does not fit the config.
+            ShapeError: a tensor does not fit the config, or is of another batch; a cache of batch 1 serves any.
             InputError: both `references` and `cache` are given.
         """
         if references is not None and cache is not None:
@@ -167,10 +167,14 @@ class ContextAnyoneTransformer(nn.Module):
         attention = attention or self.attention
         self._check_latents("latents", latents)
         self._check_text(text_embeds)
+        _check_batch("text_embeds", text_embeds, len(latents))
+        _check_timesteps(timesteps, len(latents))
         reference_output = None
         if references is not None:
             cache = self._run_references(references, attention)
             reference_output = cache.outputs
+        if cache is not None and len(keys := cache.blocks[0].self_attn.keys) != 1:
+            _check_batch("references", keys, len(latents))
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
@@ -187,7 +191,7 @@ class ContextAnyoneTransformer(nn.Module):
         """Run the reference stream once and cache the keys and values that the video attends to in every step.
 
         Raises:
-            ShapeError: a tensor does not fit the config.
+            ShapeError: a tensor does not fit the config, or they are not all of one batch.
         """
         return self._run_references(references, attention or self.attention)
 
@@ -255,13 +259,18 @@ class ContextAnyoneTransformer(nn.Module):
     def _check_references(self, references: ReferenceInputs) -> None:
         if not references.latents:
             raise ShapeError("There is no reference in references.latents; leave references out to run without one.")
+        batch = len(references.latents[0])
         for latents in references.latents:
             self._check_latents("reference_latents", latents)
+            _check_batch("reference_latents", latents, batch)
             if latents.shape[2] != 1:
                 raise ShapeError(
                     f"A reference has {latents.shape[2]} latent frames; each must be one picture, 1 frame."
                 )
         self._check_text(references.text_embeds)
+        _check_batch("text_embeds of the references", references.text_embeds, batch)
+        if references.timesteps is not None:
+            _check_timesteps(references.timesteps, batch)
         for tokens in references.image_embeds:
             if tokens.ndim != 3 or tokens.shape[2] != self.config.image_dim:
                 raise ShapeError(
@@ -270,6 +279,17 @@ class ContextAnyoneTransformer(nn.Module):
                     if self.config.image_dim
                     else "image_embeds are given, and this model has no CLIP branch; leave them out."
                 )
+            _check_batch("image_embeds", tokens, batch)
+
+
+def _check_batch(name: str, given: Tensor, batch: int) -> None:
+    if len(given) != batch:
+        raise ShapeError(f"{name} are a batch of {len(given)}, the latents a batch of {batch}; one size is needed.")
+
+
+def _check_timesteps(timesteps: Tensor, batch: int) -> None:
+    if tuple(timesteps.shape) != (batch,):
+        raise ShapeError(f"timesteps have shape {tuple(timesteps.shape)}; needed is ({batch},), one for each sample.")
 
 
 def initialise(model: ContextAnyoneTransformer) -> None:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from ..config import ContextAnyoneConfig
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, ShapeError, did_you_mean
 from .names import GUIDANCES
 
 if TYPE_CHECKING:
@@ -48,7 +48,11 @@ class Guidance(Protocol):
         """The passes needed at noise level sigma."""
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """One velocity from those of `branches`, all of one shape."""
+        """One velocity from those of `branches`.
+
+        Raises:
+            ShapeError: they are not all of one shape.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class CfgGuidance:
         return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE)
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """One velocity from those of `branches`."""
+        """One velocity from those of `branches`; raises as `Guidance.combine`."""
+        _check_one_shape(velocities)
         prompt = velocities[Branch.PROMPT_REFERENCE]
         if len(velocities) == 1:
             return prompt
@@ -113,7 +118,8 @@ class DualGuidance:
         return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
 
     def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """One velocity from those of `branches`."""
+        """One velocity from those of `branches`; raises as `Guidance.combine`."""
+        _check_one_shape(velocities)
         prompt = velocities[Branch.PROMPT_REFERENCE]
         if len(velocities) == 1:
             return prompt
@@ -158,6 +164,12 @@ def _own_scales(name: str, config: ContextAnyoneConfig | None) -> dict[str, floa
 
 def _inside(sigma: float, interval: Interval) -> bool:
     return interval[0] <= sigma <= interval[1]
+
+
+def _check_one_shape(velocities: Mapping[Branch, Tensor]) -> None:
+    shapes = {branch.value: tuple(velocity.shape) for branch, velocity in velocities.items()}
+    if len(set(shapes.values())) > 1:
+        raise ShapeError(f"The passes of a step gave velocities of different shapes: {shapes}; they must be of one.")
 
 
 def _check_scale(name: str, value: float) -> None:

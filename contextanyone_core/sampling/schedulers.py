@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, ShapeError
 from ..late_import import host_class
 from .names import check_sampler_name
 
@@ -33,7 +33,13 @@ class Sampler:
         self._scheduler = scheduler
 
     def step(self, velocity: torch.Tensor, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Latents at `sigmas[index + 1]` from latents `x` at `sigmas[index]` and the velocity there; same shape."""
+        """Latents at `sigmas[index + 1]` from latents `x` at `sigmas[index]` and the velocity there.
+
+        Raises:
+            ShapeError: x and its velocity differ in shape.
+        """
+        if velocity.shape != x.shape:
+            raise ShapeError(f"The velocity has shape {tuple(velocity.shape)}; it must match {tuple(x.shape)}.")
         timestep = self._scheduler.timesteps[index]
         return torch.as_tensor(self._scheduler.step(velocity, timestep, x, return_dict=False)[0])
 

@@ -16,52 +16,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..atomic_file import whole_file
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, InputError
 from ..model.attention import AttentionFunction, torch_attention
 from ..model.transformer import ContextAnyoneTransformer
-from .naming import IMAGE_ENCODER, LORA, PROBE, TEXT_ENCODER, TRANSFORMER, VAE, WAN
+from .comparison import Differences, compare, expected_tensors, listed
+from .naming import TRANSFORMER, WAN
 from .recognition import RUNS_HERE, Recognised, recognise
-from .safetensors_file import Header, read_header
+from .safetensors_file import read_header
 from .source import WeightSource, open_source
-from .tensors import INTEGERS, TensorInfo, is_finite
-from .writer import whole_file
-
-__all__ = [
-    "IMAGE_ENCODER",
-    "LORA",
-    "PROBE",
-    "TEXT_ENCODER",
-    "TRANSFORMER",
-    "VAE",
-    "WAN",
-    "Description",
-    "Header",
-    "Recognised",
-    "TensorInfo",
-    "WeightSource",
-    "compare_names",
-    "describe",
-    "expected_tensors",
-    "load_tensors",
-    "load_transformer",
-    "open_source",
-    "read_header",
-    "recognise",
-    "require_finite",
-    "require_kind",
-    "save_safetensors",
-    "save_transformer",
-    "transformer_config",
-]
+from .tensors import INTEGERS, is_finite
+from .writer import require_parent
 
 
 @dataclass(frozen=True)
 class Description:
     """A weight file in words and numbers, for `contextanyone inspect`.
 
-    `missing`, `unknown` and `wrong_shape` are measured against the file's config (the header's, or for Wan's public
-    files the one that the shapes tell) and are None where the file is no transformer.
+    `differences` are those from the file's config (the header's, or for Wan's public files the one that the shapes
+    tell), and None where the file is no transformer.
     """
 
     path: Path
@@ -70,9 +44,7 @@ class Description:
     parameters: int
     config: dict[str, Any]
     metadata: dict[str, str]
-    missing: list[str] | None = None
-    unknown: list[str] | None = None
-    wrong_shape: list[str] | None = None
+    differences: Differences | None = None
 
 
 def save_safetensors(
@@ -92,12 +64,27 @@ def save_safetensors(
     metadata = {"format": "pt", "kind": kind, "config": json.dumps(dict(config), sort_keys=True)}
     if extra and (taken := sorted(metadata.keys() & extra.keys())):
         raise CheckpointError(f"{', '.join(taken)} are reserved names in a weight file's header; use others in extra.")
+    require_parent(Path(path))
     with whole_file(Path(path)) as beside:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(plain, beside, metadata=metadata | dict(extra or {}))
+            _sort_metadata(beside)
         except SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the header's metadata by key, so that equal weights are equal bytes: safetensors orders it at random.
+
+    The header keeps its length, so no tensor moves.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tensor]:
@@ -106,32 +93,24 @@ def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tens
     Raises:
         CheckpointError: as `read_header`, or the file is of another kind.
     """
-    header = read_header(path)
+    read_header(path)
     if kind is not None:
-        require_kind(path, header, kind)
+        require_kind(recognise(path), kind)
     try:
         return load_file(str(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
-def require_kind(path: str | Path, header: Header | WeightSource, kind: str) -> None:
-    """Refuse a file whose header says, or whose tensor names tell, that it is of another kind than `kind`.
-
-    A file of another project counts by its tensor names; of `probe` and the like the header itself must say it.
+def require_kind(found: Recognised, kind: str) -> None:
+    """Refuse a file that by its header, or without one by its tensor names, is of another kind.
 
     Raises:
         CheckpointError: the file is of another kind or of none that is known.
     """
-    if isinstance(header, Header) and header.kind == kind:
-        return
-    found = header.recognised if isinstance(header, WeightSource) else recognise(path)
-    if isinstance(header, WeightSource) and found.kind == kind:
-        return
-    given = f"a {found.kind} file" if found.stated else f"by its tensor names {found}"
-    if found.kind == kind:
-        given += " without this project's header"
-    raise CheckpointError(f"{path} is {given}; a {kind} file is needed here.")
+    if found.kind != kind:
+        given = f"a {found.kind} file" if found.stated else f"by its tensor names {found}"
+        raise CheckpointError(f"{found.path} is {given}; a {kind} file is needed here.")
 
 
 def require_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -173,11 +152,9 @@ def load_transformer(
     source = open_source(path)
     config = transformer_config(source, plain=plain)
     model = _empty_transformer(path, config, ops, attention)
-    missing, unknown, wrong = compare_names(expected_tensors(model), source.tensors)
-    unknown += source.unknown
-    if missing or unknown or wrong:
+    if differences := compare(expected_tensors(model), source.tensors, source.unknown):
         fits = "its own config" if "config" in source.metadata else str(source.recognised)
-        raise CheckpointError(f"{path} does not fit {fits}: {_differences(missing, unknown, wrong)}")
+        raise CheckpointError(f"{path} does not fit {fits}: {differences}.")
     state, bad = {}, []
     for name in source.tensors:
         tensor = source.read(name, dtype)
@@ -207,7 +184,7 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
             raise CheckpointError(
                 f"{source.path} is {given}; a transformer of Wan 2.1 T2V, Phantom-Wan or this project is needed here."
             )
-        require_kind(source.path, source, TRANSFORMER)
+        require_kind(found, TRANSFORMER)
     config = _read_config(source)
     if found.kind == WAN and not found.family.startswith(RUNS_HERE):
         raise CheckpointError(
@@ -244,14 +221,13 @@ def describe(path: str | Path) -> Description:
     source = open_source(path)
     found = source.recognised
     config = source.config() if "config" in source.metadata else _guessed_config(source)
-    differences: tuple[list[str] | None, ...] = (None, None, None)
+    differences = None
     if found.kind in (TRANSFORMER, WAN) and (config or found.stated):
         model = _empty_transformer(path, _read_config(source), torch.nn, torch_attention)
-        missing, unknown, wrong = compare_names(expected_tensors(model), source.tensors)
-        differences = (missing, unknown + source.unknown, wrong)
+        differences = compare(expected_tensors(model), source.tensors, source.unknown)
     parameters = sum(count for dtype, count in found.dtypes.items() if dtype not in INTEGERS)
     size = source.size_bytes
-    return Description(Path(path), found, size, parameters, config, source.metadata, *differences)
+    return Description(Path(path), found, size, parameters, config, source.metadata, differences)
 
 
 def _guessed_config(source: WeightSource) -> dict[str, Any]:
@@ -259,25 +235,6 @@ def _guessed_config(source: WeightSource) -> dict[str, Any]:
         return source.config()
     except CheckpointError:  # no whole model; the description says what there is
         return {}
-
-
-def expected_tensors(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a module's weight file must hold."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def compare_names(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]
-) -> tuple[list[str], list[str], list[str]]:
-    """Names that are missing, names that are unknown, and "name: found shape, needed shape" where shapes differ."""
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
-    wrong = [
-        f"{name} is {_shape(found[name].shape)}, needed {_shape(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    return missing, unknown, wrong
 
 
 def _read_config(source: WeightSource) -> ContextAnyoneConfig:
@@ -305,18 +262,4 @@ def _empty_transformer(
 
 def _refuse_values(path: str | Path, bad: list[str]) -> None:
     if bad:
-        raise CheckpointError(f"{path} holds NaN or infinite values in {_listed(bad)}; the weights are unusable.")
-
-
-def _differences(missing: list[str], unknown: list[str], wrong: list[str]) -> str:
-    parts = (("missing", missing), ("unknown", unknown), ("of the wrong shape", wrong))
-    return "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in parts if names) + "."
-
-
-def _listed(names: list[str], limit: int = 12) -> str:
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
+        raise CheckpointError(f"{path} holds NaN or infinite values in {listed(bad)}; the weights are unusable.")

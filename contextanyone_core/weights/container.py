@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .gguf_file import read_gguf_file
-from .safetensors_file import printable, read_header
+from .safetensors_file import printable, read_header, require_file
 from .tensors import StoredTensor
 from .torch_file import read_torch_file
 
@@ -44,6 +44,7 @@ def open_container(path: str | Path) -> Container:
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
+    require_file(path)
     if path.name.endswith(_INDEX):
         return _open_shards(path, path)
     try:

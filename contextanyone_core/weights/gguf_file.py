@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ _SIMPLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 _STRING, _ARRAY = 8, 9
 _MAX_ARRAY = 16  # longer arrays are passed over: tokenizers, not shapes
 _SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF keeps the shape of what ggml cannot hold here
+_PATCH = (1, 2, 2)  # latent frames, rows, columns of a patch, in every published Wan
 _CHUNK = 4_000_000  # elements unpacked at a time
 
 
@@ -110,6 +112,7 @@ def _read(path: Path, reader: _Reader) -> tuple[dict[str, StoredTensor], dict[st
     found = {name: _stored(path, data, entry, values.get(_SHAPE + name)) for name, *entry in entries}
     if len(found) != len(entries):
         raise ValueError("a name stands twice")
+    found |= _patches(found)
     sizes = sum(info.size for info in found.values())
     if any(info.offset + info.size > total for info in found.values()) or sizes > total:
         raise ValueError("its tensors need more bytes than it holds")
@@ -140,6 +143,20 @@ def _stored(path: Path, data: int, entry: list[Any], original: Any) -> StoredTen
     if math.prod(shape) != elements or any(side < 0 for side in shape):
         raise ValueError("a shape does not fit its tensor")
     return StoredTensor(dtype, shape, path, data + offset, elements // block * size)
+
+
+def _patches(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Wan's patch embeddings in their own five sides: ggml has four at most, and not every program notes the others."""
+    restored = {}
+    for name, info in found.items():
+        bias = found.get(f"{name.removesuffix('weight')}bias")
+        if not name.endswith("patch_embedding.weight") or len(info.shape) == 5 or bias is None or not all(bias.shape):
+            continue
+        width = math.prod(bias.shape)
+        channels, rest = divmod(math.prod(info.shape), width * math.prod(_PATCH))
+        if not rest:
+            restored[name] = replace(info, shape=(width, channels, *_PATCH))
+    return restored
 
 
 def is_quantised(stored: StoredTensor) -> bool:

@@ -41,28 +41,40 @@ def infer_config(kind: str, tensors: Tensors, num_layers: int) -> dict[str, Any]
         raise CheckpointError(f"A {kind} file needs its config in the header.")
     try:
         return known[kind](tensors, num_layers)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, InputError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+    except (ValueError, ZeroDivisionError, InputError) as error:
+        reason = "a side of a tensor is 0" if isinstance(error, ZeroDivisionError) else str(error)
         raise CheckpointError(f"Its tensors are not those of a whole {kind}: {reason}.") from error
 
 
+def _sides(tensors: Tensors, name: str, count: int) -> tuple[int, ...]:
+    """The shape of a tensor, which must be there and have so many sides."""
+    if name not in tensors:
+        raise ValueError(f"{name} is missing")
+    shape = tensors[name].shape
+    if len(shape) != count:
+        raise ValueError(
+            f"{name} has the shape {'x'.join(map(str, shape)) or 'of one number'}; {count} sides are needed"
+        )
+    return shape
+
+
 def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
-    dim, in_dim, *patch = tensors["patch_embedding.weight"].shape
-    image = tensors.get("img_emb.proj.0.weight")
+    dim, in_dim, *patch = _sides(tensors, "patch_embedding.weight", 5)
+    image = "img_emb.proj.0.weight"
     if dim % HEAD_WIDTH:
         raise ValueError(f"its width is {dim}, and Wan's heads are {HEAD_WIDTH} wide")
     wan = in_dim == len(WAN_LATENTS_MEAN)
     config = ContextAnyoneConfig(
         dim=dim,
-        ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
+        ffn_dim=_sides(tensors, "blocks.0.ffn.0.weight", 2)[0],
         num_heads=dim // HEAD_WIDTH,
         num_layers=num_layers,
-        text_dim=tensors["text_embedding.0.weight"].shape[1],
+        text_dim=_sides(tensors, "text_embedding.0.weight", 2)[1],
         text_len=_TEXT_LEN,
-        image_dim=None if image is None else image.shape[0],
+        image_dim=_sides(tensors, image, 1)[0] if image in tensors else None,
         in_dim=in_dim,
-        out_dim=tensors["head.head.weight"].shape[0] // math.prod(patch),
-        freq_dim=tensors["time_embedding.0.weight"].shape[1],
+        out_dim=_sides(tensors, "head.head.weight", 2)[0] // math.prod(patch),
+        freq_dim=_sides(tensors, "time_embedding.0.weight", 2)[1],
         patch_size=(patch[0], patch[1], patch[2]),
         emphasize=any(".emphasize_attn." in name for name in tensors),
         latents_mean=WAN_LATENTS_MEAN if wan else (0.0,) * in_dim,
@@ -72,11 +84,11 @@ def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
 
 
 def _vae(tensors: Tensors, num_layers: int) -> dict[str, Any]:
-    channels = tensors["conv2.weight"].shape[0]
+    channels = _sides(tensors, "conv2.weight", 5)[0]
     if channels != len(WAN_LATENTS_MEAN):
         raise ValueError(f"it has {channels} latent channels, and Wan 2.1's VAE has {len(WAN_LATENTS_MEAN)}")
     return {
-        "base_dim": tensors["encoder.conv1.weight"].shape[0],
+        "base_dim": _sides(tensors, "encoder.conv1.weight", 5)[0],
         "z_dim": channels,
         "dim_mult": [1, 2, 4, 4],
         "num_res_blocks": 2,
@@ -88,13 +100,13 @@ def _vae(tensors: Tensors, num_layers: int) -> dict[str, Any]:
 
 def _text(tensors: Tensors, num_layers: int) -> dict[str, Any]:
     attention = "encoder.block.0.layer.0.SelfAttention"
-    vocabulary, width = tensors["shared.weight"].shape
-    heads = tensors[f"{attention}.relative_attention_bias.weight"].shape[1]
+    vocabulary, width = _sides(tensors, "shared.weight", 2)
+    heads = _sides(tensors, f"{attention}.relative_attention_bias.weight", 2)[1]
     return {
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_ff": tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
-        "d_kv": tensors[f"{attention}.q.weight"].shape[0] // heads,
+        "d_ff": _sides(tensors, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 2)[0],
+        "d_kv": _sides(tensors, f"{attention}.q.weight", 2)[0] // heads,
         "num_heads": heads,
         "num_layers": num_layers,
         "text_len": _TEXT_LEN,
@@ -102,16 +114,16 @@ def _text(tensors: Tensors, num_layers: int) -> dict[str, Any]:
 
 
 def _image(tensors: Tensors, num_layers: int) -> dict[str, Any]:
-    (width,) = tensors["vision_model.embeddings.class_embedding"].shape
-    patch = tensors["vision_model.embeddings.patch_embedding.weight"].shape[-1]
-    positions = tensors["vision_model.embeddings.position_embedding.weight"].shape[0]
+    (width,) = _sides(tensors, "vision_model.embeddings.class_embedding", 1)
+    patch = _sides(tensors, "vision_model.embeddings.patch_embedding.weight", 4)[-1]
+    positions = _sides(tensors, "vision_model.embeddings.position_embedding.weight", 2)[0]
     if width % _CLIP_HEAD_WIDTH:
         raise ValueError(f"its width is {width}; needed is ViT-H/14, 1280 wide with heads of {_CLIP_HEAD_WIDTH}")
     return {
         "image_size": math.isqrt(positions - 1) * patch,
         "patch_size": patch,
         "hidden_size": width,
-        "intermediate_size": tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "intermediate_size": _sides(tensors, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
         "num_hidden_layers": num_layers,
         "num_attention_heads": width // _CLIP_HEAD_WIDTH,
         "hidden_act": "gelu",

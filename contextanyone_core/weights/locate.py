@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import CheckpointError
 from ..model_kinds import ModelKind
 from .naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
-from .recognition import Recognised, recognise
+from .recognition import PHANTOM_FAMILY, Recognised, recognise
 
 _KINDS = {
     "transformer": (TRANSFORMER, WAN),
@@ -24,13 +27,64 @@ _PUBLIC = {
 _ENDINGS = (".safetensors", ".safetensors.index.json", ".pth", ".gguf")
 
 
-def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | None:
-    """The file or folder of a part, or None.
+@dataclass(frozen=True)
+class _Search:
+    """A part of a model looked for in a folder; `model` is None where it does not matter whose part it is."""
 
-    A transformer of the model's own name, such as `phantom.safetensors`, comes first, so that models can share their
-    encoders; then `<part>.safetensors`, then a diffusers folder `<part>/`, then any weight file directly in the folder
-    whose header says that it is one: Wan's and Phantom's downloads need no renaming. Where Wan's or Phantom's own file
-    is there, a `transformer.safetensors` of ours is passed over for it.
+    folder: Path
+    part: str
+    model: ModelKind | None
+
+    @cached_property
+    def named(self) -> Path | None:
+        """`<part>.safetensors`, else a folder `<part>/` with something in it."""
+        file, inner = self.folder / f"{self.part}.safetensors", self.folder / self.part
+        return file if file.is_file() else inner if inner.is_dir() and any(inner.iterdir()) else None
+
+    @cached_property
+    def recognised(self) -> list[Recognised]:
+        """The files of the folder that by their headers are such a part."""
+        return [item for item in map(recognise, weight_files(self.folder)) if item.kind in _KINDS[self.part]]
+
+
+def _by_the_models_name(search: _Search) -> list[Path]:
+    path = search.folder / f"{search.model.name}.safetensors" if search.model else None
+    return [path] if path is not None and path.is_file() else []
+
+
+def _by_the_parts_name(search: _Search) -> list[Path]:
+    if search.named is None:
+        return []
+    others = search.model is not None and search.model.family and search.named.is_file()
+    return [] if others and recognise(search.named).kind == TRANSFORMER else [search.named]
+
+
+def _by_family(search: _Search) -> list[Path]:
+    return [] if search.model is None else [item.path for item in _of_model(search.recognised, search.model)]
+
+
+def _ours_by_the_parts_name(search: _Search) -> list[Path]:
+    return [] if search.named is None else [search.named]
+
+
+def _by_header(search: _Search) -> list[Path]:
+    return [item.path for item in search.recognised]
+
+
+_RULES: tuple[Callable[[_Search], list[Path]], ...] = (
+    _by_the_models_name,  # phantom.safetensors, so that models can share their encoders
+    _by_the_parts_name,  # transformer.safetensors or transformer/; not ours, where Wan's or Phantom's is asked for
+    _by_family,  # any name, where the header and the file's name say that it is the model's
+    _ours_by_the_parts_name,  # ours all the same, where nothing else is the model's
+    _by_header,  # any name, where the header says that it is such a part
+)
+"""Which files may be meant; the first rule that finds one decides, and it may find one only."""
+
+
+def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | None:
+    """The file or folder of a part by the first of `_RULES` that finds one, or None.
+
+    Wan's and Phantom's downloads need no renaming.
 
     Args:
         folder: to look in.
@@ -40,21 +94,14 @@ def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | 
     Raises:
         CheckpointError: there are several, or a file on the way is damaged.
     """
-    model = kind if part == "transformer" else None
-    own = [folder / f"{model.name}.safetensors"] if model is not None else []
-    places = (*own, folder / f"{part}.safetensors", folder / part)
-    named = next((path for path in places if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
-    if named is not None and (model is None or named in own or not _is_ours_for(named, model)):
-        return named
-    found = [item for item in map(recognise, weight_files(folder)) if item.kind in _KINDS[part]]
-    if len(found) > 1 and model is not None:
-        found = _of_kind(found, model) or [item for item in found if named in (None, item.path)]
+    search = _Search(folder, part, kind if part == "transformer" else None)
+    found = next(filter(None, (rule(search) for rule in _RULES)), [])
     if len(found) > 1:
         raise CheckpointError(
-            f"{folder} holds several files for the {part}: {_listed(found)}. Keep one of them there, or call one "
-            f"{part}.safetensors if it is such a file."
+            f"{folder} holds several files for the {part}: {', '.join(path.name for path in found)}. Keep one of them "
+            f"there, or call one {part}.safetensors if it is such a file."
         )
-    return found[0].path if found else None
+    return found[0] if found else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -86,30 +133,17 @@ def misnamed_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
     if not (kind.family and kind.references) or kind.hosted:
         return None
     found = recognise(need_part(folder, "transformer", kind))
-    return None if found.kind != WAN or _of_kind([found], kind) else found
+    return None if found.kind != WAN or _of_model([found], kind) else found
 
 
-def _is_ours_for(path: Path, kind: ModelKind) -> bool:
-    """Whether a single file is a ContextAnyone transformer and asked for as another model."""
-    return bool(kind.family) and path.is_file() and recognise(path).kind == TRANSFORMER
-
-
-def _of_kind(found: list[Recognised], kind: ModelKind) -> list[Recognised]:
-    """The model's own. Phantom's files look like Wan's: a file's own name tells more than that of the folder of all."""
-    if not kind.family:
+def _of_model(found: list[Recognised], model: ModelKind) -> list[Recognised]:
+    """The model's own among transformers. Where one is called Phantom, the name of the folder of all says nothing."""
+    if not model.family:
         return [item for item in found if item.kind == TRANSFORMER]
-    marked = [item for item in found if "phantom" in item.path.name.lower()]
-    families = {
-        item.path: item.family if item in marked or not marked else item.family.replace("Phantom-Wan", "Wan 2.1 T2V")
-        for item in found
-    }
-    return [item for item in found if families[item.path].startswith(kind.family)]
+    called = any(item.own_family.startswith(PHANTOM_FAMILY) for item in found)
+    return [item for item in found if (item.own_family if called else item.family).startswith(model.family)]
 
 
 def _whole(path: Path) -> bool:
     """Whether a file is a model or an index of shards, and no shard."""
     return path.is_file() and "-of-" not in path.name
-
-
-def _listed(found: list[Recognised]) -> str:
-    return ", ".join(item.path.name for item in found)

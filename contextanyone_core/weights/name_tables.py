@@ -13,6 +13,9 @@ from ..errors import CheckpointError
 
 Value = TypeVar("Value")
 
+OUTPUT_NAMINGS = ("original", "comfyui", "diffusers")
+"""The names under which `contextanyone convert` writes."""
+
 _TRANSFORMER = {
     "patch_embedding": "patch_embedding",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -92,13 +95,11 @@ _IMAGE = {
 _IMAGE_BLOCK = {
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
-    "self_attn.q_proj": "attn.to_qkv#0",
-    "self_attn.k_proj": "attn.to_qkv#1",
-    "self_attn.v_proj": "attn.to_qkv#2",
     "self_attn.out_proj": "attn.proj",
     "mlp.fc1": "mlp.0",
     "mlp.fc2": "mlp.2",
 }
+_IMAGE_THIRDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def transformer_table(num_layers: int) -> dict[str, str]:
@@ -144,14 +145,26 @@ def text_table(num_layers: int) -> dict[str, str]:
 
 
 def image_table(num_layers: int) -> dict[str, str]:
-    """Names of CLIP's vision tower, transformers' (as in our files) to Wan's original.
-
-    The original keeps queries, keys and values as thirds of one tensor: `to_qkv#0` is its first third.
-    """
+    """Names of CLIP's vision tower, transformers' (as in our files) to Wan's original, `image_thirds` aside."""
     table = dict(_IMAGE)
     for layer in range(num_layers):
         table |= _submodules(f"vision_model.encoder.layers.{layer}", f"visual.transformer.{layer}", _IMAGE_BLOCK)
     return table
+
+
+def image_thirds(num_layers: int) -> dict[str, tuple[str, str, str]]:
+    """Modules of Wan's original vision tower that keep queries, keys and values as thirds of one tensor, to ours."""
+    q, k, v = _IMAGE_THIRDS
+    ours = {layer: f"vision_model.encoder.layers.{layer}" for layer in range(num_layers)}
+    return {
+        f"visual.transformer.{layer}.attn.to_qkv": (f"{block}.{q}", f"{block}.{k}", f"{block}.{v}")
+        for layer, block in ours.items()
+    }
+
+
+def image_modules(num_layers: int) -> list[str]:
+    """Every module (or bare parameter) of CLIP's vision tower under transformers' names."""
+    return [*image_table(num_layers), *(ours for three in image_thirds(num_layers).values() for ours in three)]
 
 
 def vae_to_diffusers(values: Mapping[str, Value]) -> dict[str, Value]:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from .name_tables import image_table, inverse, text_table, transformer_table, translate, vae_table
+from .name_tables import (
+    image_modules,
+    image_table,
+    image_thirds,
+    inverse,
+    text_table,
+    transformer_table,
+    translate,
+    vae_table,
+)
 
 TRANSFORMER = "contextanyone-transformer"
 WAN = "wan-transformer"
 VAE = "wan-vae"
 TEXT_ENCODER = "umt5-encoder"
 IMAGE_ENCODER = "clip-vision"
-PROBE = "probe"
 LORA = "LoRA"
 
 COMFYUI_PREFIX = "diffusion_model."
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "first_stage_model.", "")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into names, wherever a module is wrapped."""
+_PREFIX = re.compile(r"(?:(?:model|module|transformer|diffusion_model|first_stage_model|base_model)\.){0,4}")
+"""What trainers, DDP, ComfyUI and PEFT put before names."""
 _SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
 
 
@@ -29,6 +40,7 @@ class Naming:
         kind, name: what it names, and what it is called: original, diffusers or transformers.
         marks: tensors that only such a file has, all of them.
         table: for a number of layers, names in our files to names in this naming; None where they are the same.
+        thirds: for a number of layers, this naming's modules whose tensors are three of ours in a row, to the three.
         ignored: beginnings of names that belong to parts we have no use for.
         layer: what precedes the number of a layer.
     """
@@ -39,6 +51,7 @@ class Naming:
     table: Callable[[int], dict[str, str]] | None
     ignored: tuple[str, ...] = ()
     layer: str = "blocks."
+    thirds: Callable[[int], dict[str, tuple[str, str, str]]] | None = None
 
 
 _CHECKPOINT = ("first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
@@ -76,7 +89,7 @@ NAMINGS = (
         IMAGE_ENCODER,
         "transformers",
         ("embeddings.class_embedding", "pre_layrnorm.weight"),
-        lambda layers: {ours: ours.removeprefix("vision_model.") for ours in image_table(layers)},
+        lambda layers: {ours: ours.removeprefix("vision_model.") for ours in image_modules(layers)},
         ("embeddings.position_ids",),
         "encoder.layers.",
     ),
@@ -87,9 +100,23 @@ NAMINGS = (
         image_table,
         ("textual.", "log_scale", "visual.head"),
         "visual.transformer.",
+        image_thirds,
     ),
 )
 """Every naming that is read; a row's table leads from our names."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of ours is in a file: under a name, whole or as a third of what is there.
+
+    Attributes:
+        name: as in the file.
+        third: 0, 1 or 2 of three equal pieces along the first side; None is the whole tensor.
+    """
+
+    name: str
+    third: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +125,8 @@ class Named:
 
     Attributes:
         naming: how the file names them.
-        prefix: what stands before every name.
-        names: our name -> the name in the file; `to_qkv#1.weight` is the second third of `to_qkv.weight`.
+        prefix: what stands before every name, wrappers aside.
+        places: our name -> where it is in the file.
         scales: our name -> the name of its scale, for scaled fp8.
         unknown: names, without the prefix, that the naming does not have; they may belong to a relative of the model.
         num_layers: how many layers there are.
@@ -107,41 +134,65 @@ class Named:
 
     naming: Naming
     prefix: str
-    names: dict[str, str]
+    places: dict[str, Place]
     scales: dict[str, str]
     unknown: list[str]
     num_layers: int
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether the names are those of a LoRA: pairs of small matrices, or differences."""
-    return any(re.search(r"\.lora_(A|B|up|down)\b|\.(diff|diff_b|diff_m)$", name) for name in names)
+    """Whether the names are those of a LoRA or its relatives: small matrices for a large one, or differences."""
+    pattern = r"\.(lora_(A|B|up|down)|lokr_w[12](_[ab])?|hada_w[12]_[ab])\b|\.(diff|diff_b|diff_m)$"
+    return any(re.search(pattern, name) for name in names)
+
+
+def plain_name(name: str) -> str:
+    """A name without what torch.compile, FSDP and activation checkpointing put into it."""
+    return _WRAPPERS.sub("", name)
+
+
+def split_prefix(name: str) -> tuple[str, str]:
+    """A plain name's prefix, such as `model.diffusion_model.`, and the rest."""
+    found = _PREFIX.match(name)
+    end = found.end() if found else 0
+    return name[:end], name[end:]
+
+
+def name_tensors(names: Collection[str]) -> Named | None:
+    """The places of a file's tensors under our names, or None where the naming is not known."""
+    found = find_naming(names)
+    return None if found is None else _our_names(names, *found)
 
 
 def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:
-    """The naming of a file with these tensor names and the prefix that stands before them, or None."""
-    given = set(names)
-    for prefix in _PREFIXES:
-        for naming in NAMINGS:
+    """The naming of a file with these tensor names and the prefix that stands before them, or None.
+
+    Of a checkpoint that holds several models, each with a prefix of its own, it is the first in the order of `NAMINGS`.
+    """
+    given = {plain_name(name) for name in names}
+    prefixes = sorted({split_prefix(name)[0] for name in given})
+    for naming in NAMINGS:
+        for prefix in prefixes:
             if all(prefix + mark in given for mark in naming.marks):
                 return naming, prefix
     return None
 
 
-def our_names(names: Iterable[str], naming: Naming, prefix: str) -> Named:
-    """Every tensor's name in our files.
+def _our_names(names: Collection[str], naming: Naming, prefix: str) -> Named:
+    """Every tensor's place under its name in our files.
 
     Args:
         names: tensor names as in the file.
-        naming, prefix: as `find_naming` says.
+        naming, prefix: as `find_naming` gives them.
     """
-    given = list(names)
-    layers = _count_layers(given, prefix + naming.layer)
+    layers = _count_layers(map(plain_name, names), prefix + naming.layer)
     table = None if naming.table is None else inverse(naming.table(layers))
-    found: dict[str, str] = {}
+    thirds = {} if naming.thirds is None else naming.thirds(layers)
+    places: dict[str, Place] = {}
     scales: dict[str, str] = {}
     unknown: list[str] = []
-    for name in given:
+    for stored in names:
+        name = plain_name(stored)
         short = name.removeprefix(prefix)
         if not name.startswith(prefix) or short.startswith(naming.ignored):
             if not name.startswith((prefix, *naming.ignored)):
@@ -151,19 +202,20 @@ def our_names(names: Iterable[str], naming: Naming, prefix: str) -> Named:
         if leaf in _SCALES or short == "scaled_fp8":
             scaled = _ours(f"{module}.weight", table)
             if leaf in ("scale_weight", "weight_scale") and scaled:
-                scales[scaled] = name
+                scales[scaled] = stored
             continue
-        pieces = [f"{module}#{part}.{leaf}" for part in range(3)] if short.endswith(_FUSED) else [short]
-        for piece in pieces:
-            ours = _ours(piece, table)
-            if ours is None:
-                unknown.append(short)
-            else:
-                found[ours] = prefix + piece
-    return Named(naming, prefix, found, scales, unknown, layers)
-
-
-_FUSED = (".attn.to_qkv.weight", ".attn.to_qkv.bias")
+        if module in thirds:
+            ours = {f"{part}.{leaf}": Place(stored, third) for third, part in enumerate(thirds[module])}
+        else:
+            whole = _ours(short, table)
+            ours = {} if whole is None else {whole: Place(stored)}
+        if not ours:
+            unknown.append(short)
+        elif ours.keys() & places.keys():  # one tensor twice, wrapped and not
+            unknown.append(stored)
+        else:
+            places |= ours
+    return Named(naming, prefix, places, scales, unknown, layers)
 
 
 def _ours(name: str, table: Mapping[str, str] | None) -> str | None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .container import Container, open_container
-from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Named, find_naming, is_lora, our_names
+from .naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, Named, is_lora, name_tensors
 from .tensors import TensorInfo
 
 _SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
-RUNS_HERE = ("Wan 2.1 T2V", "Phantom-Wan", "Wan T2V with a CLIP branch")
+PHANTOM_FAMILY = "Phantom-Wan"
+_PHANTOM = "phantom"  # in any capitals, in the name of a file or folder
+RUNS_HERE = ("Wan 2.1 T2V", PHANTOM_FAMILY, "Wan T2V with a CLIP branch")
 """How the families begin whose inputs are this project's: 16 channels of latents, and text."""
 # A tensor that only this relative of Wan's transformer has, in any naming.
 _RELATIVES = (
@@ -42,7 +44,9 @@ class Recognised:
         form: "safetensors", "safetensors in 3 shards", "a .pth of torch.save" or "GGUF".
         kind: one of `naming`'s kinds (`contextanyone-transformer`, `wan-transformer`, `wan-vae`, `umt5-encoder`,
             `clip-vision`, `LoRA`), what the header states, or None.
-        family: the kind in words with its size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL".
+        family: the kind in words with its size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL". Phantom's files have the very
+            names and shapes of Wan T2V: only the name of the file, or that of its folder, can tell.
+        own_family: the same without the folder's name.
         naming: "original", "ComfyUI", "diffusers", "transformers", or "" where it is not known.
         stated: whether the kind stands in the file's header; else it is read off the tensor names.
         dtypes: how many elements there are of each dtype.
@@ -53,6 +57,7 @@ class Recognised:
     form: str
     kind: str | None
     family: str
+    own_family: str
     naming: str
     stated: bool
     dtypes: dict[str, int]
@@ -78,34 +83,44 @@ def recognise(path: str | Path) -> Recognised:
     Raises:
         CheckpointError: the file is missing, damaged, or no weight file at all.
     """
-    return recognise_container(open_container(path))
+    container = open_container(path)
+    return recognise_container(container, name_tensors(container.tensors))
 
 
-def recognise_container(container: Container) -> Recognised:
-    """`recognise` for what is already open."""
+def recognise_container(container: Container, named: Named | None) -> Recognised:
+    """`recognise` for what is already open, and has its tensors named."""
     stated = container.metadata.get("kind")
     dtypes: dict[str, int] = {}
     for info in container.tensors.values():
         dtypes[info.dtype] = dtypes.get(info.dtype, 0) + math.prod(info.shape)
-    found = find_naming(container.tensors)
     kind, family, label = stated, stated or _other(container), ""
-    if found is not None:
-        named = our_names(container.tensors, *found)
-        guessed, family = describe_named(named, container.tensors, container.path)
+    own_family = family
+    if named is not None:
+        by_file, by_folder = (_PHANTOM in path.name.lower() for path in (container.path, container.path.parent))
+        guessed, family = _describe(named, container.tensors, phantom=by_file or by_folder)
+        _, own_family = _describe(named, container.tensors, phantom=by_file)
         kind = stated or guessed
         label = named.naming.name if "diffusion_model." not in named.prefix else "ComfyUI"
     elif is_lora(container.tensors):
-        kind, family = stated or LORA, LORA
+        kind, family, own_family = stated or LORA, LORA, LORA
     return Recognised(
-        container.path, container.form, kind, family, label, stated is not None, dtypes, _quantisation(container)
+        path=container.path,
+        form=container.form,
+        kind=kind,
+        family=family,
+        own_family=own_family,
+        naming=label,
+        stated=stated is not None,
+        dtypes=dtypes,
+        quantisation=_quantisation(container),
     )
 
 
-def describe_named(named: Named, tensors: Mapping[str, TensorInfo], path: Path) -> tuple[str, str]:
-    """Kind and family of tensors whose names are understood."""
+def _describe(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bool) -> tuple[str, str]:
+    """Kind and family of tensors whose names are understood; `phantom` is what the file's name says."""
     kind = named.naming.kind
     if kind == WAN:
-        return _transformer(named, tensors, path)
+        return _transformer(named, tensors, phantom=phantom)
     widths = {VAE: "decoder.conv1.weight", TEXT_ENCODER: "shared.weight"}
     shape = _shape(named, tensors, widths.get(kind, "vision_model.embeddings.class_embedding"))
     if kind == VAE:
@@ -116,20 +131,18 @@ def describe_named(named: Named, tensors: Mapping[str, TensorInfo], path: Path) 
     return kind, "CLIP ViT-H/14" if width == 1280 else f"CLIP vision tower of width {width}"
 
 
-def _transformer(named: Named, tensors: Mapping[str, TensorInfo], path: Path) -> tuple[str, str]:
+def _transformer(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bool) -> tuple[str, str]:
     patch = _shape(named, tensors, "patch_embedding.weight")
     dim, channels = (*patch[:2], 0, 0)[:2]
     size = _SIZES.get((dim, named.num_layers), f"of width {dim} with {named.num_layers} blocks")
-    if any(".emphasize_attn." in name for name in named.names):
+    if any(".emphasize_attn." in name for name in named.places):
         return TRANSFORMER, f"ContextAnyone {size}"
-    unknown = set(named.unknown) | named.names.keys()
+    unknown = set(named.unknown) | named.places.keys()
     relative = next((name for mark, name in _RELATIVES if mark in unknown), None)
-    if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.names:
-        # Phantom's files have the very names and shapes of Wan T2V: only the file's name can tell.
-        phantom = "phantom" in path.name.lower() or "phantom" in path.parent.name.lower()
-        return WAN, f"{'Phantom-Wan' if phantom else 'Wan 2.1 T2V'} {size}"
+    if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.places:
+        return WAN, f"{PHANTOM_FAMILY if phantom else 'Wan 2.1 T2V'} {size}"
     if relative is None:
-        relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.names)
+        relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.places)
     return WAN, f"Wan {relative} {size}"
 
 
@@ -144,8 +157,8 @@ def _with_pictures(channels: int, clip: bool) -> str:
 
 
 def _shape(named: Named, tensors: Mapping[str, TensorInfo], name: str) -> tuple[int, ...]:
-    raw = named.names.get(name)
-    return tensors[raw].shape if raw is not None and raw in tensors else ()
+    place = named.places.get(name)
+    return tensors[place.name].shape if place is not None and place.name in tensors else ()
 
 
 def _quantisation(container: Container) -> str:

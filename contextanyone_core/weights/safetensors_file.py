@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,34 @@ def read_header(path: str | Path) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} is damaged: the metadata in its header is not text. Download it again.")
     tensors = _check_tensors(path, table)
-    config: Any = {}
-    if "config" in metadata:
-        try:
-            config = json.loads(metadata["config"])
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is damaged: the config in its header is not JSON ({error}).") from error
+    return Header(metadata.get("kind"), stated_config(path, metadata), tensors, metadata)
+
+
+def stated_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The config in a file's header; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    try:
+        config = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: the config in its header is not JSON ({error}).") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is damaged: the config in its header is not a JSON object.")
-    return Header(metadata.get("kind"), config, tensors, metadata)
+    return config
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is there and no file: opening a pipe would wait for its other end.
+
+    Raises:
+        CheckpointError: saying what it is.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the .safetensors file inside it.")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device; give the path of a weight file.")
 
 
 def printable(name: str) -> str:
@@ -60,8 +80,7 @@ def printable(name: str) -> str:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the .safetensors file inside it.")
+    require_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -14,8 +14,9 @@ from ..errors import CheckpointError
 from .container import Container, open_container
 from .gguf_file import is_quantised, unpack
 from .inferred import infer_config
-from .naming import IMAGE_ENCODER, Named, find_naming, our_names
+from .naming import IMAGE_ENCODER, Named, Place, name_tensors
 from .recognition import Recognised, recognise_container
+from .safetensors_file import stated_config
 from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -55,13 +56,7 @@ class WeightSource:
             CheckpointError: the header's is no JSON object, or the shapes are of no such model.
         """
         if "config" in self.metadata:
-            try:
-                stated = json.loads(self.metadata["config"])
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{self.path} is damaged: the config in its header is not JSON.") from error
-            if not isinstance(stated, dict):
-                raise CheckpointError(f"{self.path} is damaged: the config in its header is not a JSON object.")
-            return stated
+            return stated_config(self.path, self.metadata)
         if self.recognised.kind is None or self._named is None:
             raise CheckpointError(f"{self.path} is {self.recognised}, without a config in its header.")
         try:
@@ -80,13 +75,12 @@ class WeightSource:
             CheckpointError: the file cannot be read, or the dtype cannot.
             MissingDependencyError: a GGUF tensor, without the gguf package.
         """
-        raw = name if self._named is None else self._named.names[name]
-        module, third, leaf = raw.partition("#")
-        stored = self._container.tensors[f"{module}{leaf[1:]}" if third else raw]
+        place = Place(name) if self._named is None else self._named.places[name]
+        stored = self._container.tensors[place.name]
         scale = self._scale(name)
         value = unpack(stored, dtype or torch.bfloat16) if is_quantised(stored) else read_plain(stored)
-        if third:
-            value = value.chunk(3)[int(leaf[0])].contiguous()
+        if place.third is not None:
+            value = value.chunk(3)[place.third].contiguous()
         if scale is not None:
             value = cast(value, torch.float32).mul_(_broadcast(self.path, name, scale, value))
         value = value.reshape(self.tensors[name].shape)
@@ -108,26 +102,24 @@ def open_source(path: str | Path) -> WeightSource:
         CheckpointError: the file is missing or damaged, or quantised in a way that is not read here.
     """
     container = open_container(path)
-    recognised = recognise_container(container)
-    found = find_naming(container.tensors)
-    named, unknown, layers = None, list[str](), 0
+    named = name_tensors(container.tensors)
+    recognised = recognise_container(container, named)
+    unknown, layers = list[str](), 0
     tensors: dict[str, TensorInfo] = dict(container.tensors)
-    if found is not None:
+    if named is not None:
         _require_fp8(container)
-        named = our_names(container.tensors, *found)
         unknown, layers = named.unknown, named.num_layers
-        tensors = {ours: _info(named, ours, raw, container) for ours, raw in named.names.items()}
+        tensors = {ours: _info(named, ours, place, container) for ours, place in named.places.items()}
         _require_floats(container, tensors)
     return WeightSource(
         container.path, recognised, container.metadata, tensors, unknown, layers, container.size, container, named
     )
 
 
-def _info(named: Named, ours: str, raw: str, container: Container) -> TensorInfo:
-    module, third, leaf = raw.partition("#")
-    stored = container.tensors[f"{module}{leaf[1:]}" if third else raw]
+def _info(named: Named, ours: str, place: Place, container: Container) -> TensorInfo:
+    stored = container.tensors[place.name]
     shape = stored.shape
-    if third:
+    if place.third is not None:
         shape = (shape[0] // 3, *shape[1:]) if shape else shape
     if named.naming.kind == IMAGE_ENCODER and ours.endswith(("class_embedding", "position_embedding.weight")):
         while len(shape) > 1 and shape[0] == 1:  # the original keeps a batch of one

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .naming import find_naming, is_lora
 from .safetensors_file import printable
 from .tensors import BITS, StoredTensor
 
@@ -30,8 +31,8 @@ _LITERALS = frozenset({
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
 })  # fmt: skip
+_DEPTH = 2  # keys above a dictionary of tensors; deeper ones are an optimizer's
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_NESTED = ("state_dict", "model", "module", "model_state")
 _DAMAGE = (
     zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error,
     NotImplementedError, EOFError, RuntimeError,
@@ -67,10 +68,12 @@ class _RefusalError(Exception):
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of a .pth file by name, read from its structure alone.
 
-    A dictionary of tensors, also one level down under `state_dict` or `model`, is understood.
+    A dictionary of tensors is understood, also one or two levels down under any key, such as `state_dict` or
+    `generator_ema`. Where there are several, the one that is a model counts.
 
     Raises:
-        CheckpointError: the file is damaged, older than torch 1.6's format, compressed, or asks for a call.
+        CheckpointError: the file is damaged, older than torch 1.6's format, compressed, asks for a call, or holds
+            several models; the message names their keys.
     """
     try:
         return _read(path)
@@ -99,9 +102,7 @@ def _read(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError("it was written on a big-endian machine")
         file.seek(offset)
         root = _interpret(file.read(size))
-    described = _tensors(root)
-    if not described:
-        raise ValueError("it holds no dictionary of tensors")
+    described = _one_set(path, _sets(root, (), set()))
     found = {name: _stored(path, name, tensor, entries, folder) for name, tensor in described.items()}
     sizes = [info.size for info in found.values()]
     if sum(sizes) - max(sizes) > path.stat().st_size:  # one tensor may stand under two names
@@ -130,13 +131,30 @@ def _entries(path: Path) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def _tensors(root: Any) -> dict[str, _Described]:
-    for candidate in (root, *(root.get(name) for name in _NESTED if isinstance(root, dict))):
-        if isinstance(candidate, dict):
-            found = {name: value for name, value in candidate.items() if isinstance(value, _Described)}
-            if found:
-                return found
-    return {}
+def _sets(root: Any, keys: tuple[str, ...], seen: set[int]) -> dict[tuple[str, ...], dict[str, _Described]]:
+    """Dictionaries of tensors by the keys that lead to them, each once; what lies inside one is not looked at."""
+    if not isinstance(root, dict) or id(root) in seen:
+        return {}
+    seen.add(id(root))
+    found = {name: value for name, value in root.items() if isinstance(value, _Described)}
+    if found or len(keys) == _DEPTH:
+        return {keys: found} if found else {}
+    return {place: held for key, value in root.items() for place, held in _sets(value, (*keys, key), seen).items()}
+
+
+def _one_set(path: Path, sets: dict[tuple[str, ...], dict[str, _Described]]) -> dict[str, _Described]:
+    """The model among the dictionaries, if there is one only."""
+    if not sets:
+        raise ValueError("it holds no dictionary of tensors")
+    models = {keys: held for keys, held in sets.items() if find_naming(held) or is_lora(held)} or sets
+    if len(models) > 1:
+        listed = ", ".join(f"{printable('.'.join(keys))} ({len(held)} tensors)" for keys, held in models.items())
+        chosen = "".join(f"[{key!r}]" for key in next(iter(models)))
+        raise CheckpointError(
+            f"{path} holds several models under the keys {listed[:600]}; save the one that is meant by itself, as by "
+            f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=True){chosen[:200]}, 'chosen.pth')."
+        )
+    return next(iter(models.values()))
 
 
 def _stored(

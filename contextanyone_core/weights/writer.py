@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..atomic_file import whole_file
 from ..errors import CheckpointError
 from .tensors import BITS, TORCH_DTYPES, TensorInfo
 
@@ -19,24 +17,14 @@ NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """safetensors' name of each torch dtype."""
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write into, which takes its name when the block ends well, else is removed.
+def require_parent(path: Path) -> None:
+    """Refuse to write where there is no folder.
 
     Raises:
         CheckpointError: the folder does not exist.
     """
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent} is not a folder; make it before saving {path.name}.")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
-        yield beside
-        beside.chmod(0o644)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_streamed(
@@ -69,6 +57,7 @@ def write_streamed(
         position = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    require_parent(path)
     with whole_file(path) as beside, beside.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for done, name in enumerate(order, start=1):

@@ -13,17 +13,9 @@ from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.errors import CheckpointError
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_kinds import MODELS
-from ...contextanyone_core.weights.checkpoint import (
-    IMAGE_ENCODER,
-    TEXT_ENCODER,
-    TRANSFORMER,
-    VAE,
-    compare_names,
-    expected_tensors,
-    require_finite,
-    transformer_config,
-)
-from ...contextanyone_core.weights.naming import LORA, WAN
+from ...contextanyone_core.weights.checkpoint import require_finite, transformer_config
+from ...contextanyone_core.weights.comparison import compare, expected_tensors
+from ...contextanyone_core.weights.naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, plain_name
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
 from ...contextanyone_core.weights.source import WeightSource, open_source
 from .model import ContextAnyoneModel, Storage, native_model
@@ -98,10 +90,7 @@ def _open(path: Path) -> WeightSource:
 
 def _require_all(source: WeightSource, config: ContextAnyoneConfig) -> None:
     expected = expected_tensors(ContextAnyoneTransformer(config, device="meta"))
-    missing, unknown, wrong = compare_names(expected, source.tensors)
-    unknown += source.unknown
-    if missing or unknown or wrong:
-        found = f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(wrong)} of another shape"
+    if found := compare(expected, source.tensors, source.unknown):
         raise CheckpointError(f"{source.path.name} is {source.recognised} and not whole: {found}. Download it again.")
 
 
@@ -110,6 +99,7 @@ def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
     if source.recognised.form != "safetensors" or source.recognised.naming not in ("original", "ComfyUI"):
         return {name: source.read(name) for name in source.tensors}, None
     stored, metadata = comfy.utils.load_torch_file(str(source.path), safe_load=True, return_metadata=True)
+    stored = {plain_name(name): tensor for name, tensor in stored.items()}
     prefix = next((name.removesuffix("head.modulation") for name in stored if name.endswith("head.modulation")), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     if not source.recognised.quantisation.startswith("scaled"):

@@ -17,7 +17,9 @@ from ...contextanyone_core.encoders.text import SPIECE
 from ...contextanyone_core.errors import CheckpointError
 from ...contextanyone_core.generation.domain_check import domain_threshold
 from ...contextanyone_core.media.image_io import read_picture
-from ...contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, load_tensors, read_header
+from ...contextanyone_core.weights.checkpoint import load_tensors
+from ...contextanyone_core.weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
+from ...contextanyone_core.weights.safetensors_file import read_header
 from .familiarity import THRESHOLD
 from .loading import load_contextanyone
 

@@ -24,9 +24,10 @@ from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStageP
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
-from contextanyone_core.weights.checkpoint import recognise, save_transformer
+from contextanyone_core.weights.checkpoint import save_transformer
 from contextanyone_core.weights.locate import find_part, misnamed_transformer, need_part
 from contextanyone_core.weights.name_tables import rename, transformer_table
+from contextanyone_core.weights.recognition import recognise
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
 SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=4, seed=3)

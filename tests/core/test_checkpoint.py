@@ -14,15 +14,15 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import (
-    TRANSFORMER,
-    VAE,
     describe,
     load_tensors,
     load_transformer,
-    read_header,
     save_safetensors,
     save_transformer,
 )
+from contextanyone_core.weights.comparison import Differences
+from contextanyone_core.weights.naming import TRANSFORMER, VAE
+from contextanyone_core.weights.safetensors_file import read_header
 
 CONFIG = ContextAnyoneConfig.tiny()
 
@@ -81,6 +81,19 @@ def test_the_header_says_what_it_is(saved):
     assert header.tensors["patch_embedding.weight"].dtype == "F16"
 
 
+def test_equal_weights_are_equal_bytes(tmp_path):
+    """safetensors alone orders a header's metadata at random."""
+    extra = {"record": 'one "line"\n\ttwo', "name": "Zoë 龙 \x01\x7f", "a": ""}
+    files = [tmp_path / f"{number}.safetensors" for number in range(12)]
+    for file in files:
+        save_safetensors(file, {"w": torch.ones(3), "b": torch.zeros(2)}, kind=VAE, config={"z": 1}, extra=extra)
+    assert len({file.read_bytes() for file in files}) == 1
+    metadata = read_header(files[0]).metadata
+    assert list(metadata) == sorted({"format", "kind", "config", *extra})
+    assert {name: metadata[name] for name in extra} == extra
+    assert torch.equal(load_tensors(files[0], kind=VAE)["w"], torch.ones(3))
+
+
 def test_missing_unknown_and_misshaped_tensors_are_all_listed(saved):
     def change(tensors):
         del tensors["blocks.0.emphasize_attn.o.weight"]
@@ -94,7 +107,7 @@ def test_missing_unknown_and_misshaped_tensors_are_all_listed(saved):
     assert "1 missing: blocks.0.emphasize_attn.o.weight" in message
     assert "1 unknown: blocks.0.vace.weight" in message
     assert "head.modulation is 1x2x5, needed 1x2x48" in message
-    found = describe(saved)
+    found = describe(saved).differences
     assert found.missing == ["blocks.0.emphasize_attn.o.weight"]
     assert found.unknown == ["blocks.0.vace.weight"]
     assert len(found.wrong_shape) == 1
@@ -152,7 +165,7 @@ def test_describe_counts_without_loading(model, saved):
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.recognised.dtypes == {"F16": found.parameters}
     assert found.size_bytes == saved.stat().st_size
-    assert found.missing == found.unknown == found.wrong_shape == []
+    assert found.differences == Differences([], [], [])
 
 
 def test_files_that_are_no_safetensors_say_what_they_are(tmp_path):

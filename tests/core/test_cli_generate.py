@@ -18,7 +18,7 @@ from contextanyone_core.encoders.reference import DualEncoder
 from contextanyone_core.generation.domain_check import HEADER_KEY, domain_threshold, round_trip_psnr
 from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.media.video_io import read_metadata
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 SMALL = ("--frames", "5", "--size", "32x32", "--steps", "1", "--guidance-scale", "1")
 
@@ -145,7 +145,8 @@ def test_a_file_of_prompts(made, desk):
         {"later": "\u4ed6\u5728\u6325\u624b \U0001f44b"},
         {"first": "Only seen."},
     ]
-    (desk / "p.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\n")
+    text = "\n\n\ufeff".join(json.dumps(line) for line in lines)  # as of files that were joined
+    (desk / "p.jsonl").write_text(f"\ufeff{text}\n\ufeff\n")
     (desk / "clips").mkdir()
     words = ("--reference", "good.png", "--prompts", "p.jsonl", "--first", "A woman.", "--seed", "4")
     out, _ = made(*words, "--out", "clips")

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.media.video_io import read_metadata
 
 COMMAND = [sys.executable, "-c", "import sys; from contextanyone_core.cli import main; sys.exit(main())"]
 
@@ -152,6 +153,9 @@ def test_a_full_disk(words, tmp_path):
         "MPS backend out of memory (MPS allocated: 9 GB)",
         "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
         "DefaultCPUAllocator: can't allocate memory",
+        "libtorch_cpu.so: failed to map segment from shared object",
+        "can't start new thread",
+        "std::bad_alloc",
     ],
 )
 def test_out_of_memory_in_whatever_words(monkeypatch, capsys, said):
@@ -185,3 +189,78 @@ def test_a_quick_start():
     subprocess.run([*COMMAND, "generate", "--help"], check=True, capture_output=True)
     after = os.times()
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+
+
+WEIGHTS = Path(cli.__file__).parents[1] / "miniature" / "vae.safetensors"
+
+
+def shell(script: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of bash in which $C is the command; the exit code is that of the command, also in front of a pipe."""
+    command = " ".join(f"'{word}'" for word in COMMAND)
+    lines = f'C() {{ {command} "$@"; }}\n{script}\nexit ${{PIPESTATUS[0]}}'
+    return subprocess.run(["bash", "-c", lines], capture_output=True, check=False, env=os.environ | variables)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("inspect $FILE >&-", 0),
+        ("inspect $FILE <&- >&- 2>&-", 0),
+        ("inspect nothing 2>&-", 2),
+        ("inspect $FILE | true", 0),
+        ("inspect $FILE | head -n 1", 0),
+        ("inspect nothing 2>&1 | true", 2),
+        ("generate --help | true", 0),
+        ("inspect $FILE > /dev/full", 1),
+        ("inspect nothing 2> /dev/full", 2),
+    ],
+)
+def test_streams_that_are_closed_full_or_not_read(words, code):
+    result = shell(f"C {words}", FILE=str(WEIGHTS))
+    assert result.returncode == code, result.stderr
+    assert result.stderr.count(b"\n") == (1 if "dev/full" in words and code == 1 else 0), result.stderr
+    assert b"Traceback" not in result.stderr
+    assert (b"no room left" in result.stderr) is (code == 1)
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", "2>&1 | true", "2> /dev/full"])
+def test_a_clip_is_made_though_nobody_reads(words, tmp_path, streams):
+    """Closed streams leave their numbers to the next files, which must not take what is meant for a terminal."""
+    asked = " ".join(f"'{word}'" for word in words[3:])
+    result = shell(f"C {asked} --steps 2 {streams}")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.contact.png", "clip.mp4"]
+    assert read_metadata(tmp_path / "out" / "clip.mp4")["first"] == "A woman."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.parametrize("megabytes", [60, 500, 900])
+def test_too_little_memory_for_the_libraries_themselves(words, tmp_path, megabytes):
+    asked = " ".join(f"'{word}'" for word in words[3:-1])
+    result = shell(f"ulimit -v {megabytes}000; C {asked} '{tmp_path / 'out' / 'clip.webp'}'", OMP_NUM_THREADS="1")
+    assert b"Traceback" not in result.stderr
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.startswith(b"contextanyone: out of memory: this process may use ")
+    assert result.stderr.count(b"\n") == 1
+
+
+BROKEN_COMPILER = """#!/bin/sh
+case "$*" in *--version*) echo "g++ 13.2.0"; exit 0;; esac
+echo "cc1plus: fatal error: it is broken" >&2
+exit 1
+"""
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(words, tmp_path):
+    compiler = tmp_path / "g++"
+    compiler.write_text(BROKEN_COMPILER)
+    compiler.chmod(0o755)
+    plain = os.environ | {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run([*words, "--compile"], capture_output=True, check=False, env=plain)
+    assert result.returncode == 1, result.stderr
+    assert b"Traceback" not in result.stderr
+    last = result.stderr.decode().rstrip().splitlines()[-1]
+    assert last.startswith("contextanyone: the compiler failed (")
+    assert "cc1plus: fatal error: it is broken" in last
+    assert "leave --compile out" in last
+    assert list((tmp_path / "out").iterdir()) == []

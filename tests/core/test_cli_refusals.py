@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 
 @pytest.fixture
@@ -113,12 +113,35 @@ def test_commands(refused):
         (("--first", "\udcff"), "UTF-8"),
         (("--negative", "\udcff"), "UTF-8"),
         (("--prompts", "good.png"), "exclude"),
+        (("--out", "-"), "cannot be written to standard output"),
+        (("--out", "./-"), "cannot be written to standard output"),
+        *(
+            ((option, ""), f"{option}: the name is empty")
+            for option in ("--out", "--reference", "--weights", "--prompts")
+        ),
         (("--weights", "nowhere"), "no folder"),
         (("--weights", "good.png"), "no folder"),
     ],
 )
 def test_options(refused, words, hint):
     assert hint in refused(*BASE, *words)
+
+
+def test_an_empty_name_is_not_the_working_folder(refused):
+    assert "the name is empty" in refused("inspect", "")
+    assert "the name is empty" in refused("convert", "", "--naming", "diffusers", "--out", "a.safetensors")
+    assert "the name is empty" in refused("init", "--backbone", "", "--out", "a.safetensors")
+
+
+def test_a_pipe_is_refused_at_once(refused, desk):
+    """Reading one waits for a writer that never comes."""
+    for name in ("pipe", "pipe.safetensors", "pipe.mp4", "pipe.png"):
+        os.mkfifo(desk / name)
+        assert "is not a regular file" in refused("inspect", name)
+    for option in ("--backbone", "--clip-branch"):
+        assert "is not a regular file" in refused("init", option, "pipe", "--out", "a.safetensors")
+    assert "is not a regular file" in refused("convert", "pipe", "--naming", "diffusers", "--out", "a.safetensors")
+    assert "is not a regular file" in refused("generate", "--reference", "pipe.png", *BASE[3:])
 
 
 def test_there_must_be_a_prompt_and_an_output(refused):
@@ -203,6 +226,10 @@ def test_a_clip_never_replaces_what_the_run_reads(refused, desk):
         ('{"first": "a", "out": ".."}', "plain file name"),
         ('{"first": "a", "out": ""}', "plain file name"),
         ('{"first": "a", "out": "a\\u0000.mp4"}', "plain file name"),
+        ('{"first": "a", "out": "\\ud800.mp4"}', "plain file name"),
+        ('{"first": "a", "out": "-"}', "standard output"),
+        ('{"\\ud800": "a"}', "is unknown"),
+        ('{"first": "a", "seed": [1]}', "seed is a list"),
         ('{"first": "a", "out": "a.avi"}', ".mp4"),
         (
             '{"first": "a", "out": "a.mp4"}\n{"first": "b", "out": "a.mp4"}',
@@ -219,6 +246,16 @@ def test_prompt_files(refused, desk, lines, hint):
     (desk / "p.jsonl").write_text(lines)
     (desk / "clips").mkdir()
     assert hint in refused("generate", "--reference", "good.png", "--prompts", "p.jsonl", "--out", "clips")
+
+
+@pytest.mark.parametrize("start", ["", '{"first": ', '{"first": "a", "seed": ', '{"first": "a", "out": '])
+def test_deep_nesting_in_a_file_of_prompts(refused, desk, start):
+    """At every depth: Python may read a list that it cannot write."""
+    for depth in (*range(800, 1000, 3), 100_000):
+        (desk / "p.jsonl").write_text(start + "[" * depth + "]" * depth + "}" * bool(start))
+        said = refused("generate", "--reference", "good.png", "--prompts", "p.jsonl", "--out", ".")
+        assert "p.jsonl, line 1: " in said
+        assert len(said) < 250
 
 
 def test_prompt_files_that_cannot_be_read(refused, desk):

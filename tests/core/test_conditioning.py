@@ -164,6 +164,20 @@ def test_on_white_refuses_masks_that_say_nothing(mask):
         on_white(torch.zeros(1, 3, 32, 32), mask)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 0, 32), (3, 32, 32)])
+def test_pictures_of_another_batch_or_without_pixels_are_refused(shape):
+    for use in (
+        check_picture,
+        lambda image: on_white(image, torch.ones(1, 1, 8, 8)),
+        lambda image: pad_picture(image, (32, 32)),
+    ):
+        with pytest.raises(ShapeError, match=r"\(1, 3, H, W\)"):
+            use(torch.zeros(shape))
+    for mask in (torch.ones(2, 1, 8, 8), torch.ones(1, 1, 0, 8)):
+        with pytest.raises(ShapeError, match="mask has shape"):
+            on_white(torch.zeros(1, 3, 32, 32), mask)
+
+
 def test_pictures_without_sense_are_refused():
     with pytest.raises(InputError, match="1 x 1 pixels"):
         check_picture(torch.zeros(1, 3, 1, 1))
@@ -186,6 +200,9 @@ def test_text_of_another_encoder_or_too_long_is_refused():
     config = ContextAnyoneConfig.tiny()
     with pytest.raises(ShapeError, match="gives 48 channels, the model wants 32"):
         fit_text_embeds(torch.zeros(1, 12, 48), config)
+    for shape in ((12, config.text_dim), (config.text_dim,), ()):
+        with pytest.raises(ShapeError, match=r"needed is \(B, L, 32\)"):
+            fit_text_embeds(torch.zeros(shape), config)
     with pytest.raises(ShapeError, match="umt5_xxl"):
         fit_text_embeds(torch.zeros(1, 12, 48), ContextAnyoneConfig.wan_1_3b())
     long = torch.zeros(1, 40, config.text_dim)

@@ -15,7 +15,9 @@ from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import load_vae
 from contextanyone_core.errors import CheckpointError, InputError
-from contextanyone_core.weights.checkpoint import load_transformer, read_header, recognise
+from contextanyone_core.weights.checkpoint import load_transformer
+from contextanyone_core.weights.recognition import recognise
+from contextanyone_core.weights.safetensors_file import read_header
 
 PARTS = ("transformer", "vae", "text_encoder")
 

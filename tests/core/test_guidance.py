@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
@@ -87,6 +87,15 @@ def test_guidance_by_name():
         make_guidance("duel")
     with pytest.raises(InputError, match="belongs to dual"):
         make_guidance("cfg", reference_scale=2.0)
+
+
+@pytest.mark.parametrize("guidance", [CfgGuidance(3.0), DualGuidance(3.0, 2.0), DualGuidance(3.0, 3.0)])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_passes_of_different_batches_are_refused(guidance, batch):
+    """One of 1 beside one of 2 would be repeated without a word."""
+    given = {branch: torch.zeros(1, 16, 2, 2, 2) for branch in guidance.branches(0.5)}
+    with pytest.raises(ShapeError, match="different shapes"):
+        guidance.combine(given | {Branch.NEGATIVE: torch.zeros(batch, 16, 2, 2, 2)})
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""LoRAs in every form in circulation: the same update, attached or merged, and nothing left out in silence."""
+"""LoRAs in every form in circulation: the same update, merged, and nothing left out in silence."""
 
 import json
 import logging
@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.weights.checkpoint import recognise
-from contextanyone_core.weights.lora import Lora, LowRank, attach_loras, load_lora, merge_loras, save_lora
+from contextanyone_core.weights.lora import Lora, load_lora, merge_loras, save_lora
+from contextanyone_core.weights.lora_updates import LowRank
 from contextanyone_core.weights.name_tables import transformer_table
+from contextanyone_core.weights.recognition import recognise
 
 CONFIG = ContextAnyoneConfig.tiny()
 RANK = 3
@@ -109,15 +110,11 @@ def test_every_form_gives_the_same_update(model, updates, tmp_path, form, alpha)
     assert recognise(path).kind == "LoRA"
     lora = load_lora(path, model)
     assert lora.unknown == []
-    assert lora.low_rank.keys() == updates[0].keys()
+    assert lora.updates.keys() == updates[0].keys()
     assert lora.differences.keys() == updates[1].keys()
     before = run(model)
     wanted = changed(model, updates, 0.7, 1.0 if alpha is None else alpha / RANK)
     assert not torch.allclose(before, wanted, atol=1e-3)
-    attached = attach_loras(model, [(lora, 0.7)])
-    assert torch.allclose(run(model), wanted, atol=1e-4)
-    attached.detach()
-    assert torch.equal(run(model), before)
     merge_loras(model, [(lora, 0.7)])
     assert torch.allclose(run(model), wanted, atol=1e-4)
 
@@ -128,11 +125,8 @@ def test_several_at_once_add_up(model, updates, tmp_path):
     second = load_lora(write(tmp_path / "b.safetensors", "musubi", (pairs, differences), 3.0), model)
     doubled = {name: (down, 1.5 * up) for name, (down, up) in pairs.items()}
     wanted = changed(model, (doubled, {name: 0.5 * value for name, value in differences.items()}), 1.0)
-    before = run(model)
-    attached = attach_loras(model, [(first, 1.0), (second, 0.5)])
+    merge_loras(model, [(first, 1.0), (second, 0.5)])
     assert torch.allclose(run(model), wanted, atol=1e-4)
-    attached.detach()
-    assert torch.equal(run(model), before)
 
 
 def test_convolutions_have_updates_too(model, tmp_path):
@@ -140,18 +134,16 @@ def test_convolutions_have_updates_too(model, tmp_path):
     down, up = torch.randn(RANK, *shape[1:]), 0.1 * torch.randn(shape[0], RANK, 1, 1, 1)
     name = "diffusion_model.patch_embedding"
     save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, tmp_path / "c.safetensors")
-    lora = load_lora(tmp_path / "c.safetensors", model)
-    attached = attach_loras(model, [(lora, 1.0)])
-    got = run(model)
-    attached.detach()
-    merge_loras(model, [(lora, 1.0)])
-    assert torch.allclose(got, run(model), atol=1e-4)
+    before = model.patch_embedding.weight.clone()
+    merge_loras(model, [(load_lora(tmp_path / "c.safetensors", model), 1.0)])
+    wanted = before + (up.flatten(1) @ down.flatten(1)).view(shape)
+    assert torch.allclose(model.patch_embedding.weight, wanted, atol=1e-6)
 
 
 def test_unknown_keys_are_reported(model, updates, tmp_path, caplog):
     path = write(tmp_path / "lora.safetensors", "lora_A", updates)
     strange = {
-        "diffusion_model.blocks.0.self_attn.q.dora_scale": torch.ones(2),
+        "lora_te_text_model_layers_0_q.lora_down.weight": torch.ones(2, 2),
         "diffusion_model.blocks.7.ffn.0.lora_A.weight": torch.ones(2, 2),
         "diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(2, 48),
     }
@@ -174,7 +166,7 @@ def test_alpha_may_stand_in_the_header(model, tmp_path):
     config = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.alpha_pattern": {"blocks.1.attn1.to_k": 1}}
     for more, scales in (({}, (4.0, 0.5)), ({"transformer.use_rslora": True}, (8 / 2**0.5, 1 / 2**0.5))):
         save_file(pair(q) | pair(k), path, metadata={"lora_adapter_metadata": json.dumps(config | more)})
-        found = load_lora(path, model).low_rank
+        found = load_lora(path, model).updates
         assert [found[f"blocks.{i}.self_attn.{x}"].scale for i, x in ((0, "q"), (1, "k"))] == pytest.approx(scales)
     for text in ("{", "[]", '{"transformer.lora_alpha": "much"}', '{"lora_alpha": 1, "alpha_pattern": [1]}'):
         save_file(pair(q), path, metadata={"lora_adapter_metadata": text})

@@ -102,6 +102,16 @@ def test_what_does_not_match_is_refused():
         dual_guidance_loss(video[0], video[1][:1], reference_weight=0.1)
     with pytest.raises(ShapeError, match="mask"):
         dual_guidance_loss(*video, reference_weight=0.1, video_mask=torch.ones(2, 1, 2, 4, 6))
+    with pytest.raises(ShapeError, match="a mask is 1; it must be that of the others, 2"):
+        dual_guidance_loss(
+            *(torch.zeros(2, 16, 3, 4, 6),) * 2, reference_weight=0.1, video_mask=torch.ones(1, 1, 3, 4, 6)
+        )
+    one, two = torch.zeros(1, 16, 1, 4, 6), torch.zeros(2, 16, 1, 4, 6)
+    with pytest.raises(ShapeError, match="a prediction is 1; it must be that of the others, 2"):
+        per_sample_error([two, one], [two, one])
+    for clip, reference in ((one, two), (two, one)):
+        with pytest.raises(ShapeError, match="batch of reconstructions"):
+            dual_guidance_loss(clip, clip, [reference], [reference], reference_weight=0.1)
     with pytest.raises(ShapeError, match="reference_output"):
         reconstruction(rebuilt[0], rebuilt[1])
     for weight in (-0.1, float("nan"), float("inf")):

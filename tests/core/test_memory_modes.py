@@ -29,7 +29,7 @@ from contextanyone_core.runtime.offload import FP8, StreamedTransformer, store_i
 from contextanyone_core.runtime.options import Execution, Video
 from contextanyone_core.sampling.guidance import make_guidance
 from contextanyone_core.shapes import VideoShape
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 
 PROMPT = TwoStagePrompt("A woman in the park.", "She waves.")
 PICTURES = [torch.linspace(-1, 1, 3 * 40 * 30).view(1, 3, 40, 30), torch.full((1, 3, 20, 20), 0.3)]

@@ -175,6 +175,15 @@ def test_batches_that_do_not_fit_are_refused(pipeline: ContextAnyonePipeline) ->
         stack_conditions([one, large])
     with pytest.raises(ShapeError, match="noise is for 2 videos, the conditions for 1"):
         pipeline.sample_latents(one, SMALL, pipeline.noise([1, 2], SMALL))
+    two = stack_conditions([one, one])
+    with pytest.raises(ShapeError, match="noise is for 2 videos, the negative prompts for 1"):
+        pipeline.sample_latents(replace(two, negative_embeds=one.negative_embeds), SMALL, pipeline.noise([1, 2], SMALL))
+    with pytest.raises(ShapeError, match="noise is for 1 videos, the references for 2"):
+        pipeline.sample_latents(replace(one, references=two.references), SMALL, pipeline.noise([1], SMALL))
+    assert one.references is not None
+    tokens = [tokens[:, :2] for tokens in one.references.image_embeds]
+    with pytest.raises(ShapeError, match="CLIP tokens of one shape"):
+        stack_conditions([one, replace(one, references=replace(one.references, image_embeds=tokens))])
 
 
 def test_any_seed_gives_its_own_noise_whatever_the_batch(pipeline: ContextAnyonePipeline) -> None:

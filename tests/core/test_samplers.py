@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.names import SAMPLERS
 from contextanyone_core.sampling.schedulers import make_sampler
@@ -44,6 +44,14 @@ def test_more_steps_come_nearer_on_a_bent_flow(name: str) -> None:
         errors.append(abs(x.item() - torch.e))
     assert errors[1] < errors[0] / 3
     assert errors[1] < 0.06
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_velocity_of_another_batch_is_refused(name: str) -> None:
+    sigmas, noise, _ = straight(4, 3.0)
+    for velocity in (noise[:1], torch.cat([noise, noise])):
+        with pytest.raises(ShapeError, match="velocity has shape"):
+            make_sampler(name, sigmas).step(velocity, 0, noise)
 
 
 def test_euler_is_the_plain_step() -> None:

@@ -11,7 +11,10 @@ from contextanyone_core import cli
 from contextanyone_core.checkpoints.convert import convert
 from contextanyone_core.checkpoints.init import write_starting_checkpoint
 from contextanyone_core.model.transformer import ReferenceInputs
-from contextanyone_core.weights.checkpoint import describe, load_transformer, read_header, recognise
+from contextanyone_core.weights.checkpoint import describe, load_transformer
+from contextanyone_core.weights.comparison import Differences
+from contextanyone_core.weights.recognition import recognise
+from contextanyone_core.weights.safetensors_file import read_header
 
 
 def test_it_is_whole_and_generates_what_the_backbone_does(wan_file, tmp_path):
@@ -19,7 +22,7 @@ def test_it_is_whole_and_generates_what_the_backbone_does(wan_file, tmp_path):
     config = write_starting_checkpoint(wan_file, out)
     assert (config.emphasize, config.image_dim, config.num_heads) == (True, 1280, 2)
     found = describe(out)
-    assert found.missing == found.unknown == found.wrong_shape == []
+    assert found.differences == Differences([], [], [])
     assert found.recognised.stated
     made, backbone = load_transformer(out), load_transformer(wan_file, plain=True)
     latents, timesteps, text = torch.randn(1, 16, 2, 4, 4), torch.tensor([700.0]), torch.randn(1, 512, 64)
@@ -96,7 +99,7 @@ def test_what_does_not_fit_is_refused(wan_file, clip_file, wan_state, tiny_folde
         (wan_file, "small.safetensors", "does not fit the backbone"),
         ("holed.safetensors", None, "blocks.1.norm3.weight"),
         ("spoilt.safetensors", None, "NaN"),
-        ("more.safetensors", None, "has the unknown 'more.weight'"),
+        ("more.safetensors", None, "1 unknown: more.weight"),
         (tiny_folder / "transformer.safetensors", None, "whole already"),
         (tiny_folder / "vae.safetensors", None, "a wan-vae file; a transformer of Wan"),
         ("gone.safetensors", None, "does not exist"),

@@ -308,6 +308,41 @@ def test_wrong_references_are_refused(model, changes, message):
         model(*make_inputs(), references=make_references(**changes))
 
 
+@pytest.mark.parametrize("other", [1, 3])
+def test_batches_of_other_sizes_are_refused(model, other):
+    """A batch of 1 would be repeated without a word, another one end in torch's words."""
+    latents, timesteps, text = make_inputs()
+    with pytest.raises(ShapeError, match=rf"text_embeds are a batch of {other}, the latents a batch of 2"):
+        model(latents, timesteps, make_inputs(batch=other)[2])
+    for times in (torch.ones(other), torch.tensor(5.0), torch.ones(BATCH, 1)):
+        with pytest.raises(ShapeError, match=r"timesteps have shape .*; needed is \(2,\)"):
+            model(latents, times, text)
+        with pytest.raises(ShapeError, match=r"timesteps have shape .*; needed is \(2,\)"):
+            model.encode_references(make_references(timesteps=times))
+    odd, good = make_references(batch=other), make_references()
+    for changes in (
+        {"latents": [good.latents[0], odd.latents[1]]},
+        {"text_embeds": odd.text_embeds},
+        {"image_embeds": [good.image_embeds[0], odd.image_embeds[1]]},
+    ):
+        with pytest.raises(ShapeError, match=f"are a batch of {other}, the latents a batch of 2"):
+            model.encode_references(make_references(**changes))
+
+
+def test_a_cache_of_batch_1_serves_any_batch_and_no_other_does(model):
+    latents, timesteps, text = make_inputs()
+    alone = make_references(batch=1)
+    cache = model.encode_references(alone)
+    assert torch.equal(
+        model(latents, timesteps, text, cache=cache).velocity,
+        model(latents, timesteps, text, references=alone).velocity,
+    )
+    with pytest.raises(ShapeError, match="references are a batch of 3"):
+        model(latents, timesteps, text, references=make_references(batch=3))
+    with pytest.raises(ShapeError, match="references are a batch of 2"):
+        model(latents[:1], timesteps[:1], text[:1], cache=model.encode_references(make_references()))
+
+
 def test_wrong_inputs_are_refused(model):
     latents, timesteps, text = make_inputs()
     with pytest.raises(ShapeError, match="latents have shape"):

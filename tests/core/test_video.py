@@ -140,6 +140,27 @@ def test_nothing_is_left_when_writing_stops(tmp_path, frames, sheet, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip"])
+def test_clip_and_contact_sheet_appear_both_or_neither(tmp_path, frames, sheet, name):
+    """What the clip cannot replace came while it was made: no sheet stands there alone or replaces another."""
+    (tmp_path / "clip.contact.png").write_text("old sheet")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "work").write_text("of somebody")
+    with pytest.raises(OSError, match=name):
+        video.save_clip(tmp_path / name, frames, sheet, METADATA)
+    assert (tmp_path / "clip.contact.png").read_text() == "old sheet"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted([name, "work", "clip.contact.png"])
+
+
+def test_a_clip_has_the_mode_of_the_umask(tmp_path, frames, sheet):
+    before = os.umask(0o027)
+    try:
+        video.save_clip(tmp_path / "clip.mp4", frames, sheet, METADATA)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o640}
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -222,12 +243,16 @@ def test_metadata_of_others_are_refused(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "text.gif").write_text("no picture")
     (tmp_path / "hollow").mkdir()
+    for name in ("pipe.mp4", "pipe.webp"):
+        os.mkfifo(tmp_path / name)
     for name, words in (
         ("plain.png", "does not say"),
         ("text.mp4", "cannot be read"),
         ("text.gif", "cannot be read"),
         ("hollow", "without frame_"),
         ("missing.mp4", "no such file"),
+        ("pipe.mp4", "regular"),
+        ("pipe.webp", "regular"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             video.read_metadata(tmp_path / name)

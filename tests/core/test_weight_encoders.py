@@ -14,8 +14,9 @@ from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import SPIECE, load_text_encoder, read_tokenizer
 from contextanyone_core.encoders.vae import load_vae
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.weights.checkpoint import IMAGE_ENCODER, TEXT_ENCODER, VAE, recognise
 from contextanyone_core.weights.name_tables import vae_from_diffusers
+from contextanyone_core.weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
+from contextanyone_core.weights.recognition import recognise
 
 FORMS = ("original", "comfyui", "folder")
 

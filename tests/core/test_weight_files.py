@@ -1,8 +1,10 @@
 """Wan's transformer in every public form: recognised from the header, loaded with the right values."""
 
 import json
+import re
 import sys
 import zipfile
+from functools import partial
 
 import gguf
 import numpy as np
@@ -14,8 +16,11 @@ from torch.nn import Linear
 
 from contextanyone_core import cli
 from contextanyone_core.errors import CheckpointError, MissingDependencyError
-from contextanyone_core.weights.checkpoint import TRANSFORMER, WAN, load_transformer, open_source, recognise
+from contextanyone_core.weights.checkpoint import load_transformer
 from contextanyone_core.weights.name_tables import rename, transformer_table
+from contextanyone_core.weights.naming import TRANSFORMER, WAN
+from contextanyone_core.weights.recognition import recognise
+from contextanyone_core.weights.source import open_source
 
 FP8 = torch.float8_e4m3fn
 
@@ -112,6 +117,33 @@ def as_gguf(state, folder, kind=gguf.GGMLQuantizationType.Q8_0, flatten=False):
     return path
 
 
+def without_five_sides(state, folder):
+    """As programs write it that do not know ComfyUI's note of the shape: ggml's four sides."""
+    return as_gguf(
+        {name: tensor.flatten(0, 1) if tensor.ndim > 4 else tensor for name, tensor in state.items()}, folder
+    )
+
+
+def wrapped(state, folder):
+    """torch.compile of each block, inside FSDP, inside DDP."""
+    names = {
+        name: re.sub(r"^(blocks\.\d+\.)", r"\1_orig_mod.", name).replace(".ffn.", ".ffn._fsdp_wrapped_module.")
+        for name in state
+    }
+    return one_file({names[name]: tensor for name, tensor in state.items()}, folder, "module._fsdp_wrapped_module.")
+
+
+def nested(*keys):
+    def write(state, folder):
+        content = state
+        for key in reversed(keys):
+            content = {key: content, "step": 7, "optimizer": {"state": {"a": {"exp_avg": torch.ones(2)}}}}
+        torch.save(content, folder / "nested.pth")
+        return folder / "nested.pth"
+
+    return write
+
+
 def diffusers_folder(state, folder):
     save_file(
         {k: v.contiguous() for k, v in rename(state, transformer_table(2)).items()},
@@ -142,6 +174,14 @@ FORMS = {
         0.2,
     ),
     "diffusers folder": (diffusers_folder, "diffusers", "", 0),
+    "GGUF with four sides": (without_five_sides, "original", "GGUF Q8_0", 0.02),
+    "compiled, FSDP and DDP": (wrapped, "original", "", 0),
+    **{
+        f"prefix {prefix}": (partial(one_file, prefix=prefix), "original", "", 0)
+        for prefix in ("module.", "_orig_mod.", "model.", "transformer.", "_fsdp_wrapped_module.", "module.model.")
+    },
+    "a .pth under generator_ema": (nested("generator_ema"), "original", "", 0),
+    "a .pth two keys down": (nested("state", "ema"), "original", "", 0),
 }
 
 
@@ -292,6 +332,34 @@ def test_a_pth_whose_tensors_claim_more_than_it_holds_is_refused(tmp_path):
         archive.writestr("model/data.pkl", bytes(10_000_000))
     with pytest.raises(CheckpointError, match="compressed"):
         recognise(tmp_path / "zipped.pth")
+
+
+def test_a_pth_of_several_models_says_their_keys(wan_state, tmp_path):
+    state = wan_state()
+    ema = {f"module.{name}": tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": state, "ema": ema}, tmp_path / "two.pth")
+    keys = r"under the keys 'model' \(\d+ tensors\), 'ema' \(\d+ tensors\); save the one that is meant by itself"
+    command = (
+        r"torch\.save\(torch\.load\('two\.pth', map_location='cpu', weights_only=True\)\['model'\], 'chosen\.pth'\)\."
+    )
+    with pytest.raises(CheckpointError, match=f"{keys}, as by {command}$"):
+        recognise(tmp_path / "two.pth")
+    torch.save({"model": state, "ema": state}, tmp_path / "one.pth")  # one model under two keys
+    assert recognise(tmp_path / "one.pth").kind == WAN
+
+
+def test_one_tensor_under_two_names_is_refused(wan_state, tmp_path):
+    state = wan_state()
+    path = one_file(state | {"_orig_mod.head.head.bias": state["head.head.bias"] + 1}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"1 unknown: \S*head\.head\.bias"):
+        load_transformer(path, plain=True)
+
+
+def test_shapes_that_no_model_has_are_said_in_words(wan_state, tmp_path):
+    for name, shape, sides in (("patch_embedding.weight", (4,), "5"), ("text_embedding.0.weight", (), "2")):
+        path = one_file(wan_state() | {name: torch.zeros(shape)}, tmp_path)
+        with pytest.raises(CheckpointError, match=rf"{name} has the shape .*; {sides} sides are needed"):
+            load_transformer(path, plain=True)
 
 
 def test_an_index_must_stay_in_its_folder(wan_state, tmp_path):

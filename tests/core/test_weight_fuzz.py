@@ -14,8 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.weights.checkpoint import describe, load_transformer, open_source, recognise
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import describe, load_transformer
+from contextanyone_core.weights.lora import load_lora, merge_loras
+from contextanyone_core.weights.recognition import recognise
+from contextanyone_core.weights.source import open_source
 
 ROUNDS = 250  # for each of four forms
 LARGE = (2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1, 0)
@@ -116,6 +121,25 @@ def test_damage_is_told_in_one_line(sound, tmp_path, monkeypatch):
     assert not [message for message in messages if "\n" in message]
     assert not asked, asked[:3]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_of_a_lora_is_told_in_one_line(tmp_path):
+    torch.manual_seed(0)
+    model = ContextAnyoneTransformer(ContextAnyoneConfig.tiny()).requires_grad_(False)
+    stem, path = "diffusion_model.blocks.0.self_attn", tmp_path / "lora.safetensors"
+    tensors = {f"{stem}.q.lora_A.weight": torch.randn(2, 48), f"{stem}.q.lora_B.weight": torch.randn(48, 2)}
+    tensors |= {f"{stem}.q.dora_scale": torch.ones(48, 1), f"{stem}.q.alpha": torch.tensor(1.0)}
+    tensors |= {f"{stem}.k.lokr_w1": torch.randn(4, 6), f"{stem}.k.lokr_w2": torch.randn(12, 8)}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"r": 2, "lora_alpha": 4})})
+    content, messages = path.read_bytes(), []
+    for seed in range(ROUNDS):
+        path.write_bytes(damaged(content, random.Random(seed)))
+        try:
+            merge_loras(model, [(load_lora(path, model), 0.0)])
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert len(messages) > ROUNDS // 2
+    assert not [message for message in messages if "\n" in message]
 
 
 listening: list[bool] = []

@@ -9,7 +9,7 @@ from typing import Any
 import linear_part  # noqa: F401  # lists the part
 import pytest
 
-from training.config import presets
+from training.settings import presets
 from training.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +59,14 @@ def test_unknown_option_is_one_line(capsys: Any) -> None:
         main(["--conf", "x"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "train.py: unrecognized arguments: --conf x\n"
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", "2>&1 | true", "2> /dev/full", "> /dev/full"])
+def test_outputs_that_are_closed_full_or_not_read(tmp_path: Path, streams: str) -> None:
+    script = ROOT / "training/write_world.py"
+    line = f"'{sys.executable}' '{script}' --out world --count 1 --num-frames 1 --size 32x32 {streams}"
+    command = ["bash", "-c", f"{line}\nexit ${{PIPESTATUS[0]}}"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == (1 if streams == "> /dev/full" else 0), result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "world" / "manifest.jsonl").is_file()

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from training.config import load_config, presets
+from training.config import load_config
+from training.settings import presets
 from training.train import main
 
 PRESET = next(path for path in presets() if path.name == "debug.yaml")

@@ -18,7 +18,6 @@ from contextanyone_core.encoders.vae import build_vae, mini_vae_config, save_vae
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import save_transformer
-from training.config import PRESETS
 from training.evaluate import main
 from training.evaluation.accuracy import attributes_right, chance, confidence, drift, scene_accuracy, summary
 from training.evaluation.characters import CONTRADICTED, neighbour, subjects
@@ -26,6 +25,7 @@ from training.evaluation.fidelity import psnr, reconstruction_psnr
 from training.evaluation.motion import mean_flow, motion_ratio
 from training.evaluation.probe import Probe, ProbeConfig, Reading, save_probe
 from training.evaluation.settings import EvaluateSettings, VariantShares, load_settings
+from training.settings import PRESETS
 from training.world import ATTRIBUTES, TEST_SEED_START
 
 CONFIG = PRESETS / "miniature" / "evaluate.yaml"

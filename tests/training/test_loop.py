@@ -9,10 +9,12 @@ from typing import Any
 import linear_part
 import pytest
 import shared_part
+import tiny_part
 import torch
 from safetensors.torch import load_file
 
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
+from contextanyone_core.weights.checkpoint import read_header
 from training.config import OptimSettings, TrainConfig, config_hash, parse_config
 from training.ema import Ema
 from training.export import main as export_main
@@ -23,7 +25,7 @@ from training.state import CheckpointStore
 from training.stopping import TrainingStopped
 from training.trainer import VALIDATION_SIGMAS, build_trainer
 
-assert shared_part.__name__  # lists its part
+assert {shared_part.__name__, tiny_part.__name__}  # they list their parts
 
 
 def make_config(out: Path, part: dict[str, Any] | None = None, **top: Any) -> TrainConfig:
@@ -118,6 +120,23 @@ def test_export_is_the_ema_with_its_record(tmp_path: Path) -> None:
         "seed": 5,
         "config_hash": config_hash(config),
     }
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    """However long the training took, and in how many starts."""
+    for out, starts in ((tmp_path / "once", [2]), (tmp_path / "twice", [1, 2])):
+        for steps in starts:
+            config = make_config(out, {"name": "tiny"}, run={"steps": steps}, optim={"schedule": "constant"})
+            train(config)
+    once, twice = (out / "export" for out in (tmp_path / "once", tmp_path / "twice"))
+    assert (
+        once.joinpath("transformer.safetensors").read_bytes() == twice.joinpath("transformer.safetensors").read_bytes()
+    )
+    seconds = [json.loads((out / "record.json").read_text())["seconds"] for out in (once, twice)]
+    assert min(seconds) > 0
+    header = read_header(once / "transformer.safetensors").metadata
+    assert json.loads(header["record"])["steps"] == 2
+    assert list(header) == sorted(header)
 
 
 def test_export_command_leaves_the_gpu_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,13 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
 from contextanyone_core.sampling.flow import sample_sigmas
 from contextanyone_core.weights.checkpoint import save_transformer
-from training.config import InitSettings, OptimSettings, load_config, parse_config, presets
+from training.config import InitSettings, OptimSettings, load_config, parse_config
 from training.data.buckets import Bucket, BucketSettings
 from training.data.settings import DataSettings
 from training.flops import backward_flops, forward_flops
-from training.objective import loss_terms
 from training.optim import make_optimizer
 from training.parts import manifest, transformer
+from training.parts.objective import loss_terms
 from training.parts.transformer_base import TransformerTraining
 from training.plan import main
 from training.planning.cards import CARDS, card_of
@@ -35,6 +35,7 @@ from training.planning.plan import model_config, plan_run
 from training.planning.text import plan_text
 from training.planning.trace import StepCost, StepShape, _inputs, run_step, trace_step
 from training.planning.worlds import ways_to_share
+from training.settings import presets
 
 TINY = ContextAnyoneConfig.tiny()
 WAN = ContextAnyoneConfig.wan_1_3b()

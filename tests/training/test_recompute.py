@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from training.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
+from training.parts.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
 from training.parts.transformer import Settings
 from training.parts.transformer_base import TransformerTraining
 

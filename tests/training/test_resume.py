@@ -1,6 +1,7 @@
 """Exact resume: however a run is cut and continued, the weights, the EMA and the optimizer are the same bits."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -9,21 +10,36 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import linear_part
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from contextanyone_core.atomic_file import ENDING, PREFIX
 from contextanyone_core.errors import CheckpointError, InputError
 from training import state
 from training.config import OptimSettings, TrainConfig, load_config, parse_config, save_config
 from training.loop import train
 from training.optim import make_optimizer, optimizer_tensors, restore_optimizer
+from training.parts import PARTS, PartEntry
+from training.parts.base import Metrics, PartContext
 from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
 
 ROOT = Path(__file__).parents[2]
+MAPPED: dict[str, type[linear_part.LinearPart]] = {}
+
+
+class Settings(linear_part.Settings):
+    name: Literal["mapped"] = "mapped"  # type: ignore[assignment]
+
+
+def make_mapped(settings: Settings, context: PartContext) -> linear_part.LinearPart:
+    return MAPPED["part"](settings, context)
+
+
+PARTS["mapped"] = PartEntry(__name__, "make_mapped")
 
 
 def make_config(out: Path, part: dict[str, Any] | None = None, **run: Any) -> TrainConfig:
@@ -165,7 +181,7 @@ def test_signal_to_the_whole_group_saves(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes the run" in errors
     assert 2 <= latest(out).progress.step < 6
     assert not (out / "export").exists()
     train(config)
@@ -197,6 +213,63 @@ def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml").run.steps == 4
 
 
+def test_the_learning_rate_may_change(tmp_path: Path, caplog: Any) -> None:
+    """It is logged, and every later checkpoint and export state from which step on."""
+    straight = make_config(tmp_path, steps=2)
+    train(straight)
+    assert latest(tmp_path).progress.learning_rates == {"0": 1e-4}
+    longer = straight.run.model_copy(update={"steps": 4})
+    slower = straight.optim.model_copy(update={"lr": 5e-5, "schedule": "cosine"})
+    train(straight.model_copy(update={"run": longer, "optim": slower}))
+    assert "optim.lr is 5e-05 from step 2 on; it was 0.0001." in caplog.text
+    assert latest(tmp_path).progress.learning_rates == {"0": 1e-4, "2": 5e-5}
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates[1] == 1e-4
+    assert rates[2] == 5e-5
+    record = json.loads((tmp_path / "export/record.json").read_text())
+    assert record["learning_rates"] == {"0": 1e-4, "2": 5e-5}
+    caplog.clear()
+    train(straight.model_copy(update={"run": longer.model_copy(update={"steps": 5}), "optim": slower}))
+    assert "optim.lr is" not in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists a process's mapped files")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path: Path, optimizer: str) -> None:
+    """A mapped file stays on the disk, however long ago it was removed, until the run ends."""
+    mapped: list[str] = []
+
+    class Mapped(linear_part.LinearPart):
+        def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[torch.Tensor, Metrics]:
+            mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line)
+            return super().loss(batch, step, generator)
+
+    MAPPED["part"] = Mapped
+    config = make_config(tmp_path, {"name": "mapped"}, steps=2)
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"optimizer": optimizer})})
+    train(config)
+    train(config.model_copy(update={"run": config.run.model_copy(update={"steps": 4})}))
+    assert latest(tmp_path).progress.step == 4
+    assert mapped == []
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """As on NFS, where a file that is open somewhere keeps its folder from being removed."""
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    with monkeypatch.context() as nfs:
+        nfs.setattr(os, "rmdir", busy)
+        train(make_config(tmp_path, save_every=2, keep_last=1))
+    assert f"checkpoints/step-00000002 cannot be removed: {os.strerror(errno.ENOTEMPTY)}" in caplog.text
+    assert latest(tmp_path).progress.step == 6
+    train(make_config(tmp_path, save_every=2, keep_last=1, steps=8))
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000008"]
+
+
 def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, straight: Checkpoint, caplog: Any) -> None:
     train(make_config(tmp_path))
     weights = tmp_path / "checkpoints/step-00000006/model.safetensors"
@@ -224,11 +297,11 @@ def test_only_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
 
 def test_remains_of_a_kill_while_saving_are_ignored_and_removed(tmp_path: Path, straight: Checkpoint) -> None:
     train(make_config(tmp_path, max_minutes=1e-9))
-    remains = tmp_path / "checkpoints/.step-00000002.new"
-    remains.mkdir()
+    remains = tmp_path / f"checkpoints/{PREFIX}0a1b{ENDING}/written/step-00000002"
+    remains.mkdir(parents=True)
     (remains / "model.safetensors").write_bytes(b"half")
     train(make_config(tmp_path))
-    assert not remains.exists()
+    assert not remains.parents[1].exists()
     assert_same(latest(tmp_path), straight)
 
 

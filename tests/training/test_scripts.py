@@ -1,11 +1,17 @@
 """Every script of the trainer: thin, with --help, and one clear line and exit code 2 for bad input."""
 
 import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
+
+from training.randomness import seed_for
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -42,6 +48,34 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         main_of(name)(["--help"])
     assert caught.value.code == 0
     assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_finds_the_trainer_by_its_own_path(name: str) -> None:
+    """training/ is not installed, and a script's own folder would hide the packages. test_commands.py starts one so."""
+    before, line, after = (
+        (ROOT / "training" / f"{name}.py")
+        .read_text()
+        .partition("    sys.path[0] = str(Path(__file__).resolve().parents[1])\n")
+    )
+    assert line
+    assert "from training" not in before
+    assert "from training" in after
+
+
+def test_torchrun_starts_a_script_in_any_folder(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", str(ROOT / "training/cache.py")]
+    done = subprocess.run(
+        [*command, "--config", "none.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "cache.py: The configuration none.yaml does not exist" in done.stderr
+
+
+def test_a_spawned_process_finds_the_trainer() -> None:
+    """As a DataLoader's workers do with that start method: they get the parent's sys.path."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(seed_for, (1, 2, "x")) == seed_for(1, 2, "x")
 
 
 BAD = {

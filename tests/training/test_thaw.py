@@ -78,7 +78,7 @@ def test_the_gradients_of_what_is_frozen_do_not_count_in_the_norm(tmp_path: Path
         assert torch.equal(parameter, thawing.trained[name])
 
 
-def test_the_gradients_of_what_is_frozen_are_not_reckoned(tmp_path: Path) -> None:
+def test_the_gradients_of_what_is_frozen_are_not_computed(tmp_path: Path) -> None:
     """A step before the thaw has the FLOPs of a run which never trains them, one after it those of all."""
     config = make_config(tmp_path, {})
     kept = TrainSettings(only=("blocks.*",), freeze=("blocks.*.ffn.*",))

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
@@ -17,16 +18,17 @@ from torch._dynamo.testing import CompileCounter
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.errors import InputError
 from contextanyone_core.model.attention import torch_attention
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.checkpoint import load_transformer
+from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, encoders_hash, open_pool
 from training.files import write_tensors
-from training.objective import dual_guidance_step, fixed_draws
 from training.parts.base import PartContext
+from training.parts.objective import dual_guidance_step, fixed_draws
 from training.parts.transformer import Settings, TransformerPart
-from training.parts.transformer_base import compile_for_buckets, explicit_attention
+from training.parts.transformer_base import compile_for_buckets, explicit_attention, starting_network
 from training.randomness import seed_for
 from training.world import TEST_SEED_START, sample
 
@@ -105,7 +107,8 @@ def test_tensors_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypat
     path, synced = tmp_path / "a.safetensors", []
     monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_size, path.exists())))
     write_tensors(path, {"a": torch.ones(3)})
-    assert synced == [(path.stat().st_size, False)]
+    assert synced[0] == (path.stat().st_size, False)
+    assert [there for _, there in synced] == [False, True]  # the folder after it
 
 
 def test_a_held_out_pool_has_no_pair_of_the_other(tmp_path):
@@ -341,3 +344,35 @@ def test_phantom_samples_and_exports_what_its_model_reads(phantom_part, tmp_path
         phantom_part.export(tmp_path, {"steps": 2})
     loaded = load_transformer(tmp_path / "transformer.safetensors", dtype=torch.float32, plain=True)
     assert not loaded.config.emphasize
+
+
+def test_gap_and_emphasize_are_settings(tiny_folder, tmp_path, part):
+    """They stand in the exported file, and change what the network computes; not given, the file's own count."""
+    init = tiny_folder / "transformer.safetensors"
+    context = PartContext(seed=5, device=torch.device("cpu"), init_from=init)
+    asked = Settings(weights=tiny_folder, pools=tmp_path / "pools", num_frames=5, size=32, gap=3.0, emphasize=False)
+    other = TransformerPart(asked, context)
+    config = part.transformer.config
+    assert (config.gap, config.emphasize) == (10.0, True)
+    assert other.transformer.config == replace(config, gap=3.0, emphasize=False)
+    state, whole = other.transformer.state_dict(), part.transformer.state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.items())
+    assert sorted({name.split(".")[2] for name in whole.keys() - state.keys()}) == ["emphasize_attn", "norm_emphasize"]
+    other.export(tmp_path, {})
+    assert load_transformer(tmp_path / "transformer.safetensors").config == other.transformer.config
+    fresh = PartContext(seed=5, device=torch.device("cpu"))
+    assert starting_network(asked, fresh, lambda: config).config == other.transformer.config
+
+
+def test_settings_that_a_file_cannot_meet_are_refused(tiny_folder, tmp_path):
+    init = tiny_folder / "transformer.safetensors"
+    network = starting_network(
+        Settings(weights=tiny_folder, emphasize=False), PartContext(0, torch.device("cpu"), init), pytest.fail
+    )
+    save_transformer(tmp_path / "plain.safetensors", network, dtype=torch.float32)
+    context = PartContext(0, torch.device("cpu"), tmp_path / "plain.safetensors")
+    with pytest.raises(InputError, match=r"has no Emphasize-Attention; contextanyone init adds it"):
+        starting_network(Settings(weights=tiny_folder, emphasize=True), context, pytest.fail)
+    for given in ({"gap": 3.0}, {"emphasize": False}):
+        with pytest.raises(ValidationError, match=r"part\.gap and part\.emphasize need a reference stream"):
+            Settings(weights=tiny_folder, reading="phantom", **given)

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from contextanyone_core.encoders.vae import VideoVAE, build_vae, load_vae, mini_vae_config
 from contextanyone_core.errors import InputError
-from contextanyone_core.weights.checkpoint import load_tensors, read_header
+from contextanyone_core.weights.checkpoint import load_tensors
+from contextanyone_core.weights.safetensors_file import read_header
 from training.parts.base import PartContext
 from training.parts.vae import Settings, VaePart, _change, _world_seed, still_start
-from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
 from training.randomness import seed_for
+from training.vae_forward import compile_norms, decode_whole, encode_whole
 from training.world import TEST_SEED_START
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
-from training.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
 from training.parts import PARTS, PartEntry
 from training.parts.base import Metrics, PartContext
+from training.parts.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import torch_generator
 

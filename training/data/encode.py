@@ -29,7 +29,8 @@ from training.data.shards import Entry, half, key_of
 
 ENCODER_NAMES = ("vae", "image_encoder", "text_encoder")
 _GPU_CLIPS, _CPU_CLIPS, _MOST = 4, 2, 8  # clips of 832 x 480 that are encoded at once; of smaller ones at most so many
-_VERSION = 1  # raised when the preparation below changes, so that older entries are not used
+_VERSION = 2  # raised when pictures and videos are prepared in another way, so that older entries are not used
+_TEXT_VERSION = 1  # the same of prompts
 
 
 def encoder_hashes(folder: Path, known: FactStore, between: Callable[[], None] = lambda: None) -> dict[str, str]:
@@ -163,7 +164,7 @@ def prompt_of(row: ManifestRow) -> TwoStagePrompt:
 
 def text_key(prompt: str, encoders: dict[str, str]) -> str:
     """The key of a prompt."""
-    return key_of(kind="text", version=_VERSION, prompt=prompt, text_encoder=encoders["text_encoder"])
+    return key_of(kind="text", version=_TEXT_VERSION, prompt=prompt, text_encoder=encoders["text_encoder"])
 
 
 @dataclass(frozen=True)

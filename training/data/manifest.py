@@ -9,8 +9,6 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
 
 Split = Literal["train", "val", "test"]
@@ -355,15 +354,9 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write text lines beside the final name, then rename."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    """Write text lines, whole or not at all."""
+    with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
 
 
 def drop_table(kept: int, dropped: Sequence[Drop]) -> str:

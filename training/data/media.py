@@ -1,14 +1,14 @@
-"""Reading the videos, pictures, masks and poses that a manifest names. PyAV decodes video, and is imported late."""
+"""Reading the videos, pictures, masks and poses that a manifest names."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from contextanyone_core.errors import InputError, MissingDependencyError
-from contextanyone_core.media.image_io import read_picture
+from contextanyone_core.errors import InputError
+from contextanyone_core.media.image_io import picture_size, read_animation, read_picture
 from training.data.frames import FPS
-from training.data.seeking import frames_from, presentation_times
+from training.data.video import MediaError, video_frames, video_sizes, video_times
+
+__all__ = [
+    "MediaError",
+    "Probe",
+    "check_frames",
+    "content_hash",
+    "picture_files",
+    "probe",
+    "read_frames",
+    "read_masks",
+    "read_pose",
+]
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"})
-
-
-class MediaError(InputError):
-    """A file is there and cannot be used: damaged, of another format, or without the frames it should have."""
+ANIMATIONS = frozenset({".gif", ".apng"})  # pictures, but no frames of a folder
 
 
 @dataclass(frozen=True)
@@ -39,24 +48,26 @@ class Probe:
 
 
 def probe(path: Path, fps: float | None = None) -> Probe:
-    """Find the times of a video's frames and their size; decodes one frame.
+    """Find the times of a video's frames and their size; decodes one frame of a video file, and whole animations.
 
     Args:
-        path: a video file, a folder of pictures, or a picture.
+        path: a video file, a folder of pictures in the order of their numbers, or a picture, animated or not.
         fps: replaces the file's times.
 
     Raises:
-        MediaError: it cannot be read, or holds no frame.
+        MediaError: it cannot be read, or holds no frame, or the pictures of a folder differ in size.
         MissingDependencyError: it is a video file, and PyAV is not installed.
     """
-    if (pictures := picture_files(path)) is not None:
-        count = len(pictures)
-        height, width = _rgb(pictures[0]).shape[:2]
-        times = [index / FPS for index in range(count)]
+    if path.is_dir():
+        pictures = _folder(path)
+        width, height = _one_size(path, pictures)
+        times = [index / FPS for index in range(len(pictures))]
+    elif picture_files(path) is not None:
+        shown = [(time, frame.shape) for time, frame in _animation(path)]
+        times, (height, width) = [time for time, _ in shown], shown[0][1][:2]
     else:
-        with _opened(path) as (container, stream):
-            times = _packet_times(container, stream, path)
-        height, width = next(_decoded(path)).shape[:2]
+        times = video_times(path)
+        height, width = next(video_frames(path)).shape[:2]
     if fps is not None:
         times = [index / fps for index in range(len(times))]
     return Probe(times, width, height)
@@ -69,12 +80,16 @@ def read_frames(path: Path, indexes: Sequence[int]) -> Tensor:
         MediaError: a frame is missing or damaged, or frames differ in size.
         MissingDependencyError: it is a video file, and PyAV is not installed.
     """
-    wanted, first = set(indexes), min(indexes)
-    pictures = picture_files(path)
-    stream = _decoded(path, first) if pictures is None else (_rgb(picture) for picture in _only(pictures, wanted))
-    numbers = sorted(wanted) if pictures is not None else range(first, max(indexes) + 1)
+    wanted = set(indexes)
+    stream: Iterator[tuple[int, NDArray[np.uint8]]]
+    if path.is_dir():
+        named = [(number, picture) for number, picture in enumerate(_folder(path)) if number in wanted]
+        stream = ((number, _rgb(picture)) for number, picture in named)
+    else:
+        first = min(indexes)
+        stream = zip(range(first, max(indexes) + 1), _frames(path, first), strict=False)
     found: dict[int, Tensor] = {}
-    for number, frame in zip(numbers, stream, strict=False):
+    for number, frame in stream:
         if number in wanted:
             found[number] = torch.from_numpy(frame.copy()).permute(2, 0, 1)
     if missing := sorted(wanted - found.keys()):
@@ -99,34 +114,27 @@ def check_frames(path: Path, start: int, stop: int, between: Callable[[], None])
         MediaError: a frame is missing or damaged, or frames differ in size.
         MissingDependencyError: it is a video file, and PyAV is not installed.
     """
-    pictures = picture_files(path)
-    count, size, names = 0, None, pictures[start:stop] if pictures is not None else []
-    for found in _sizes(path, start) if pictures is None else map(_picture_size, names):
+    count, size = 0, None
+    for found in _sizes(path, start, stop):
         between()
         if size is not None and found != size:
-            frame = names[count].name if names else f"frame {start + count}"
-            raise MediaError(
-                f"{path} has frames of different sizes: {frame} is {found[1]} x {found[0]}, the one before is "
-                f"{size[1]} x {size[0]}."
-            )
+            raise MediaError(f"{path} has frames of different sizes: frame {start + count} and the one before.")
         count, size = count + 1, found
         if count == stop - start:
             return
     raise MediaError(f"{path} has no frame {start + count} that decodes; {stop} are needed.")
 
 
-def _picture_size(path: Path) -> tuple[int, int]:
-    height, width = _rgb(path).shape[:2]
-    return height, width
-
-
-def _sizes(path: Path, start: int) -> Iterator[tuple[int, int]]:
-    """(height, width) of every frame from `start` on, as the file has it. Raises MediaError where one is missing."""
-    times = presentation_times(partial(_opened, path), path)
-    for number, frame in enumerate(frames_from(partial(_opened, path), path, start), start):
-        if times is not None and (number == len(times) or frame.pts != times[number]):
-            raise MediaError(f"{path}: frame {number} does not decode.")
-        yield frame.height, frame.width
+def _sizes(path: Path, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    if path.is_dir():
+        frames = (_rgb(picture) for picture in _folder(path)[start:stop])
+    elif picture_files(path) is not None:
+        frames = (frame for frame in _frames(path, start))
+    else:
+        yield from video_sizes(path, start)
+        return
+    for frame in frames:
+        yield frame.shape[0], frame.shape[1]
 
 
 def read_pose(path: Path) -> NDArray[np.float32]:
@@ -148,12 +156,18 @@ def read_pose(path: Path) -> NDArray[np.float32]:
 
 
 def content_hash(path: Path, between: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 of a file, or of the files of a folder of pictures one after the other, sorted by name.
+    """SHA-256 of a file, or of the files of a folder one after the other, sorted by name; hidden ones do not count.
 
-    `between` is called before every megabyte; what it raises ends the work.
+    Args:
+        between: called before every megabyte; what it raises ends the work.
+
+    Raises:
+        MediaError: it is no regular file.
     """
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(_visible(path)) if path.is_dir() else [path]:
+        if not file.is_file():
+            raise MediaError(f"{file} is not a regular file.")
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 between()
@@ -162,68 +176,65 @@ def content_hash(path: Path, between: Callable[[], None] = lambda: None) -> str:
 
 
 def picture_files(path: Path) -> list[Path] | None:
-    """The pictures of a folder, sorted by name, or the picture itself; None for a video file.
+    """The pictures of a folder in the order of their numbers, or the picture itself; None for a video file.
 
     Raises:
         MediaError: the folder holds no picture.
     """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-        if not files:
-            raise MediaError(f"{path} is a folder without pictures.")
-        return files
-    return [path] if path.suffix.lower() in PICTURES else None
+        return _folder(path)
+    return [path] if path.suffix.lower() in PICTURES | ANIMATIONS else None
 
 
-def _only(files: Sequence[Path], wanted: set[int]) -> list[Path]:
-    return [file for index, file in enumerate(files) if index in wanted]
+def _folder(path: Path) -> list[Path]:
+    files = sorted((file for file in _visible(path) if file.suffix.lower() in PICTURES), key=_natural)
+    if not files:
+        raise MediaError(f"{path} is a folder without pictures.")
+    return files
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What stands in a folder but for hidden files (`._0000.png` of macOS) and folders (`.ipynb_checkpoints`)."""
+    return [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
+
+
+def _one_size(path: Path, pictures: Sequence[Path]) -> tuple[int, int]:
+    """Width and height of the pictures of a folder, from their headers."""
+    with _as_media():
+        sizes = [picture_size(picture) for picture in pictures]
+    for picture, size in zip(pictures, sizes, strict=True):
+        if size != sizes[0]:
+            words = f"{picture.name} is {size[0]} x {size[1]}, {pictures[0].name} {sizes[0][0]} x {sizes[0][1]}"
+            raise MediaError(f"{path} has frames of different sizes: {words}.")
+    return sizes[0]
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """A key that sorts frame_2 before frame_10."""
+    parts = re.split("([0-9]+)", path.name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
+
+
+def _frames(path: Path, start: int) -> Iterator[NDArray[np.uint8]]:
+    """Every frame of a video or of a picture from number `start` on."""
+    if picture_files(path) is None:
+        return video_frames(path, start)
+    return islice((frame for _, frame in _animation(path)), start, None)
+
+
+def _animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    with _as_media():
+        yield from read_animation(path)
 
 
 def _rgb(path: Path) -> NDArray[np.uint8]:
-    try:
+    with _as_media():
         return read_picture(path)
-    except InputError as error:
-        raise MediaError(str(error)) from None
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Reading video files needs PyAV, which is not installed. Run: pip install "contextanyone[data]"'
-        ) from error
-    return av
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A container and its video stream."""
-    av = _av()
+def _as_media() -> Iterator[None]:
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{path} has no video in it.")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            yield container, stream
-    except (av.error.FFmpegError, OSError, EOFError, ValueError) as error:
-        raise MediaError(f"{path} cannot be decoded ({error}).") from None
-
-
-def _packet_times(container: Any, stream: Any, path: Path) -> list[float]:
-    """Seconds of every frame, without decoding; by number where the container gives a frame no time."""
-    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    if not packets:
-        raise MediaError(f"{path} holds no frame.")
-    if any(packet.pts is None for packet in packets):
-        rate = float(stream.average_rate or FPS)
-        return [index / rate for index in range(len(packets))]
-    return sorted(float(packet.pts * packet.time_base) for packet in packets)
-
-
-def _decoded(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """Every frame from number `start` on, upright RGB (H, W, 3)."""
-    for frame in frames_from(partial(_opened, path), path, start):
-        picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-        yield np.rot90(picture, round(frame.rotation / 90) % 4)
+        yield
+    except InputError as error:
+        raise MediaError(str(error)) from None

@@ -26,8 +26,8 @@ from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.encoders.vae import VideoVAE
 from training.data.frames import latent_masks
 from training.files import write_tensors
-from training.parts.vae_forward import encode_whole
 from training.randomness import numpy_generator, seed_for
+from training.vae_forward import encode_whole
 from training.world import ATTRIBUTES, TEST_SEED_START, Character, Scene, WorldSample, random_frame, sample
 from training.world.scene import ACTIONS, LIGHTS, PLACES
 
@@ -51,7 +51,7 @@ class PoolKey:
     apart_from: PoolKey | None = None
 
     def folder(self, root: Path) -> Path:
-        """Where the pool lives; the number of pairs is not part of it, so that a pool can grow."""
+        """The pool's folder; its name does not depend on the number of pairs, so that a pool can grow."""
         other = self.apart_from
         apart = "" if other is None else f"-apart-from-seed{other.seed}x{other.pairs}"
         return root / f"{self.encoders}-seed{self.seed}-{self.num_frames}x{self.size}{apart}"
@@ -84,12 +84,12 @@ class Pool:
         return len(self.latents)
 
     def character(self, index: int) -> Character:
-        """Who is in a pair."""
+        """The character of a pair."""
         values = self.labels[index].tolist()
         return Character(**{name: ATTRIBUTES[name][value] for name, value in zip(ATTRIBUTES, values, strict=False)})
 
     def scene(self, index: int) -> Scene:
-        """What happens in a pair's clip."""
+        """The scene of a pair's clip."""
         action, place, light = self.labels[index].tolist()[-3:]
         return Scene(ACTIONS[action], PLACES[place], LIGHTS[light])
 

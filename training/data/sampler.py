@@ -1,4 +1,4 @@
-"""The order of training: which rows a step takes, as a function of (seed, epoch) and of nothing else."""
+"""The order of training: the rows of a step, as a function of (seed, epoch) only."""
 
 from __future__ import annotations
 

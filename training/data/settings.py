@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from contextanyone_core.errors import InputError
-from training.config import load_config
 from training.data.buckets import BucketSettings
 from training.data.manifest import Split
+from training.settings import MINIATURE, ShippedPath
 
 
 class DataSettings(BaseModel):
@@ -29,18 +27,5 @@ class DataSettings(BaseModel):
     manifest: Path
     split: Split = "train"
     cache: Path = Path("runs/cache")
-    encoders: Path = Path("contextanyone_core/miniature")
+    encoders: ShippedPath = MINIATURE
     buckets: BucketSettings = BucketSettings()
-
-
-def data_settings(config: Path, overrides: Sequence[str] = ()) -> DataSettings:
-    """Read the section `part.data` of a run's configuration.
-
-    Raises:
-        InputError: the configuration has a mistake, or its part does not train on a manifest.
-    """
-    part = load_config(config, overrides).part
-    data = getattr(part, "data", None)
-    if not isinstance(data, DataSettings):
-        raise InputError(f"{config} trains the part {part.name}, which reads no manifest; part.name: manifest does.")
-    return data

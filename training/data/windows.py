@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
 from training.data.buckets import BucketSettings, longest
 from training.data.collect import FoundClip
@@ -256,13 +257,12 @@ def _written(
 
 
 def _write(path: Path, picture: NDArray[np.uint8], options: list[int]) -> None:
-    """Write a picture beside its name, then rename."""
+    """Write a picture, whole or not at all."""
     done, content = cv2.imencode(path.suffix, picture, options)
     if not done:
         raise OSError(f"{path} could not be written.")
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content.tobytes())
-    beside.replace(path)
+    with whole_file(path) as beside:
+        beside.write_bytes(content.tobytes())
 
 
 def _below(path: Path, settings: RowSettings) -> str:

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
 from training.data.frames import FPS
 from training.data.manifest import ManifestRow, Split, write_manifest
+from training.files import write_tensors
 from training.world import TEST_SEED_START, WorldSample, random_frame, sample
 
 _LICENSE = "Apache-2.0"
@@ -84,7 +84,7 @@ def _write_pair(folder: Path, settings: WorldSettings, seed: int) -> ManifestRow
         _write_png(place / "mask" / f"{index:04d}.png", mask)
     height, width = settings.size
     said = {"layout": "body14", "width": str(width), "height": str(height), "fps": str(FPS)}
-    save_file({"keypoints": _scored(pair.keypoints)}, place / "pose.safetensors", said)
+    write_tensors(place / "pose.safetensors", {"keypoints": _scored(pair.keypoints)}, said)
     return _row(name, "video.png" if single else "video.mp4", pair, "test" if seed >= TEST_SEED_START else "train")
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import Conv1d, Conv2d, GroupNorm, Linear
 
 from contextanyone_core.errors import CheckpointError, ShapeError
-from contextanyone_core.weights.checkpoint import load_tensors, read_header, save_safetensors
+from contextanyone_core.weights.checkpoint import load_tensors, save_safetensors
+from contextanyone_core.weights.safetensors_file import read_header
 from training.world import ACTIONS, ATTRIBUTES, KEYPOINTS, LIGHTS, PLACES
 
 KIND = "probe"

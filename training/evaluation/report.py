@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from contextanyone_core.atomic_file import whole_file, write_text
 from training.evaluation.run import SHOWN, Outcome
 from training.world import ATTRIBUTES
 
@@ -36,10 +36,10 @@ def write_report(outcome: Outcome, folder: Path) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written to.
     """
-    _whole(folder / "table.md", lambda path: path.write_text(table(outcome.metrics), encoding="utf-8"))
-    _whole(folder / "contact_sheet.png", lambda path: _write_png(path, contact_sheet(outcome)))
-    text = json.dumps(outcome.metrics, indent=1, allow_nan=False) + "\n"
-    _whole(folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / "table.md", table(outcome.metrics))
+    with whole_file(folder / "contact_sheet.png") as beside:
+        _write_png(beside, contact_sheet(outcome))
+    write_text(folder / "metrics.json", json.dumps(outcome.metrics, indent=1, allow_nan=False) + "\n")
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -127,9 +127,3 @@ def _write_png(path: Path, picture: Image) -> None:
     if not done:
         raise OSError(f"{path} could not be encoded.")
     path.write_bytes(data.tobytes())
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    write(beside)
-    beside.replace(path)

@@ -13,8 +13,8 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import GenerationSettings
 from contextanyone_core.model_kinds import MODELS, ModelKind
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
-from training.config import describe_errors, read_settings
 from training.data.buckets import FrameCount
+from training.settings import ShippedPath, describe_errors, read_settings
 
 Dtype = Literal["float32", "bfloat16"]
 VARIANTS = ("reference", "text_only", "shuffled_reference", "emphasis_0", "contradicting_prompt")
@@ -49,7 +49,7 @@ class EvaluateSettings(_Section):
     """
 
     model: Literal["contextanyone", "wan", "phantom", "vace"] = "contextanyone"
-    weights: Path | None = None
+    weights: ShippedPath | None = None
     size: int = Field(128, ge=16, multiple_of=16)
     num_frames: FrameCount = Field(17, ge=5)
     batch_size: int = Field(8, ge=1)

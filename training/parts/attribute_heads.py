@@ -1,4 +1,4 @@
-"""Heads that tell, while the miniature's transformer trains, who is in a picture from what a block makes of it.
+"""Auxiliary heads of the miniature's training that classify a character's attributes from a block's tokens.
 
 Who somebody is makes little of the velocity's error: a body's width is two pixels. The heads ask both streams for it by
 name, so that it stands in the tokens from which the later blocks draw. They are no part of the model: nothing of them
@@ -31,7 +31,7 @@ class AttributeHeads(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (B,), the mean over the attributes, and the share (B,) that is told right.
+        """Cross-entropy (B,), the mean over the attributes, and the share (B,) of correct ones.
 
         Args:
             tokens: (B, N, width). labels: (B, 8) int64.
@@ -47,7 +47,7 @@ class AttributeHeads(nn.Module):
 
 
 class StreamTap:
-    """Keeps what a block made of the video's tokens and of the reference's in the last pass."""
+    """Stores a block's output for the video's tokens and the reference's in the last pass."""
 
     def __init__(self, block: TransformerBlock) -> None:
         self.video: Tensor | None = None
@@ -55,7 +55,7 @@ class StreamTap:
         block.register_forward_hook(self._keep, with_kwargs=True)
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
-        """What was kept of the video and of the reference, (B, tokens, C) each; it is forgotten here."""
+        """The tokens of the video and of the reference, (B, tokens, C) each; they are dropped here."""
         kept = self.video, self.reference
         self.video = self.reference = None
         return kept

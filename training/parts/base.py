@@ -1,4 +1,4 @@
-"""What the training loop knows of a part of the model: the protocol Part, and what a part is given to build itself.
+"""The interface between the training loop and a part of the model: the protocol Part, and the context to build one.
 
 A part lives in training/parts/<name>.py and is listed in training/parts/__init__.py. Its module defines
 
@@ -32,12 +32,12 @@ class PartSettings(BaseModel):
 
 @dataclass(frozen=True)
 class PartContext:
-    """What the run tells a part when it is built.
+    """The context that a part is built in.
 
     seed: the run's seed; initial weights are drawn from torch's global generator, which the loop has seeded by then.
     device: where the loss runs. The loop moves `modules()` there; a part moves its frozen networks itself.
-    init_from: weights file to start from (`init.from`), None for a fresh start. Given on a resume too, where the
-    checkpoint's tensors then replace the file's.
+    init_from: weights file to start from (`init.from`), None for a fresh start. Also set on a resume,
+    where the checkpoint's tensors then replace the file's.
     rank, world: this process and how many train together; a part that shares out its data takes its slice by them.
     """
 
@@ -49,11 +49,11 @@ class PartContext:
 
     @property
     def own_seed(self) -> int:
-        """The seed of a part whose processes draw their batches each for itself: `batch` is then one process's."""
+        """The seed of a part whose processes draw their batches independently: `batch` is then per process."""
         return rank_seed(self.seed, self.rank)
 
     def common_generator(self, step: int, purpose: str) -> torch.Generator | None:
-        """A generator that all processes have alike at a step, for common decisions; None in a single process."""
+        """A generator with equal state in all processes at a step, for common decisions; None in a single process."""
         return torch_generator(self.seed, step, purpose) if self.world > 1 else None
 
 
@@ -110,18 +110,18 @@ class Part(Protocol):
         ...
 
     def sample(self, step: int, folder: Path) -> None:
-        """Write pictures (PNG) or clips (GIF) that show the present state into folder, which exists.
+        """Write samples of the current state, pictures (PNG) or clips (GIF), into folder, which exists.
 
-        Called without gradients, modules in eval mode, EMA weights in place. Nothing that it draws reaches the
-        training.
+        Called without gradients, modules in eval mode, EMA weights in place. Its random draws do not
+        change the training.
         """
         ...
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the shipped fp16 file or files into folder, which exists. EMA weights are in place.
 
-        record (name, part, steps, samples, seconds, seed, config_hash) belongs into the files' metadata; it is JSON
-        data.
+        record (name, part, steps, samples, seed, config_hash) belongs into the files' metadata; it is JSON data, the
+        same for the same weights.
         """
         ...
 
@@ -131,13 +131,13 @@ class HashesData(Protocol):
     """A part whose data can change while its configuration does not."""
 
     def data_hash(self) -> str:
-        """Return a hash of the data and its order; a run that goes on with another one is refused."""
+        """Return a hash of the data and its order; a resume with another hash is refused."""
         ...
 
 
 @runtime_checkable
 class OpensData(Protocol):
-    """A part whose data take long to open, or are made first: an export needs none of them."""
+    """A part whose data take long to open or are generated first; an export does not need them."""
 
     def open_data(self) -> None:
         """Open what `batch` reads. Called once before the first step, before any worker process is there."""
@@ -151,7 +151,7 @@ class Validates(Protocol):
     def validation_batches(self) -> Iterable[Any]:
         """Return the same batches, on the CPU, at every call: at least one.
 
-        The first is asked for before the run's first step. What it opens, a part keeps.
+        The first is read before the run's first step. A part keeps its data open between calls.
 
         Raises:
             InputError: there are none.
@@ -161,7 +161,7 @@ class Validates(Protocol):
     def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
         """Return the terms of the loss at one noise level; the noise comes from the generator, nothing is dropped.
 
-        Called without gradients, modules in eval mode, with the present weights.
+        Called without gradients, modules in eval mode, with the current weights.
         """
         ...
 
@@ -171,16 +171,16 @@ class Thaws(Protocol):
     """A part that trains some of its parameters from a later step on."""
 
     def frozen(self, step: int) -> list[nn.Parameter]:
-        """Return the parameters that a step leaves as they are: no update, no weight decay, no optimizer state."""
+        """Return the parameters that a step does not train: no update, no weight decay, no optimizer state."""
         ...
 
 
 @runtime_checkable
 class KeepsStart(Protocol):
-    """A part that never trains some of what `init.from` gave it."""
+    """A part that never trains some of the parameters of `init.from`."""
 
     def kept(self) -> list[nn.Parameter]:
-        """Return the parameters that stay what they were: checkpoints leave them out, `init.from` gives them again."""
+        """Return the parameters that never change: checkpoints leave them out, and `init.from` restores them."""
         ...
 
 
@@ -194,7 +194,7 @@ class ExportsIn(Protocol):
 
 
 class Work(NamedTuple):
-    """What a step had to do: tokens of all clips and references, and the model's FLOPs; None where they are unknown."""
+    """The work of a step: tokens of all clips and references, and the model's FLOPs; None if they are unknown."""
 
     tokens: int
     flops: int | None
@@ -202,14 +202,14 @@ class Work(NamedTuple):
 
 @runtime_checkable
 class CountsWork(Protocol):
-    """A part that can say how much work a batch was, for the log."""
+    """A part that can count the work of a batch, for the log."""
 
     def work(self, batch: Any, *, with_reference: bool) -> Work:
         """Return the work of a batch whose references were used or dropped."""
         ...
 
 
-_SHAPED_VECTORS = (".gamma", ".modulation")  # gains of the VAE's norms (C, 1, 1), and what blocks add (1, 6, dim)
+_SHAPED_VECTORS = (".gamma", ".modulation")  # gains of the VAE's norms (C, 1, 1), modulations of blocks (1, 6, dim)
 
 
 def default_groups(
@@ -217,7 +217,7 @@ def default_groups(
 ) -> list[ParameterGroup]:
     """Split the trainable parameters: matrices and kernels with weight decay; norms, biases and modulations without.
 
-    hidden says by name (`<module>.<parameter>`) which matrices and kernels are hidden layers' weights, for Muon.
+    hidden: whether a name (`<module>.<parameter>`) is a hidden layer's weight, for Muon.
     """
     named = {p: f"{name}.{key}" for name, module in modules.items() for key, p in module.named_parameters()}
     trained = [p for p in named if p.requires_grad]

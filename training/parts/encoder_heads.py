@@ -1,4 +1,4 @@
-"""The training-only heads of the encoders: the contrastive loss, and what each side can tell of the labels."""
+"""The training-only heads of the encoders: the contrastive loss, and classifiers of the labels on each side."""
 
 import math
 
@@ -54,7 +54,7 @@ def also_true(caption_labels: Tensor, picture_labels: Tensor) -> Tensor:
 
 
 def contrastive_loss(similarities: Tensor, excluded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the symmetric InfoNCE per sample (B,), and how often each side finds the other first.
+    """Return the symmetric InfoNCE per sample (B,), and the top-1 retrieval accuracy of each side.
 
     excluded (B, B) marks pairs that count neither way.
     """

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.encoders.image import (
     build_image_model,
     clip_pixels,
@@ -89,7 +90,7 @@ class EncodersPart:
         return self._collate([pair for seed in seeds for pair in self._pairs(int(seed), variety, rng)])
 
     def loss(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Return InfoNCE plus the label losses per picture, and how much each side gets right.
+        """Return InfoNCE plus the label losses per picture, and the accuracies of each side.
 
         Paper: the labels are an addition to the contrastive training. They see to it that the very tokens that the
         transformer reads (all of umT5's, the vision tower's penultimate ones) tell every attribute.
@@ -111,14 +112,14 @@ class EncodersPart:
         """
         pairs = self._test_pairs()
         similarities, metrics = self.evaluate(pairs)
-        (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "metrics.json", json.dumps({"step": step, **metrics}, indent=1) + "\n")
         shown = range(0, 2 * _SHOWN_CAPTIONS, 2)
         nearest = min(_SHOWN_PICTURES, len(pairs))
         rows = [[i, *similarities[i].topk(nearest).indices.tolist()] for i in shown if i < len(pairs)]
         sheet = np.concatenate([np.concatenate([pairs[i].picture for i in row], axis=1) for row in rows])
         cv2.imwrite(str(folder / "retrieval.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
         captions = "".join(f"{pairs[row[0]].caption}\n" for row in rows)
-        (folder / "captions.txt").write_text(captions, encoding="utf-8")
+        write_text(folder / "captions.txt", captions)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write text_encoder.safetensors (with the tokenizer) and image_encoder.safetensors, fp16."""

@@ -30,8 +30,8 @@ from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
 from training.data.sampler import BucketSampler
 from training.data.settings import DataSettings
-from training.objective import Draws, EncodedClips
 from training.parts.base import PartContext
+from training.parts.objective import Draws, EncodedClips
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 
 _LOG = logging.getLogger(__name__)
@@ -127,13 +127,13 @@ class ManifestPart(TransformerTraining):
 
     @cached_property
     def held_out(self) -> CachedData:
-        """The manifest's split `val`, as it was when it was first asked for."""
+        """The manifest's split `val`, as of its first use."""
         found = CachedData(self.settings.data.model_copy(update={"split": "val"}))
         self._check_length(found)
         return found
 
     def validation_batches(self) -> Iterator[Any]:
-        """The first rows of the manifest's split `val`, one by one, without those that the disk no longer gives."""
+        """The first rows of the manifest's split `val`, one by one, without those that can no longer be read."""
         count, unreadable = min(self.settings.validation_clips, len(self.held_out.rows)), 0
         for number in range(count):
             batch = self.held_out.row(number, self.config.text_len)
@@ -175,7 +175,7 @@ class ManifestPart(TransformerTraining):
     def sample(self, step: int, folder: Path) -> None:
         """For the first rows of the manifest: references, generated clip, and the clip itself, side by side.
 
-        A row that the disk no longer gives is left out.
+        A row that can no longer be read is left out.
         """
         vae = VideoVAE(load_vae(self.settings.data.encoders / "vae.safetensors", device=self.context.device))
         for number, row in enumerate(self.data.rows[: self.settings.sample_clips]):

@@ -26,15 +26,16 @@ from contextanyone_core.generation.pipeline import ContextAnyonePipeline, Genera
 from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
-from contextanyone_core.weights.checkpoint import read_header
+from contextanyone_core.weights.safetensors_file import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.files import file_sha256
-from training.objective import Draws, EncodedClips
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
+from training.parts.objective import Draws, EncodedClips
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import numpy_generator
+from training.settings import MINIATURE, ShippedPath
 from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, sample
 from training.world.captions import draw_named, first_caption, later_caption
 
@@ -51,7 +52,7 @@ class Settings(TransformerSettings):
     pairs: int = Field(4000, ge=1)
     pool_seed: int = 0
     pools: Path = Path("runs/pools")
-    weights: Path = Path("contextanyone_core/miniature")
+    weights: ShippedPath = MINIATURE
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
     motion_weight: float = Field(0.0, ge=0)  # and this * how much it differs from the frame before or after
     sample_steps: int = Field(12, ge=1)
@@ -80,7 +81,7 @@ class TransformerPart(TransformerTraining):
         self._held_out: Pool | None = None
 
     def data_hash(self) -> str:
-        """A hash of which pairs there are and of the encoders, that of the texts too; not of how many pairs."""
+        """A hash of the pairs' seed and of the encoders, the text encoder too; not of the number of pairs."""
         text = file_sha256(self.settings.weights / "text_encoder.safetensors")
         return hashlib.sha256(json.dumps([self._key.encoders, self._key.seed, text]).encode()).hexdigest()
 
@@ -92,14 +93,14 @@ class TransformerPart(TransformerTraining):
         self.heads.update({"video": AttributeHeads(width), "reference": AttributeHeads(width)})
 
     def modules(self) -> dict[str, nn.Module]:
-        """The transformer, and the heads that ask it for the attributes."""
+        """The transformer, and the heads that classify the attributes."""
         return super().modules() | ({"attribute_heads": self.heads} if len(self.heads) else {})
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The dual-guidance loss; with references also how badly both streams tell the attributes."""
+        """The dual-guidance loss; with references also the attributes' cross-entropy in both streams."""
         if self._tap is None:
             return super().loss(batch, step, generator)
-        self._tap.take()  # what a sample or a validation left
+        self._tap.take()  # left by a sample or a validation
         losses, metrics = super().loss(batch, step, generator)
         labels = batch["labels"][:, : len(ATTRIBUTES)]
         video, reference = self._tap.take()
@@ -115,13 +116,11 @@ class TransformerPart(TransformerTraining):
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
         header = read_header(vae_path)
         factors, bias = (json.loads(header.metadata[f"latent_rgb_{name}"]) for name in ("factors", "bias"))
-        own = self.settings.reading == "contextanyone"
         return replace(
             ContextAnyoneConfig.miniature(),
-            emphasize=own,
             text_dim=self.text_encoder.text_dim,
             text_len=self.text_encoder.text_len,
-            image_dim=self.image_encoder.image_dim if own else None,
+            image_dim=self.image_encoder.image_dim,
             latents_mean=tuple(self.vae.vae.config.latents_mean),
             latents_std=tuple(self.vae.vae.config.latents_std),
             latent_rgb_factors=tuple((row[0], row[1], row[2]) for row in factors),
@@ -130,7 +129,7 @@ class TransformerPart(TransformerTraining):
 
     @cached_property
     def pool(self) -> Pool:
-        """The pairs to train on, which are encoded when they are first asked for."""
+        """The pairs to train on, encoded at first use."""
         return open_pool(self.settings.pools, self._key, self.vae, self.image_encoder)
 
     def open_data(self) -> None:
@@ -143,7 +142,7 @@ class TransformerPart(TransformerTraining):
         return _captioned(self.pool, rng.integers(len(self.pool), size=self.settings.batch), rng)
 
     def validation_batches(self) -> Iterator[Any]:
-        """Pairs of another pool, which are encoded when they are first asked for."""
+        """Pairs of another pool, encoded at first use."""
         if self._held_out is None:
             own = self._key
             key = replace(own, seed=own.seed + 1, pairs=self.settings.validation_pairs, apart_from=own)

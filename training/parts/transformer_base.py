@@ -1,4 +1,4 @@
-"""What training the transformer is, whatever its data: the network, what of it is trained, and its export."""
+"""Training of the transformer, independent of its data: the network, its trained parameters, and its export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 import torch._dynamo
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
@@ -22,7 +22,8 @@ from contextanyone_core.weights.checkpoint import load_transformer, save_transfo
 from contextanyone_core.weights.lora import merge_loras, save_lora
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
-from training.objective import (
+from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
+from training.parts.objective import (
     Draws,
     EncodedClips,
     ObjectiveSettings,
@@ -31,7 +32,6 @@ from training.objective import (
     fixed_draws,
     loss_terms,
 )
-from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
 from training.recompute import Recompute, recompute_blocks
 from training.trainable import TrainSettings, choose_trained, frozen_names
 
@@ -39,6 +39,8 @@ from training.trainable import TrainSettings, choose_trained, frozen_names
 class TransformerSettings(ObjectiveSettings):
     """The objective, what is trained, and how the network is run."""
 
+    gap: float | None = Field(default=None, ge=0)  # latent frames; None: as in `init.from`, 10 without one
+    emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as in `init.from`, true without one
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
     recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
@@ -51,6 +53,22 @@ class TransformerSettings(ObjectiveSettings):
                 "part.recompute: selective needs fused attention, neither compiled nor explicit; full does not"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stream_of_its_own(self) -> Self:
+        if self.reading == "phantom" and (self.gap is not None or self.emphasize is not None):
+            raise ValueError(
+                "part.gap and part.emphasize need a reference stream; with part.reading: phantom leave them out"
+            )
+        return self
+
+    def network_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
+        """The config of the network that is trained: a file's or a preset's, with what these settings choose."""
+        if self.reading == "phantom":
+            return backbone_config(config)
+        gap = config.gap if self.gap is None else self.gap
+        emphasize = config.emphasize if self.emphasize is None else self.emphasize
+        return replace(config, gap=gap, emphasize=emphasize)
 
 
 class TransformerTraining:
@@ -78,17 +96,17 @@ class TransformerTraining:
         return default_groups(self.modules(), hidden=_hidden)
 
     def frozen(self, step: int) -> list[nn.Parameter]:
-        """What `part.train.thaw` leaves as it is at a step."""
+        """The parameters that `part.train.thaw` still freezes at a step."""
         named = dict(self.transformer.named_parameters())
         return [named[name] for name in frozen_names(named, self.settings.train, step)]
 
     def kept(self) -> list[nn.Parameter]:
-        """Of a LoRA, the network that it is one of."""
+        """Of a LoRA, the network that it adapts."""
         named = self.transformer.named_parameters() if self.settings.train.lora is not None else ()
         return [parameter for name, parameter in named if name in self._fixed]
 
     def encoded(self, batch: Any) -> EncodedClips:
-        """A batch as the objective takes it."""
+        """A batch in the form of the objective."""
         raise NotImplementedError
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
@@ -129,7 +147,7 @@ class TransformerTraining:
         return Work(len(latents) * (video + sum(references)), flops)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write transformer.safetensors; of a LoRA, lora.safetensors and the network that it gives with its start."""
+        """Write transformer.safetensors; of a LoRA, lora.safetensors and the merged network."""
         self.export_in(folder, record, torch.float16)
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -147,22 +165,26 @@ class TransformerTraining:
 def starting_network(
     settings: TransformerSettings, context: PartContext, fresh: Callable[[], ContextAnyoneConfig]
 ) -> ContextAnyoneTransformer:
-    """The network of `init.from`, float32 as training needs its weights, else one that starts from nothing.
+    """The network of `init.from`, float32 as training needs its weights, else a newly initialised one.
 
     Raises:
-        InputError: a LoRA of nothing.
+        InputError: a LoRA without `init.from`, or `part.emphasize` of a file that has no Emphasize-Attention.
     """
     if context.init_from is not None:
         return _read(settings, context.init_from)
     if settings.train.lora is not None:
         raise InputError("part.train.lora needs init.from: the file with the network that it is a LoRA of.")
-    return ContextAnyoneTransformer(fresh())
+    return ContextAnyoneTransformer(settings.network_config(fresh()))
 
 
 def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
-    phantom = settings.reading == "phantom"
-    network = load_transformer(path, dtype=torch.float32, plain=phantom)
-    return _backbone(network) if phantom else network
+    network = load_transformer(path, dtype=torch.float32, plain=settings.reading == "phantom")
+    config = settings.network_config(network.config)
+    if config.emphasize and not network.config.emphasize:
+        raise InputError(
+            f"part.emphasize is true, and init.from {path} has no Emphasize-Attention; contextanyone init adds it."
+        )
+    return network if config == network.config else _with_config(network, config)
 
 
 def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
@@ -170,12 +192,12 @@ def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
     return replace(config, emphasize=False, image_dim=None)
 
 
-def _backbone(network: ContextAnyoneTransformer) -> ContextAnyoneTransformer:
-    """Wan's part of a network, which is all that Phantom has."""
-    backbone = ContextAnyoneTransformer(backbone_config(network.config))
+def _with_config(network: ContextAnyoneTransformer, config: ContextAnyoneConfig) -> ContextAnyoneTransformer:
+    """The same weights in a network of another config, which has no parameters beyond theirs."""
+    other = ContextAnyoneTransformer(config)
     state = network.state_dict()
-    backbone.load_state_dict({name: state[name] for name in backbone.state_dict()})
-    return backbone
+    other.load_state_dict({name: state[name] for name in other.state_dict()})
+    return other
 
 
 def _hidden(name: str) -> bool:

@@ -31,8 +31,8 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.weights.container import open_container
 from training.data.buckets import FrameCount
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
-from training.parts.vae_forward import compile_norms, decode_whole, encode_whole
 from training.randomness import numpy_generator, seed_for
+from training.vae_forward import compile_norms, decode_whole, encode_whole
 from training.world import TEST_SEED_START, random_frame, sample
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Settings(PartSettings):
     l1_weight: float = Field(0.3, ge=0)
     kl_weight: float = Field(3e-5, ge=0)
     motion_weight: float = Field(0.0, ge=0)  # a pixel that jumps from black to white counts 1 + this, a still one 1
-    train_encoder: bool = True  # False: the latents stay as they are, only the decoder learns
+    train_encoder: bool = True  # False: only the decoder is trained, the latents do not change
     keep_stills: float = Field(0.0, ge=0)  # weight of how far first frames' latents move from those of `init.from`
     compile: bool = False  # torch.compile of norms and activations; for the C++ compiler, see docs/TRAINING.md
 
@@ -78,9 +78,9 @@ class VaePart:
             compile_norms(self.vae)
 
     def _kept(self) -> Any:
-        """The VAE of `init.from` as it was, which says where latents of stills belong."""
+        """The unchanged VAE of `init.from`, whose latents of stills are the target."""
         if self.context.init_from is None:
-            raise InputError("part.keep_stills needs init.from: there are no latents yet that could be kept.")
+            raise InputError("part.keep_stills needs init.from: without it there are no latents to preserve.")
         return load_vae(self.context.init_from).requires_grad_(False).to(self.context.device)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -193,7 +193,7 @@ class VaePart:
         return torch.cat(latents), torch.cat(colors)
 
     def _familiar_psnr(self, half: nn.Module) -> float:
-        """Four standard deviations under the mean round-trip PSNR of test pictures: below it a picture is foreign."""
+        """Mean round-trip PSNR of test pictures less four standard deviations: pictures below are out of domain."""
         coder = VideoVAE(build_vae(dict(self.vae.config)))
         coder.vae.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
         values = []

@@ -1,1 +1,1 @@
-"""What a run will cost, before anything is paid: FLOPs, memory, time on named cards, and the sampled noise levels."""
+"""The cost of a run before it starts: FLOPs, memory, time on named cards, and the sampled noise levels."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 GIB = 1 << 30
 EXPECTED_RATE = 0.5
-"""Share of a card's peak that a training step of this size is reckoned to reach: attention kernels give 60 to 75 % of
+"""Share of a card's peak that a training step of this size is expected to reach: attention kernels give 60 to 75 % of
 the peak, matrix products 80 %, the rest of the step waits for memory."""
 
 

@@ -44,7 +44,7 @@ def density(sigma: float, levels: Levels) -> float:
         "uniform": 1.0,
         "cosmap": 2 / (math.pi * (1 - 2 * place + 2 * place**2)),
     }
-    slope = levels.shift / (levels.shift - (levels.shift - 1) * sigma) ** 2  # of the place by the sigma
+    slope = levels.shift / (levels.shift - (levels.shift - 1) * sigma) ** 2  # d place / d sigma
     return (1 - levels.uniform) * densities[levels.kind] * slope + levels.uniform
 
 

@@ -9,14 +9,13 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.checkpoint import read_header
 from contextanyone_core.weights.naming import TRANSFORMER
+from contextanyone_core.weights.safetensors_file import read_header
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
 from training.flops import forward_flops
 from training.parts import manifest, transformer
-from training.parts.transformer_base import backbone_config
 from training.planning.density import Levels
 from training.planning.trace import StepCost, StepShape, trace_step
 from training.planning.worlds import Share, ways_to_share
@@ -86,7 +85,7 @@ class RunPlan:
         return self.batches * (self.cost.forward_flops + self.cost.backward_flops) / rate
 
     def gpu_hours(self, rate: float) -> float:
-        """Of the whole run, every step reckoned as the costliest: cheaper buckets are filled up to no more."""
+        """Of the whole run, every step counted as the costliest: cheaper buckets are filled up to no more."""
         return self.step_seconds(rate) * self.config.run.steps * self.world / 3600
 
 
@@ -127,12 +126,8 @@ def _shape(bucket: Bucket, buckets: BucketPlan, clip_tokens: int, world: int) ->
 
 
 def model_config(config: TrainConfig) -> ContextAnyoneConfig:
-    """The network's sizes: those of `init.from` where that file is there, else of the part's preset.
-
-    Of Phantom's reading, without what only ours has.
-    """
-    sizes = _whole_config(config)
-    return backbone_config(sizes) if _settings(config).reading == "phantom" else sizes
+    """The network's sizes: those of `init.from` where that file is there, else of the part's preset."""
+    return _settings(config).network_config(_whole_config(config))
 
 
 def _whole_config(config: TrainConfig) -> ContextAnyoneConfig:

@@ -1,4 +1,4 @@
-"""A plan in words and tables."""
+"""A plan as text and tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _thawing(plan: RunPlan) -> str:
     if not plan.settings.train.thaw:
         return ""
     stages = [f"{count / 1e9:.3f} B from step {step}" for step, count in plan.trained().items()]
-    return f"Trained: {', '.join(stages)}; each step is reckoned as the last ones are\n"
+    return f"Trained: {', '.join(stages)}; every step is counted like the last ones\n"
 
 
 def _bucket_table(plan: RunPlan) -> str:

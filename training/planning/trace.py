@@ -21,8 +21,8 @@ from contextanyone_core.model import transformer as core_transformer
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import OptimSettings
 from training.data.buckets import Bucket
-from training.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
 from training.optim import make_optimizer
+from training.parts.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
 from training.parts.transformer_base import TransformerSettings, TransformerTraining
 from training.trainable import TrainSettings
 
@@ -103,7 +103,7 @@ def run_step(
     """Run one step of the objective, the real network with its optimizer, on fake CPU tensors.
 
     Of a step that accumulates it is the last batch, which finds the gradients of those before. A compiled network is
-    reckoned as it is without compilation.
+    counted as if it was not compiled.
     """
     plain = settings.model_copy(update={"compile": False})
     # On the meta device, and filled in afterwards, because peft can add nothing to fake tensors.
@@ -205,7 +205,7 @@ def _patterns(train: TrainSettings) -> tuple[str, ...]:
 
 
 def _materialise(network: nn.Module) -> None:
-    """Put CPU tensors in the place of those on the meta device, under FakeTensorMode fake ones."""
+    """Replace tensors on the meta device by CPU tensors, which are fake ones under FakeTensorMode."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -19,7 +19,7 @@ from training.reporting.history import History, read_history
 _TYPES = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
 _LARGEST = 8 << 20  # bytes of a sample that is put into the page
 _SAMPLE_STEPS = 6
-_LATELY = 100  # steps that the time left is reckoned by
+_LATELY = 100  # steps whose mean time gives the time left
 _SPEED = ("samples_per_second", "tokens_per_second", "tflops", "mfu", "data_wait", "seconds", "peak_memory_gib")
 _APART = ("step", "lr", "grad_norm", "unreadable", *_SPEED)
 _STYLE = """
@@ -82,7 +82,7 @@ def _summary(history: History, total: int | None) -> str:
         names = [str(name) for line in skipped for name in line.get("ids", [])]
         facts.append(f"{len(skipped)} steps were not finite" + (f" ({', '.join(names)})" if names else ""))
     if history.redone:
-        facts.append(f"steps done anew after a kill from {', '.join(map(str, history.redone))} (dashed)")
+        facts.append(f"steps repeated after a kill, from {', '.join(map(str, history.redone))} (dashed)")
     if history.damaged:
         facts.append(f"{history.damaged} lines of the log cannot be read")
     return f"<p>{escape('; '.join(facts))}.</p>"

@@ -57,6 +57,16 @@ def check_our_file_with_and_without_comfyui_prefixes():
         assert torch.equal(latents(model_of(named, ours_metadata(config))), plain), prefix
 
 
+def check_a_file_of_a_wrapped_model():
+    """As trainers save it: DDP around all, torch.compile in each block."""
+    config, tensors = small()
+    plain = latents(model_of(tensors, ours_metadata(config)))
+    blocks = (name.partition("blocks.0.") for name in tensors)
+    names = [f"{before}blocks.0._orig_mod.{after}" if block else before for before, block, after in blocks]
+    named = {f"module.{name}": tensor for name, tensor in zip(names, tensors.values(), strict=True)}
+    assert torch.equal(latents(model_of(named, ours_metadata(config))), plain)
+
+
 def check_a_plain_wan_file_loads_as_safetensors_and_pth():
     _, tensors = small(image_dim=None, emphasize=False)
     safe = latents(model_of(tensors))

@@ -19,8 +19,8 @@ from training.parts.base import Metrics, PartSettings
 class ObjectiveSettings(PartSettings):
     """The numbers of the objective, the same for every source of data.
 
-    `reading` says how references are read: ContextAnyone's own stream, or Phantom's frames behind the video. The latter
-    are clean, have no reconstruction (`reference_weight` and `reconstruct` are not heard), and are zeros where dropped.
+    `reading` is the reference mode: ContextAnyone's separate stream, or Phantom's frames behind the video. The latter
+    are clean, have no reconstruction (`reference_weight` and `reconstruct` have no effect), and are zeros if dropped.
     """
 
     reading: Literal["contextanyone", "phantom"] = "contextanyone"
@@ -67,8 +67,8 @@ class Draws:
 
     Attributes:
         sigma: (B,), noise levels of the clips. noise: (B, 16, t, h, w).
-        keep_text: whether each sample's video stream reads its prompt; the others read the empty one.
-        reference: None where this batch goes without its references.
+        keep_text: whether each sample's video stream gets its prompt; the others get the empty one.
+        reference: None if this batch drops its references.
     """
 
     sigma: Tensor
@@ -86,8 +86,8 @@ def draw(
     """Draw on the CPU, move to where the clips are; the reference is dropped for a whole batch, text for samples.
 
     Args:
-        common: a generator that all processes have alike. All drop their references in the same steps: they then take
-            equally long, and FSDP needs them to use the same layers.
+        common: a generator with the same state in all processes, so that all drop their references in the same steps:
+            the steps then take equally long, and FSDP needs all processes to use the same layers.
     """
     count, device = len(clips.latents), clips.latents.device
     noise = torch.randn(clips.latents.shape, generator=generator).to(device)

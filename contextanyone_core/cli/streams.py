@@ -1,0 +1,67 @@
+"""Standard output and error that may be closed, full, or a pipe whose reader has left."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Both streams in UTF-8, and writable whatever became of them.
+
+    A closed stream leads nowhere. A pipe whose reader has left (`| head`) takes the rest in silence: the work goes on.
+    What cannot be written to stderr for another reason is dropped too; of stdout it is an OSError.
+    """
+    before = sys.stdout, sys.stderr
+    _take_low_descriptors()
+    sys.stdout = _steady(sys.stdout, sys.__stdout__, "surrogateescape", errors_raise=True)  # a name need not be text
+    sys.stderr = _steady(sys.stderr, sys.__stderr__, "backslashreplace", errors_raise=False)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _take_low_descriptors() -> None:
+    """Open nowhere in place of closed streams: the next file would get their numbers, and what is meant for them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+
+
+def _steady(stream: TextIO | None, own: TextIO | None, errors: str, *, errors_raise: bool) -> TextIO:
+    if stream is None:
+        return io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8", errors=errors)
+    if stream is own and isinstance(stream, io.TextIOWrapper):
+        stream.flush()
+        raw = _Steady(stream.fileno(), errors_raise=errors_raise)
+        buffered = io.BufferedWriter(raw)
+        return io.TextIOWrapper(buffered, encoding="utf-8", errors=errors, line_buffering=stream.line_buffering)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors=errors)
+    return stream
+
+
+class _Steady(io.FileIO):
+    """A descriptor that leads nowhere once its reader has left."""
+
+    def __init__(self, descriptor: int, *, errors_raise: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._errors_raise = errors_raise
+
+    def write(self, data: Any) -> int:
+        """Write, or drop what nobody reads."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self._errors_raise and not isinstance(error, BrokenPipeError):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes

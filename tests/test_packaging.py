@@ -1,0 +1,37 @@
+"""What is installed: the core alone. The trainer, the benchmarks and the nodes run from the repository."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from setuptools import find_namespace_packages
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT_FROM = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "__init__.py")
+FOLDERS = ("contextanyone_core", "training", "benchmarks", "nodes", "tests")
+
+
+def test_the_core_alone_is_packaged():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = find_namespace_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    assert {name.split(".")[0] for name in found} == {"contextanyone_core"}
+    assert {"contextanyone_core", "contextanyone_core.model", "contextanyone_core.cli"} <= set(found)
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_core_alone(tmp_path: Path):
+    for name in BUILT_FROM:
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", tmp_path / "wheels", tmp_path], check=True, timeout=300)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    tops = {name.parts[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"contextanyone_core"}
+    assert {Path("contextanyone_core/py.typed"), Path("contextanyone_core/miniature/transformer.safetensors")} <= names
