@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.media.read_video import PICTURES
 from training.data.manifest import ManifestRow
-from training.data.media import PICTURES
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv"})
 _TABLES = ("captions", "metadata")
@@ -98,7 +98,7 @@ def _masks(paths: Iterable[Path]) -> dict[Path, Path]:
     found = {}
     for path in paths:
         name = _MASK.fullmatch(path.name if path.is_dir() else path.stem)
-        if name and (path.is_dir() or path.suffix.lower() in PICTURES | VIDEOS):
+        if name and (path.is_dir() or path.suffix.lower() in (*PICTURES, *VIDEOS)):
             found[path.with_name(name[1])] = path
     return found
 
