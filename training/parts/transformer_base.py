@@ -116,8 +116,12 @@ class TransformerTraining:
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss of a batch."""
         clips = self.encoded(batch)
-        draws = draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        draws = self.draws(clips, step, generator)
         return dual_guidance_step(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
+
+    def draws(self, clips: EncodedClips, step: int, generator: torch.Generator) -> Draws:
+        """Everything random about a step."""
+        return draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
 
     def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
         """The terms of the loss at one noise level."""
