@@ -38,7 +38,7 @@ test-all: $(STAMP) ## every test that this machine can run
 check: $(STAMP) ## ruff, mypy --strict and the house's own rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p contextanyone_core -p training -p benchmarks
+	$(BIN)/mypy -p contextanyone_core -p training -p benchmarks -p evaluation
 
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from evaluation.ablation.part import Settings
 from evaluation.ablation.variants import as_variant
-from training.objective import EncodedClips, draw, loss_terms
+from training.parts.objective import EncodedClips, draw, loss_terms
 
 _TOLERANCE = 1e-4
 _SMALL = ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len")

@@ -18,9 +18,9 @@ from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.prompts import TwoStagePrompt
 from evaluation.ablation.variants import Variant, as_variant
 from training.files import write_tensors
-from training.objective import Draws, EncodedClips
 from training.parts import PARTS, PartEntry, transformer
 from training.parts.base import PartContext
+from training.parts.objective import Draws, EncodedClips
 from training.randomness import numpy_generator
 from training.world import ACTIONS, ATTRIBUTES, LIGHTS, PLACES, Character, Scene, sample
 from training.world.captions import first_caption, later_caption

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from contextanyone_core.errors import InputError
 from evaluation.ablation.variants import Variant
-from training.config import TrainConfig, describe_errors, parse_config, read_settings
+from training.config import TrainConfig, parse_config
+from training.settings import describe_errors, read_settings
 
 _UNHASHED = ("run.name", "run.out", "run.threads", "run.workers", "precision", "part.pools", "part.weights")
 """What says where and how a cell is computed, not what."""

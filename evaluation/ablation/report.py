@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from contextanyone_core.atomic_file import whole_file, write_text
 from evaluation.ablation.plan import AblationPlan
 from evaluation.ablation.statistics import MEASURES, judge, summary, values
 
@@ -43,9 +44,10 @@ def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str
         OSError: the disk is full or the folder cannot be written to.
     """
     found = describe(plan, results)
-    _write(folder / "ablations.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    _write(folder / "table.md", table(found).encode())
-    _write(folder / "plot.png", plot(found))
+    write_text(folder / "ablations.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "table.md", table(found))
+    with whole_file(folder / "plot.png") as path:
+        path.write_bytes(plot(found))
     return found
 
 
@@ -98,9 +100,3 @@ def plot(found: Mapping[str, Any]) -> bytes:
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=120)
     return written.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    beside.replace(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
@@ -101,9 +102,7 @@ class Runner:
             "measured": measured,
         }
         text = json.dumps(result, allow_nan=False) + "\n"
-        beside = self._path(job).with_suffix(".new")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self._path(job))
+        write_text(self._path(job), text)
         kept = sum(measured["attributes"]) / len(measured["attributes"])
         _LOG.info("%s, seed %d: %.1f percent of the attributes kept.", job.name, job.seed, 100 * kept)
         shutil.rmtree(config.run.folder)

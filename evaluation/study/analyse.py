@@ -15,6 +15,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from training.commands import Parser, output_folder, run_command
 
@@ -41,9 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
     read = read_answers(key, files)
     found = {"raters_given": read.raters, "excluded": read.excluded, **analyse(read.answers, metrics)}
     for name, text in (("analysis.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
-        beside = out / f".{name}.new"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(out / name)
+        write_text(out / name, text)
     sys.stdout.write(table(found))
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
 
@@ -64,14 +65,8 @@ def build(arguments: argparse.Namespace) -> None:
     drawn = set(random.Random(arguments.seed).sample(references, min(arguments.references, len(references))))
     chosen = [item for item in items if item.reference in drawn]
     trials = make_trials(chosen, list(folders), arguments.against, arguments.seed)
-    beside = out.with_name(f".{out.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
+    with whole_file(out) as beside:
         _write(beside, arguments.seed, {item.id: item for item in chosen}, folders, trials)
-        beside.rename(out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     sys.stdout.write(f"{len(trials)} trials. The page: {out / 'page' / 'index.html'}\n")
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import Conv2d, GroupNorm
 
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.weights.checkpoint import load_tensors, read_header, save_safetensors
+from contextanyone_core.weights.checkpoint import load_tensors, save_safetensors
+from contextanyone_core.weights.safetensors_file import read_header
 from training.evaluation.probe import prepare
 from training.world import KEYPOINTS
 
