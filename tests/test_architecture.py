@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE, TRAINING, NODES, BENCHMARKS = "contextanyone_core", "training", "nodes", "benchmarks"
+EVALUATION = "evaluation"
 MAX_LINES = 420
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
@@ -68,7 +69,7 @@ def imports(path: Path) -> list[Import]:
 
 def module_file(module: str) -> Path | None:
     """The file of one of our own modules."""
-    if top(module) not in (CORE, TRAINING, NODES, BENCHMARKS):
+    if top(module) not in (CORE, TRAINING, NODES, BENCHMARKS, EVALUATION):
         return None
     path = ROOT.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -86,7 +87,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS)
+OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS, EVALUATION)
 
 
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -194,14 +195,22 @@ def test_every_named_library_is_used_where_it_is_named():
 
 
 def test_training_and_benchmarks_never_import_nodes_or_comfyui():
-    paths = sources(TRAINING, BENCHMARKS)
+    paths = sources(TRAINING, BENCHMARKS, EVALUATION)
     wrong = [(at(path), x.module) for path in paths for x in imports(path) if top(x.module) in COMFYUI]
     assert wrong == []
 
 
-def test_nothing_imports_the_benchmarks():
-    paths = sources(CORE, TRAINING, NODES)
-    assert [(at(path), x.module) for path in paths for x in imports(path) if top(x.module) == BENCHMARKS] == []
+def test_nothing_imports_the_benchmarks_or_the_evaluation():
+    outside = {BENCHMARKS, EVALUATION}
+    paths = sources(CORE, TRAINING, NODES, BENCHMARKS)
+    own = [(path, x.module) for path in paths for x in imports(path)]
+    assert [(at(path), name) for path, name in own if top(name) in outside - {path.relative_to(ROOT).parts[0]}] == []
+
+
+def test_the_row_model_imports_nothing_else_of_training():
+    """The data pipeline and the evaluation read manifests by it."""
+    found = imports(ROOT / TRAINING / "data" / "manifest.py")
+    assert [x.module for x in found if top(x.module) == TRAINING] == []
 
 
 def test_nodes_are_thin():

@@ -17,9 +17,11 @@ import torch
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
 from training.config import data_settings
-from training.data.cache import CacheBuilder, index_path, read_index
+from training.data.build import CacheBuilder
+from training.data.cache import index_path, read_index
 from training.data.manifest import drop_table
 from training.data.settings import DataSettings
+from training.data.work import Stopped, job_share
 from training.stopping import Stop
 
 
@@ -29,15 +31,15 @@ def build_cache(settings: DataSettings) -> int | None:
     Raises:
         InputError: the manifest or an encoder is missing, or no row can be used.
     """
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    builder, stop = CacheBuilder(settings, device, rank, world), Stop(None)
+    stop = Stop(None)
     with stop.listening():
-        complete = builder.build(stop.asked)
-    if stop.signal is not None:
-        return stop.signal
+        try:
+            complete = CacheBuilder(settings, device, job_share(stop.asked, stop.may_cut)).build()
+        except Stopped:
+            return stop.signal
     if not complete:
         sys.stdout.write("This process is done; others are still encoding their share.\n")
         return None

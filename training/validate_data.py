@@ -1,6 +1,7 @@
 """Check a manifest and everything that it names: `python training/validate_data.py data/train.jsonl`.
 
-Says what is kept and what is dropped, by reason, and which buckets the clips fall into.
+Says what is kept and what is dropped, by reason, and which buckets the clips fall into. Processes share the work where
+RANK and WORLD_SIZE are set, as by torchrun; the last one to end says it.
 """
 
 import sys
@@ -18,19 +19,32 @@ from contextanyone_core.errors import InputError
 from training.commands import Parser, refuse_output_file, run_command
 from training.config import data_settings
 from training.data.buckets import BucketSettings, plan_buckets
-from training.data.check import check_files, usage
+from training.data.check import check_shared, usage
 from training.data.manifest import drop_table, read_manifest, write_lines
+from training.data.work import Stopped, job_share
+from training.stopping import Stop
 
 
-def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> None:
+def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> int | None:
     """Check every row, write the account to the standard output and, where asked, the drops as JSON lines.
+
+    Returns:
+        The signal that ended it, if one did.
 
     Raises:
         InputError: the manifest cannot be read, or no row of it can be used.
     """
     if dropped is not None:
         refuse_output_file("--dropped", dropped)
-    checked = check_files(read_manifest(manifest), settings, decode=True)
+    rows, stop = read_manifest(manifest), Stop(None)
+    with stop.listening():
+        try:
+            checked = check_shared(rows, settings, job_share(stop.asked))
+        except Stopped:
+            return stop.signal
+    if checked is None:
+        sys.stdout.write("This process is done; others are still checking their share.\n")
+        return None
     sys.stdout.write(drop_table(len(checked.clips), checked.dropped))
     if dropped is not None:
         write_lines(dropped, (json.dumps(asdict(drop), ensure_ascii=False) for drop in checked.dropped))
@@ -41,6 +55,7 @@ def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> 
     plan = plan_buckets(buckets, model, settings, clip_tokens=257)
     sys.stdout.write(f"\nBuckets, by the FLOPs of the 1.3B model:\n{plan.table()}\n")
     sys.stdout.writelines(f"{line}\n" for line in usage(checked.clips))
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dropped", type=Path, help="write the dropped rows here, one JSON object per line")
     arguments = parser.parse_args(argv)
 
-    def command() -> None:
+    def command() -> int | None:
         settings = BucketSettings() if arguments.config is None else data_settings(arguments.config).buckets
-        validate(arguments.manifest, settings, arguments.dropped)
+        return validate(arguments.manifest, settings, arguments.dropped)
 
     return run_command("validate_data.py", command)
 

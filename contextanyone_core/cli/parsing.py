@@ -156,7 +156,9 @@ def regular_path(text: str) -> Path:
     except (OSError, ValueError):  # a name that no file can have; where it is opened is told why
         special = False
     if special:
-        raise argparse.ArgumentTypeError(f"{text} is not a regular file")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a regular file but a pipe or a device; give a file or a folder"
+        )
     return path
 
 

@@ -28,7 +28,7 @@ from ..pose.pose_file import pose_file_bytes, states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare
 from ..pose.sequence import SEEN, Pixels, PoseSequence
-from .parsing import Parser, frame_count, frame_size, one_of, package_version, real, whole
+from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
 
 STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
 KEYPOINTS = (".json", ".safetensors")
@@ -69,19 +69,19 @@ def command_parser() -> Parser:
     add = parser.add_argument
     add(
         "source",
-        type=Path,
+        type=file_path,
         help="a video, a picture, or keypoints: OpenPose's JSON (file or folder), POSE_KEYPOINT, COCO, safetensors",
     )
     add(
         "--out",
-        type=Path,
+        type=file_path,
         required=True,
         metavar="FILE",
         help="the file to write: .json, .safetensors, or a drawn video",
     )
     add(
         "--body",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="whose body: keypoints, a picture or clip of the person, a personal file",
     )
@@ -102,7 +102,7 @@ def command_parser() -> Parser:
     )
     add(
         "--models",
-        type=Path,
+        type=file_path,
         metavar="PATH",
         help="for videos and pictures: the wheel mediapipe 0.10.21, or its folder",
     )

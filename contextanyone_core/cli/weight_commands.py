@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..runtime.options import DTYPES
 from ..weights.name_tables import OUTPUT_NAMINGS
-from .parsing import Parser, file_path, one_of
+from .parsing import Parser, file_path, one_of, regular_path
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +30,14 @@ def init(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--backbone",
-        type=file_path,
+        type=regular_path,
         required=True,
         metavar="FILE",
         help="Wan 2.1 T2V or Phantom-Wan: .pth, safetensors, an index of shards, GGUF or a diffusers folder",
     )
     parser.add_argument(
         "--clip-branch",
-        type=file_path,
+        type=regular_path,
         metavar="FILE",
         help="a file with Wan's CLIP branch, such as Wan2.1-Fun-1.3B-InP; without it the branch starts anew",
     )
@@ -76,7 +76,7 @@ def convert(argv: Sequence[str]) -> int:
         "Phantom or this project, Wan's VAE, umT5 or CLIP ViT-H.",
     )
     parser.add_argument(
-        "file", type=file_path, help="a .pth, safetensors, index of shards, GGUF, or a folder with one model"
+        "file", type=regular_path, help="a .pth, safetensors, index of shards, GGUF, or a folder with one model"
     )
     parser.add_argument(
         "--out", type=_weight_output, required=True, metavar="FILE", help="the file to write, .safetensors"

@@ -13,14 +13,15 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from ..errors import InputError, MissingDependencyError
-from .image_io import read_picture
+from .image_io import read_animation, read_picture
 from .video_io import FPS
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
-_ANIMATIONS = (".gif", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+"""The endings of a folder's frames."""
+ANIMATIONS = (*PICTURES, ".gif", ".apng")
+"""The endings of files that Pillow reads, animated or not."""
 _SQUARE = "scale=iw*sar:ih,setsar=1"  # pixels that are wider than high
 
 
@@ -32,6 +33,22 @@ class VideoFrames:
     frames: Iterator[NDArray[np.uint8]]
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """What stands in a folder but for hidden files (`._0000.png` of macOS) and folders (`.ipynb_checkpoints`)."""
+    return [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of their numbers.
+
+    Raises: InputError if there is none.
+    """
+    files = [file for file in visible_files(folder) if file.suffix.lower() in PICTURES]
+    if not files:
+        raise InputError(f"{folder} is a folder without pictures; a video or a folder of frames is needed.")
+    return sorted(files, key=lambda file: (natural_key(file.name), file.name))
+
+
 def natural_key(name: str) -> list[str | int]:
     """A key that sorts `2.png` before `10.png`: every second part is a number."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
@@ -41,23 +58,17 @@ def open_video(path: Path) -> VideoFrames:
     """Open a clip; frames are decoded as they are asked for.
 
     Args:
-        path: a video file (by the ffmpeg of imageio-ffmpeg), a GIF or WebP, a folder of pictures in natural order, or a
-            picture; pictures have 16 frames a second.
+        path: a video file (by the ffmpeg of imageio-ffmpeg), an animated GIF, WebP, PNG or AVIF, a folder of pictures
+            in natural order, or a picture; pictures have 16 frames a second.
 
     Raises: InputError if there is no such file, it cannot be decoded, holds no frame, or pictures differ in size (while
         reading); MissingDependencyError for a video file without imageio-ffmpeg.
     """
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
-        if not files:
-            raise InputError(f"{path} is a folder without pictures; a video or a folder of frames is needed.")
-        files.sort(key=lambda file: natural_key(file.name))
-        return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in files)))
+        return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in frame_files(path))))
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
-    if path.suffix.lower() in PICTURES:
-        return VideoFrames(FPS, iter([read_picture(path)]))
-    if path.suffix.lower() in _ANIMATIONS:
+    if path.suffix.lower() in ANIMATIONS:
         return _animation(path)
     return _decoded(path)
 
@@ -73,22 +84,11 @@ def _of_one_size(path: Path, frames: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 
 
 def _animation(path: Path) -> VideoFrames:
-    frames, total = [], 0
-    try:
-        with Image.open(path, formats=["GIF", "WEBP"]) as image:
-            for frame in ImageSequence.Iterator(image):
-                frames.append(np.array(_on_white(frame)))
-                total += int(frame.info.get("duration", 0))  # milliseconds; there once the frame is decoded
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be decoded ({error}).") from error
-    rounding = max(len(frames), 5)  # a GIF's times are whole centiseconds
-    ours = not total or abs(total - 1000 * len(frames) / FPS) <= rounding
-    return VideoFrames(FPS if ours else 1000 * len(frames) / total, _of_one_size(path, iter(frames)))
-
-
-def _on_white(frame: Image.Image) -> Image.Image:
-    layer = frame.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+    shown = list(read_animation(path))
+    frames, last = [frame for _, frame in shown], shown[-1][0]
+    rounding = max(len(frames), 5) / 1000  # a GIF's times are whole centiseconds
+    ours = len(frames) == 1 or abs(last - (len(frames) - 1) / FPS) <= rounding
+    return VideoFrames(FPS if ours else (len(frames) - 1) / last, _of_one_size(path, iter(frames)))
 
 
 def _decoded(path: Path) -> VideoFrames:

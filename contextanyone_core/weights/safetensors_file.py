@@ -71,7 +71,7 @@ def require_file(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the .safetensors file inside it.")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is a pipe or a device; give the path of a weight file.")
+        raise CheckpointError(f"{path} is not a regular file but a pipe or a device; give a weight file.")
 
 
 def printable(name: str) -> str:

@@ -162,8 +162,8 @@ def test_out_of_memory_in_whatever_words(monkeypatch, capsys, said):
     def fail(words):
         raise RuntimeError(said)
 
-    for command in ("generate", "convert"):
-        monkeypatch.setattr(f"contextanyone_core.cli.{command}.{command}", fail)
+    for command, module in (("generate", "generate"), ("convert", "weight_commands")):
+        monkeypatch.setattr(f"contextanyone_core.cli.{module}.{command}", fail)
         assert cli.main([command]) == 1
         err = capsys.readouterr().err
         assert err.startswith("contextanyone: out of memory; ")

@@ -69,6 +69,15 @@ def red_corner(path):
     return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}", frame.shape[:2]
 
 
+@pytest.mark.parametrize("ending", ["png", "avif"])
+def test_animated_pictures_are_clips_here_as_in_training(tmp_path, ending):
+    pictures = [Image.fromarray(frame) for frame in clip(5)]
+    pictures[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pictures[1:], duration=100)
+    video = open_video(tmp_path / f"a.{ending}")
+    assert video.fps == 10
+    assert len(list(video.frames)) == 5
+
+
 def test_rotated_and_mirrored_videos_are_upright(tmp_path):
     write_clip(tmp_path / "a.mp4", clip(), {})
     assert red_corner(tmp_path / "a.mp4") == ("top left", (48, 64))
@@ -111,9 +120,14 @@ def test_reading_may_stop_early(tmp_path):
 
 
 def test_what_is_no_video_is_refused_in_a_line(tmp_path):
-    for name, content in (("a.mp4", b"junk" * 100), ("b.webp", b"junk"), ("c.gif", b""), ("d.mov", b"")):
+    for name, content, words in (
+        ("a.mp4", b"junk" * 100, "cannot be decoded"),
+        ("b.webp", b"junk", "is not a picture"),
+        ("c.gif", b"", "is empty"),
+        ("d.mov", b"", "cannot be decoded"),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=f"{name} cannot be decoded") as refused:
+        with pytest.raises(InputError, match=f"{name} {words}") as refused:
             list(open_video(tmp_path / name).frames)
         assert "\n" not in str(refused.value)
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "sound.mp4")

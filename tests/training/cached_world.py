@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from training.data.buckets import BucketSettings
-from training.data.cache import CacheBuilder
+from training.data.build import CacheBuilder
 from training.data.manifest import ManifestRow, read_manifest, write_manifest
 from training.data.settings import DataSettings
+from training.data.work import Share
 from training.data.world import WorldSettings, write_world
 
 BUCKETS = BucketSettings(sizes=("32x32", "48x32"), frames=(1, 5), budget=2.0)
@@ -35,4 +36,4 @@ def settings_for(manifest: Path, encoders: Path, **changes) -> DataSettings:
 
 def build(settings: DataSettings, rank: int = 0, world: int = 1) -> bool:
     """Encode one process's share."""
-    return CacheBuilder(settings, torch.device("cpu"), rank, world).build()
+    return CacheBuilder(settings, torch.device("cpu"), Share(rank, world)).build()

@@ -1,7 +1,10 @@
 """The cache: what inference encodes, unpadded, resumable, shared out, and encoded anew where something changed."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -9,19 +12,22 @@ from cached_world import build, change_rows, settings_for, write_small_world
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from contextanyone_core.encoders.reference import pad_picture
 from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.media.image_io import picture_to_images, read_picture
 from contextanyone_core.prompts import TwoStagePrompt
 from training import files
-from training.cache import main
-from training.data import cache as cache_module
+from training.cache import build_cache, main
+from training.data import build as build_module
+from training.data import facts
 from training.data.batches import CachedData
+from training.data.build import CacheBuilder
 from training.data.cache import index_path, read_index
-from training.data.encode import encode_clip
 from training.data.frames import latent_masks, to_images
 from training.data.media import read_frames, read_masks, read_pose
 from training.data.shards import ShardStore
+from training.data.work import Share, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,11 @@ def entries(settings, kind):
     return {key: store.read(key) for key in store}
 
 
+def of_a_batch(vae, images):
+    """Latents (16, t, h, w) as of a clip among others: kernels round differently for a batch of one."""
+    return vae.encode(torch.cat([images, torch.zeros_like(images)]))[0]
+
+
 def counts(settings):
     return {kind: len(ShardStore(settings.cache / kind)) for kind in ("clip", "reference", "target", "text")}
 
@@ -55,7 +66,9 @@ def test_entries_are_what_inference_prepares(settings, tiny_folder):
     images = picture_to_images(read_picture(place / "reference.png"))
     encoded = pipeline.dual_encoder.encode(images, (32, 48))
     reference = ShardStore(settings.cache / "reference").read(row.keys.reference)
-    assert torch.equal(reference["latents"], encoded.latents[0].half())
+    padded = pad_picture(images, (32, 48))[:, :, None]
+    assert torch.equal(reference["latents"], of_a_batch(pipeline.vae, padded).half())
+    torch.testing.assert_close(of_a_batch(pipeline.vae, padded), encoded.latents[0], atol=2e-6, rtol=0)
     assert torch.equal(reference["image_embeds"], encoded.image_embeds[0].half())
     assert reference["mask"].shape == (1, 1, 4, 6)
 
@@ -70,15 +83,16 @@ def test_entries_are_what_inference_prepares(settings, tiny_folder):
 
     clip = ShardStore(settings.cache / "clip").read(row.keys.clip)
     frames = to_images(read_frames(place / "video.mp4", range(5)))
-    assert torch.equal(clip["latents"], pipeline.vae.encode(frames)[0].half())
+    assert torch.equal(clip["latents"], of_a_batch(pipeline.vae, frames).half())
+    torch.testing.assert_close(of_a_batch(pipeline.vae, frames), pipeline.vae.encode(frames)[0], atol=2e-6, rtol=0)
     assert torch.equal(clip["mask"], latent_masks(read_masks(place / "mask", range(5))[:, 0]).half())
-    assert torch.equal(clip["pose"][..., :2], torch.from_numpy(read_pose(place / "pose.safetensors")[:5]))
+    assert torch.equal(clip["pose"], torch.from_numpy(read_pose(place / "pose.safetensors")[:5]))
     assert clip["pose"].shape == (5, 14, 3)
 
 
 def test_a_second_run_encodes_nothing_and_the_index_is_the_same(settings, monkeypatch):
     before, index = counts(settings), index_path(settings).read_bytes()
-    monkeypatch.setattr(cache_module, "encode_clip", pytest.fail)
+    monkeypatch.setattr(build_module, "prepare_clip", pytest.fail)
     assert build(settings)
     assert counts(settings) == before
     assert before == {"clip": 4, "reference": 4, "target": 0, "text": 9}
@@ -129,19 +143,21 @@ def test_processes_share_the_work_and_the_last_one_writes_the_index(settings):
 
 def test_a_stop_keeps_what_is_done_and_the_next_run_goes_on(settings, monkeypatch):
     shutil.rmtree(settings.cache)
-    made = []
+    made, encode = [], build_module.encode_prepared
 
-    def counted(*arguments):
-        made.append(arguments)
-        return encode_clip(*arguments)
+    def counted(batch, encoders):
+        made.extend(batch)
+        return encode(batch, encoders)
 
-    monkeypatch.setattr(cache_module, "encode_clip", counted)
-    builder = cache_module.CacheBuilder(settings, torch.device("cpu"))
-    assert not builder.build(lambda: len(made) >= 3)
-    assert counts(settings)["clip"] == 3
+    monkeypatch.setattr(build_module, "encode_prepared", counted)
+    monkeypatch.setattr(build_module.Encoders, "batch_size", lambda *_: 2)
+    builder = CacheBuilder(settings, torch.device("cpu"), Share(asked=lambda: len(made) >= 4))
+    with pytest.raises(Stopped):
+        builder.build()
+    assert counts(settings) == {"clip": 4, "reference": 0, "target": 0, "text": 0}
     assert build(settings)
-    assert len(made) == 4
-    assert counts(settings)["clip"] == 4
+    assert len(made) == 8
+    assert counts(settings) == {"clip": 4, "reference": 4, "target": 0, "text": 9}
 
 
 def test_a_damaged_shard_is_encoded_again(settings, caplog):
@@ -150,6 +166,69 @@ def test_a_damaged_shard_is_encoded_again(settings, caplog):
     assert build(settings)
     assert "damaged" in caplog.text
     assert counts(settings)["clip"] == 4
+
+
+def test_a_damaged_entry_is_found_named_and_encoded_again_alone(settings, monkeypatch, caplog):
+    (shard,) = (settings.cache / "clip").glob("*.safetensors")
+    row, before = read_index(settings).rows[2], entries(settings, "clip")
+    content = bytearray(shard.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    content[8 + length + header[f"{row.keys.clip}/latents"]["data_offsets"][0]] ^= 1
+    shard.write_bytes(content)
+    made, encode = [], build_module.encode_prepared
+    monkeypatch.setattr(
+        build_module, "encode_prepared", lambda batch, *rest: made.extend(batch) or encode(batch, *rest)
+    )
+    assert build(settings)
+    assert len(made) == 1
+    assert f"Damaged entries (clip) are encoded again, of the rows {row.id}." in caplog.text
+    after = entries(settings, "clip")
+    assert all(torch.equal(after[key]["latents"], entry["latents"]) for key, entry in before.items())
+
+
+def test_sigterm_cuts_an_encoding_and_keeps_the_ones_before(settings, monkeypatch):
+    shutil.rmtree(settings.cache)
+    calls, encode = [], build_module.encode_prepared
+
+    def told_to_end(batch, encoders):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return encode(batch, encoders)
+
+    monkeypatch.setattr(build_module, "encode_prepared", told_to_end)
+    monkeypatch.setattr(build_module.Encoders, "batch_size", lambda *_: 2)
+    began = time.monotonic()
+    assert build_cache(settings) == signal.SIGTERM
+    assert time.monotonic() - began < 40
+    assert counts(settings)["clip"] == 2
+
+
+def test_the_empty_prompt_does_not_hang_on_its_shard(settings):
+    data = CachedData(settings)
+    expected = ShardStore(settings.cache / "text").read(data.index.empty)["text_embeds"]
+    for shard in (settings.cache / "text").glob("*.safetensors"):
+        shard.unlink()
+    assert torch.equal(CachedData(settings).empty_text, expected)
+    assert CachedData(settings).longest_text() == 0
+
+
+def test_eight_processes_encode_an_eighth_each_and_read_no_file_twice(tmp_path, tiny_folder, monkeypatch):
+    settings = settings_for(write_small_world(tmp_path / "world", 8), tiny_folder)
+    change_rows(settings.manifest, lambda row: row | {"num_frames": 1})
+    made, hashed, encode, look = [], [], build_module.encode_prepared, facts.content_hash
+    monkeypatch.setattr(
+        build_module, "encode_prepared", lambda batch, *rest: made.extend(batch) or encode(batch, *rest)
+    )
+    monkeypatch.setattr(facts, "content_hash", lambda path, *rest: hashed.append(path) or look(path, *rest))
+    for rank in (5, 0, 1, 2, 3, 4, 6, 7):
+        assert build(settings, rank, 8) == (rank == 7)
+        assert len(made) == 2  # a clip and a reference
+        made.clear()
+    assert len(hashed) == len(set(hashed)) == 8 * 5
+    assert len(read_index(settings).rows) == 8
 
 
 def test_what_cannot_be_encoded_is_counted_and_tried_again(settings):
@@ -247,7 +326,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
 def test_another_use_of_a_video_is_another_entry(settings, change):
     before = {row.id: row.keys for row in read_index(settings).rows}
     change_rows(settings.manifest, lambda row: row | (change if row["id"] == "00000008" else {}))
-    builder = cache_module.CacheBuilder(settings, torch.device("cpu"))
+    builder = CacheBuilder(settings, torch.device("cpu"))
     after = {clip.line.row.id: keys for clip, keys in zip(builder.checked.clips, builder.keys, strict=True)}
     assert {name for name in before if before[name].clip != after[name].clip} == {"00000008"}
     assert before["00000008"].video == after["00000008"].video

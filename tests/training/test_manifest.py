@@ -25,6 +25,10 @@ SMALL = BucketSettings(sizes=("32x32", "48x32"), frames=(1, 5))
 ROW = {"id": "a", "video": "a.mp4", "reference": "a.png", "prompt_first": "A.", "source": "s", "license": "l"}
 
 
+def several(references):
+    return {key: value for key, value in ROW.items() if key != "reference"} | {"id": "c", "references": references}
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "world"
@@ -64,7 +68,7 @@ def test_the_world_is_a_source_of_the_contract(world):
     assert torch.equal(frames[1], frames[2])
     assert (frames[0].permute(1, 2, 0).numpy().astype(int) - pair.video[0]).mean() == pytest.approx(0, abs=3)
     assert np.array_equal(read_masks(world / row.mask, [3])[0, 0], pair.masks[3])
-    assert torch.equal(load_file(world / row.pose)["keypoints"], torch.from_numpy(pair.keypoints))
+    assert torch.equal(load_file(world / row.pose)["keypoints"][..., :2], torch.from_numpy(pair.keypoints))
     assert (row.prompt_first, row.prompt_later) == (pair.first_prompt, pair.later_prompt)
 
 
@@ -94,6 +98,15 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
         (json.dumps({**ROW, "fps": 0}), "bad_row", "fps is 0"),
         (json.dumps({**ROW, "sha256": {"video": "beef"}}), "bad_row", "sha256.video"),
         (json.dumps(ROW), "duplicate_id", "line 1"),
+        (json.dumps({**ROW, "references": [{"picture": "b.png"}]}), "bad_row", "references is given beside reference"),
+        (json.dumps(several([{"picture": "b.png", "rolle": "face"}])), "bad_row", "references.0.rolle is not a column"),
+        (json.dumps(several([{"picture": "b.png", "character": "X"}])), "bad_row", "which characters lacks"),
+        (json.dumps(several([])), "bad_row", "reference is missing"),
+        (json.dumps({**ROW, "id": "b\ud800"}), "not_json", "half of a surrogate pair"),
+        (json.dumps({**ROW, "\udc00": "b"}), "not_json", "half of a surrogate pair"),
+        ("[" * 100_000, "not_json", "nested too deeply"),
+        ('{"id":' * 100_000, "not_json", "nested too deeply"),
+        (json.dumps({**ROW, "video": "a\0.mp4"}), "bad_row", "below the manifest's folder"),
     ],
 )
 def test_every_bad_line_is_dropped_with_its_reason(tmp_path, line, reason, detail):
@@ -107,6 +120,32 @@ def test_every_bad_line_is_dropped_with_its_reason(tmp_path, line, reason, detai
     assert f"1    {reason}: {REASONS[reason]}" in table
 
 
+def test_a_byte_order_mark_costs_no_row_and_bytes_that_are_no_text_their_own(tmp_path, capsys):
+    path, account = tmp_path / "m.jsonl", tmp_path / "dropped.jsonl"
+    bad = json.dumps(ROW | {"id": "half \ud800"}).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([json.dumps(ROW).encode(), bad, b"\xff\xfe", b"[" * 100_000]))
+    manifest = read_manifest(path)
+    assert [line.row.id for line in manifest.lines] == ["a"]
+    assert [drop.line for drop in manifest.dropped] == [2, 3, 4]
+    assert validate_main([str(path), "--dropped", str(account)]) == 2  # the row's files are missing
+    reasons = [json.loads(line)["reason"] for line in account.read_text(encoding="utf-8").splitlines()]
+    assert reasons == ["missing_file", "not_json", "not_json", "not_json"]
+    assert "Traceback" not in capsys.readouterr().err
+    path.write_bytes(json.dumps(ROW).encode("utf-16"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        read_manifest(path)
+
+
+def test_references_of_a_row_whichever_column_gives_them():
+    entries = [{"picture": "b.png", "role": "face", "prompt": "Red hair."}, {"picture": "c.png", "prompt": "A coat."}]
+    row = ManifestRow.model_validate(several(entries) | {"prompt_first": ""})
+    assert [reference.role for reference in row.pictures] == ["face", "person"]
+    assert row.first_text == "Red hair. A coat."
+    assert row.paths() == {"video": "a.mp4", "references.0.picture": "b.png", "references.1.picture": "c.png"}
+    (only,) = ManifestRow(**ROW, reference_mask="m.png").pictures
+    assert (only.picture, only.mask) == ("a.png", "m.png")
+
+
 def test_an_empty_or_missing_manifest_is_an_error(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_manifest(tmp_path / "m.jsonl")
@@ -118,6 +157,7 @@ def test_an_empty_or_missing_manifest_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ({"characters": [{"name": "x", "mask": "none"}]}, "missing_file"),
         ({"video": "none.mp4"}, "missing_file"),
         ({"mask": "none"}, "missing_file"),
         ({"width": 50}, "size_mismatch"),
@@ -147,6 +187,65 @@ def test_files_that_do_not_fit_are_dropped(world):
     expected = [("00000008", "duplicate_content"), ("00000009", "mask_mismatch"), ("00000010", "mask_mismatch")]
     assert dropped(world) == expected
     assert dropped(world, BucketSettings(sizes=("32x32",), frames=(9,)))[0] == ("00000007", "too_short")
+
+
+@pytest.mark.parametrize(
+    ("points", "said", "reason"),
+    [
+        ((6, 18, 3), {"layout": "body18", "width": "48", "height": "32", "fps": "16"}, None),
+        ((6, 18, 3), {}, "mask_mismatch"),
+        ((5, 18, 3), {"layout": "body18", "width": "48", "height": "32", "fps": "16"}, "mask_mismatch"),
+        ((6, 18, 3), {"layout": "body18", "width": "64", "height": "32", "fps": "16"}, "mask_mismatch"),
+        ((6, 17, 3), {"layout": "body18", "width": "48", "height": "32", "fps": "16"}, "decode_error"),
+        ((6, 18, 2), {"layout": "body18", "width": "48", "height": "32", "fps": "16"}, "decode_error"),
+        ((6, 18, 3), {"layout": "body18", "width": "wide", "height": "32", "fps": "16"}, "decode_error"),
+        ((6, 18, 3), {"layout": "body18", "width": "48", "fps": "16"}, "decode_error"),
+    ],
+)
+def test_a_characters_pose_says_what_it_is(world, points, said, reason):
+    save_file({"keypoints": torch.zeros(points)}, world / "left.safetensors", said)
+    rows = rows_of(world)
+    rows[1]["characters"] = [{"name": "left", "words": "the woman", "pose": "left.safetensors"}]
+    rewrite(world, rows)
+    assert dropped(world) == ([] if reason is None else [("00000008", reason)])
+
+
+def test_the_masks_of_references_and_characters_are_checked(world):
+    rows = rows_of(world)
+    for row in rows[:3]:
+        row["references"] = [{"picture": row.pop("reference"), "mask": row.pop("reference_mask")}]
+    rows[1]["references"].append({"picture": "00000009/reference.png", "mask": "small.png"})
+    rows[2]["characters"] = [{"name": "right", "mask": "small.png"}]
+    cv2.imwrite(str(world / "small.png"), np.zeros((16, 16), np.uint8))
+    rewrite(world, rows)
+    assert dropped(world) == [("00000008", "mask_mismatch"), ("00000009", "mask_mismatch")]
+    assert check(world).clips[0].hashes["references.0.picture"] == content_hash(world / "00000007" / "reference.png")
+
+
+def test_frames_of_different_sizes_are_dropped_with_their_names(tmp_path):
+    for index in range(6):
+        (tmp_path / "clip").mkdir(exist_ok=True)
+        size = (32, 40) if index == 3 else (32, 32)
+        cv2.imwrite(str(tmp_path / "clip" / f"{index:03d}.png"), np.full((*size, 3), index, np.uint8))
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    write_manifest(tmp_path / "manifest.jsonl", [ManifestRow(**ROW | {"video": "clip"})])
+    (drop,) = check(tmp_path, decode=True).dropped
+    assert drop.reason == "decode_error"
+    assert "different sizes: 003.png is 40 x 32, 000.png 32 x 32" in drop.detail
+
+
+def test_damage_costs_the_rows_that_it_is_in(tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for index in range(12):
+        cv2.imwrite(str(folder / f"{index:03d}.png"), np.full((32, 32, 3), index * 10, np.uint8))
+    (folder / "007.png").write_bytes((folder / "007.png").read_bytes()[:-30])
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    rows = [ManifestRow(**ROW | {"id": str(n), "video": "clip"}, start_frame=n, num_frames=5) for n in (0, 3, 7)]
+    write_manifest(tmp_path / "manifest.jsonl", rows)
+    assert dropped(tmp_path, decode=True) == [("3", "decode_error"), ("7", "decode_error")]
+    cv2.imwrite(str(folder / "007.png"), np.full((32, 32, 3), 70, np.uint8))
+    assert dropped(tmp_path, decode=True) == []
 
 
 def test_damage_is_found_by_decoding(world):

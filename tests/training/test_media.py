@@ -17,7 +17,7 @@ from training.data.buckets import BucketSettings
 from training.data.check import check_files
 from training.data.frames import frames_available
 from training.data.manifest import ManifestRow, read_manifest, write_manifest
-from training.data.media import MediaError, content_hash, count_frames, probe, read_frames
+from training.data.media import MediaError, check_frames, content_hash, probe, read_frames
 
 RED, GREEN, BLUE, GREY = (220, 30, 30), (30, 180, 40), (40, 60, 210), (120, 120, 120)
 STEP = 8  # by which a frame is darker
@@ -31,6 +31,15 @@ EIGHT = {  # a, b, c, d of the display matrix, and what a player shows
     (0, -1, 1, 0): lambda x: np.rot90(x, 1),
     (0, -1, -1, 0): lambda x: np.rot90(x, 2).transpose(1, 0, 2),
 }
+
+
+def count_frames(path):
+    """How many frames there are, all of which decode."""
+    count = len(probe(path).times)
+    check_frames(path, 0, count, lambda: None)
+    with pytest.raises(MediaError, match=f"has no frame {count} that decodes"):
+        check_frames(path, 0, count + 1, lambda: None)
+    return count
 
 
 def quarters(height=48, width=64, frames=20):

@@ -26,7 +26,17 @@ def main_of(name: str) -> Callable[[list[str]], int]:
 
 
 def test_all_of_them_are_here() -> None:
-    expected = {"cache", "evaluate", "export", "plan", "report", "train", "validate_data", "write_world"}
+    expected = {
+        "cache",
+        "evaluate",
+        "export",
+        "make_manifest",
+        "plan",
+        "report",
+        "train",
+        "validate_data",
+        "write_world",
+    }
     assert expected <= set(SCRIPTS)
     for name in SCRIPTS:
         assert len((ROOT / "training" / f"{name}.py").read_text().splitlines()) < 80
@@ -72,6 +82,7 @@ BAD = {
     "cache": (["--config", "none.yaml"], "The configuration none.yaml does not exist"),
     "evaluate": (["--config", "none.yaml", "--out", "out"], "The configuration none.yaml does not exist"),
     "export": (["none", "--out", "out"], "none is not the folder of a run"),
+    "make_manifest": (["none", "--out", "m.jsonl"], "none is not a folder"),
     "plan": (["--config", "binary"], "The configuration binary cannot be read"),
     "report": (["none"], "cannot be read"),
     "train": (["--config", "."], "The configuration . cannot be read"),
@@ -98,6 +109,7 @@ CONFIGS = ROOT / "training/configs"
 OUTPUTS = {
     "report": (["RUN", "--out", "none/page.html"], "--out is none/page.html, but there is no folder none"),
     "plan": (["--config", str(CONFIGS / "debug.yaml"), "--plot", "RUN"], "--plot is RUN, which is a folder"),
+    "make_manifest": (["RUN", "--out", "none/m.jsonl"], "--out is none/m.jsonl, but there is no folder none"),
     "validate_data": (["FILE", "--dropped", "none/dropped"], "--dropped is none/dropped, but there is no folder none"),
     "evaluate": (
         ["--config", str(CONFIGS / "miniature/evaluate.yaml"), "--out", "FILE"],

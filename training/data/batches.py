@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from contextanyone_core.errors import CheckpointError, InputError
-from training.data.cache import CachedRow, CacheIndex, read_index
+from training.data.cache import KINDS, CachedRow, CacheIndex, read_index
 from training.data.settings import DataSettings
 from training.data.shards import Entry, ShardStore
 
@@ -22,7 +21,7 @@ Batch = dict[str, Tensor | list[str]]
 
 
 class _Entries(NamedTuple):
-    """What is cached of a row; texts (tokens, D)."""
+    """What is cached of a row; references one behind the other as frames; texts (tokens, D)."""
 
     clip: Entry
     reference: Entry
@@ -48,9 +47,8 @@ class CachedData:
                 f"No row of the split {settings.split} of {settings.manifest} can be used: run training/cache.py with "
                 "this configuration, which says why, and mend or add rows."
             )
-        kinds = ("clip", "reference", "target", "text")
         self._folder = settings.cache
-        self._stores = {kind: ShardStore(settings.cache / kind) for kind in kinds}
+        self._stores = {kind: ShardStore(settings.cache / kind) for kind in KINDS}
 
     @property
     def rows(self) -> list[CachedRow]:
@@ -60,7 +58,8 @@ class CachedData:
     @property
     def empty_text(self) -> Tensor:
         """The empty prompt's embeddings (tokens, D), float16."""
-        return self._stores["text"].read(self.index.empty)["text_embeds"]
+        kept = self.index.empty_embeds()
+        return self._stores["text"].read(self.index.empty)["text_embeds"] if kept is None else kept
 
     def image_embeds_shape(self) -> tuple[int, int] | None:
         """CLIP tokens of a reference and their width; None where the cache was made without a CLIP tower.
@@ -71,14 +70,13 @@ class CachedData:
         for row in self.rows:
             if (found := self._read(row)) is not None:
                 tokens = found.reference.get("image_embeds")
-                return None if tokens is None else (tokens.shape[0], tokens.shape[1])
+                return None if tokens is None else (tokens.shape[0] // row.bucket.references, tokens.shape[1])
         raise CheckpointError(self._nothing_to_read("can be read"))
 
     def longest_text(self) -> int:
         """Tokens of the longest prompt."""
-        store = self._stores["text"]
-        keys = {key for row in self.rows for key in _text_keys(row) if key in store}
-        return max((store.shape(key, "text_embeds")[0] for key in keys), default=0)
+        keys = {key for row in self.rows for key in _text_keys(row)}
+        return self._stores["text"].longest(keys, "text_embeds")
 
     def batch(self, numbers: Sequence[int], text_len: int) -> Batch:
         """Rows of one bucket as a batch.
@@ -88,9 +86,10 @@ class CachedData:
 
         Returns:
             `latents` (B, 16, t, h, w), `masks` (B, 1, t, h, w), `reference_latents`, `target_latents`
-            (B, 16, 1, h, w), `target_masks`, `reference_masks` (B, 1, 1, h, w), `image_embeds` (B, N, D) if there are
-            any, `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that
-            are left out. Where a row has no mask it is 1.
+            (B, 16, R, h, w), `target_masks`, `reference_masks` (B, 1, R, h, w), `image_embeds` (B, R * N, D) if there
+            are any, `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows
+            that are left out. R is the number of references of each row, N of CLIP tokens of one. Where a row has no
+            mask it is 1.
 
         Raises:
             CheckpointError: no row of the bucket can be read.
@@ -123,15 +122,16 @@ class CachedData:
         stores = self._stores
         try:
             clip = stores["clip"].read(row.keys.clip)
-            reference, target = stores["reference"].read(row.keys.reference), self._target(row, clip)
+            references = [stores["reference"].read(key) for key in row.keys.references()]
+            targets = [self._target(row, clip), *references[1:]]
             first, video = (stores["text"].read(key)["text_embeds"] for key in _text_keys(row))
-        except (CheckpointError, SafetensorError, OSError) as error:
+        except CheckpointError as error:
             _LOG.warning("The row %s is skipped: %s", row.id, error)
             return None
-        return _Entries(clip, reference, target, first, video)
+        return _Entries(clip, _behind(references), _behind(targets), first, video)
 
     def _target(self, row: CachedRow, clip: Entry) -> Entry:
-        """What the reference stream must say: the row's own target, or the clip's first frame."""
+        """What the stream must reconstruct of the first reference: the row's own target, or the clip's first frame."""
         if row.keys.target is not None:
             return self._stores["target"].read(row.keys.target)
         return {name: clip[name][:, :1] for name in ("latents", "mask") if name in clip}
@@ -165,6 +165,17 @@ def _joined(read: Sequence[tuple[CachedRow, _Entries]], text_len: int) -> Batch:
     if "image_embeds" in references[0]:
         batch["image_embeds"] = _stacked(references, "image_embeds")
     return batch
+
+
+def _behind(pictures: Sequence[Entry]) -> Entry:
+    """Pictures one behind the other: `latents` and `mask` as frames, `image_embeds` as tokens."""
+    if len(pictures) == 1:
+        return pictures[0]
+    joined = {"latents": torch.cat([entry["latents"] for entry in pictures], dim=1)}
+    joined["mask"] = torch.cat([_mask(entry) for entry in pictures], dim=1)
+    if all("image_embeds" in entry for entry in pictures):
+        joined["image_embeds"] = torch.cat([entry["image_embeds"] for entry in pictures])
+    return joined
 
 
 def _text_keys(row: CachedRow) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -28,10 +28,30 @@ FrameCount = Annotated[int, Field(ge=1), AfterValidator(_possible_length)]
 """A number of frames in a configuration: 4k + 1."""
 
 
-class Bucket(VideoShape):
-    """A shape that clips share."""
+class Bucket(NamedTuple):
+    """A shape that clips share, in pixels as `VideoShape`, and how many references each of them has."""
 
-    __slots__ = ()
+    num_frames: int
+    height: int
+    width: int
+    references: int = 1
+
+    def __str__(self) -> str:
+        several = f"+{self.references}" if self.references > 1 else ""
+        return f"{self.shape}{several}"
+
+    @property
+    def shape(self) -> VideoShape:
+        """The size of a clip."""
+        return VideoShape(*self[:3])
+
+    def latents(self, config: ContextAnyoneConfig) -> tuple[int, int, int]:
+        """(t, h, w) of a clip's latents."""
+        return self.shape.latents(config)
+
+    def token_count(self, config: ContextAnyoneConfig) -> int:
+        """How many tokens the transformer makes of a clip."""
+        return self.shape.token_count(config)
 
 
 class BucketSettings(BaseModel):
@@ -98,14 +118,18 @@ def best_placement(settings: BucketSettings, box: Box) -> Placement | None:
 
 
 def bucket_tokens(config: ContextAnyoneConfig, bucket: Bucket) -> int:
-    """Tokens of one clip of a bucket and of one reference of its size."""
-    return bucket.token_count(config) + bucket.picture.token_count(config)
+    """Tokens of one clip of a bucket and of its references, which have its size."""
+    return bucket.token_count(config) + sum(_reference_tokens(config, bucket))
 
 
 def bucket_flops(config: ContextAnyoneConfig, bucket: Bucket, clip_tokens: int) -> int:
-    """FLOPs of one forward pass of one clip of a bucket with one reference of its size."""
+    """FLOPs of one forward pass of one clip of a bucket with its references, of `clip_tokens` CLIP tokens each."""
     video = bucket.token_count(config)
-    return forward_flops(config, video, [bucket.picture.token_count(config)], clip_tokens)
+    return forward_flops(config, video, _reference_tokens(config, bucket), clip_tokens * bucket.references)
+
+
+def _reference_tokens(config: ContextAnyoneConfig, bucket: Bucket) -> list[int]:
+    return [bucket.shape.picture.token_count(config)] * bucket.references
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from tqdm import tqdm
 
 from training.data.buckets import Bucket, BucketSettings, best_placement, longest
+from training.data.examine import FileCheck, Unknown, needed_frames
+from training.data.facts import Facts, FactStore
 from training.data.frames import Box, Placement, frames_available, resample
 from training.data.manifest import Drop, Line, Manifest, ManifestRow
-from training.data.media import (
-    MediaError,
-    Probe,
-    content_hash,
-    count_frames,
-    picture_files,
-    probe,
-    read_frames,
-    read_pose,
-)
+from training.data.media import Probe, picture_files
+from training.data.work import Share
 
 
 @dataclass(frozen=True)
@@ -60,42 +51,97 @@ class Unusable(Exception):  # noqa: N818  # not an error: a counted outcome
         self.reason = reason
 
 
-def check_files(manifest: Manifest, settings: BucketSettings, *, decode: bool) -> Checked:
-    """Look at every file that a manifest names.
+def check_files(manifest: Manifest, settings: BucketSettings, *, decode: bool, share: Share | None = None) -> Checked:
+    """Look at every file that a manifest names, or at this process's share of them.
 
-    Every file is hashed and its header read; with `decode` every frame of every video, mask and picture is decoded
-    too, which finds all damage and takes as long as it takes.
+    Every file is hashed and its header read, once ever (`training.data.facts`); with `decode` every frame that a row
+    uses is decoded too, which finds all damage and takes as long as it takes.
+
+    Returns:
+        The account of all rows; of several processes, of this one's own rows.
+
+    Raises:
+        Stopped: the share was asked to end; what is known is kept.
     """
+    store, share = FactStore(manifest.folder), share or Share()
+    own = Manifest(manifest.folder, rows_of(manifest, share), manifest.dropped)
+    work = FileCheck(store, share)
+    work.read([line.row for line in own.lines])
+    if decode:
+        work.decode([line.row for line in own.lines if _fits(line, settings, store)])
+    if share.world == 1:
+        store.merge()
+    found = judge(own, settings, store, decode=decode)
+    assert found is not None  # everything that its rows need was just looked at
+    return found
+
+
+def check_shared(manifest: Manifest, settings: BucketSettings, share: Share) -> Checked | None:
+    """Decode this process's share, and give the account of all rows; None where other processes are not done.
+
+    Raises:
+        Stopped: the share was asked to end; what is known is kept.
+    """
+    checked = check_files(manifest, settings, decode=True, share=share)
+    if share.world == 1:
+        return checked
+    return judge(manifest, settings, FactStore(manifest.folder), decode=True)
+
+
+def rows_of(manifest: Manifest, share: Share) -> list[Line]:
+    """The lines of a process: neighbours by video and place in it, so that few files belong to two processes."""
+    if share.world == 1:
+        return manifest.lines
+    order = sorted(manifest.lines, key=lambda line: (line.row.video, line.row.start_frame, line.number))
+    return sorted(share.of(order), key=lambda line: line.number)
+
+
+def judge(manifest: Manifest, settings: BucketSettings, store: FactStore, *, decode: bool) -> Checked | None:
+    """The account of a manifest by what is known of its files; None where another process has not found it out yet."""
     dropped = list(manifest.dropped)
     clips: list[CheckedClip] = []
     seen: dict[tuple[object, ...], str] = {}
-    hashes: dict[Path, str] = {}
-    for line in tqdm(manifest.lines, desc="checking rows", unit="row", disable=None):
+    for line in manifest.lines:
         try:
-            clip = _check(manifest.folder, line, settings, hashes)
-            content = (clip.hashes["video"], clip.indexes, clip.placement, clip.hashes["reference"])
+            clip = _check(line, settings, store)
+            pictures = [clip.hashes[column] for column in _picture_columns(line.row)]
+            content = (clip.hashes["video"], clip.indexes, clip.placement, tuple(pictures))
+            if decode:
+                _require_decoded(line.row, store)
             if content in seen:
                 raise Unusable("duplicate_content", f"the row {seen[content]} is the same pair")
-            if decode:
-                _decode_all(manifest.folder, line.row)
         except Unusable as found:
             dropped.append(line.drop(found.reason, str(found)))
-        except (MediaError, OSError) as error:
-            dropped.append(line.drop("decode_error", str(error)))
+        except Unknown:
+            return None
         else:
             seen[content] = line.row.id
             clips.append(clip)
     return Checked(clips, sorted(dropped, key=lambda drop: drop.line))
 
 
-def _check(folder: Path, line: Line, settings: BucketSettings, hashes: dict[Path, str]) -> CheckedClip:
+def _fits(line: Line, settings: BucketSettings, store: FactStore) -> bool:
+    try:
+        _check(line, settings, store)
+    except Unusable:
+        return False
+    return True
+
+
+def _picture_columns(row: ManifestRow) -> list[str]:
+    return ["reference"] if row.reference else [f"references.{index}.picture" for index in range(len(row.references))]
+
+
+def _check(line: Line, settings: BucketSettings, store: FactStore) -> CheckedClip:
     row = line.row
-    found = _hash_files(folder, row, hashes)
-    video = probe(folder / row.video, row.fps)
+    facts = _known(store, row)
+    video = _media(facts["video"])
     _check_size(row, video)
     stop = len(video.times) if row.num_frames is None else row.start_frame + row.num_frames
-    _check_companions(folder, row, video, stop)
+    _check_companions(store, row, facts, stop)
     times = video.times[row.start_frame : stop]
+    if row.fps is not None:
+        times = [index / row.fps for index in range(row.start_frame, stop)]
     available = frames_available(times)
     length = longest(settings, available)
     if length is None:
@@ -104,24 +150,41 @@ def _check(folder: Path, line: Line, settings: BucketSettings, hashes: dict[Path
     box: Box = row.crop or (0, 0, video.width, video.height)
     placement = best_placement(settings, box)
     if placement is None:
-        raise Unusable("too_small", f"{box[2] - box[0]} x {box[3] - box[1]} pixels; enlarging it is limited")
+        size, limit = f"{box[2] - box[0]} x {box[3] - box[1]} pixels", settings.max_upscale
+        least = min(Placement(box, shape).scale for shape in settings.shapes())
+        raise Unusable(
+            "too_small", f"{size}; the nearest size enlarges it {least:.2f} times, buckets.max_upscale is {limit:g}"
+        )
     indexes = tuple(row.start_frame + index for index in resample(times, length))
-    return CheckedClip(line, Bucket(length, *placement.size), placement, indexes, available - length, found)
+    bucket = Bucket(length, *placement.size, len(row.pictures))
+    hashes = {column: found.sha256 for column, found in facts.items()}
+    return CheckedClip(line, bucket, placement, indexes, available - length, hashes)
 
 
-def _hash_files(folder: Path, row: ManifestRow, hashes: dict[Path, str]) -> dict[str, str]:
-    found = {}
+def _known(store: FactStore, row: ManifestRow) -> dict[str, Facts]:
+    """The facts of each file of a row, by column, where they are those that the row expects."""
+    expected = {"video": row.sha256.video, "reference": row.sha256.reference}
+    expected |= {f"references.{index}.picture": found.sha256 for index, found in enumerate(row.references)}
+    known = {}
     for column, name in row.paths().items():
-        path = folder / name
-        if not path.exists():
+        if store.stamp(name) is None:
             raise Unusable("missing_file", f"{column} {name} does not exist")
-        if path not in hashes:
-            hashes[path] = content_hash(path)
-        found[column] = hashes[path]
-        expected = getattr(row.sha256, column, None)
-        if expected is not None and expected != hashes[path]:
-            raise Unusable("hash_mismatch", f"{column} {name} has the SHA-256 {hashes[path][:12]}..., another")
-    return found
+        facts = store.get(name)
+        if facts is None:
+            raise Unknown
+        wanted = expected.get(column)
+        if wanted is not None and facts.sha256 and wanted != facts.sha256:
+            raise Unusable("hash_mismatch", f"{column} {name} has the SHA-256 {facts.sha256[:12]}..., another")
+        if facts.error:
+            raise Unusable("decode_error", facts.error)
+        known[column] = facts
+    return known
+
+
+def _media(facts: Facts) -> Probe:
+    if facts.probe is None:
+        raise Unusable("decode_error", "a file that is named as a video or picture is named as a pose too")
+    return facts.probe
 
 
 def _check_size(row: ManifestRow, video: Probe) -> None:
@@ -138,39 +201,65 @@ def _check_size(row: ManifestRow, video: Probe) -> None:
         raise Unusable("size_mismatch", f"target_frame_index is {row.target_frame_index}; {size}")
 
 
-def _check_companions(folder: Path, row: ManifestRow, video: Probe, stop: int) -> None:
-    """Mask and pose must cover the clip's frames, masks have the size of what they describe."""
+def _check_companions(store: FactStore, row: ManifestRow, facts: dict[str, Facts], stop: int) -> None:
+    """Masks and poses must cover the clip's frames, masks have the size of what they describe."""
+    video = _media(facts["video"])
     needed = max(stop, (row.target_frame_index or 0) + 1)
-    if row.mask is not None:
-        mask = probe(folder / row.mask)
-        if len(mask.times) < needed or (mask.width, mask.height) != (video.width, video.height):
-            found = f"mask has {len(mask.times)} frames of {mask.width} x {mask.height}"
-            raise Unusable("mask_mismatch", f"{found}, needed are {needed} of {video.width} x {video.height}")
-    if row.pose is not None and (frames := len(read_pose(folder / row.pose))) < needed:
-        raise Unusable("mask_mismatch", f"pose has {frames} frames, needed are {needed}")
-    pictures = {}
-    for column in ("reference", "reference_mask", "target_frame"):
-        path = row.paths().get(column)
-        if path is not None and picture_files(folder / path) is None:
-            raise MediaError(f"{folder / path} is no picture.")
-        if path is not None and column != "target_frame":
-            pictures[column] = probe(folder / path)
-    if len({(picture.width, picture.height) for picture in pictures.values()}) > 1:
-        raise Unusable("mask_mismatch", "reference_mask does not have the size of the reference")
+    of_clip = [f"characters.{index}." for index in range(len(row.characters))]
+    for column in ("mask", *(f"{start}mask" for start in of_clip)):
+        if column in facts:
+            _check_mask(column, _media(facts[column]), video, needed)
+    for column in ("pose", *(f"{start}pose" for start in of_clip)):
+        if column in facts:
+            _check_pose(column, facts[column], video, needed)
+    for column in ("target_frame", *_picture_columns(row)):
+        if column in facts and picture_files(store.folder / row.paths()[column]) is None:
+            raise Unusable("decode_error", f"{store.folder / row.paths()[column]} is no picture.")
+    for column in _picture_columns(row):
+        mask = "reference_mask" if column == "reference" else column.replace("picture", "mask")
+        if mask in facts:
+            sizes = [(_media(facts[name]).width, _media(facts[name]).height) for name in (column, mask)]
+            if picture_files(store.folder / row.paths()[mask]) is None:
+                raise Unusable("decode_error", f"{store.folder / row.paths()[mask]} is no picture.")
+            if sizes[0] != sizes[1]:
+                raise Unusable("mask_mismatch", f"{mask} does not have the size of {column}")
 
 
-def _decode_all(folder: Path, row: ManifestRow) -> None:
-    for column, name in row.paths().items():
-        path = folder / name
-        if column in ("video", "mask"):
-            expected, decoded = len(probe(path).times), count_frames(path)
-            if decoded < expected:
-                raise MediaError(f"{path} has {expected} frames, of which {decoded} decode.")
-        elif column != "pose":
-            read_frames(path, [0])
+def _check_mask(column: str, mask: Probe, video: Probe, needed: int) -> None:
+    if len(mask.times) < needed or (mask.width, mask.height) != (video.width, video.height):
+        found = f"{column} has {len(mask.times)} frames of {mask.width} x {mask.height}"
+        raise Unusable("mask_mismatch", f"{found}, needed are {needed} of {video.width} x {video.height}")
 
 
-def usage(clips: list[CheckedClip]) -> Iterator[str]:
+def _check_pose(column: str, facts: Facts, video: Probe, needed: int) -> None:
+    pose = facts.pose
+    if pose is None:
+        raise Unusable("decode_error", f"{column} is named as a video or picture too")
+    if pose.layout is None and column != "pose":
+        raise Unusable("mask_mismatch", f"the metadata of {column} has no layout; it needs layout, width, height, fps")
+    if pose.frames < needed:
+        raise Unusable("mask_mismatch", f"{column} has {pose.frames} frames, needed are {needed}")
+    if pose.layout is not None and (pose.width, pose.height) != (video.width, video.height):
+        size = f"{pose.width} x {pose.height}"
+        raise Unusable("mask_mismatch", f"{column} is of {size}, the video has {video.width} x {video.height}")
+
+
+def _require_decoded(row: ManifestRow, store: FactStore) -> None:
+    """Every frame that the row uses was decoded, without an error."""
+    for name, ranges in needed_frames(row, store).items():
+        decoded = store.decoded(name)
+        for start, stop in ranges:
+            inside = sorted(found for found in decoded if found[0] < stop and found[1] > start)
+            reached = start
+            for found in inside:
+                if decoded[found]:
+                    raise Unusable("decode_error", decoded[found])
+                reached = max(reached, found[1]) if found[0] <= reached else reached
+            if reached < stop:
+                raise Unknown
+
+
+def usage(clips: Sequence[CheckedClip]) -> Iterator[str]:
     """Lines that say how much of the usable clips the buckets leave out: length and margins."""
     if clips:
         whole = sum(clip.bucket.num_frames + clip.unused for clip in clips)

@@ -1,10 +1,11 @@
 """What is encoded of a row, and what the result depends on: the clip, the reference, its target, and the prompts.
 
-References and prompts go through the very code that generation uses (`DualEncoder`, `TextEncoder`).
+References are prepared, and prompts encoded, by the code that generation uses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,44 +13,59 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contextanyone_core.encoders.image import load_image_encoder
-from contextanyone_core.encoders.reference import DualEncoder, check_picture, pad_picture
+from contextanyone_core.encoders.image import ImageEncoder, load_image_encoder
+from contextanyone_core.encoders.reference import check_picture, clip_picture, pad_picture
 from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
 from contextanyone_core.prompts import TwoStagePrompt
+from training.data.buckets import Bucket
 from training.data.check import CheckedClip, Unusable
+from training.data.facts import Facts, FactStore
 from training.data.frames import latent_masks, to_images
-from training.data.media import read_frames, read_masks, read_pose
+from training.data.manifest import ManifestRow
+from training.data.media import content_hash, read_frames, read_masks, read_pose
 from training.data.shards import Entry, half, key_of
-from training.files import file_sha256
 
 ENCODER_NAMES = ("vae", "image_encoder", "text_encoder")
+_GPU_CLIPS, _CPU_CLIPS, _MOST = 4, 2, 8  # clips of 832 x 480 that are encoded at once; of smaller ones at most so many
 _VERSION = 2  # raised when pictures and videos are prepared in another way, so that older entries are not used
 _TEXT_VERSION = 1  # the same of prompts
 
 
-def encoder_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each encoder's file that the folder has, by name."""
-    return {name: file_sha256(path) for name in ENCODER_NAMES if (path := folder / f"{name}.safetensors").is_file()}
+def encoder_hashes(folder: Path, known: FactStore, between: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """SHA-256 of each encoder's file that the folder has, by name; computed where `known` has none yet."""
+    found = {}
+    for name in ENCODER_NAMES:
+        path = (folder / f"{name}.safetensors").resolve()
+        if path.is_file():
+            facts = known.get(str(path)) or Facts(content_hash(path, between))
+            known.add(str(path), facts)
+            found[name] = facts.sha256
+    return found
 
 
 class Encoders:
     """The frozen encoders of a folder, each loaded when it is first needed.
 
-    The text encoder runs in bf16 on a GPU, where at full size float32 would take 23 GB; all else in float32.
+    VAE and text encoder run in bf16 on a GPU that has it, else in float32; CLIP in float32.
+
+    Args:
+        folder: of the files. hashes: their SHA-256, by name.
 
     Raises:
         InputError: vae.safetensors or text_encoder.safetensors is missing. Without image_encoder.safetensors
             references have no CLIP tokens.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: torch.device, hashes: dict[str, str]) -> None:
+        self.folder, self.device, self.hashes = folder, device, hashes
         for name in ("vae", "text_encoder"):
-            if not self._path(name).is_file():
+            if name not in hashes:
                 raise InputError(f"{self._path(name)} does not exist; part.data.encoders must hold it.")
-        self.hashes = encoder_hashes(folder)
+        self.dtype = torch.float32
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            self.dtype = torch.bfloat16
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -57,19 +73,23 @@ class Encoders:
     @cached_property
     def vae(self) -> VideoVAE:
         """The video VAE."""
-        return VideoVAE(load_vae(self._path("vae"), torch.float32, self.device))
+        return VideoVAE(load_vae(self._path("vae"), self.dtype, self.device))
 
     @cached_property
-    def dual(self) -> DualEncoder:
-        """VAE and CLIP of the reference."""
-        image = load_image_encoder(self._path("image_encoder"), device=self.device) if self.has_clip else None
-        return DualEncoder(self.vae, image)
+    def image(self) -> ImageEncoder | None:
+        """CLIP of the references."""
+        return load_image_encoder(self._path("image_encoder"), device=self.device) if self.has_clip else None
 
     @cached_property
     def text(self) -> TextEncoder:
         """The text encoder."""
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        return load_text_encoder(self._path("text_encoder"), dtype, self.device)
+        return load_text_encoder(self._path("text_encoder"), self.dtype, self.device)
+
+    def batch_size(self, bucket: Bucket) -> int:
+        """How many clips of a bucket the VAE encodes at once; it holds four frames of each at a time."""
+        clips = _GPU_CLIPS if self.device.type == "cuda" else _CPU_CLIPS
+        pixels = clips * 4 * 832 * 480
+        return max(2, min(_MOST, pixels // (min(bucket.num_frames, 4) * bucket.height * bucket.width)))
 
     @property
     def has_clip(self) -> bool:
@@ -79,17 +99,26 @@ class Encoders:
 
 @dataclass(frozen=True)
 class RowKeys:
-    """The keys of everything that is encoded of one row, and the prompts; target is None for the clip's own frame."""
+    """The keys of everything that is encoded of one row, and the prompts; target is None for the clip's own frame.
+
+    `more_references` are those after the first.
+    """
 
     clip: str
     reference: str
     target: str | None
     first: str
     video: str
+    more_references: tuple[str, ...] = ()
+
+    def references(self) -> list[str]:
+        """The keys of all references."""
+        return [self.reference, *self.more_references]
 
     def all(self) -> list[str]:
         """The keys, without the absent one."""
-        return [key for key in (self.clip, self.reference, self.target, self.first, self.video) if key is not None]
+        keys = (self.clip, *self.references(), self.target, self.first, self.video)
+        return [key for key in keys if key is not None]
 
 
 def row_keys(clip: CheckedClip, encoders: dict[str, str]) -> RowKeys:
@@ -98,21 +127,39 @@ def row_keys(clip: CheckedClip, encoders: dict[str, str]) -> RowKeys:
     vae = {"version": _VERSION, "vae": encoders["vae"], "size": size}
     frames = {"indexes": clip.indexes, "box": clip.placement.box}
     companions = {name: hashes.get(name) for name in ("video", "mask", "pose")}
-    pictures = {name: hashes.get(name) for name in ("reference", "reference_mask")}
+    tower = encoders.get("image_encoder")
+    references = []
+    for index in range(len(row.pictures)):
+        picture, mask = _reference_columns(row, index)
+        pictures = {"reference": hashes[picture], "reference_mask": hashes.get(mask)}
+        references.append(key_of(kind="reference", **pictures, image_encoder=tower, **vae))
     target = None
     if row.target_frame is not None:
         target = key_of(kind="target", picture=hashes["target_frame"], **vae)
     elif row.target_frame_index is not None:
         place = {"index": row.target_frame_index, "box": clip.placement.box}
         target = key_of(kind="target", video=hashes["video"], mask=hashes.get("mask"), **place, **vae)
-    prompt = TwoStagePrompt(row.prompt_first, row.prompt_later)
+    prompt = prompt_of(row)
     return RowKeys(
         clip=key_of(kind="clip", **companions, **frames, **vae),
-        reference=key_of(kind="reference", **pictures, image_encoder=encoders.get("image_encoder"), **vae),
+        reference=references[0],
         target=target,
         first=text_key(prompt.reference_text, encoders),
         video=text_key(prompt.video_text, encoders),
+        more_references=tuple(references[1:]),
     )
+
+
+def _reference_columns(row: ManifestRow, index: int) -> tuple[str, str]:
+    """The columns of a reference's picture and mask."""
+    if row.reference is not None:
+        return "reference", "reference_mask"
+    return f"references.{index}.picture", f"references.{index}.mask"
+
+
+def prompt_of(row: ManifestRow) -> TwoStagePrompt:
+    """The two prompts of a row."""
+    return TwoStagePrompt(row.first_text, row.prompt_later)
 
 
 def text_key(prompt: str, encoders: dict[str, str]) -> str:
@@ -120,40 +167,56 @@ def text_key(prompt: str, encoders: dict[str, str]) -> str:
     return key_of(kind="text", version=_TEXT_VERSION, prompt=prompt, text_encoder=encoders["text_encoder"])
 
 
-def encode_clip(folder: Path, clip: CheckedClip, encoders: Encoders) -> Entry:
-    """`latents` (16, t, h, w); `mask` (1, t, h, w), the person's share, where the row has one; `pose` (T, points, 3).
+@dataclass(frozen=True)
+class Prepared:
+    """What is read of a row's files, ready to be encoded.
+
+    Attributes:
+        images: (1, 3, T, H, W) in [-1, 1], which become `latents`.
+        ready: the parts of the entry that need no encoder.
+        picture: (1, 3, S, S) in [-1, 1], which becomes `image_embeds`; None where there is none.
+    """
+
+    images: Tensor
+    ready: Entry
+    picture: Tensor | None = None
+
+
+def prepare_clip(folder: Path, clip: CheckedClip) -> Prepared:
+    """Frames; `mask` (1, t, h, w), the person's share, where the row has one; `pose` (T, points, 3).
 
     Pose keypoints are in the bucket's pixels, float32; without a confidence it is 1.
     """
     row, place = clip.line.row, clip.placement
-    entry: Entry = {
-        "latents": encoders.vae.encode(to_images(place.apply(read_frames(folder / row.video, clip.indexes))))[0]
-    }
+    images = to_images(place.apply(read_frames(folder / row.video, clip.indexes)))
+    ready: Entry = {}
     if row.mask is not None:
-        entry["mask"] = latent_masks(place.apply(read_masks(folder / row.mask, clip.indexes))[:, 0])
-    entry = _finite(entry)
+        ready = finite({"mask": latent_masks(place.apply(read_masks(folder / row.mask, clip.indexes))[:, 0])})
     if row.pose is not None:
         points = torch.from_numpy(place.move(read_pose(folder / row.pose)[list(clip.indexes)]))
-        entry["pose"] = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)[..., :3]
-    return entry
+        ready["pose"] = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)[..., :3]
+    return Prepared(images, ready)
 
 
-def encode_reference(folder: Path, clip: CheckedClip, encoders: Encoders) -> Entry:
-    """`latents` (16, 1, h, w), `image_embeds` (N, D) with a CLIP tower, `mask` (1, 1, h, w) where there is one."""
-    row, size = clip.line.row, (clip.bucket.height, clip.bucket.width)
-    picture = to_images(read_frames(folder / row.reference, [0]))[:, :, 0]
+def prepare_reference(folder: Path, clip: CheckedClip, index: int, clip_side: int | None) -> Prepared:
+    """A row's reference as `DualEncoder` prepares it, and its `mask` (1, 1, h, w) where there is one.
+
+    Args:
+        index: which of the row's references.
+        clip_side: of CLIP's square picture; None without a CLIP tower.
+    """
+    reference, size = clip.line.row.pictures[index], (clip.bucket.height, clip.bucket.width)
+    picture = to_images(read_frames(folder / reference.picture, [0]))[:, :, 0]
     check_picture(picture)
-    encoded = encoders.dual.encode(picture, size)
-    entry = {"latents": encoded.latents[0]}
-    if encoded.image_embeds is not None:
-        entry["image_embeds"] = encoded.image_embeds[0]
-    if row.reference_mask is not None:
-        entry["mask"] = _padded_mask(read_masks(folder / row.reference_mask, [0]), size)
-    return _finite(entry)
+    ready: Entry = {}
+    if reference.mask is not None:
+        ready = finite({"mask": _padded_mask(read_masks(folder / reference.mask, [0]), size)})
+    square = None if clip_side is None else clip_picture(picture, clip_side)
+    return Prepared(pad_picture(picture, size)[:, :, None], ready, square)
 
 
-def encode_target(folder: Path, clip: CheckedClip, encoders: Encoders) -> Entry:
-    """`latents` (16, 1, h, w) of the frame that the reference was made from, and its `mask` where it is known."""
+def prepare_target(folder: Path, clip: CheckedClip) -> Prepared:
+    """The frame that the first reference was made from, and its `mask` where it is known."""
     # Paper: the target is "ground-truth appearance". The reference is an edit of this frame, so the frame is prepared
     # as a reference is (aspect kept, white around): then the two show the same things in the same places.
     row, size = clip.line.row, (clip.bucket.height, clip.bucket.width)
@@ -165,9 +228,32 @@ def encode_target(folder: Path, clip: CheckedClip, encoders: Encoders) -> Entry:
         frame = read_frames(folder / row.video, index)[:, :, y0:y1, x0:x1]
         if row.mask is not None:
             mask = read_masks(folder / row.mask, index)[:, :, y0:y1, x0:x1]
-    padded = pad_picture(to_images(frame)[:, :, 0], size)
-    entry = {"latents": encoders.vae.encode(padded[:, :, None])[0]}
-    return _finite(entry if mask is None else entry | {"mask": _padded_mask(mask, size)})
+    ready = {} if mask is None else finite({"mask": _padded_mask(mask, size)})
+    return Prepared(pad_picture(to_images(frame)[:, :, 0], size)[:, :, None], ready)
+
+
+def encode_prepared(batch: Sequence[Prepared], encoders: Encoders) -> list[Entry | Unusable]:
+    """Entries of clips or pictures of one shape, encoded together; what has no finite entry is an Unusable.
+
+    An entry holds `latents` (16, t, h, w), `image_embeds` (N, D) of a reference with a CLIP tower, and what was ready.
+    A batch of one is encoded as two: a processor's kernels round differently for one, and an entry does not depend on
+    which others are encoded with it.
+    """
+    stacked = torch.cat([item.images for item in (batch if len(batch) > 1 else [*batch, *batch])])
+    try:
+        latents = encoders.vae.encode(stacked)
+    except torch.OutOfMemoryError:
+        latents = torch.cat([encoders.vae.encode(item.images).cpu() for item in batch])
+    entries: list[Entry | Unusable] = []
+    for item, encoded in zip(batch, latents, strict=False):
+        entry = {"latents": encoded}
+        if item.picture is not None and encoders.image is not None:
+            entry["image_embeds"] = encoders.image.encode(item.picture)[0]
+        try:
+            entries.append(finite(entry) | item.ready)
+        except Unusable as found:
+            entries.append(found)
+    return entries
 
 
 def encode_text(prompt: str, encoders: Encoders) -> Entry:
@@ -175,7 +261,7 @@ def encode_text(prompt: str, encoders: Encoders) -> Entry:
     count = encoders.text.count_tokens(prompt)
     if count > encoders.text.text_len:
         raise Unusable("prompt_too_long", f"{count} tokens, {encoders.text.text_len} fit: {prompt[:60]!r}")
-    return _finite({"text_embeds": encoders.text.encode([prompt])[0, :count]})
+    return finite({"text_embeds": encoders.text.encode([prompt])[0, :count]})
 
 
 def _padded_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -185,7 +271,8 @@ def _padded_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return latent_masks((1.0 - padded) * 127.5)
 
 
-def _finite(entry: Entry) -> Entry:
+def finite(entry: Entry) -> Entry:
+    """An entry in float16. Raises Unusable where it has a value that is not finite."""
     try:
         return half(entry)
     except ValueError as error:

@@ -1,23 +1,25 @@
 """The data contract: a manifest, one JSON object per line, that says what every training pair is made of.
 
 Paths are relative to the manifest's folder. Nothing is left out silently: a line that cannot be used becomes a `Drop`
-with one of `REASONS`, and `drop_table` counts them.
+with one of `REASONS`, and `drop_table` counts them. This file imports nothing else of training.
 """
 
 from __future__ import annotations
 
+import codecs
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
-from training.settings import describe_errors
 
 Split = Literal["train", "val", "test"]
 
@@ -28,11 +30,11 @@ REASONS = {
     "missing_file": "a file that the row names does not exist",
     "decode_error": "a video or picture cannot be decoded",
     "hash_mismatch": "a file is not the one whose SHA-256 the row gives",
-    "duplicate_content": "an earlier row has the same part of the same video, and the same reference",
+    "duplicate_content": "an earlier row has the same part of the same video, and the same references",
     "size_mismatch": "width, height, crop or num_frames do not fit the video",
-    "mask_mismatch": "mask, reference_mask or pose do not fit what they describe",
+    "mask_mismatch": "a mask or pose does not fit what it describes",
     "too_short": "fewer frames at 16 a second than the shortest bucket has",
-    "too_small": "every bucket would enlarge the picture by more than is allowed",
+    "too_small": "every bucket would enlarge the picture by more than buckets.max_upscale",
     "prompt_too_long": "a prompt has more tokens than the model reads",
     "not_finite": "an encoder gave values that are not finite in half precision",
 }
@@ -40,7 +42,7 @@ REASONS = {
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not path or path.startswith(("/", "~")) or ".." in parts or "\\" in path:
+    if not path or path.startswith(("/", "~")) or ".." in parts or "\\" in path or "\0" in path:
         raise ValueError("it must be a path below the manifest's folder, with / between names")
     return path
 
@@ -68,8 +70,49 @@ class Hashes(_Columns):
     reference: Sha256 | None = None
 
 
+class Reference(_Columns):
+    """One picture of the person, or of something of theirs, that the model is given.
+
+    Attributes:
+        picture: the file. mask: where the subject is in it: a grey picture of its size, white on black.
+        role: what it shows, in a word or two: "person", "face", "back", "coat".
+        prompt: how the subject looks in it. The references' prompts, joined by a space, stand in for an empty
+            `prompt_first`: the model reads one text for all references.
+        character: the `name` of one of the row's characters.
+        sha256: hash that the picture must have.
+    """
+
+    picture: RelativePath
+    mask: RelativePath | None = None
+    role: str = Field(default="person", min_length=1, max_length=100)
+    prompt: str = ""
+    character: str | None = None
+    sha256: Sha256 | None = None
+
+
+class Character(_Columns):
+    """One of several people of a clip. `mask` and `pose` are as the row's own columns, of this person alone.
+
+    Attributes:
+        name: unique in the row; references name it.
+        words: the words of the prompts that mean this person, such as "the woman in red".
+    """
+
+    name: str = Field(min_length=1, max_length=100)
+    words: str = ""
+    mask: RelativePath | None = None
+    pose: RelativePath | None = None
+
+
 class ManifestRow(_Columns):
-    """One training pair: a clip, and a picture of the same person in another action, place and light.
+    """One training pair: a clip, and pictures of the same person in another action, place and light.
+
+    A mask is a video, a folder of grey pictures or one grey picture, of the size and with the frames of `video`: white
+    where the person is, black elsewhere. A pose is a safetensors file with the tensor `keypoints`, float32
+    (T, K, 3): x, y and score of each point in pixels of the video as it is shown (upright, before `crop`), frame by
+    frame as `video`. Its metadata says `layout` (body14, coco17, body18 or wholebody133, which gives K), `width`,
+    `height` and `fps`, all of the video. A file without metadata, or without scores (T, K, 2), is taken as the column
+    `pose` alone.
 
     Attributes:
         id: unique name; it stands in every report and log.
@@ -78,18 +121,18 @@ class ManifestRow(_Columns):
         fps: frames a second; None takes the file's times (a folder of pictures: 16).
         width, height: pixels, upright; checked where given.
         crop: x0, y0, x1, y1 in pixels: what is used of each frame, x1 and y1 exclusive. None is all of it.
-        reference: the picture of the person that the model is given.
-        target_frame: the unedited picture that the reference was made from, or
+        reference: the picture of the person that the model is given, or
+        references: several of them. A row has one of the two columns.
+        target_frame: the unedited picture that the first reference was made from, or
         target_frame_index: the number, in the video, of the frame that it was made from. Neither: the clip's first
-            frame is what the reference stream must reconstruct.
-        mask: where the person is, frame by frame as `video` (video, folder of pictures or one picture): white on black.
-        reference_mask: the same of the reference.
-        pose: safetensors file with `keypoints`, float32 (frames, points, 2 or 3): x and y in the video's pixels, and
-            confidence; frame by frame as `video`.
+            frame is what the reference stream must reconstruct. Further references are their own targets.
+        mask: where the person is. reference_mask: the same of `reference`, a picture of its size.
+        pose: the person's keypoints.
+        characters: the people of a clip with more than one.
         prompt_first: how the person looks in the reference and in the first frame.
         prompt_later: what happens. One of the two may be empty.
         edit: how the reference was made. scores: any measurements, by name.
-        source, license: where the video is from and what allows its use; "unknown" must be said.
+        source, license: where the video is from and what allows its use; "unknown" must be stated.
         split: which part of the data it belongs to.
         sha256: hashes that the files must have.
     """
@@ -102,12 +145,14 @@ class ManifestRow(_Columns):
     width: int | None = Field(default=None, ge=1)
     height: int | None = Field(default=None, ge=1)
     crop: tuple[int, int, int, int] | None = None
-    reference: RelativePath
+    reference: RelativePath | None = None
+    references: tuple[Reference, ...] = Field(default=(), max_length=16)
     target_frame: RelativePath | None = None
     target_frame_index: int | None = Field(default=None, ge=0)
     mask: RelativePath | None = None
     reference_mask: RelativePath | None = None
     pose: RelativePath | None = None
+    characters: tuple[Character, ...] = Field(default=(), max_length=16)
     prompt_first: str = ""
     prompt_later: str = ""
     edit: Edit | None = None
@@ -119,7 +164,7 @@ class ManifestRow(_Columns):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if not self.prompt_first.strip() and not self.prompt_later.strip():
+        if not self.first_text.strip() and not self.prompt_later.strip():
             raise ValueError("prompt_first and prompt_later are both empty; one of them must describe the pair")
         if self.target_frame is not None and self.target_frame_index is not None:
             raise ValueError("target_frame and target_frame_index are both given; give one of the two, or neither")
@@ -129,10 +174,46 @@ class ManifestRow(_Columns):
                 raise ValueError(f"crop is {list(self.crop)}; it must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
         return self
 
+    @model_validator(mode="after")
+    def _references_fit(self) -> Self:
+        if self.reference is None and not self.references:
+            raise ValueError("reference is missing; give the column reference, or references with a list")
+        if self.references and (self.reference or self.reference_mask or self.sha256.reference):
+            raise ValueError(
+                "references is given beside reference, reference_mask or sha256.reference; put those into its entries, "
+                "as picture, mask and sha256"
+            )
+        names = [character.name for character in self.characters]
+        if len(set(names)) < len(names):
+            raise ValueError("two characters have one name; each needs its own")
+        for reference in self.references:
+            if reference.character is not None and reference.character not in names:
+                raise ValueError(f"a reference is of the character {reference.character!r}, which characters lacks")
+        return self
+
+    @property
+    def pictures(self) -> tuple[Reference, ...]:
+        """The references, at least one, whichever column gives them."""
+        if self.reference is None:
+            return self.references
+        return (Reference(picture=self.reference, mask=self.reference_mask, sha256=self.sha256.reference),)
+
+    @property
+    def first_text(self) -> str:
+        """`prompt_first`, or where it is empty the references' own prompts, joined by a space."""
+        if self.prompt_first.strip():
+            return self.prompt_first
+        return " ".join(reference.prompt.strip() for reference in self.references if reference.prompt.strip())
+
     def paths(self) -> dict[str, str]:
-        """The files that the row names, by column."""
+        """The files that the row names, by column; those of lists as `references.0.picture`."""
         columns = ("video", "reference", "target_frame", "mask", "reference_mask", "pose")
-        return {column: path for column in columns if (path := getattr(self, column)) is not None}
+        named = {column: getattr(self, column) for column in columns}
+        for index, reference in enumerate(self.references):
+            named |= {f"references.{index}.{name}": getattr(reference, name) for name in ("picture", "mask")}
+        for index, character in enumerate(self.characters):
+            named |= {f"characters.{index}.{name}": getattr(character, name) for name in ("mask", "pose")}
+        return {column: path for column, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -174,21 +255,23 @@ def read_manifest(path: Path) -> Manifest:
     """Read a manifest; files that it names are not looked at (`training.data.check.check_files` does).
 
     Raises:
-        InputError: there is no such file, it is not text, or it holds no line at all.
+        InputError: there is no such file, it is UTF-16, or it holds no line at all.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"The manifest {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The manifest {path} cannot be read: {error}.") from None
+    except OSError as error:
+        raise InputError(f"The manifest {path} cannot be read: {error.strerror}.") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"The manifest {path} is UTF-16 text; save it as UTF-8.")
     lines: list[Line] = []
     dropped: list[Drop] = []
     seen: dict[str, int] = {}
-    for number, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
+    for number, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if not text.strip():
             continue
-        found = _read_line(number, content)
+        found = _read_line(number, text)
         if isinstance(found, Line) and found.row.id in seen:
             found = found.drop("duplicate_id", f"line {seen[found.row.id]} has the id {found.row.id}")
         if isinstance(found, Drop):
@@ -201,9 +284,13 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(path.parent, lines, dropped)
 
 
-def _read_line(number: int, content: str) -> Line | Drop:
+def _read_line(number: int, content: bytes) -> Line | Drop:
     try:
-        data = json.loads(content)
+        data = json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        return Drop(number, "", "not_json", f"it is not UTF-8 text ({error.reason} at byte {error.start})")
+    except RecursionError:
+        return Drop(number, "", "not_json", "its brackets are nested too deeply")
     except ValueError as error:
         return Drop(number, "", "not_json", str(error))
     if not isinstance(data, dict):
@@ -212,8 +299,53 @@ def _read_line(number: int, content: str) -> Line | Drop:
     try:
         return Line(number, ManifestRow.model_validate_json(content))
     except ValidationError as error:
-        detail = describe_errors(error, ManifestRow, "")
-        return Drop(number, name if isinstance(name, str) else "", "bad_row", detail)
+        detail = _printable(" ".join(_describe(found) for found in error.errors()))
+        found = Drop(number, _printable(name) if isinstance(name, str) else "", "bad_row", detail)
+        if error.errors()[0]["type"] == "json_invalid":  # json took it: half of a surrogate pair is what it lets pass
+            return replace(found, reason="not_json", detail=f"half of a surrogate pair is no character: {detail}")
+        return found
+
+
+def parse_row(data: object) -> ManifestRow:
+    """A row of columns and values, numbers as text too.
+
+    Raises:
+        InputError: a column is missing, unknown or has an impossible value.
+    """
+    try:
+        return ManifestRow.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_printable(" ".join(_describe(found) for found in error.errors()))) from None
+
+
+_PARTS: dict[str, type[BaseModel]] = {
+    "edit": Edit,
+    "sha256": Hashes,
+    "references": Reference,
+    "characters": Character,
+}
+
+
+def _describe(details: ErrorDetails) -> str:
+    """What is wrong with a column, in one sentence."""
+    names = [str(name) for name in details["loc"]]
+    message = details["msg"].removeprefix("Value error, ").rstrip(".")
+    if not names:  # a rule over several columns names them itself
+        return f"{message}."
+    column = ".".join(names)
+    if details["type"] == "extra_forbidden":
+        model = ManifestRow if len(names) == 1 else _PARTS[names[0]]
+        near = difflib.get_close_matches(names[-1], list(model.model_fields), n=1)
+        known = ", ".join(model.model_fields)
+        return f"{column} is not a column. " + (f"Did you mean {near[0]}?" if near else f"Known are {known}.")
+    if details["type"] == "missing":
+        return f"{column} is missing."
+    return f"{column} is {details['input']!r:.80}: {message[:1].lower()}{message[1:]}."
+
+
+def _printable(text: str) -> str:
+    """A text that can be written as UTF-8: halves of surrogate pairs as backslash and digits."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:

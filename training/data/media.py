@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +18,21 @@ from torch import Tensor
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import picture_size, read_animation, read_picture
+from contextanyone_core.media.read_video import ANIMATIONS, frame_files, visible_files
 from training.data.frames import FPS
-from training.data.video import MediaError, video_frames, video_times
+from training.data.video import MediaError, video_frames, video_sizes, video_times
 
 __all__ = [
     "MediaError",
     "Probe",
+    "check_frames",
     "content_hash",
-    "count_frames",
     "picture_files",
     "probe",
     "read_frames",
     "read_masks",
     "read_pose",
 ]
-
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"})
-ANIMATIONS = frozenset({".gif", ".apng"})  # pictures, but no frames of a folder
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,8 @@ def read_frames(path: Path, indexes: Sequence[int]) -> Tensor:
         named = [(number, picture) for number, picture in enumerate(_folder(path)) if number in wanted]
         stream = ((number, _rgb(picture)) for number, picture in named)
     else:
-        stream = zip(range(max(indexes) + 1), _frames(path), strict=False)
+        first = min(indexes)
+        stream = zip(range(first, max(indexes) + 1), _frames(path, first), strict=False)
     found: dict[int, Tensor] = {}
     for number, frame in stream:
         if number in wanted:
@@ -102,13 +101,37 @@ def read_masks(path: Path, indexes: Sequence[int]) -> Tensor:
     return read_frames(path, indexes).float().mean(1, keepdim=True).round().to(torch.uint8)
 
 
-def count_frames(path: Path) -> int:
-    """How many frames decode without an error: the thorough test of a file. Raises as `read_frames`."""
-    frames = (_rgb(picture) for picture in _folder(path)) if path.is_dir() else _frames(path)
-    shapes = [frame.shape for frame in frames]
-    if len(set(shapes)) > 1:
-        raise MediaError(f"{path} has frames of different sizes.")
-    return len(shapes)
+def check_frames(path: Path, start: int, stop: int, between: Callable[[], None]) -> None:
+    """Decode the frames from `start` up to `stop`: the thorough test of a file.
+
+    Args:
+        between: called before every frame; what it raises ends the test.
+
+    Raises:
+        MediaError: a frame is missing or damaged, or frames differ in size.
+        MissingDependencyError: it is a video file, and PyAV is not installed.
+    """
+    count, size = 0, None
+    for found in _sizes(path, start, stop):
+        between()
+        if size is not None and found != size:
+            raise MediaError(f"{path} has frames of different sizes: frame {start + count} and the one before.")
+        count, size = count + 1, found
+        if count == stop - start:
+            return
+    raise MediaError(f"{path} has no frame {start + count} that decodes; {stop} are needed.")
+
+
+def _sizes(path: Path, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    if path.is_dir():
+        frames = (_rgb(picture) for picture in _folder(path)[start:stop])
+    elif picture_files(path) is not None:
+        frames = (frame for frame in _frames(path, start))
+    else:
+        yield from video_sizes(path, start)
+        return
+    for frame in frames:
+        yield frame.shape[0], frame.shape[1]
 
 
 def read_pose(path: Path) -> NDArray[np.float32]:
@@ -129,18 +152,22 @@ def read_pose(path: Path) -> NDArray[np.float32]:
     return points
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, between: Callable[[], None] = lambda: None) -> str:
     """SHA-256 of a file, or of the files of a folder one after the other, sorted by name; hidden ones do not count.
+
+    Args:
+        between: called before every megabyte; what it raises ends the work.
 
     Raises:
         MediaError: it is no regular file.
     """
     digest = hashlib.sha256()
-    for file in sorted(_visible(path)) if path.is_dir() else [path]:
+    for file in sorted(visible_files(path)) if path.is_dir() else [path]:
         if not file.is_file():
             raise MediaError(f"{file} is not a regular file.")
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
+                between()
                 digest.update(chunk)
     return digest.hexdigest()
 
@@ -153,19 +180,12 @@ def picture_files(path: Path) -> list[Path] | None:
     """
     if path.is_dir():
         return _folder(path)
-    return [path] if path.suffix.lower() in PICTURES | ANIMATIONS else None
+    return [path] if path.suffix.lower() in ANIMATIONS else None
 
 
 def _folder(path: Path) -> list[Path]:
-    files = sorted((file for file in _visible(path) if file.suffix.lower() in PICTURES), key=_natural)
-    if not files:
-        raise MediaError(f"{path} is a folder without pictures.")
-    return files
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What stands in a folder but for hidden files (`._0000.png` of macOS) and folders (`.ipynb_checkpoints`)."""
-    return [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
+    with _as_media():
+        return frame_files(path)
 
 
 def _one_size(path: Path, pictures: Sequence[Path]) -> tuple[int, int]:
@@ -179,15 +199,11 @@ def _one_size(path: Path, pictures: Sequence[Path]) -> tuple[int, int]:
     return sizes[0]
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    """A key that sorts frame_2 before frame_10."""
-    parts = re.split("([0-9]+)", path.name)
-    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
-
-
-def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Every frame of a video or of a picture."""
-    return video_frames(path) if picture_files(path) is None else (frame for _, frame in _animation(path))
+def _frames(path: Path, start: int) -> Iterator[NDArray[np.uint8]]:
+    """Every frame of a video or of a picture from number `start` on."""
+    if picture_files(path) is None:
+        return video_frames(path, start)
+    return islice((frame for _, frame in _animation(path)), start, None)
 
 
 def _animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:

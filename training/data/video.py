@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.media.image_io import over_white
 from training.data.frames import FPS
+from training.data.seeking import frames_from, presentation_times
 
 _MAX_STRETCH = 4  # of a pixel's sides; beyond it the number is a mistake
 _HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their numbers in ITU-T H.273
@@ -49,21 +51,34 @@ def video_times(path: Path) -> list[float]:
         return _joined(_clocks(packets))
 
 
-def video_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Every frame, RGB (H, W, 3), as it is to be shown.
+def video_frames(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """Every frame from number `start` on, RGB (H, W, 3), as it is to be shown.
 
     Raises:
         MediaError: it cannot be decoded, or not be shown faithfully: HDR, pixels far from square, or a display matrix
             that is none of the eight turns and mirrorings.
         MissingDependencyError: PyAV is not installed.
     """
-    with _opened(path) as (container, stream):
-        turn = None
-        for frame in _decoded(container, stream):
-            if frame.color_trc in _HDR:
-                raise MediaError(f"{path} is HDR ({_HDR[frame.color_trc]}); convert it to SDR, BT.709, first.")
-            turn = _display_matrix(frame) or turn
-            yield _turned(_square(_pixels(frame), stream, path), turn, path)
+    turn = None
+    for frame, aspect in _decoded(path, start):
+        if frame.color_trc in _HDR:
+            raise MediaError(f"{path} is HDR ({_HDR[frame.color_trc]}); convert it to SDR, BT.709, first.")
+        turn = _display_matrix(frame) or turn
+        yield _turned(_square(_pixels(frame), aspect, path), turn, path)
+
+
+def video_sizes(path: Path, start: int) -> Iterator[tuple[int, int]]:
+    """(height, width) of every frame from number `start` on, as the file has it; nothing is converted.
+
+    Raises:
+        MediaError: a frame is missing or cannot be decoded.
+        MissingDependencyError: PyAV is not installed.
+    """
+    times = presentation_times(partial(_opened, path), path)
+    for number, (frame, _) in enumerate(_decoded(path, start), start):
+        if times is not None and (number == len(times) or frame.pts != times[number]):
+            raise MediaError(f"{path}: frame {number} does not decode.")
+        yield frame.height, frame.width
 
 
 @contextmanager
@@ -119,11 +134,20 @@ def _joined(clocks: list[list[float]]) -> list[float]:
     return times
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    name = _ALPHA_DECODERS.get(stream.codec_context.name)
-    if name is None or stream.metadata.get("alpha_mode") != "1":
-        yield from container.decode(stream)
-        return
+def _decoded(path: Path, start: int) -> Iterator[tuple[Any, float]]:
+    """PyAV's frames from number `start` on, each with how many times as wide as high its pixels are."""
+    with _opened(path) as (container, stream):
+        aspect = float(stream.sample_aspect_ratio or 1)
+        name = _ALPHA_DECODERS.get(stream.codec_context.name)
+        if name is not None and stream.metadata.get("alpha_mode") == "1":
+            for frame in islice(_with_alpha(container, stream, name), start, None):
+                yield frame, aspect
+            return
+    for frame in frames_from(partial(_opened, path), path, start):
+        yield frame, aspect
+
+
+def _with_alpha(container: Any, stream: Any, name: str) -> Iterator[Any]:
     from av import VideoCodecContext
 
     decoder: Any = VideoCodecContext.create(name, "r")
@@ -139,9 +163,8 @@ def _pixels(frame: Any) -> NDArray[np.uint8]:
     return pixels
 
 
-def _square(pixels: NDArray[np.uint8], stream: Any, path: Path) -> NDArray[np.uint8]:
+def _square(pixels: NDArray[np.uint8], aspect: float, path: Path) -> NDArray[np.uint8]:
     """Square pixels: the side that is shown longer than it is stored is stretched."""
-    aspect = float(stream.sample_aspect_ratio or 1)
     if not 1 / _MAX_STRETCH <= aspect <= _MAX_STRETCH:
         raise MediaError(f"{path} has pixels {aspect:g} times as wide as high; write it with square ones.")
     height, width = pixels.shape[:2]

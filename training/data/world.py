@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
+from training.data.frames import FPS
 from training.data.manifest import ManifestRow, Split, write_manifest
 from training.files import write_tensors
 from training.world import TEST_SEED_START, WorldSample, random_frame, sample
@@ -81,7 +82,9 @@ def _write_pair(folder: Path, settings: WorldSettings, seed: int) -> ManifestRow
     (place / "mask").mkdir()
     for index, mask in enumerate(pair.masks):
         _write_png(place / "mask" / f"{index:04d}.png", mask)
-    write_tensors(place / "pose.safetensors", {"keypoints": torch.from_numpy(pair.keypoints)})
+    height, width = settings.size
+    said = {"layout": "body14", "width": str(width), "height": str(height), "fps": str(FPS)}
+    write_tensors(place / "pose.safetensors", {"keypoints": _scored(pair.keypoints)}, said)
     return _row(name, "video.png" if single else "video.mp4", pair, "test" if seed >= TEST_SEED_START else "train")
 
 
@@ -101,6 +104,12 @@ def _row(name: str, video: str, pair: WorldSample, split: Split) -> ManifestRow:
         license=_LICENSE,
         split=split,
     )
+
+
+def _scored(keypoints: NDArray[np.float32]) -> torch.Tensor:
+    """Points (T, K, 2) with the score 1: (T, K, 3)."""
+    points = torch.from_numpy(keypoints)
+    return torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
 
 
 def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:

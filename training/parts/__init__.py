@@ -29,4 +29,5 @@ PARTS: dict[str, PartEntry] = {
     "transformer": PartEntry("training.parts.transformer", "TransformerPart"),
     "manifest": PartEntry("training.parts.manifest", "ManifestPart"),
     "probe": PartEntry("training.parts.probe", "ProbePart"),
+    "pose_reader": PartEntry("training.parts.pose_reader", "PoseReaderPart"),
 }

@@ -173,7 +173,7 @@ class ManifestPart(TransformerTraining):
         return background + (1.0 - background) * mask.float()
 
     def sample(self, step: int, folder: Path) -> None:
-        """For the first rows of the manifest: reference, generated clip, and the clip itself, side by side.
+        """For the first rows of the manifest: references, generated clip, and the clip itself, side by side.
 
         A row that can no longer be read is left out.
         """
@@ -185,7 +185,7 @@ class ManifestPart(TransformerTraining):
             reference, truth = cast(Tensor, batch["reference_latents"]), cast(Tensor, batch["latents"])
             latents = self._generate(batch, row.bucket)
             length = row.bucket.num_frames
-            shown = [vae.decode(item.float()) for item in (reference, latents, truth)]
+            shown = [vae.decode(item.float()) for item in (*torch.split(reference, 1, dim=2), latents, truth)]
             views = [view.expand(-1, -1, length, -1, -1) if view.shape[2] == 1 else view for view in shown]
             frames = images_to_frames(torch.cat([view.cpu() for view in views], dim=-1))
             if length > 1:
@@ -198,7 +198,8 @@ class ManifestPart(TransformerTraining):
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         on_device = {name: tensor.to(sampler.device, sampler.dtype) for name, tensor in tensors.items()}
         tokens = [on_device["image_embeds"]] if "image_embeds" in on_device else []
-        references = ReferenceInputs([on_device["reference_latents"]], on_device["first_text"], tokens)
+        pictures = list(torch.split(on_device["reference_latents"], 1, dim=2))
+        references = ReferenceInputs(pictures, on_device["first_text"], tokens)
         empty = self.empty_text.to(sampler.device, sampler.dtype)
         settings = GenerationSettings(
             num_frames=bucket.num_frames, width=bucket.width, height=bucket.height, steps=self.settings.sample_steps

@@ -39,8 +39,10 @@ class EncodedClips:
 
     Attributes:
         latents: (B, 16, t, h, w). weights: (B, 1, t, h, w), of each latent in the loss.
-        reference_latents: (B, 16, 1, h, w). image_embeds: (B, N, D), None without a CLIP branch.
-        target: (B, 16, 1, h, w), what the reference stream must say; target_weights: its weights, None for equal ones.
+        reference_latents: (B, 16, R, h, w), a frame for each of R references. image_embeds: (B, N, D), the CLIP tokens
+            of all of them; None without a CLIP branch.
+        target: (B, 16, R, h, w), what the reference stream must reconstruct; target_weights: (B, 1, R, h, w), its
+            weights, None for equal ones.
     """
 
     latents: Tensor
@@ -152,14 +154,15 @@ def loss_terms(
         velocity = _phantom_velocity(transformer, clips, draws, noisy, texts[0])
     else:
         velocity, said = _velocity_and_reconstruction(transformer, clips, draws, noisy, texts)
+    weights = None if clips.target_weights is None else torch.split(clips.target_weights, 1, dim=2)
     return dual_guidance_loss(
         velocity.float(),
         velocity_target(clips.latents, draws.noise),
         said,
-        [clips.target] if said else (),
+        torch.split(clips.target, 1, dim=2) if said else (),
         reference_weight=settings.reference_weight,
         video_mask=clips.weights,
-        reference_masks=[clips.target_weights] if said and clips.target_weights is not None else None,
+        reference_masks=weights if said else None,
     )
 
 
@@ -170,15 +173,17 @@ def _velocity_and_reconstruction(
     noisy: Tensor,
     texts: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Both streams: what the video's says (B, 16, t, h, w), and what the reference's, where there is one."""
+    """Both streams: what the video's says (B, 16, t, h, w), and what the reference's of each reference."""
     video_text, first_text = texts
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
     tokens = [] if clips.image_embeds is None else [clips.image_embeds]
-    references = ReferenceInputs([noised], first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
+    each = list(torch.split(noised, 1, dim=2))
+    references = ReferenceInputs(each, first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
     output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references)
-    return output.velocity, [reconstruction(noised, output.reference_output[0].float())]
+    outputs = zip(each, output.reference_output, strict=True)
+    return output.velocity, [reconstruction(one, found.float()) for one, found in outputs]
 
 
 def _phantom_velocity(

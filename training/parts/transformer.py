@@ -24,6 +24,7 @@ from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.model.blocks import TransformerBlock
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.weights.safetensors_file import read_header
@@ -71,7 +72,7 @@ class TransformerPart(TransformerTraining):
         self.vae = VideoVAE(load_vae(paths["vae"], torch.bfloat16, context.device))
         self.text_encoder = load_text_encoder(paths["text_encoder"]).to(context.device)
         self.image_encoder = load_image_encoder(paths["image_encoder"]).to(context.device)
-        super().__init__(settings, starting_network(settings, context, lambda: self._config(paths["vae"])))
+        super().__init__(settings, self.starting_network())
         self.heads = nn.ModuleDict()
         self._tap: StreamTap | None = None
         if settings.attribute_weight > 0:
@@ -79,6 +80,11 @@ class TransformerPart(TransformerTraining):
         encoders = encoders_hash(self.vae, self.image_encoder)
         self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
         self._held_out: Pool | None = None
+
+    def starting_network(self) -> ContextAnyoneTransformer:
+        """The network of `init.from`, else the miniature's, from nothing."""
+        vae = self.settings.weights / "vae.safetensors"
+        return starting_network(self.settings, self.context, lambda: self._config(vae))
 
     def data_hash(self) -> str:
         """A hash of the pairs' seed and of the encoders, the text encoder too; not of the number of pairs."""

@@ -116,8 +116,12 @@ class TransformerTraining:
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss of a batch."""
         clips = self.encoded(batch)
-        draws = draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        draws = self.draws(clips, step, generator)
         return dual_guidance_step(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
+
+    def draws(self, clips: EncodedClips, step: int, generator: torch.Generator) -> Draws:
+        """Everything random about a step."""
+        return draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
 
     def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
         """The terms of the loss at one noise level."""
@@ -131,12 +135,14 @@ class TransformerTraining:
 
         FLOPs are None where part of the network is frozen, which saves some.
         """
-        config, latents, reference = self.transformer.config, batch["latents"], batch["reference_latents"]
+        config, latents, pictures = self.transformer.config, batch["latents"], batch["reference_latents"]
         patch = math.prod(config.patch_size)
-        video, shown = (math.prod(tensor.shape[2:]) // patch for tensor in (latents, reference))
-        references = [shown] if with_reference else []
+        video, shown = (math.prod(size) // patch for size in (latents.shape[2:], pictures.shape[3:]))
+        references = [shown] * pictures.shape[2]
         if self.settings.reading == "phantom":  # frames of the one stream; where they are dropped, zeros
-            video, references = video + shown, []
+            video, references = video + sum(references), []
+        elif not with_reference:
+            references = []
         clip_tokens = batch["image_embeds"].shape[1] if references and "image_embeds" in batch else 0
         flops = None
         if all(parameter.requires_grad for parameter in self.transformer.parameters()):

@@ -29,7 +29,7 @@ from training.trainable import TrainSettings
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one process works on in a batch: `clips` of a bucket, each with a reference and its CLIP tokens."""
+    """What one process works on in a batch: `clips` of a bucket with its references, and CLIP tokens of each."""
 
     bucket: Bucket
     clips: int
@@ -229,12 +229,13 @@ def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips
     """A batch with reference, as the objective is given it."""
     count, bucket = shape.clips, shape.bucket
     frames, *sides = bucket.latents(config)
-    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, 1))
+    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, bucket.references))
     ones = torch.empty(count, 1, frames, *sides)
     tokens = None
     if config.image_dim is not None and shape.clip_tokens:
-        tokens = torch.empty(count, shape.clip_tokens, config.image_dim)
-    clips = EncodedClips(latents, ones, still, tokens, latents[:, :, :1], ones[:, :, :1])
+        tokens = torch.empty(count, shape.clip_tokens * bucket.references, config.image_dim)
+    weights = ones[:, :, :1].expand(-1, -1, bucket.references, -1, -1)
+    clips = EncodedClips(latents, ones, still, tokens, still, weights)
     sigma = torch.empty(count)
     draws = Draws(sigma, torch.empty_like(latents), [], ReferenceDraws(sigma, torch.empty_like(still)))
     texts = [torch.empty(count, config.text_len, config.text_dim) for _ in range(2)]

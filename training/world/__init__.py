@@ -3,8 +3,9 @@
 from training.world.actions import FRAMES_PER_SECOND
 from training.world.attributes import ATTRIBUTES, TEST_SEED_START, Character, draw_character
 from training.world.captions import first_caption, later_caption, neutral_prompts
-from training.world.figure import KEYPOINTS
-from training.world.render import Clip, Shot, WorldSample, draw_shot, random_frame, render_clip, sample
+from training.world.figure import KEYPOINTS, USUAL_LIMBS, Limbs
+from training.world.motion import FreeMotion, free_motion
+from training.world.render import Clip, Shot, WorldSample, draw_shot, posed_sample, random_frame, render_clip, sample
 from training.world.scene import ACTIONS, LIGHTS, PLACES, Scene, draw_scene
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "LIGHTS",
     "PLACES",
     "TEST_SEED_START",
+    "USUAL_LIMBS",
     "Character",
     "Clip",
+    "FreeMotion",
+    "Limbs",
     "Scene",
     "Shot",
     "WorldSample",
@@ -24,8 +28,10 @@ __all__ = [
     "draw_scene",
     "draw_shot",
     "first_caption",
+    "free_motion",
     "later_caption",
     "neutral_prompts",
+    "posed_sample",
     "random_frame",
     "render_clip",
     "sample",

@@ -115,12 +115,19 @@ def first_caption(character: Character, scene: Scene, named: Collection[str], rn
     return " ".join(words) + "."
 
 
-def later_caption(character: Character, scene: Scene, named: Collection[str], rng: np.random.Generator) -> str:
-    """The later-frames prompt: ``The same person ... is waving at the beach at sunset.``"""
+def later_caption(
+    character: Character, scene: Scene, named: Collection[str], rng: np.random.Generator, *, action_named: bool = True
+) -> str:
+    """The later-frames prompt: ``The same person ... is waving at the beach at sunset.``
+
+    With ``action_named`` False it leaves out what the person does, as for a free motion, which no word names.
+    """
     who = describe(character, named, _pick(rng, _NOUNS), rng)
-    action = _pick(rng, _ACTION_WORDS[scene.action])
+    action = _pick(rng, _ACTION_WORDS[scene.action]) if action_named else ""
     place, light = _pick(rng, _PLACE_WORDS[scene.place]), _pick(rng, _LIGHT_WORDS[scene.light])
     form = int(rng.integers(3))
+    if not action_named:
+        return f"The same {who} {'is ' if form else ''}{place} {light}."
     if form == 0:
         return f"The same {who} is {action} {place} {light}."
     if form == 1:
@@ -129,7 +136,8 @@ def later_caption(character: Character, scene: Scene, named: Collection[str], rn
     return f"{light}, the same {who} is {action} {place}."
 
 
-def neutral_prompts(scene: Scene) -> tuple[str, str]:
+def neutral_prompts(scene: Scene, *, action_named: bool = True) -> tuple[str, str]:
     """Both prompts in their plainest wording, naming no attribute: only a reference can tell who it is."""
     place, light = _PLACE_WORDS[scene.place][0], _LIGHT_WORDS[scene.light][0]
-    return "A person.", f"The same person is {scene.action} {place} {light}."
+    action = f"{scene.action} " if action_named else ""
+    return "A person.", f"The same person is {action}{place} {light}."

@@ -47,22 +47,41 @@ class Stance:
     height: float
 
 
+@dataclass(frozen=True)
+class Limbs:
+    """How long a figure's arms, legs and torso are, as shares of the usual length. No attribute and no word of it."""
+
+    arms: float = 1.0
+    legs: float = 1.0
+    torso: float = 1.0
+
+
+USUAL_LIMBS = Limbs()
+
+
+def draw_limbs(rng: np.random.Generator) -> Limbs:
+    """Random lengths: a quarter longer or shorter at most for arms and legs, a tenth for the torso."""
+    return Limbs(float(rng.uniform(0.75, 1.25)), float(rng.uniform(0.75, 1.25)), float(rng.uniform(0.9, 1.1)))
+
+
 class Skeleton:
     """Joint positions in pixels of a character in a pose."""
 
-    def __init__(self, character: Character, pose: Pose, stance: Stance) -> None:
+    def __init__(self, character: Character, pose: Pose, stance: Stance, limbs: Limbs = USUAL_LIMBS) -> None:
         self.unit = stance.height
+        self.limbs = limbs
         self.breadth = _BODY_WIDTH[character.body_shape]
-        legs = _UPPER_LEG + _LOWER_LEG
+        upper, lower = _UPPER_LEG * limbs.legs, _LOWER_LEG * limbs.legs
+        legs = upper + lower
         if pose.seated:
-            hip_height = 0.25
+            hip_height = 0.25 * limbs.legs
         else:
             bend = 1.0 - 0.28 * pose.crouch
-            reach = max(_UPPER_LEG * cos(a) + _LOWER_LEG * cos(b) for a, b in (pose.leg_left, pose.leg_right))
+            reach = max(upper * cos(a) + lower * cos(b) for a, b in (pose.leg_left, pose.leg_right))
             hip_height = min(legs, reach) * bend + 0.02 + pose.lift
         hip = (stance.x + pose.x * self.unit, stance.ground - hip_height * self.unit)
         self.hip = hip
-        self.neck = self._from(hip, np.pi - pose.lean, _TORSO)
+        self.neck = self._from(hip, np.pi - pose.lean, _TORSO * limbs.torso)
         self.head = self._from(self.neck, np.pi - pose.lean, _NECK + 0.8 * _HEAD)
         shoulder, pelvis = 0.098 * self.breadth, 0.055 * self.breadth
         tilt = (cos(pose.lean), sin(pose.lean))
@@ -80,21 +99,21 @@ class Skeleton:
     def _arm(self, side: str, sign: int, angles: tuple[float, float], shoulder: float, tilt: Point) -> None:
         u = self.unit
         start = (self.neck[0] + sign * shoulder * u * tilt[0], self.neck[1] + (0.035 + sign * shoulder * tilt[1]) * u)
-        elbow = self._from(start, sign * angles[0], _UPPER_ARM)
+        elbow = self._from(start, sign * angles[0], _UPPER_ARM * self.limbs.arms)
         self.joints[f"{side}_shoulder"] = start
         self.joints[f"{side}_elbow"] = elbow
-        self.joints[f"{side}_wrist"] = self._from(elbow, sign * angles[1], _LOWER_ARM)
+        self.joints[f"{side}_wrist"] = self._from(elbow, sign * angles[1], _LOWER_ARM * self.limbs.arms)
 
     def _leg(self, side: str, sign: int, angles: tuple[float, float], pelvis: float, pose: Pose) -> None:
         u = self.unit
         hip = (self.hip[0] + sign * pelvis * u, self.hip[1])
         if pose.seated:  # thighs point at the viewer: foreshortened
             knee = (hip[0] + sign * 0.05 * u, hip[1] + 0.055 * u)
-            ankle = self._from(knee, sign * angles[1], _LOWER_LEG)
+            ankle = self._from(knee, sign * angles[1], _LOWER_LEG * self.limbs.legs)
         else:
             bend = 0.95 * pose.crouch
-            knee = self._from(hip, sign * (angles[0] + bend), _UPPER_LEG)
-            ankle = self._from(knee, sign * (angles[1] - 0.75 * bend), _LOWER_LEG)
+            knee = self._from(hip, sign * (angles[0] + bend), _UPPER_LEG * self.limbs.legs)
+            ankle = self._from(knee, sign * (angles[1] - 0.75 * bend), _LOWER_LEG * self.limbs.legs)
         self.joints[f"{side}_hip"], self.joints[f"{side}_knee"], self.joints[f"{side}_ankle"] = hip, knee, ankle
 
     def keypoints(self) -> NDArray[np.float32]:
@@ -102,9 +121,11 @@ class Skeleton:
         return np.asarray([self.joints[name] for name in KEYPOINTS], np.float32)
 
 
-def draw_figure(canvas: Canvas, character: Character, pose: Pose, stance: Stance) -> NDArray[np.float32]:
+def draw_figure(
+    canvas: Canvas, character: Character, pose: Pose, stance: Stance, limbs: Limbs = USUAL_LIMBS
+) -> NDArray[np.float32]:
     """Draw one person and return the keypoints, (14, 2) float32 in pixels."""
-    skeleton = Skeleton(character, pose, stance)
+    skeleton = Skeleton(character, pose, stance, limbs)
     if pose.seated:
         _draw_seat(canvas, skeleton, stance)
     canvas.subject = True

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world.actions import Motion, base_rate, pose_at
+from training.world.actions import Motion, Pose, base_rate, pose_at
 from training.world.attributes import TEST_SEED_START, Character, draw_character
 from training.world.canvas import Canvas
 from training.world.captions import draw_named, first_caption, later_caption
-from training.world.figure import Stance, draw_figure
+from training.world.figure import USUAL_LIMBS, Limbs, Stance, draw_figure, draw_limbs
+from training.world.motion import FreeMotion, free_motion
 from training.world.places import GROUND, draw_place
 from training.world.scene import Scene, draw_scene
 
@@ -23,7 +24,8 @@ _LIGHT_ON_PERSON = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.92, 0.84), "night"
 class Shot:
     """Everything that fixes a clip besides the character: the scene, its variety, the motion and the stance.
 
-    ``x``, ``height`` are shares of the picture's width and of its shorter side.
+    ``x``, ``height`` are shares of the picture's width and of its shorter side. With ``free`` the person moves as that
+    says and not as the scene's action.
     """
 
     scene: Scene
@@ -31,6 +33,12 @@ class Shot:
     motion: Motion
     x: float
     height: float
+    limbs: Limbs = USUAL_LIMBS
+    free: FreeMotion | None = None
+
+    def pose_at(self, frame: float) -> Pose:
+        """The pose at a frame number (16 frames a second)."""
+        return self.free.pose_at(frame) if self.free is not None else pose_at(self.scene.action, frame, self.motion)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class WorldSample:
     character: Character
     scene: Scene
     reference_scene: Scene
+    limbs: Limbs = USUAL_LIMBS
+    free: bool = False
 
 
 def draw_shot(scene: Scene, rng: np.random.Generator) -> Shot:
@@ -84,7 +94,7 @@ def render_clip(character: Character, shot: Shot, frames: NDArray[np.float64], s
     pictures, masks, keypoints = [], [], []
     for frame in frames:
         canvas = backdrop.copy()
-        keypoints.append(draw_figure(canvas, character, pose_at(shot.scene.action, float(frame), shot.motion), stance))
+        keypoints.append(draw_figure(canvas, character, shot.pose_at(float(frame)), stance, shot.limbs))
         mask = canvas.mask()
         pictures.append(_lit(canvas.picture(), mask, shot.scene.light))
         masks.append(mask)
@@ -126,6 +136,41 @@ def sample(seed: int, num_frames: int = 17, size: tuple[int, int] = (128, 128)) 
     return _pair(clip, still, prompts, character, (scene, reference_scene))
 
 
+def posed_sample(
+    seed: int,
+    num_frames: int = 17,
+    size: tuple[int, int] = (128, 128),
+    *,
+    free: bool | None = None,
+    held_out: bool = False,
+) -> WorldSample:
+    """A training pair for the pose: as :func:`sample`, with limbs of any length and, for half of them, a free motion.
+
+    The reference has the clip's limbs. The captions of a free motion name no action.
+
+    Args:
+        free: whether the person moves freely; None draws it.
+        held_out: a motion of the family that no training pair has.
+
+    Raises:
+        ValueError: for a negative seed.
+    """
+    rng = _rng(seed, 2)
+    character = draw_character(rng, test=seed >= TEST_SEED_START)
+    scene = draw_scene(rng)
+    reference_scene = draw_scene(rng, other_than=scene)
+    limbs = draw_limbs(rng)
+    moves_freely = bool(rng.random() < 0.5) if free is None else free
+    motion = free_motion(rng, held_out=held_out) if moves_freely else None
+    shot = replace(draw_shot(scene, rng), limbs=limbs, free=motion)
+    reference_shot = replace(draw_shot(reference_scene, rng), limbs=limbs)
+    clip = render_clip(character, shot, np.arange(num_frames, dtype=np.float64), size)
+    still = render_clip(character, reference_shot, np.array([float(rng.uniform(0, 16))]), size)
+    prompts = _captions(character, scene, (0.35, 0.6), rng, action_named=not moves_freely)
+    pair = _pair(clip, still, prompts, character, (scene, reference_scene))
+    return replace(pair, limbs=limbs, free=moves_freely)
+
+
 def random_frame(seed: int, size: tuple[int, int] = (128, 128)) -> WorldSample:
     """The cheap still form of :func:`sample`: a clip of one frame at a random moment, with its reference.
 
@@ -143,11 +188,17 @@ def random_frame(seed: int, size: tuple[int, int] = (128, 128)) -> WorldSample:
 
 
 def _captions(
-    character: Character, scene: Scene, silent: tuple[float, float], rng: np.random.Generator
+    character: Character,
+    scene: Scene,
+    silent: tuple[float, float],
+    rng: np.random.Generator,
+    *,
+    action_named: bool = True,
 ) -> tuple[str, str]:
     """First and later caption; each names no attribute with its share of ``silent``."""
     first = first_caption(character, scene, draw_named(rng, silent_share=silent[0]), rng)
-    return first, later_caption(character, scene, draw_named(rng, silent_share=silent[1]), rng)
+    named = draw_named(rng, silent_share=silent[1])
+    return first, later_caption(character, scene, named, rng, action_named=action_named)
 
 
 def _pair(

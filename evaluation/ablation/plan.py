@@ -1,0 +1,145 @@
+"""The plan of an ablation: a YAML file with a base, named cells that change it, and the claims they shall decide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from contextanyone_core.errors import InputError
+from evaluation.ablation.variants import Variant
+from training.config import TrainConfig, parse_config
+from training.settings import describe_errors, read_settings
+
+_UNHASHED = ("run.name", "run.out", "run.threads", "run.workers", "precision", "part.pools", "part.weights")
+"""What says where and how a cell is computed, not what."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Measuring(_Section):
+    """How a trained cell is measured: test characters of one seed, as `training/evaluate.py` has them."""
+
+    seed: int = Field(0, ge=0)
+    count: int = Field(100, ge=2)
+    batch_size: int = Field(10, ge=1)
+    sampler: str = "unipc"
+    steps: int = Field(10, ge=1)
+    guidance_scale: float = Field(3.0, ge=0)
+
+
+class CellSettings(_Section):
+    """One cell: what it changes of the base, and its seeds.
+
+    `part` and `network` are settings of the part and fields of the model's config; `batch_factor` and the like do not
+    exist: every cell sees as many samples as the base.
+    """
+
+    title: str
+    seeds: tuple[int, ...] = (0,)
+    variant: Variant = "none"
+    part: Mapping[str, Any] = {}
+    network: Mapping[str, Any] = {}
+
+
+class Claim(_Section):
+    """A claim about two cells: `better` is ahead of `worse` in a measure ("less": it has less of it)."""
+
+    text: str
+    better: str
+    worse: str
+    measure: Literal["attributes", "drift", "copy", "motion"] = "attributes"
+    direction: Literal["more", "less"] = "more"
+    settled_by: str = "two more seeds of both cells"
+
+
+class AblationPlan(_Section):
+    """The whole file. `base` is a run's configuration as `training/train.py` takes it, without a name."""
+
+    base: Mapping[str, Any]
+    measuring: Measuring = Measuring()  # type: ignore[call-arg]  # pydantic fills the defaults
+    cells: Mapping[str, CellSettings]
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _claims_name_cells(self) -> AblationPlan:
+        named = {name for claim in self.claims for name in (claim.better, claim.worse)}
+        if unknown := sorted(named - self.cells.keys()):
+            raise ValueError(f"claims name the cells {', '.join(unknown)}, which are not in cells")
+        return self
+
+    def jobs(self) -> list[Job]:
+        """Every cell with each of its seeds: all first seeds before any second one, in the file's order."""
+        rounds = max(len(cell.seeds) for cell in self.cells.values())
+        return [
+            Job(name, cell, cell.seeds[index])
+            for index in range(rounds)
+            for name, cell in self.cells.items()
+            if index < len(cell.seeds)
+        ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell with one seed."""
+
+    name: str
+    cell: CellSettings
+    seed: int
+
+    def config(self, plan: AblationPlan, out: Path) -> TrainConfig:
+        """The run that trains it.
+
+        Raises:
+            InputError: a setting that the part or the run does not have.
+        """
+        base = dict(plan.base)
+        run = {**base.get("run", {}), "name": f"{self.name}-{self.seed}", "seed": self.seed, "out": str(out)}
+        network = {**base.get("part", {}).get("network", {}), **self.cell.network}
+        own = {"name": "ablation", "variant": self.cell.variant, "network": network}
+        part = {**base.get("part", {}), **self.cell.part, **own}
+        return parse_config({**base, "run": run, "part": part})
+
+
+def load_plan(path: Path) -> AblationPlan:
+    """Read and check a plan.
+
+    Raises:
+        InputError: the file cannot be read, or holds an unknown key or a value that cannot be met.
+    """
+    data = read_settings(path)
+    try:
+        plan = AblationPlan.model_validate(data)
+    except ValidationError as error:
+        raise InputError(describe_errors(error, AblationPlan, "")) from None
+    for job in plan.jobs():
+        job.config(plan, Path("unused"))
+    return plan
+
+
+def job_hash(job: Job, plan: AblationPlan, data: str) -> str:
+    """The first 12 hex digits of a SHA-256 over everything that decides a cell's numbers but the code.
+
+    The code is compared by what it computes: `evaluation.ablation.fingerprint`.
+
+    Args:
+        data: hash of the pairs and of what encoded them (`TransformerPart.data_hash`).
+    """
+    flat = _flat(job.config(plan, Path("unused")).to_dict())
+    kept = {key: value for key, value in flat.items() if key not in _UNHASHED and not key.startswith("run.log")}
+    text = json.dumps([kept, plan.measuring.model_dump(mode="json"), data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

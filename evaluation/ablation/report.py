@@ -1,0 +1,102 @@
+"""What an ablation leaves behind: ablations.json, table.md and plot.png."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from contextanyone_core.atomic_file import whole_file, write_text
+from evaluation.ablation.plan import AblationPlan
+from evaluation.ablation.statistics import MEASURES, judge, summary, values
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Measured results of every cell, one for each seed that is done."""
+
+
+def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
+    """The content of ablations.json: `cells.<cell>.{attributes,drift,copy,motion}.{mean,ci95,seeds}` and `claims`."""
+    measured = {name: [result["measured"] for result in found] for name, found in results.items() if found}
+    cells: dict[str, Any] = {}
+    for name, cell in plan.cells.items():
+        if name in measured:
+            numbers = {measure: summary(values(measured[name], measure)) for measure in MEASURES}
+            runs = [{key: value for key, value in result.items() if key != "measured"} for result in results[name]]
+            cells[name] = {"title": cell.title, **numbers, "runs": runs}
+        else:
+            cells[name] = {"title": cell.title, "missing": list(cell.seeds)}
+    claims = []
+    for claim, verdict in zip(plan.claims, judge(plan.claims, measured), strict=True):
+        row = claim.model_dump(mode="json")
+        row |= {"verdict": "open"} if verdict is None else asdict(verdict)
+        if row["verdict"] != "open":
+            row.pop("settled_by")
+        claims.append(row)
+    return {"measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
+
+
+def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str, Any]:
+    """Write the three files; each appears whole or not at all.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to.
+    """
+    found = describe(plan, results)
+    write_text(folder / "ablations.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "table.md", table(found))
+    with whole_file(folder / "plot.png") as path:
+        path.write_bytes(plot(found))
+    return found
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The numbers as Markdown, attributes in percent, drift and copying in points."""
+    lines = [
+        "| cell | attributes kept | drift | picture's place copied | motion | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cell in found["cells"].items():
+        if "missing" in cell:
+            lines.append(f"| {name}: {cell['title']} | not run | | | | 0 |")
+            continue
+        parts = []
+        for measure in MEASURES:
+            low, high = cell[measure]["ci95"]
+            digits = 2 if measure == "motion" else 1
+            parts.append(f"{cell[measure]['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        lines.append(f"| {name}: {cell['title']} | {' | '.join(parts)} | {len(cell['attributes']['seeds'])} |")
+    lines += ["", "| claim | difference | verdict |", "|---|---|---|"]
+    for claim in found["claims"]:
+        difference = "not run"
+        if "difference" in claim:
+            low, high = claim["ci95"]
+            difference = f"{claim['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        settle = f"; to settle: {claim['settled_by']}" if "settled_by" in claim else ""
+        lines.append(f"| {claim['text']} | {difference} | {claim['verdict']}{settle} |")
+    return "\n".join([*lines, ""])
+
+
+def plot(found: Mapping[str, Any]) -> bytes:
+    """A PNG: attributes kept of every measured cell with its interval, the dots are seeds."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [(name, cell["attributes"]) for name, cell in found["cells"].items() if "missing" not in cell]
+    figure = Figure(figsize=(8, 0.4 * max(len(rows), 2) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (_, numbers) in enumerate(rows):
+        axes.plot(numbers["ci95"], [place, place], color="#1f63b5", linewidth=2)
+        axes.plot(numbers["seeds"], [place] * len(numbers["seeds"]), "o", color="#d9661f", markersize=4)
+        axes.plot(numbers["mean"], place, "|", color="#1f63b5", markersize=12)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("attributes kept, percent of frames (line: 95 % interval, dots: seeds)")
+    axes.grid(axis="x", alpha=0.3)
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=120)
+    return written.getvalue()

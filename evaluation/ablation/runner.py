@@ -1,0 +1,199 @@
+"""Runs what is missing of an ablation: says what it costs, trains, measures, writes one file for each cell and seed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contextanyone_core.atomic_file import write_text
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import load_text_encoder
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.errors import InputError
+from evaluation.ablation.fingerprint import agree, fingerprint
+from evaluation.ablation.measure import Tools, measure
+from evaluation.ablation.part import AblationPart, Settings
+from evaluation.ablation.plan import AblationPlan, Job, job_hash
+from training.config import TrainConfig
+from training.evaluation.probe import load_probe
+from training.loop import train
+from training.parts.base import PartContext
+
+_LOG = logging.getLogger(__name__)
+_TIMED_STEPS = 4
+
+
+class Runner:
+    """The cells of a plan, with results in one folder and runs in another.
+
+    Args:
+        out: one JSON file for each cell and seed; those may be committed.
+        work: run folders with checkpoints and weights; a cell's is removed once it is measured.
+    """
+
+    def __init__(self, plan: AblationPlan, out: Path, work: Path) -> None:
+        self.plan, self.out, self.work = plan, out, work
+        self._hashes: dict[str, str] = {}
+
+    def results(self) -> dict[str, list[dict[str, Any]]]:
+        """What is done, by cell, in the order of the seeds."""
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.plan.cells}
+        for job in self.plan.jobs():
+            result = self._result(job)
+            if result is not None:
+                found[job.name].append(result)
+        return found
+
+    def run(self, only: Sequence[str], deadline: float | None) -> int | None:
+        """Compute what is missing; returns the signal that ended it early.
+
+        Args:
+            only: names of cells; empty for all.
+            deadline: on `time.monotonic`; no cell is started that would not end before it.
+
+        Raises:
+            InputError: a name is no cell's.
+        """
+        if unknown := sorted(set(only) - self.plan.cells.keys()):
+            raise InputError(f"--cells names {', '.join(unknown)}; the cells are {', '.join(self.plan.cells)}.")
+        missing = [job for job in self.plan.jobs() if (not only or job.name in only) and self._result(job) is None]
+        if not missing:
+            return None
+        cost = self._cost(missing)
+        for job in missing:
+            if deadline is not None and time.monotonic() + cost > deadline:
+                _LOG.info("%s seed %d would take %.0f minutes: not started.", job.name, job.seed, cost / 60)
+                return None
+            ended_by, seconds = self._train_and_measure(job)
+            if ended_by is not None:
+                return ended_by
+            cost = seconds or cost
+        return None
+
+    def _train_and_measure(self, job: Job) -> tuple[int | None, float]:
+        config = job.config(self.plan, self._folder(job))
+        began = time.monotonic()
+        _LOG.info("%s, seed %d: %s", job.name, job.seed, job.cell.title)
+        ended_by = train(config)
+        if ended_by is not None:
+            return ended_by, 0.0
+        trained = time.monotonic() - began
+        settings = _settings(config)
+        path = config.run.folder / "export" / "transformer.safetensors"
+        measured = measure(path, settings, self.plan.measuring, _tools(settings))
+        result = {
+            "cell": job.name,
+            "seed": job.seed,
+            "hash": self._hash(job),
+            "fingerprint": fingerprint(settings),
+            "config": config.to_dict(),
+            "samples": config.run.steps * settings.batch,
+            "flops": _flops(config, settings),
+            "seconds": round(trained, 1),
+            "processor": platform.processor() or platform.machine(),
+            "measured": measured,
+        }
+        text = json.dumps(result, allow_nan=False) + "\n"
+        write_text(self._path(job), text)
+        kept = sum(measured["attributes"]) / len(measured["attributes"])
+        _LOG.info("%s, seed %d: %.1f percent of the attributes kept.", job.name, job.seed, 100 * kept)
+        shutil.rmtree(config.run.folder)
+        return None, time.monotonic() - began
+
+    def _cost(self, missing: Sequence[Job]) -> float:
+        """Seconds of one cell, as measured on a few steps of the first; said for all, before anything starts."""
+        job = missing[0]
+        config = job.config(self.plan, self._folder(job))
+        torch.manual_seed(0)
+        if config.run.threads is not None:
+            torch.set_num_threads(config.run.threads)
+        settings = _settings(config)
+        part = AblationPart(settings, PartContext(job.seed, torch.device("cpu")))
+        part.open_data()
+        generator = torch.Generator().manual_seed(0)
+        seconds = []
+        for step in range(_TIMED_STEPS):
+            batch = part.batch(step)
+            began = time.monotonic()
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                losses, _ = part.loss(batch, step, generator)
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            seconds.append(time.monotonic() - began)
+        cost = config.run.steps * min(seconds[1:])
+        _LOG.info(
+            "%d cells and seeds are missing. One trains for about %.0f minutes here (%.2e FLOPs), all for %.1f hours; "
+            "measuring comes on top.",
+            len(missing),
+            cost / 60,
+            _flops(config, settings, part) or 0,
+            len(missing) * cost / 3600,
+        )
+        return cost
+
+    def _result(self, job: Job) -> dict[str, Any] | None:
+        path = self._path(job)
+        if not path.is_file():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = _settings(job.config(self.plan, self._folder(job)))
+        if not agree(fingerprint(settings), result["fingerprint"]):
+            _LOG.warning("%s is of other code, and is computed again.", path.name)
+            return None
+        return result
+
+    def _path(self, job: Job) -> Path:
+        return self.out / f"{job.name}-{job.seed}-{self._hash(job)}.json"
+
+    def _folder(self, job: Job) -> Path:
+        return self.work / f"{job.name}-{job.seed}-{self._hash(job)}"
+
+    def _hash(self, job: Job) -> str:
+        config = job.config(self.plan, Path("unused"))
+        settings = _settings(config)
+        return job_hash(job, self.plan, self._data(settings))
+
+    def _data(self, settings: Settings) -> str:
+        """Hash of the pairs and the encoders, once for each folder of encoders."""
+        key = f"{settings.weights}:{settings.pool_seed}"
+        if key not in self._hashes:
+            part = AblationPart(settings, PartContext(0, torch.device("cpu")))
+            self._hashes[key] = part.data_hash()
+        return self._hashes[key]
+
+
+def _settings(config: TrainConfig) -> Settings:
+    assert isinstance(config.part, Settings)
+    return config.part
+
+
+def _tools(settings: Settings) -> Tools:
+    folder = settings.weights
+    return Tools(
+        VideoVAE(load_vae(folder / "vae.safetensors", torch.float32)),
+        load_text_encoder(folder / "text_encoder.safetensors"),
+        load_image_encoder(folder / "image_encoder.safetensors"),
+        load_probe(folder / "probe.safetensors"),
+    )
+
+
+def _flops(config: TrainConfig, settings: Settings, part: AblationPart | None = None) -> float | None:
+    """FLOPs of a cell's training with references in every batch, counted as the model's, joint attention too."""
+    part = part or AblationPart(settings, PartContext(0, torch.device("cpu")))
+    side = settings.size // 8
+    shapes = ((settings.batch, 16, 1 + (settings.num_frames - 1) // 4, side, side), (settings.batch, 16, 1, side, side))
+    batch: dict[str, torch.Tensor] = {
+        name: torch.empty(shape, device="meta")
+        for name, shape in zip(("latents", "reference_latents"), shapes, strict=True)
+    }
+    if part.transformer.config.image_dim is not None:
+        batch["image_embeds"] = torch.empty((settings.batch, 17, 1), device="meta")
+    flops = part.work(batch, with_reference=settings.variant != "text_only").flops
+    return None if flops is None else float(flops * config.run.steps)

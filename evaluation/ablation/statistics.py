@@ -1,0 +1,91 @@
+"""Means with intervals, and claims about pairs of cells: a bootstrap over training seeds and characters alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.ablation.plan import Claim
+
+MEASURES = ("attributes", "drift", "copy", "motion")
+_RESAMPLES = 4000
+_ALPHA = 0.05
+
+Values = NDArray[np.float64]
+"""(seeds, characters): one measure of a cell, in the order of the test characters."""
+
+
+def values(results: Sequence[Mapping[str, Any]], measure: str) -> Values:
+    """One measure of a cell's results, one for each seed; shares are in percent, drift and copy in points."""
+    if measure == "drift":
+        return 100 * np.asarray([np.subtract(result["first"], result["last"]) for result in results])
+    name, scale = {"attributes": ("attributes", 100), "copy": ("copied", 100), "motion": ("motion", 1)}[measure]
+    return scale * np.asarray([result[name] for result in results], np.float64)
+
+
+def summary(cell: Values) -> dict[str, Any]:
+    """Mean, 95 % interval and the mean of each seed."""
+    low, high = np.percentile(_resampled(cell), [2.5, 97.5])
+    return {"mean": float(cell.mean()), "ci95": [float(low), float(high)], "seeds": cell.mean(1).tolist()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say of a claim: the difference better - worse with its interval, and p by bootstrap."""
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+    verdict: str
+
+
+def judge(claims: Sequence[Claim], cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Verdict | None]:
+    """Confirmed, refuted or open, for each claim; None where a cell has no result yet.
+
+    The p values of all claims are corrected by Holm. A claim about a cell with one seed stays open: nothing tells how
+    much another training run would differ.
+    """
+    compared = [_compare(claim, cells) for claim in claims]
+    known = sorted((found.p, index) for index, found in enumerate(compared) if found is not None)
+    significant: set[int] = set()
+    for rank, (p, index) in enumerate(known):
+        if p > _ALPHA / (len(known) - rank):
+            break
+        significant.add(index)
+    verdicts: list[Verdict | None] = []
+    for index, (claim, found) in enumerate(zip(claims, compared, strict=True)):
+        if found is None:
+            verdicts.append(None)
+            continue
+        single = min(len(cells[claim.better]), len(cells[claim.worse])) < 2
+        ahead = found.difference > 0 if claim.direction == "more" else found.difference < 0
+        decided = "confirmed" if ahead else "refuted"
+        verdict = decided if index in significant and not single else "open"
+        verdicts.append(Verdict(found.difference, found.ci95, found.p, verdict))
+    return verdicts
+
+
+def _compare(claim: Claim, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> Verdict | None:
+    if not cells.get(claim.better) or not cells.get(claim.worse):
+        return None
+    better, worse = (values(cells[name], claim.measure) for name in (claim.better, claim.worse))
+    drawn = _resampled(better, worse)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    p = 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
+    return Verdict(float(better.mean() - worse.mean()), (float(low), float(high)), min(max(p, 1 / _RESAMPLES), 1), "")
+
+
+def _resampled(cell: Values, other: Values | None = None) -> NDArray[np.float64]:
+    """Means (or differences) over drawn seeds of each cell and over characters drawn alike for both."""
+    rng, parts = np.random.default_rng(0), [cell] if other is None else [cell, other]
+    count = cell.shape[1]
+    drawn = np.empty(_RESAMPLES)
+    for index in range(_RESAMPLES):
+        characters = rng.integers(count, size=count)
+        means = [part[rng.integers(len(part), size=len(part))][:, characters].mean() for part in parts]
+        drawn[index] = means[0] if other is None else means[0] - means[1]
+    return drawn

@@ -1,0 +1,85 @@
+"""Analyse the answers of a user study.
+
+    python evaluation/study/analyse.py --key STUDY/key.json --answers FOLDER --out DIR [--metrics metrics.json]
+
+FOLDER holds the files that raters sent. DIR gets analysis.json and table.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from contextanyone_core.atomic_file import write_text
+from contextanyone_core.errors import InputError
+from training.commands import Parser, output_folder, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = Parser(prog="analyse.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--key", type=Path, required=True, help="key.json of the study")
+    parser.add_argument("--answers", type=Path, required=True, help="folder with the raters' files")
+    parser.add_argument("--metrics", type=Path, help="numbers to correlate with: {metric: {system: {item: number}}}")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
+    return run_command("analyse.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from evaluation.study.analysis import analyse, read_answers
+
+    key = _read_json("--key", arguments.key)
+    if not arguments.answers.is_dir():
+        raise InputError(f"--answers {arguments.answers} is no folder.")
+    files = sorted(arguments.answers.glob("*.json"))
+    metrics = None if arguments.metrics is None else _read_json("--metrics", arguments.metrics)
+    out = output_folder("--out", arguments.out)
+    read = read_answers(key, files)
+    found = {"raters_given": read.raters, "excluded": read.excluded, **analyse(read.answers, metrics)}
+    for name, text in (("analysis.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
+        write_text(out / name, text)
+    sys.stdout.write(table(found))
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The numbers as Markdown."""
+    lines = [
+        "| first | second | signed mean | strict wins | wins and half of the ties | preferred |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["pairs"]:
+        signed = _interval(row["signed_mean"], 2, 1)
+        wins = [_interval(row[name], 0, 100) for name in ("strict_win", "inclusive_win")]
+        preferred = row["preferred"] or "equal"
+        lines.append(f"| {row['first']} | {row['second']} | {signed} | {wins[0]} | {wins[1]} | {preferred} |")
+    lines += ["", "| system | Bradley-Terry strength |", "|---|---|"]
+    for name, row in found["bradley_terry"].items():
+        lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
+    alpha = found["krippendorff_alpha"]
+    lines += ["", f"{found['raters']} raters, {found['items']} references; {len(found['excluded'])} raters left out."]
+    lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
+    return "\n".join(lines)
+
+
+def _interval(number: Mapping[str, Any], digits: int, scale: float) -> str:
+    low, high = number["ci95"]
+    return f"{scale * number['mean']:.{digits}f} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
+
+
+def _read_json(option: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {path} cannot be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{option} {path} is not a JSON object.")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The analysis of a study: exclusions, preferences, Bradley-Terry, agreement, correlation with metrics."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contextanyone_core.errors import InputError
+
+_RESAMPLES = 2000
+_SCORES = frozenset({-2, -1, 0, 1, 2})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of one rater to a comparison: `score` from +2 (the first system much better) to -2."""
+
+    rater: str
+    item: str
+    first: str
+    second: str
+    score: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """What counts, and who was left out and why."""
+
+    answers: list[Answer]
+    excluded: dict[str, str]
+    raters: int
+
+
+def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
+    """Read raters' files, and leave out raters by the study's rules.
+
+    Left out are raters who passed less than 80 % of the checks (a check is passed where the right person's clip is
+    preferred), whose median time is under 3 seconds, or who did not finish.
+
+    Raises:
+        InputError: a file is of another study, of another form, or of a rater who is there twice.
+    """
+    trials = {trial["id"]: trial for trial in key["trials"]}
+    answers: list[Answer] = []
+    excluded: dict[str, str] = {}
+    raters: set[str] = set()
+    for path in files:
+        found = _read(path, key["id"], trials)
+        rater = found["rater"]
+        if rater in raters:
+            raise InputError(f"{path} is of the rater {rater}, of whom there is another file.")
+        raters.add(rater)
+        reason = _reason_to_exclude(found["answers"], trials, key["rules"])
+        if reason:
+            excluded[rater] = reason
+            continue
+        for row in found["answers"]:
+            trial = trials[row["trial"]]
+            if not trial["check"]:
+                answers.append(Answer(rater, trial["item"], trial["first"][0], trial["second"][0], row["score"]))
+    return Read(answers, excluded, len(raters))
+
+
+def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All numbers of a study.
+
+    Args:
+        metrics: `metrics[name][system][item]`, a number where higher is better, as evaluation/run.py writes them.
+
+    Raises:
+        InputError: there is no answer.
+    """
+    if not answers:
+        raise InputError("There are no answers to analyse: no rater is left, or no file was given.")
+    found: dict[str, Any] = {
+        "raters": len({answer.rater for answer in answers}),
+        "items": len({answer.item for answer in answers}),
+        "pairs": _preferences(answers),
+        "bradley_terry": _bradley_terry(answers),
+        "krippendorff_alpha": _alpha(answers),
+    }
+    if metrics is not None:
+        found["spearman"] = {name: _correlation(answers, values) for name, values in metrics.items()}
+    return found
+
+
+def _read(path: Path, identity: str, trials: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [(row["trial"], row["score"], float(row["seconds"])) for row in found["answers"]]
+        rater, study = str(found["rater"]), found["study"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no file of answers: {error}.") from None
+    if study != identity:
+        raise InputError(f"{path} is of the study {study}; the key is of {identity}.")
+    if wrong := [trial for trial, score, _ in rows if trial not in trials or score not in _SCORES]:
+        raise InputError(f"{path} has an answer to {wrong[0]} that the study cannot have.")
+    if len({trial for trial, _, _ in rows}) < len(rows):
+        raise InputError(f"{path} has two answers to one trial.")
+    answers = [{"trial": trial, "score": score, "seconds": seconds} for trial, score, seconds in rows]
+    return {"rater": rater, "answers": answers}
+
+
+def _reason_to_exclude(rows: Sequence[Mapping[str, Any]], trials: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+    if len(rows) < len(trials):
+        return f"answered {len(rows)} of {len(trials)} trials"
+    checks = [row["score"] > 0 for row in rows if trials[row["trial"]]["check"]]
+    if checks and float(np.mean(checks)) < rules["passed_share"]:
+        return f"passed {sum(checks)} of {len(checks)} attention checks"
+    median = float(np.median([row["seconds"] for row in rows]))
+    return f"median time {median:.1f} s" if median < rules["min_seconds"] else ""
+
+
+def _preferences(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Signed mean, strict and inclusive wins of each pair of systems, with intervals over raters and items alike."""
+    pairs: dict[tuple[str, str], list[Answer]] = defaultdict(list)
+    for answer in answers:
+        pairs[answer.first, answer.second].append(answer)
+    rows = []
+    for (first, second), chosen in pairs.items():
+        scores = np.asarray([answer.score for answer in chosen], np.float64)
+        measures: dict[str, Callable[[NDArray[np.float64]], float]] = {
+            "signed_mean": lambda x: float(x.mean()),
+            "strict_win": lambda x: float((x > 0).mean()),
+            "inclusive_win": lambda x: float((x > 0).mean() + 0.5 * (x == 0).mean()),
+        }
+        row: dict[str, Any] = {"first": first, "second": second, "answers": len(chosen)}
+        drawn = [scores[index] for index in _resampled(chosen)]
+        for name, measure in measures.items():
+            low, high = np.percentile([measure(values) for values in drawn], [2.5, 97.5])
+            row[name] = {"mean": measure(scores), "ci95": [float(low), float(high)]}
+        low, high = row["signed_mean"]["ci95"]
+        row["preferred"] = first if low > 0 else second if high < 0 else None
+        rows.append(row)
+    return rows
+
+
+def _bradley_terry(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Strengths of the systems (log scale, mean 0; a tie is half a win for each) with intervals."""
+    import choix
+
+    systems = sorted({name for answer in answers for name in (answer.first, answer.second)})
+    place = {name: index for index, name in enumerate(systems)}
+    first = np.asarray([place[answer.first] for answer in answers])
+    second = np.asarray([place[answer.second] for answer in answers])
+    won = np.asarray([0.5 + 0.5 * np.sign(answer.score) for answer in answers])
+
+    def strengths(index: NDArray[np.int64]) -> NDArray[np.float64]:
+        wins = np.zeros((len(systems), len(systems)))
+        np.add.at(wins, (first[index], second[index]), won[index])
+        np.add.at(wins, (second[index], first[index]), 1 - won[index])
+        found = np.asarray(choix.ilsr_pairwise_dense(wins, alpha=0.01), np.float64)
+        return np.asarray(found - found.mean(), np.float64)
+
+    drawn = np.stack([strengths(index) for index in _resampled(answers, 300)])
+    whole = strengths(np.arange(len(answers)))
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return {
+        name: {"strength": float(whole[index]), "ci95": [float(low[index]), float(high[index])]}
+        for name, index in place.items()
+    }
+
+
+def _alpha(answers: Sequence[Answer]) -> float | None:
+    """Krippendorff's alpha of the scores (interval level): 1 is agreement, 0 is what chance gives."""
+    import krippendorff
+
+    raters = sorted({answer.rater for answer in answers})
+    units = sorted({(answer.item, answer.first, answer.second) for answer in answers})
+    table = np.full((len(raters), len(units)), np.nan)
+    for answer in answers:
+        table[raters.index(answer.rater), units.index((answer.item, answer.first, answer.second))] = answer.score
+    values = table[~np.isnan(table)]
+    if len(raters) < 2 or len(np.unique(values)) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=table, level_of_measurement="interval"))
+
+
+def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Spearman's rho between mean scores of comparisons and differences of a metric, with an interval over them."""
+    from scipy.stats import spearmanr
+
+    scores: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for answer in answers:
+        scores[answer.item, answer.first, answer.second].append(answer.score)
+    pairs = [
+        (float(np.mean(found)), values[first][item] - values[second][item])
+        for (item, first, second), found in scores.items()
+        if item in values.get(first, {}) and item in values.get(second, {})
+    ]
+    if len(pairs) < 3:
+        return {"rho": None, "comparisons": len(pairs)}
+    table, rng = np.asarray(pairs), np.random.default_rng(0)
+    drawn = [table[rng.integers(len(table), size=len(table))] for _ in range(500)]
+    rhos = [spearmanr(part[:, 0], part[:, 1]).statistic for part in drawn]
+    low, high = np.nanpercentile(rhos, [2.5, 97.5])
+    rho = float(spearmanr(table[:, 0], table[:, 1]).statistic)
+    return {"rho": rho, "ci95": [float(low), float(high)], "comparisons": len(pairs)}
+
+
+def _resampled(answers: Sequence[Answer], count: int = _RESAMPLES) -> list[NDArray[np.int64]]:
+    """Indices of answers for drawn raters and drawn items; an answer counts as often as both were drawn."""
+    rng = np.random.default_rng(0)
+    raters, rater_of = np.unique([answer.rater for answer in answers], return_inverse=True)
+    items, item_of = np.unique([answer.item for answer in answers], return_inverse=True)
+    drawn: list[NDArray[np.int64]] = []
+    while len(drawn) < count:
+        of_rater = np.bincount(rng.integers(len(raters), size=len(raters)), minlength=len(raters))
+        of_item = np.bincount(rng.integers(len(items), size=len(items)), minlength=len(items))
+        index = np.repeat(np.arange(len(answers)), of_rater[rater_of] * of_item[item_of])
+        if len(index):
+            drawn.append(index)
+    return drawn

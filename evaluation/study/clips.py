@@ -1,0 +1,39 @@
+"""Both clips of a trial in one codec, size, length and rate, so that nothing but the person can tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from contextanyone_core.media.video_io import write_clip
+from evaluation.videos import read_frames
+
+
+def write_alike(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Read clips and write them as .mp4 at 16 frames a second: each cut to the shortest, fitted into the smallest.
+
+    Raises:
+        InputError: a clip cannot be read.
+    """
+    clips = [read_frames(path) for path in sources]
+    length = min(len(clip) for clip in clips)
+    height = min(clip.shape[1] for clip in clips) // 2 * 2
+    width = min(clip.shape[2] for clip in clips) // 2 * 2
+    for clip, target in zip(clips, targets, strict=True):
+        write_clip(target, np.stack([_fitted(frame, height, width) for frame in clip[:length]]), {})
+
+
+def _fitted(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The whole frame inside (height, width), on white where its aspect is another."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    share = min(height / frame.shape[0], width / frame.shape[1])
+    size = (max(1, round(frame.shape[1] * share)), max(1, round(frame.shape[0] * share)))
+    inner = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return np.asarray(canvas, np.uint8)

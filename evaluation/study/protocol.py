@@ -1,0 +1,70 @@
+"""The protocol of the study, after the authors' public page: pairs of clips, five points, attention checks, exclusions.
+
+A trial shows a reference picture and two clips of it. The rater says which clip keeps the person's appearance better:
+A much, A slightly, about equal, B slightly, B much, scored +2 to -2 for the first system. In an attention check one
+clip shows another person.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from contextanyone_core.errors import InputError
+from evaluation.clip_set import Item
+
+QUESTION = (
+    "Which video keeps the appearance of the person in the picture better: face, hairstyle, clothing, accessories? "
+    "Ignore the place, the camera and the motion."
+)
+CHECKS = 4
+MIN_SECONDS = 3.0
+PASSED_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Two clips of one item; in a check `second` shows another item's clip, and `first` must win.
+
+    Attributes:
+        id: names the trial in the answers; says nothing of what it shows.
+        item: the reference's item.
+        first, second: (system, item) of the clips.
+        check: whether it is an attention check.
+    """
+
+    id: str
+    item: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+    check: bool
+
+
+def make_trials(items: Sequence[Item], systems: Sequence[str], against: str | None, seed: int) -> list[Trial]:
+    """Every pair of systems (or `against` with each other one) on every item, and four checks, in a fixed order.
+
+    The page draws the order and the sides for each rater.
+
+    Raises:
+        InputError: fewer than two systems or items, or `against` is none of them.
+    """
+    if len(systems) < 2 or len(items) < 2:
+        raise InputError(f"There are {len(systems)} systems and {len(items)} items; a study needs two of each.")
+    if against is not None and against not in systems:
+        raise InputError(f"--against is {against}; the systems are {', '.join(systems)}.")
+    rng = random.Random(seed)
+    pairs = [pair for pair in combinations(systems, 2) if against is None or against in pair]
+    if against is not None:
+        pairs = [(against, other) for other in systems if other != against]
+    compared = [(item.id, (one, item.id), (two, item.id), False) for item in items for one, two in pairs]
+    checked = rng.sample(list(items), min(CHECKS, len(items)))
+    for item in checked:
+        other = rng.choice([candidate for candidate in items if candidate.reference != item.reference] or [None])
+        if other is None:
+            raise InputError("All items have one reference; attention checks need clips of somebody else.")
+        system = rng.choice(list(systems))
+        compared.append((item.id, (system, item.id), (system, other.id), True))
+    names = rng.sample(range(10**6), len(compared))
+    return [Trial(f"t{name:06d}", *rest) for name, rest in zip(names, compared, strict=True)]

@@ -1,0 +1,201 @@
+"""Ablations: plans, variants, statistics, and a small one from nothing to its report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import InputError
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from evaluation import ablate
+from evaluation.ablation.fingerprint import agree, fingerprint
+from evaluation.ablation.part import Settings
+from evaluation.ablation.plan import AblationPlan, Claim, job_hash, load_plan
+from evaluation.ablation.statistics import judge, summary
+from evaluation.ablation.variants import as_variant
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = ROOT / "evaluation" / "ablations.yaml"
+
+
+@pytest.fixture
+def network() -> ContextAnyoneTransformer:
+    torch.manual_seed(0)
+    network = ContextAnyoneTransformer(ContextAnyoneConfig.tiny())
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    return network.eval().requires_grad_(False)
+
+
+def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ReferenceInputs]:
+    generator = torch.Generator().manual_seed(seed)
+    config = ContextAnyoneConfig.tiny()
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    text = draw(2, config.text_len, config.text_dim)
+    references = ReferenceInputs([draw(2, 16, 1, 4, 4)], text.flip(0), [draw(2, 5, config.image_dim or 1)])
+    return draw(2, 16, 2, 4, 4), torch.tensor([700.0, 300.0]), text, references
+
+
+def test_joint_attention_lets_the_video_change_the_references(network):
+    joint = as_variant(network, "joint_attention")
+    latents, times, text, references = inputs()
+    for model, changes in ((network, False), (joint, True)):
+        one = model(latents, times, text, references=references).reference_output[0]
+        two = model(latents + 1, times, text, references=references).reference_output[0]
+        assert (not torch.equal(one, two)) is changes
+
+
+def test_joint_attention_without_references_is_the_model(network):
+    latents, times, text, _ = inputs()
+    joint = as_variant(network, "joint_attention")
+    assert torch.equal(joint(latents, times, text).velocity, network(latents, times, text).velocity)
+
+
+def test_joint_attention_by_its_cache_is_joint_attention(network):
+    latents, times, text, references = inputs()
+    joint = as_variant(network, "joint_attention")
+    cached = joint(latents, times, text, cache=joint.encode_references(references)).velocity
+    assert torch.equal(cached, joint(latents, times, text, references=references).velocity)
+    assert not torch.allclose(cached, network(latents, times, text, references=references).velocity, atol=1e-4)
+
+
+def test_clip_only_reads_nothing_of_the_reference_but_its_clip_tokens(network):
+    latents, times, text, references = inputs()
+    variant = as_variant(network, "clip_only")
+    other = inputs(1)[3]
+    one = variant(latents, times, text, references=references).velocity
+    other_latents = ReferenceInputs(other.latents, references.text_embeds, references.image_embeds)
+    other_tokens = ReferenceInputs(references.latents, references.text_embeds, other.image_embeds)
+    assert torch.equal(one, variant(latents, times, text, references=other_latents).velocity)
+    assert not torch.equal(one, variant(latents, times, text, references=other_tokens).velocity)
+
+
+@pytest.mark.parametrize("variant", ["joint_attention", "clip_only"])
+def test_a_variant_has_the_same_weights(network, variant):
+    built = as_variant(network, variant)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(built.state_dict()[name], tensor)
+
+
+def test_fingerprints_tell_cells_apart_and_repeat():
+    found = {
+        "none": fingerprint(Settings()),
+        "joint": fingerprint(Settings(variant="joint_attention")),
+        "gap": fingerprint(Settings(network={"gap": 0.0})),
+        "weight": fingerprint(Settings(reference_weight=0.0)),
+        "no clip": fingerprint(Settings(network={"image_dim": None})),
+        "phantom": fingerprint(Settings(reading="phantom")),
+        "text": fingerprint(Settings(variant="text_only")),
+    }
+    assert agree(fingerprint(Settings()), found["none"])
+    names = list(found)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
+    assert [pair for pair in pairs if agree(found[pair[0]], found[pair[1]])] == []
+
+
+def test_the_shipped_plan_is_what_the_paper_and_the_open_choices_ask_for():
+    plan = load_plan(PLAN)
+    assert {name for name, cell in plan.cells.items() if len(cell.seeds) == 3} >= {
+        *("full", "no_emphasis", "gap_0", "gap_30", "joint_attention", "no_reconstruction", "clip_frame"),
+        "plain_captions",
+    }
+    steps = {job.config(plan, Path("x")).run.steps for job in plan.jobs()}
+    assert len(steps) == 1
+    assert [job.seed for job in plan.jobs()[: len(plan.cells)]] == [0] * len(plan.cells)
+
+
+def test_a_hash_knows_what_counts_and_forgets_where_it_runs():
+    plan = load_plan(PLAN)
+    full, other = plan.jobs()[0], plan.jobs()[1]
+    hashes = {job_hash(full, plan, "data"), job_hash(other, plan, "data"), job_hash(full, plan, "other data")}
+    assert len(hashes) == 3
+    data = yaml.safe_load(PLAN.read_text())
+    data["base"]["run"]["threads"] = 1
+    data["base"]["precision"] = "fp32"
+    assert job_hash(full, AblationPlan.model_validate(data), "data") == job_hash(full, plan, "data")
+    data["base"]["run"]["steps"] = 7
+    assert job_hash(full, AblationPlan.model_validate(data), "data") != job_hash(full, plan, "data")
+
+
+def result(mean: float, seed: int, count: int = 60) -> dict[str, object]:
+    rng = np.random.default_rng(seed)
+    right = np.clip(rng.normal(mean, 0.05, count), 0, 1).tolist()
+    return {"attributes": right, "first": right, "last": right, "copied": right, "motion": right}
+
+
+def claim(better: str, worse: str) -> Claim:
+    return Claim(text=f"{better} > {worse}", better=better, worse=worse)
+
+
+def test_a_planted_difference_is_confirmed_a_reversed_one_refuted_a_tie_left_open():
+    cells = {
+        "high": [result(0.8, seed) for seed in range(3)],
+        "low": [result(0.5, seed) for seed in range(3)],
+        "same": [result(0.8, 10 + seed) for seed in range(3)],
+        "once": [result(0.3, 1)],
+    }
+    claims = [claim("high", "low"), claim("low", "high"), claim("high", "same"), claim("high", "once")]
+    assert [found.verdict for found in judge(claims, cells) if found] == ["confirmed", "refuted", "open", "open"]
+    assert judge([claim("high", "absent")], {**cells, "absent": []}) == [None]
+
+
+def test_seeds_that_differ_widen_the_interval():
+    alike = summary(np.full((3, 40), 50.0))
+    apart = summary(np.repeat([[40.0], [50.0], [60.0]], 40, axis=1))
+    assert alike["ci95"] == [50.0, 50.0]
+    assert apart["ci95"][1] - apart["ci95"][0] > 5
+    assert apart["seeds"] == [40.0, 50.0, 60.0]
+
+
+def small_plan(tmp_path: Path) -> Path:
+    data = yaml.safe_load(PLAN.read_text())
+    run = {"steps": 2, "save_every": 1, "sample_every": 100, "threads": 1, "workers": 0, "trackers": []}
+    part = {"size": 32, "num_frames": 5, "batch": 2, "pairs": 4, "pools": str(tmp_path / "pools")}
+    part["network"] = {"dim": 64, "ffn_dim": 64, "num_heads": 1, "num_layers": 2}
+    data["base"] = {"run": run, "precision": "fp32", "part": part}
+    data["measuring"] = {"count": 2, "steps": 1, "batch_size": 2}
+    data["cells"] = {name: {**data["cells"][name], "seeds": [0]} for name in ("full", "joint_attention", "clip_frame")}
+    data["claims"] = [{"text": "a", "better": "full", "worse": "joint_attention"}]
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.mark.slow
+def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [str(small_plan(tmp_path)), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert ablate.main([*words, "--cells", "full"]) == 3
+    assert ablate.main(words) == 0
+    found = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    assert found["cells"].keys() == {"full", "joint_attention", "clip_frame"}
+    for cell in found["cells"].values():
+        for measure in ("attributes", "drift", "copy", "motion"):
+            assert cell[measure].keys() == {"mean", "ci95", "seeds"}
+        assert cell["runs"][0]["flops"] > 0
+    assert found["claims"][0]["verdict"] == "open"
+    assert list((tmp_path / "work").iterdir()) == []
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*-0-*.json")}
+    assert len(files) == 3
+    assert ablate.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_cell_and_a_claim_about_none_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [str(small_plan(tmp_path)), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert ablate.main([*words, "--cells", "gap_7"]) == 2
+    assert "gap_7" in capsys.readouterr().err
+    data = yaml.safe_load(PLAN.read_text())
+    data["claims"] = [{"text": "a", "better": "full", "worse": "nothing"}]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match="nothing"):
+        load_plan(tmp_path / "wrong.yaml")

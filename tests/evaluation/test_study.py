@@ -1,0 +1,253 @@
+"""The user study: its page in a browser with simulated raters, and the analysis of answers with a known truth."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextanyone_core.errors import InputError
+from contextanyone_core.media.video_io import write_clip
+from evaluation.clip_set import read_folders, read_set
+from evaluation.study import analyse as analyse_script
+from evaluation.study import build
+from evaluation.study.analysis import Answer, analyse, read_answers
+from evaluation.study.protocol import make_trials
+from evaluation.videos import read_frames
+
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.fixture
+def clips(tmp_path) -> list[str]:
+    """A set of three references and the clips of two systems, `good` in the reference's colour and `bad` in grey."""
+    lines = []
+    for index, color in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200)]):
+        name = f"{index}"
+        Image.new("RGB", (32, 32), color).save(tmp_path / f"{name}.png")
+        for system, shade in (("good", color), ("bad", (120, 120, 120))):
+            folder = tmp_path / system
+            folder.mkdir(exist_ok=True)
+            frames = np.full((9 if system == "good" else 5, 32, 48, 3), shade, np.uint8)
+            write_clip(folder / f"{name}.mp4", frames, {})
+        row = {
+            "id": name,
+            "reference": f"{name}.png",
+            "later": "The same person.",
+            "seed": index,
+            "file": f"{name}.mp4",
+        }
+        lines.append(json.dumps(row))
+    (tmp_path / "set.jsonl").write_text("\n".join(lines) + "\n")
+    return ["--set", str(tmp_path / "set.jsonl"), "--videos", f"good={tmp_path / 'good'}", f"bad={tmp_path / 'bad'}"]
+
+
+def simulated(count: int, preference: float, seed: int = 0) -> list[Answer]:
+    """Answers of raters to 30 items of `ours` and `theirs`; `preference` is the mean score, 0 is a tie."""
+    rng = np.random.default_rng(seed)
+    return [
+        Answer(f"r{rater}", f"i{item}", "ours", "theirs", int(np.clip(np.round(rng.normal(preference, 1.0)), -2, 2)))
+        for rater in range(count)
+        for item in range(30)
+    ]
+
+
+def test_a_planted_preference_is_found_and_a_planted_tie_is_not():
+    found = analyse(simulated(8, 0.8))["pairs"][0]
+    assert found["preferred"] == "ours"
+    assert found["inclusive_win"]["mean"] > 0.6
+    assert analyse(simulated(8, -0.8))["pairs"][0]["preferred"] == "theirs"
+    ties = [analyse(simulated(8, 0.0, seed))["pairs"][0]["preferred"] for seed in range(10)]
+    assert ties.count(None) >= 8
+
+
+def test_numbers_by_hand():
+    scores = [2, 1, 0, -1]
+    answers = [Answer("a", f"i{index}", "x", "y", score) for index, score in enumerate(scores)]
+    row = analyse(answers)["pairs"][0]
+    assert row["signed_mean"]["mean"] == 0.5
+    assert row["strict_win"]["mean"] == 0.5
+    assert row["inclusive_win"]["mean"] == 0.625
+
+
+def test_bradley_terry_orders_three_systems():
+    rng = np.random.default_rng(0)
+    strength = {"weak": 0.0, "middle": 1.0, "strong": 2.0}
+    answers = []
+    for rater in range(6):
+        for item in range(20):
+            for first, second in (("weak", "middle"), ("strong", "weak"), ("middle", "strong")):
+                wins = rng.random() < 1 / (1 + np.exp(strength[second] - strength[first]))
+                answers.append(Answer(f"r{rater}", f"i{item}", first, second, 1 if wins else -1))
+    found = analyse(answers)["bradley_terry"]
+    order = sorted(found, key=lambda name: found[name]["strength"])
+    assert order == ["weak", "middle", "strong"]
+    assert found["strong"]["strength"] - found["weak"]["strength"] == pytest.approx(2.0, abs=0.7)
+    assert all(row["ci95"][0] < row["strength"] < row["ci95"][1] for row in found.values())
+
+
+def test_agreement_is_one_for_equal_raters_and_near_nothing_for_random_ones():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-2, 3, 30)
+    alike = [Answer(f"r{r}", f"i{i}", "x", "y", int(scores[i])) for r in range(4) for i in range(30)]
+    apart = [Answer(f"r{r}", f"i{i}", "x", "y", int(rng.integers(-2, 3))) for r in range(4) for i in range(30)]
+    assert analyse(alike)["krippendorff_alpha"] == pytest.approx(1.0)
+    assert abs(analyse(apart)["krippendorff_alpha"]) < 0.2
+
+
+def test_a_metric_that_agrees_correlates():
+    answers = [Answer(f"r{r}", f"i{i}", "x", "y", i % 5 - 2) for r in range(3) for i in range(20)]
+    metric = {"x": {f"i{i}": float(i % 5) for i in range(20)}, "y": {f"i{i}": 0.0 for i in range(20)}}
+    found = analyse(answers, {"good": metric, "absent": {}})["spearman"]
+    assert found["good"]["rho"] == pytest.approx(1.0)
+    assert found["absent"]["rho"] is None
+
+
+def answers_file(
+    folder: Path, key: dict[str, object], rater: str, *, check_score: int = 2, seconds: float = 5.0
+) -> Path:
+    rows = [
+        {"trial": trial["id"], "score": check_score if trial["check"] else 1, "left": "first", "seconds": seconds}
+        for trial in key["trials"]
+    ]
+    path = folder / f"{rater}.json"
+    path.write_text(json.dumps({"study": key["id"], "rater": rater, "trials": len(rows), "answers": rows}))
+    return path
+
+
+def test_raters_are_left_out_by_the_rules_and_wrong_files_refused(clips, tmp_path):
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    key = json.loads((tmp_path / "study" / "key.json").read_text())
+    good = answers_file(tmp_path, key, "good")
+    careless = answers_file(tmp_path, key, "careless", check_score=-1)
+    hasty = answers_file(tmp_path, key, "hasty", seconds=0.5)
+    unfinished = answers_file(tmp_path, key, "unfinished")
+    data = json.loads(unfinished.read_text())
+    unfinished.write_text(json.dumps({**data, "answers": data["answers"][:2]}))
+    read = read_answers(key, [good, careless, hasty, unfinished])
+    assert set(read.excluded) == {"careless", "hasty", "unfinished"}
+    assert {answer.rater for answer in read.answers} == {"good"}
+    assert len(read.answers) == 3
+    with pytest.raises(InputError, match="another file"):
+        read_answers(key, [good, good])
+    other = {**json.loads(good.read_text()), "study": "another"}
+    good.write_text(json.dumps(other))
+    with pytest.raises(InputError, match="another"):
+        read_answers(key, [good])
+
+
+def test_the_page_tells_nothing_of_whose_clip_is_whose_and_clips_are_alike(clips, tmp_path):
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    page = tmp_path / "study" / "page"
+    text = "".join(path.read_text() for path in page.glob("*.js")) + " ".join(p.name for p in page.rglob("*"))
+    assert "good" not in text.replace("goodness", "")
+    assert "bad" not in text
+    for trial in json.loads((page / "study-data.js").read_text().removeprefix("window.STUDY = ").rstrip(";\n"))[
+        "trials"
+    ]:
+        assert read_frames(page / trial["first"]).shape == read_frames(page / trial["second"]).shape
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 2
+
+
+def test_trials_are_fixed_by_the_seed_and_checks_show_another_person(clips, tmp_path):
+    items = read_set(tmp_path / "set.jsonl")
+    trials = make_trials(items, ["good", "bad"], None, 3)
+    assert trials == make_trials(items, ["good", "bad"], None, 3)
+    assert trials != make_trials(items, ["good", "bad"], None, 4)
+    assert len({trial.id for trial in trials}) == len(trials) == 6
+    for trial in trials:
+        assert (trial.second[1] != trial.item) is trial.check
+    with pytest.raises(InputError, match="two"):
+        make_trials(items, ["good"], None, 0)
+    with pytest.raises(InputError, match="--against"):
+        make_trials(items, ["good", "bad"], "ugly", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"id": "1"}', "reference"),
+        ('{"id":"1","reference":"0.png","later":"x","seed":"3","file":"0.mp4"}', "seed"),
+        ('{"id":"1","reference":"no.png","later":"x","seed":3,"file":"0.mp4"}', "no.png"),
+        ('{"id":"1","reference":"0.png","later":"x","seed":3,"file":"0.mp4","refrence":"a"}', "refrence"),
+    ],
+)
+def test_a_wrong_set_is_one_line(clips, tmp_path, line, said):
+    (tmp_path / "wrong.jsonl").write_text(line)
+    with pytest.raises(InputError, match=said):
+        read_set(tmp_path / "wrong.jsonl")
+
+
+def test_a_missing_clip_is_named(clips, tmp_path):
+    items = read_set(tmp_path / "set.jsonl")
+    (tmp_path / "bad" / "1.mp4").unlink()
+    with pytest.raises(InputError, match=r"1\.mp4"):
+        read_folders([f"bad={tmp_path / 'bad'}"], items)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
+def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    study = tmp_path / "study"
+    key = {trial["id"]: trial for trial in json.loads((study / "key.json").read_text())["trials"]}
+    data = study / "page" / "study-data.js"
+    data.write_text(data.read_text().replace('"min_seconds": 3.0', '"min_seconds": 0.2'))
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    sides: dict[str, list[str]] = {}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
+        for rater in ("one", "two", "three"):
+            context = browser.new_context(accept_downloads=True)
+            page = context.new_page()
+            address = f"{(study / 'page' / 'index.html').as_uri()}?rater={rater}"
+            page.goto(address)
+            assert page.locator("#begin").is_disabled()
+            page.check("#consent")
+            page.click("#begin")
+            count = len(key)
+            for index in range(count):
+                page.wait_for_selector("#choices button:not([disabled])")
+                left = page.locator("#left").get_attribute("src")
+                trial = _trial_of(page, left)
+                first_left = page.evaluate("id => window.STUDY.trials.find(t => t.id === id).first", trial) == left
+                page.keyboard.press("1" if first_left else "5")  # the first is `good`, or the right person's
+                if index == 2:  # closed in the middle: the next visit goes on
+                    page.wait_for_function(
+                        "n => JSON.parse(localStorage.getItem('study:' + window.STUDY.id)).answers.length === n", arg=3
+                    )
+                    page.close()
+                    page = context.new_page()
+                    page.goto(address)
+            with page.expect_download() as download:
+                page.click("#save")
+            download.value.save_as(answers / f"{rater}.json")
+            saved = json.loads((answers / f"{rater}.json").read_text())
+            assert len(saved["answers"]) == count
+            sides[rater] = [row["left"] for row in sorted(saved["answers"], key=lambda row: row["trial"])]
+            context.close()
+        browser.close()
+    assert len({tuple(side) for side in sides.values()}) > 1  # sides are drawn for each rater
+    rules = json.loads((study / "key.json").read_text())
+    rules["rules"]["min_seconds"] = 0.1
+    (study / "key.json").write_text(json.dumps(rules))
+    words = ["--key", str(study / "key.json"), "--answers", str(answers), "--out", str(tmp_path / "out")]
+    assert analyse_script.main(words) == 0
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert found["excluded"] == {}
+    assert found["pairs"][0]["preferred"] == found["pairs"][0]["first"] == "good"
+    assert found["pairs"][0]["signed_mean"]["mean"] == 2.0
+
+
+def _trial_of(page, left: str) -> str:
+    return page.evaluate("source => window.STUDY.trials.find(t => t.first === source || t.second === source).id", left)

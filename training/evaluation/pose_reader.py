@@ -1,0 +1,140 @@
+"""The pose reader: a small network, trained on renderings only, that finds the 14 joints in generated frames.
+
+The probe finds joints too, but only well enough to look there (about 4 px at 128 x 128); this one measures poses.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Conv2d, GroupNorm
+
+from contextanyone_core.errors import CheckpointError
+from contextanyone_core.weights.checkpoint import load_tensors, save_safetensors
+from contextanyone_core.weights.safetensors_file import read_header
+from training.evaluation.probe import prepare
+from training.world import KEYPOINTS
+
+KIND = "pose-reader"
+STRIDE = 4
+"""Pixels of a cell of the joints' maps."""
+
+_AROUND = 2  # cells on each side of a map's mode, over which the position is a mean
+
+
+@dataclass(frozen=True)
+class PoseReaderConfig:
+    """Input side in pixels, and channels at 1/2, 1/4, 1/8 and 1/16 of it."""
+
+    side: int = 128
+    channels: tuple[int, int, int, int] = (24, 48, 64, 96)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides where asked."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = GroupNorm(8, channels)
+        self.conv2 = Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = GroupNorm(8, channels)
+        self.shortcut = Conv2d(channels_in, channels, 1, bias=False)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, h, w) to (B, C, h / stride, w / stride)."""
+        inner = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
+        return F.silu(inner + self.shortcut(F.avg_pool2d(x, self.stride) if self.stride > 1 else x))
+
+
+class PoseReader(nn.Module):
+    """Maps of 14 joints at a quarter of the picture's side: down to 1/16, and up again with what was there before."""
+
+    def __init__(self, config: PoseReaderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or PoseReaderConfig()
+        first, second, third, last = self.config.channels
+        self.stem = Conv2d(3, first, 5, 2, 2)
+        self.quarter = _Block(first, second, 2)
+        self.eighth = _Block(second, third, 2)
+        self.sixteenth = _Block(third, last, 2)
+        self.up_eighth = Conv2d(last, third, 1)
+        self.at_eighth = _Block(third, third)
+        self.up_quarter = Conv2d(third, second, 1)
+        self.at_quarter = _Block(second, second)
+        self.maps = Conv2d(second, len(KEYPOINTS), 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Prepared frames (B, 3, side, side) in [-1, 1] to log-probabilities (B, 14, side / 4, side / 4)."""
+        quarter = self.quarter(F.silu(self.stem(frames.contiguous(memory_format=torch.channels_last))))
+        eighth = self.eighth(quarter)
+        x = self.sixteenth(eighth)
+        x = self.at_eighth(eighth + _twice(self.up_eighth(x)))
+        x = self.at_quarter(quarter + _twice(self.up_quarter(x)))
+        maps: Tensor = self.maps(x).float()
+        return maps.flatten(2).log_softmax(-1).view(maps.shape)
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def positions(maps: Tensor) -> Tensor:
+    """Joint positions (B, K, 2), x and y in pixels of the reader's side, for log-probabilities (B, K, h, w).
+
+    The mean over the cells around the most probable one: a second, far guess does not pull it away.
+    """
+    height, width = maps.shape[2:]
+    best = maps.flatten(2).argmax(-1)
+    y, x = best // width, best % width
+    rows, columns = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
+    near = ((rows - y[..., None]).abs() <= _AROUND)[..., :, None] & ((columns - x[..., None]).abs() <= _AROUND)[
+        ..., None, :
+    ]
+    weights = maps.masked_fill(~near, -torch.inf).flatten(2).softmax(-1).view(maps.shape)
+    across = (weights.sum(2) * (columns + 0.5)).sum(-1)
+    down = (weights.sum(3) * (rows + 0.5)).sum(-1)
+    return STRIDE * torch.stack([across, down], -1)
+
+
+@torch.no_grad()
+def read_joints(reader: PoseReader, clips: Tensor, batch_size: int = 64) -> Tensor:
+    """Joints (B, T, 14, 2) of clips (B, T, H, W, 3) uint8 with square frames, in the clips' own pixels, on the CPU."""
+    count, length, side = clips.shape[:3]
+    device = reader.stem.weight.device
+    parts = [
+        positions(reader(prepare(part.to(device), reader.config.side))).cpu()
+        for part in torch.split(clips.flatten(0, 1), batch_size)
+    ]
+    return torch.cat(parts).view(count, length, len(KEYPOINTS), 2) * (side / reader.config.side)
+
+
+def save_pose_reader(reader: PoseReader, path: Path, extra: dict[str, str] | None = None) -> None:
+    """Write the reader as one fp16 safetensors file with its config in the header."""
+    tensors = {name: value.detach().to(torch.float16).contiguous() for name, value in reader.state_dict().items()}
+    config = json.loads(json.dumps(asdict(reader.config)))
+    save_safetensors(path, tensors, kind=KIND, config=config, extra=extra)
+
+
+def load_pose_reader(path: Path) -> PoseReader:
+    """Read a file of :func:`save_pose_reader`; float32, evaluation mode.
+
+    Raises:
+        CheckpointError: the file is damaged, of another kind, or its names are not the reader's.
+    """
+    header = read_header(path)
+    if header.kind != KIND:
+        raise CheckpointError(f"{path} is a {header.kind} file; a {KIND} file is needed.")
+    reader = PoseReader(PoseReaderConfig(**{**header.config, "channels": tuple(header.config["channels"])}))
+    try:
+        reader.load_state_dict({name: value.float() for name, value in load_tensors(path).items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the pose reader: {error}") from None
+    reader.eval().requires_grad_(False)
+    return reader
