@@ -17,7 +17,7 @@ import torch
 
 from contextanyone_core.errors import InputError
 from training.commands import Parser, output_folder, run_command
-from training.evaluation.models import load_models
+from training.evaluation.models import load_models, measuring_device
 from training.evaluation.report import table, write_report
 from training.evaluation.run import evaluate
 from training.evaluation.settings import load_settings
@@ -44,6 +44,7 @@ def _run(arguments: argparse.Namespace) -> None:
     out = output_folder("--out", arguments.out)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    settings = settings.settled(measuring_device())
     models = load_models(settings)
     outcome = evaluate(models, settings, arguments.seed, arguments.count)
     outcome.metrics["settings"] = settings.model_dump(mode="json")
