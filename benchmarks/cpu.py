@@ -2,7 +2,7 @@
 
     nice python -m benchmarks.cpu
 
-Both variants of a row run in every round, in changing order. Seconds are processor time, so that a busy machine does
+Both variants of a row run in every round, in turning order. Seconds are processor time, so that a busy machine does
 not count; a ratio is the median of the rounds' ratios, above 1 where the second variant is the faster one.
 """
 
@@ -75,7 +75,7 @@ def _alternate(pair: Mapping[str, Action], repeats: int) -> dict[str, list[float
     """Processor seconds of both variants in every round, after one unmeasured run of each."""
     seconds: dict[str, list[float]] = {name: [] for name in pair}
     for index in range(-1, repeats):
-        for name in pair if index % 2 else reversed(pair):
+        for name in sorted(pair, reverse=index % 2 == 0):
             began = time.process_time()
             pair[name]()
             if index >= 0:

@@ -12,23 +12,24 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
-from training.config import data_settings
-from training.data.cache import CacheBuilder, index_path, read_index
-from training.data.manifest import drop_table
-from training.data.settings import DataSettings
 from training.stopping import Stop
 
 
-def build_cache(settings: DataSettings) -> int | None:
+def build_cache(config: Path, overrides: Sequence[str]) -> int | None:
     """Encode this process's share and, when everything is there, say what is kept. Returns the signal that ended it.
 
     Raises:
         InputError: the manifest or an encoder is missing, or no row can be used.
     """
+    import torch  # late, with all that follows: --help shall be quick
+
+    from training.config import data_settings
+    from training.data.cache import CacheBuilder, index_path, read_index
+    from training.data.manifest import drop_table
+
+    settings = data_settings(config, overrides)
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="part.data.cache=DIR"
     )
     arguments = parser.parse_args(argv)
-    return run_command("cache.py", lambda: build_cache(data_settings(arguments.config, arguments.set)))
+    return run_command("cache.py", lambda: build_cache(arguments.config, arguments.set))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,23 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 import json
 from dataclasses import asdict
 
-from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from training.commands import Parser, refuse_output_file, run_command
-from training.config import data_settings
-from training.data.buckets import BucketSettings, plan_buckets
-from training.data.check import check_files, usage
-from training.data.manifest import drop_table, read_manifest, write_lines
 
 
-def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> None:
+def validate(manifest: Path, config: Path | None, dropped: Path | None) -> None:
     """Check every row, write the account to the standard output and, where asked, the drops as JSON lines.
 
     Raises:
         InputError: the manifest cannot be read, or no row of it can be used.
     """
+    from contextanyone_core.config import ContextAnyoneConfig  # late, with all that follows: --help shall be quick
+    from training.config import data_settings
+    from training.data.buckets import BucketSettings, plan_buckets
+    from training.data.check import check_files, usage
+    from training.data.manifest import drop_table, read_manifest, write_lines
+
+    settings = BucketSettings() if config is None else data_settings(config).buckets
     if dropped is not None:
         refuse_output_file("--dropped", dropped)
     checked = check_files(read_manifest(manifest), settings, decode=True)
@@ -50,12 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="take the buckets from this configuration of a run")
     parser.add_argument("--dropped", type=Path, help="write the dropped rows here, one JSON object per line")
     arguments = parser.parse_args(argv)
-
-    def command() -> None:
-        settings = BucketSettings() if arguments.config is None else data_settings(arguments.config).buckets
-        validate(arguments.manifest, settings, arguments.dropped)
-
-    return run_command("validate_data.py", command)
+    return run_command("validate_data.py", lambda: validate(arguments.manifest, arguments.config, arguments.dropped))
 
 
 if __name__ == "__main__":
