@@ -34,6 +34,7 @@ from contextanyone_core.media.contact_sheet import contact_sheet
 from contextanyone_core.media.image_io import images_to_frames, picture_to_images, read_picture
 from contextanyone_core.media.video_io import save_clip
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.runtime.processor import SLOW_HERE, is_slow
 from training.commands import run_command
 from training.speed import peak_memory
 
@@ -59,6 +60,8 @@ def prove(options: Namespace) -> dict[str, Any]:
     sizes = small_sizes() if options.small else full_sizes(options.text_layers)
     parts = plan_parts(sizes)
     parameters = {name: part.parameters for name, part in parts.items()}
+    if is_slow(_DTYPE, _CPU):
+        tell(f"computed in bfloat16, {SLOW_HERE}")
     _require_memory(sum(parameters.values()) * _DTYPE.itemsize + _BESIDE)
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="contextanyone-proof-", dir=options.scratch) as name:

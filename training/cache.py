@@ -4,25 +4,23 @@ The same command again goes on where it stopped, and encodes only what has chang
 where RANK and WORLD_SIZE are set, as by `torchrun --nproc_per_node 8 training/cache.py --config C.yaml`.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
-from training.config import data_settings
-from training.data.build import CacheBuilder
-from training.data.cache import index_path, read_index
-from training.data.manifest import drop_table
-from training.data.settings import DataSettings
-from training.data.work import Stopped, job_share
 from training.stopping import Stop
+
+if TYPE_CHECKING:
+    from training.data.settings import DataSettings
 
 
 def build_cache(settings: DataSettings) -> int | None:
@@ -31,6 +29,13 @@ def build_cache(settings: DataSettings) -> int | None:
     Raises:
         InputError: the manifest or an encoder is missing, or no row can be used.
     """
+    import torch  # late, with all that follows: --help shall be quick
+
+    from training.data.build import CacheBuilder
+    from training.data.cache import index_path, read_index
+    from training.data.manifest import drop_table
+    from training.data.work import Stopped, job_share
+
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -58,7 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="part.data.cache=DIR"
     )
     arguments = parser.parse_args(argv)
-    return run_command("cache.py", lambda: build_cache(data_settings(arguments.config, arguments.set)))
+
+    def command() -> int | None:
+        from training.config import data_settings
+
+        return build_cache(data_settings(arguments.config, arguments.set))
+
+    return run_command("cache.py", command)
 
 
 if __name__ == "__main__":

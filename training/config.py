@@ -99,7 +99,7 @@ class TrainConfig(_Section):
 
     run: RunSettings
     optim: OptimSettings = OptimSettings()  # type: ignore[call-arg]  # pydantic fills the defaults
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device computes in it
     init: InitSettings = InitSettings()  # type: ignore[call-arg]  # pydantic fills the defaults
     part: SerializeAsAny[PartSettings]
 

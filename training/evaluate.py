@@ -13,14 +13,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from contextanyone_core.errors import InputError
 from training.commands import Parser, output_folder, run_command
-from training.evaluation.models import load_models
-from training.evaluation.report import table, write_report
-from training.evaluation.run import evaluate
-from training.evaluation.settings import load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    import torch  # late, with all that follows: --help shall be quick
+
+    from training.evaluation.models import load_models, measuring_device
+    from training.evaluation.report import table, write_report
+    from training.evaluation.run import evaluate
+    from training.evaluation.settings import load_settings
+
     settings = load_settings(arguments.config, arguments.set)
     if arguments.seed < 0:
         raise InputError(f"--seed is {arguments.seed}; it must be at least 0.")
@@ -44,6 +45,7 @@ def _run(arguments: argparse.Namespace) -> None:
     out = output_folder("--out", arguments.out)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    settings = settings.settled(measuring_device())
     models = load_models(settings)
     outcome = evaluate(models, settings, arguments.seed, arguments.count)
     outcome.metrics["settings"] = settings.model_dump(mode="json")

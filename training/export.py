@@ -8,37 +8,40 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from contextanyone_core.errors import InputError
 from training.commands import Parser, output_folder, run_command
-from training.config import load_config
-from training.distributed import one_process
-from training.state import CheckpointStore
-from training.trainer import build_trainer
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-def export_run(run: Path, out: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
+def export_run(run: Path, out: Path, dtype: str | None = None, *, ema: bool = True) -> None:
     """Write the shipped files of a run's newest checkpoint into out, on the CPU. The run's folder is only read.
 
     What the part is built from must be there as in training: its encoders, `init.from`, and the manifest's cache; a
     pool need not be.
 
     Args:
-        dtype: None for the part's own, fp16. ema: the average of the weights; else the weights themselves.
+        dtype: one of `DTYPES`; None for the part's own, fp16.
+        ema: the average of the weights; else the weights themselves.
 
     Raises:
         InputError: run is not the folder of a run, or has no checkpoint yet, or its part has no other dtype.
     """
+    import torch  # late, with all that follows: --help shall be quick
+
+    from training.config import load_config
+    from training.distributed import one_process
+    from training.state import CheckpointStore
+    from training.trainer import build_trainer
+
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not the folder of a run: it has no config.yaml.")
     checkpoint = CheckpointStore(run / "checkpoints").load_latest(optimizer=False)
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint yet.")
     output_folder("--out", out)
-    build_trainer(load_config(run / "config.yaml"), checkpoint, one_process().alone()).export(out, dtype, ema=ema)
+    trainer = build_trainer(load_config(run / "config.yaml"), checkpoint, one_process().alone())
+    trainer.export(out, None if dtype is None else getattr(torch, DTYPES[dtype]), ema=ema)
     sys.stdout.write(f"{out}: step {checkpoint.progress.step}\n")
 
 
@@ -52,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="the averaged weights (the default), or not"
     )
     options = parser.parse_args(argv)
-    dtype = None if options.dtype is None else DTYPES[options.dtype]
-    return run_command("export.py", lambda: export_run(options.run, options.out, dtype, ema=options.ema))
+    return run_command("export.py", lambda: export_run(options.run, options.out, options.dtype, ema=options.ema))
 
 
 if __name__ == "__main__":

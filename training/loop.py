@@ -15,6 +15,7 @@ from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
 from training.parts.base import HashesData, OpensData, Part, Validates
+from training.precision import settle_precision
 from training.prefetch import batches
 from training.randomness import rank_seed
 from training.speed import Speedometer
@@ -57,6 +58,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
     The checkpoint is released here: its files are mapped into memory and would stay on disk for as long as it lives.
     """
     checkpoint = store.load_latest()
+    config = settle_precision(config, world, None if checkpoint is None else folder / "config.yaml")
     if world.first:
         if checkpoint is not None:
             before = refuse_changes(folder, config)

@@ -12,10 +12,6 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.commands import Parser, refuse_output_file, run_command
-from training.config import data_settings
-from training.data.buckets import BucketSettings
-from training.data.from_folder import ManifestSettings, make_manifest
-from training.data.work import Share, Stopped
 from training.stopping import Stop
 from training.validate_data import validate
 
@@ -46,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
 
     def command() -> int | None:
+        from training.config import data_settings  # late, with all that follows: --help shall be quick
+        from training.data.buckets import BucketSettings
+        from training.data.from_folder import ManifestSettings, make_manifest
+        from training.data.work import Share, Stopped
+
         refuse_output_file("--out", given.out)
         buckets = BucketSettings() if given.config is None else data_settings(given.config).buckets
         settings = ManifestSettings(

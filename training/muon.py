@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contextanyone_core.runtime.processor import fast_dtype
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
@@ -46,9 +48,12 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the nearest matrix (n, m) with singular values of 1, in bf16: values between about 0.7 and 1.2."""
+    """Roughly the nearest matrix (n, m) with singular values of 1: values between about 0.7 and 1.2.
+
+    In bf16, or float32 on a processor that does not compute in bf16.
+    """
     a, b, c = _COEFFICIENTS
-    x: Tensor = matrix.bfloat16()
+    x: Tensor = matrix.to(fast_dtype(matrix.device))
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

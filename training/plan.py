@@ -3,6 +3,7 @@
 Needs neither the data nor the weights nor a GPU; where cached data are there, their buckets are taken.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +14,21 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError, did_you_mean
 from training.commands import Parser, refuse_output_file, run_command
-from training.config import TrainConfig, load_config
 from training.planning.cards import CARDS
-from training.planning.density import draw_density
-from training.planning.plan import plan_run
-from training.planning.text import plan_text
 
 
-def plan(config: TrainConfig, card: str | None, gpus: int, plot: Path | None) -> None:
+def plan(options: argparse.Namespace) -> None:
     """Write the plan to the standard output, and the density of noise levels as a picture where asked.
 
     Raises:
         InputError: a card that is not listed, a number of GPUs that is none, or what `plan_run` refuses.
     """
+    from training.config import load_config  # late, with all that follows: --help shall be quick
+    from training.planning.density import draw_density
+    from training.planning.plan import plan_run
+    from training.planning.text import plan_text
+
+    config, card, gpus, plot = load_config(options.config, options.set), options.card, options.gpus, options.plot
     if card is not None and card not in CARDS:
         raise InputError(f"--card is {card}; known are {', '.join(CARDS)}.{did_you_mean(card, CARDS)}")
     if gpus < 1:
@@ -48,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, default=1, help="processes that train together, one on each (1)")
     parser.add_argument("--plot", type=Path, help="write the density of the sampled noise levels as a PNG")
     options = parser.parse_args(argv)
-    return run_command(
-        "plan.py", lambda: plan(load_config(options.config, options.set), options.card, options.gpus, options.plot)
-    )
+    return run_command("plan.py", lambda: plan(options))
 
 
 if __name__ == "__main__":

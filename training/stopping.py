@@ -1,14 +1,19 @@
 """When a run ends or saves before its last step: signals, the time limit, the file `save`, ten non-finite steps."""
 
+from __future__ import annotations
+
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from contextanyone_core.errors import ContextAnyoneError
-from training.distributed import World
+
+if TYPE_CHECKING:
+    from training.distributed import World
 
 
 class TrainingStopped(ContextAnyoneError):  # noqa: N818  # an outcome, not an error of the program

@@ -11,9 +11,6 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.commands import Parser, run_command
-from training.config import load_config
-from training.loop import train
-from training.settings import presets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,10 +23,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = "".join(f"  {path}\n" for path in _relative_presets())
         sys.stdout.write(f"Choose a configuration with --config FILE:\n{listed}")
         return 2
-    return run_command("train.py", lambda: train(load_config(arguments.config, arguments.set)))
+    return run_command("train.py", lambda: _train(arguments.config, arguments.set))
+
+
+def _train(config: Path, overrides: Sequence[str]) -> int | None:
+    from training.config import load_config  # late, with torch behind it: --help shall be quick
+
+    checked = load_config(config, overrides)
+    from training.loop import train
+
+    return train(checked)
 
 
 def _relative_presets() -> list[Path]:
+    from training.settings import presets
+
     here = Path.cwd()
     return [path.relative_to(here) if path.is_relative_to(here) else path for path in presets()]
 

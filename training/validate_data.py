@@ -4,9 +4,12 @@ Says what is kept and what is dropped, by reason, and which buckets the clips fa
 RANK and WORLD_SIZE are set, as by torchrun; the last one to end says it.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -14,26 +17,25 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 import json
 from dataclasses import asdict
 
-from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from training.commands import Parser, refuse_output_file, run_command
-from training.config import data_settings
-from training.data.buckets import BucketSettings, plan_buckets
-from training.data.check import check_shared, usage
-from training.data.manifest import drop_table, read_manifest, write_lines
-from training.data.work import Stopped, job_share
 from training.stopping import Stop
+
+if TYPE_CHECKING:
+    from training.data.buckets import BucketSettings
 
 
 def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> int | None:
-    """Check every row, write the account to the standard output and, where asked, the drops as JSON lines.
-
-    Returns:
-        The signal that ended it, if one did.
+    """Check every row, write the account and, where asked, the drops as JSON lines. Returns the signal that ended it.
 
     Raises:
         InputError: the manifest cannot be read, or no row of it can be used.
     """
+    from training.data.account import account  # late, with all that follows: --help shall be quick
+    from training.data.check import check_shared
+    from training.data.manifest import read_manifest, write_lines
+    from training.data.work import Stopped, job_share
+
     if dropped is not None:
         refuse_output_file("--dropped", dropped)
     rows, stop = read_manifest(manifest), Stop(None)
@@ -45,16 +47,11 @@ def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> 
     if checked is None:
         sys.stdout.write("This process is done; others are still checking their share.\n")
         return None
-    sys.stdout.write(drop_table(len(checked.clips), checked.dropped))
+    sys.stdout.write(account(checked, settings))
     if dropped is not None:
         write_lines(dropped, (json.dumps(asdict(drop), ensure_ascii=False) for drop in checked.dropped))
     if not checked.clips:
         raise InputError(f"No row of {manifest} can be used.")
-    model = ContextAnyoneConfig.wan_1_3b()
-    buckets = [clip.bucket for clip in checked.clips]
-    plan = plan_buckets(buckets, model, settings, clip_tokens=257)
-    sys.stdout.write(f"\nBuckets, by the FLOPs of the 1.3B model:\n{plan.table()}\n")
-    sys.stdout.writelines(f"{line}\n" for line in usage(checked.clips))
     return None
 
 
@@ -67,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> int | None:
+        from training.config import data_settings
+        from training.data.buckets import BucketSettings
+
         settings = BucketSettings() if arguments.config is None else data_settings(arguments.config).buckets
         return validate(arguments.manifest, settings, arguments.dropped)
 

@@ -12,7 +12,6 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
 
 from contextanyone_core.errors import InputError
 from training.commands import Parser, run_command
-from training.data.world import WorldSettings, write_world
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        from training.data.world import WorldSettings, write_world  # late: --help shall be quick
+
         width, _, height = arguments.size.partition("x")
         if not (width.isdecimal() and height.isdecimal()):
             raise InputError(f"--size is {arguments.size}; it must be <width>x<height>, such as 128x128.")

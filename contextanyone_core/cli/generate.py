@@ -133,11 +133,14 @@ def _load(request: Request) -> Pipeline:
     from ..generation.pipeline import ContextAnyonePipeline
     from ..generation.vace import VacePipeline
     from ..runtime.devices import check_device
+    from ..runtime.processor import SLOW_HERE, is_slow
 
     device = check_device(request.process.device(options.device))
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams, and kernels of other packages, go by it
     dtype = getattr(torch, options.dtype)
+    if is_slow(dtype, device):
+        _note(f"warning: --dtype is {options.dtype}, {SLOW_HERE}")
     if kind.name == VacePipeline.kind.name:
         return VacePipeline.from_folder(options.weights, device, dtype)
     return ContextAnyonePipeline.from_folder(options.weights, device, dtype, kind, request.execution)

@@ -12,6 +12,7 @@ import torch
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, ShapeError
 from ..late_import import host_class
+from ..runtime.conv3d import OneDnnConv3d
 from ..shapes import frames_mistake
 from ..weights.checkpoint import save_safetensors
 from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
@@ -56,7 +57,7 @@ class VideoVAE:
     """Images to normalised latents and back (Wan 2.1, stride 4 x 8 x 8, first frame alone).
 
     Latents are `(z - latents_mean) / latents_std`, the form in which the transformer reads and writes them.
-    On a CPU with bf16 weights the convolutions run in channels-last order, several times faster than float32.
+    On a CPU the convolutions run by oneDNN (`runtime/conv3d.py`), with bf16 weights in channels-last order.
 
     Args:
         vae: diffusers' `AutoencoderKLWan`.
@@ -109,7 +110,7 @@ class VideoVAE:
             raise ShapeError(
                 f"images are {frames} frames of {height} x {width}; the VAE needs 4k + 1 frames, sides multiples of 8."
             )
-        with torch.no_grad():
+        with torch.no_grad(), OneDnnConv3d():
             posterior = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
             latents = torch.as_tensor(posterior.mode()).float()
         return (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
@@ -125,7 +126,7 @@ class VideoVAE:
             raise ShapeError(f"latents have shape {tuple(latents.shape)}; the VAE needs (B, {channels}, t, h, w).")
         latents = latents.to(self.device, torch.float32)
         raw = latents * self._std.to(latents.device) + self._mean.to(latents.device)
-        with torch.no_grad(), self._tiles():
+        with torch.no_grad(), OneDnnConv3d(), self._tiles():
             images = torch.as_tensor(self.vae.decode(raw.to(self.dtype)).sample)
         return images.float().clamp_(-1, 1)
 

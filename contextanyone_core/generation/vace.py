@@ -19,6 +19,7 @@ from ..late_import import host_class
 from ..media.image_io import images_to_frames
 from ..model_kinds import MODELS
 from ..prompts import TwoStagePrompt, check_prompts
+from ..runtime.conv3d import OneDnnConv3d
 from ..runtime.devices import check_device
 from ..runtime.options import PLAIN
 from ..sampling.flow import sigma_schedule
@@ -123,18 +124,20 @@ class VacePipeline:
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         self._host.scheduler = _OurSigmas(sampler, progress)
         frames = [images_to_frames(pad_picture(image, settings.size)[:, :, None])[0] for image in references]
-        latents = self._host(
-            reference_images=_reversed(frames),
-            prompt_embeds=embeds[:1],
-            negative_prompt_embeds=embeds[1:],
-            height=settings.height,
-            width=settings.width,
-            num_frames=settings.num_frames,
-            num_inference_steps=settings.steps,
-            guidance_scale=_scale(settings, self.config),
-            latents=self._noise(settings, len(frames)),
-            output_type="latent",
-        ).frames[:, :, len(frames) :]
+        with OneDnnConv3d():  # the host encodes the references itself
+            found = self._host(
+                reference_images=_reversed(frames),
+                prompt_embeds=embeds[:1],
+                negative_prompt_embeds=embeds[1:],
+                height=settings.height,
+                width=settings.width,
+                num_frames=settings.num_frames,
+                num_inference_steps=settings.steps,
+                guidance_scale=_scale(settings, self.config),
+                latents=self._noise(settings, len(frames)),
+                output_type="latent",
+            )
+        latents = found.frames[:, :, len(frames) :]
         return GenerationResult(self.vae.decode(latents).cpu(), latents.float().cpu())
 
     def _noise(self, settings: GenerationSettings, references: int) -> torch.Tensor:

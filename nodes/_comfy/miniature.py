@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
@@ -16,6 +18,7 @@ from ...contextanyone_core.encoders.text import SPIECE
 from ...contextanyone_core.errors import CheckpointError
 from ...contextanyone_core.generation.domain_check import domain_threshold
 from ...contextanyone_core.media.image_io import read_picture
+from ...contextanyone_core.runtime.conv3d import OneDnnConv3d
 from ...contextanyone_core.weights.checkpoint import load_tensors
 from ...contextanyone_core.weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from ...contextanyone_core.weights.safetensors_file import read_header
@@ -73,8 +76,20 @@ def _vae() -> Vae:
     path = _WEIGHTS / "vae.safetensors"
     vae = comfy.sd.VAE(sd=load_tensors(path, kind=VAE))
     vae.throw_exception_if_invalid()
+    network = vae.first_stage_model
+    network.encode, network.decode = _by_onednn(network.encode), _by_onednn(network.decode)
     setattr(vae, THRESHOLD, domain_threshold(read_header(path).metadata))
     return vae
+
+
+def _by_onednn(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same method with oneDNN's conv3d on a CPU, several times faster than torch's for one clip."""
+
+    def method_by_onednn(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with OneDnnConv3d():
+            return method(*args, **kwargs)
+
+    return method_by_onednn
 
 
 def _clip_vision() -> ClipVision:

@@ -182,6 +182,28 @@ def test_chinese_where_the_output_has_another_encoding(tmp_path):
         assert ("note: \u4e00\u4e2a\u4eba" in result.stdout.decode()) is (path == file)
 
 
+LOADED = """
+import sys
+from contextanyone_core.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    found = {name.partition(".")[0] for name in sys.modules}
+    sys.stderr.write("loaded: " + " ".join(sorted(found & {"torch", "diffusers", "transformers", "numpy", "PIL"})))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [([], ""), (["generate"], "PIL numpy"), (["inspect"], "PIL numpy"), (["init"], ""), (["convert"], "")],
+)
+def test_help_loads_nothing_that_is_slow(words, heavy):
+    command = [sys.executable, "-c", LOADED, *words, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage: " in result.stdout
+    assert set(result.stderr.removeprefix("loaded: ").split()) <= set(heavy.split())
+
+
 def test_a_quick_start():
     """Counted in processor time, so that a busy machine does not fail it."""
     before = os.times()

@@ -78,6 +78,24 @@ def test_a_spawned_process_finds_the_trainer() -> None:
         assert pool.apply(seed_for, (1, 2, "x")) == seed_for(1, 2, "x")
 
 
+QUICK = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    sys.stderr.write(" ".join(sorted({"torch", "diffusers", "transformers", "cv2"} & sys.modules.keys())))
+"""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_loads_nothing_heavy(name: str) -> None:
+    command = [sys.executable, "-c", QUICK, str(ROOT / "training" / f"{name}.py")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage: " in result.stdout
+    assert result.stderr == ""
+
+
 BAD = {
     "cache": (["--config", "none.yaml"], "The configuration none.yaml does not exist"),
     "evaluate": (["--config", "none.yaml", "--out", "out"], "The configuration none.yaml does not exist"),

@@ -240,3 +240,24 @@ def test_export_carries_statistics_and_the_preview_projection(tmp_path, monkeypa
     assert sum(len(group["params"]) for group in warm.parameter_groups()) == len(list(warm.vae.parameters()))
     latents = VideoVAE(loaded).encode(torch.rand(1, 3, 1, 32, 32) * 2 - 1)
     assert torch.isfinite(latents).all()
+
+
+def test_one_clip_takes_the_kernel_of_a_batch_with_the_same_gradients(vae):
+    """torch keeps oneDNN's conv3d for batches of two and more: see `runtime/conv3d.py`."""
+    images = torch.randn(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(3))
+    found = []
+    for given in (images, images.expand(2, -1, -1, -1, -1)):
+        vae.zero_grad()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            decoded = decode_whole(vae, encode_whole(vae, given)[0])
+        kernels = {event.key for event in profile.key_averages()}
+        assert "aten::mkldnn_convolution" in kernels
+        assert len(given) > 1 or "aten::slow_conv3d_forward" not in kernels
+        (decoded - given).square().flatten(1).sum(1).mean().backward()
+        found.append((decoded[:1].detach(), [parameter.grad for parameter in vae.parameters()]))
+    (one, gradients), (both, wanted) = found
+    torch.testing.assert_close(one, both, atol=1e-5, rtol=1e-4)
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)

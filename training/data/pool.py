@@ -95,12 +95,17 @@ class Pool:
 
 
 def encoders_hash(vae: VideoVAE, image_encoder: ImageEncoder) -> str:
-    """The first 12 hex digits of a SHA-256 over what encodes: the VAE without its decoder, and the CLIP tower."""
+    """The first 12 hex digits of a SHA-256 over what encodes: the VAE without its decoder, and the CLIP tower.
+
+    The VAE's weights count in bf16, whether they encode so or in float32: a pool serves machines of both kinds.
+    """
     digest = hashlib.sha256()
     config = vae.vae.config
     digest.update(repr((list(config.latents_mean), list(config.latents_std))).encode())
-    for module in (vae.vae.encoder, vae.vae.quant_conv, image_encoder.model):
-        for name, tensor in sorted(module.state_dict().items()):
+    of_vae = [part.state_dict() for part in (vae.vae.encoder, vae.vae.quant_conv)]
+    half = [{name: tensor.bfloat16() for name, tensor in tensors.items()} for tensors in of_vae]
+    for tensors in (*half, image_encoder.model.state_dict()):
+        for name, tensor in sorted(tensors.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -37,8 +37,13 @@ class Models:
         return {name: _hash(path) for name, path in self.files.items()}
 
 
+def measuring_device() -> torch.device:
+    """Where an evaluation computes: the first card, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_models(settings: EvaluateSettings) -> Models:
-    """Load the parts from the settings' folder, those that it lacks from the shipped miniature.
+    """Load the parts from the settings' folder, those that it lacks from the shipped miniature. Dtypes are `settled`.
 
     Raises:
         InputError: the folder does not exist.
@@ -49,7 +54,7 @@ def load_models(settings: EvaluateSettings) -> Models:
     if settings.model == VacePipeline.kind.name:
         return _load_vace(settings)
     files = {name: _find(name, settings) for name in _PARTS}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measuring_device()
     dtype, plain = torch_dtype(settings.dtype), not settings.kind.emphasis
     transformer = load_transformer(files["transformer"], dtype=dtype, device=device, plain=plain)
     if plain and settings.kind.references and transformer.config.emphasize:
@@ -67,7 +72,7 @@ def _load_vace(settings: EvaluateSettings) -> Models:
     """VACE's folder, whose parts do not stand in for each other; all of it in one dtype."""
     if settings.weights is None:
         raise InputError("model is vace, and weights is not given; there are no shipped ones: set weights=FOLDER.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measuring_device()
     pipeline = VacePipeline.from_folder(settings.weights, device, torch_dtype(settings.dtype))
     files = {part: need_part(settings.weights, part) for part in ("vae", "text_encoder")}
     files |= {"transformer": settings.weights / "transformer", "probe": _find("probe", settings)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import GenerationSettings
 from contextanyone_core.model_kinds import MODELS, ModelKind
+from contextanyone_core.runtime.processor import SLOW_HERE, fast_dtype, is_slow
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from training.data.buckets import FrameCount
 from training.settings import ShippedPath, describe_errors, read_settings
 
-Dtype = Literal["float32", "bfloat16"]
+_LOG = logging.getLogger(__name__)
+Dtype = Literal["float32", "bfloat16", "auto"]
 VARIANTS = ("reference", "text_only", "shuffled_reference", "emphasis_0", "contradicting_prompt")
 
 
@@ -45,7 +48,7 @@ class EvaluateSettings(_Section):
     `weights` is a folder with transformer, vae, text_encoder, image_encoder and probe (.safetensors); a file that it
     lacks is taken from the shipped miniature. None is the shipped miniature itself. `model` is as in `contextanyone
     generate`; its transformer may have the model's name (`phantom.safetensors`), and VACE's folder is in diffusers'
-    form. With `reference_scale` the guidance is `dual`, else `cfg`.
+    form. With `reference_scale` the guidance is `dual`, else `cfg`. `settled` says what `auto` is.
     """
 
     model: Literal["contextanyone", "wan", "phantom", "vace"] = "contextanyone"
@@ -69,6 +72,15 @@ class EvaluateSettings(_Section):
     def kind(self) -> ModelKind:
         """What `model` can be asked for."""
         return MODELS[self.model]
+
+    def settled(self, device: torch.device) -> EvaluateSettings:
+        """The same with float32 or bfloat16 in place of `auto`; the log says where a dtype is slow on the device."""
+        auto = "float32" if fast_dtype(device) is torch.float32 else "bfloat16"
+        dtypes = {name: getattr(self, name) for name in ("dtype", "vae_dtype")}
+        for name, dtype in dtypes.items():
+            if dtype != "auto" and is_slow(torch_dtype(dtype), device):
+                _LOG.warning("%s is %s, %s", name, dtype, SLOW_HERE)
+        return self.model_copy(update={name: auto if dtype == "auto" else dtype for name, dtype in dtypes.items()})
 
     def counts(self, count: int) -> dict[str, int]:
         """How many of `count` characters each row gets that the model has; scene and motion are the first row's."""
@@ -112,5 +124,5 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> EvaluateSettings
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:
-    """torch's dtype of that name."""
+    """torch's dtype of that name; `auto` has none, see `EvaluateSettings.settled`."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -27,6 +27,7 @@ from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.runtime.processor import fast_dtype
 from contextanyone_core.weights.safetensors_file import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
@@ -69,7 +70,7 @@ class TransformerPart(TransformerTraining):
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         paths = {name: settings.weights / f"{name}.safetensors" for name in ("vae", "text_encoder", "image_encoder")}
-        self.vae = VideoVAE(load_vae(paths["vae"], torch.bfloat16, context.device))
+        self.vae = VideoVAE(load_vae(paths["vae"], fast_dtype(context.device), context.device))
         self.text_encoder = load_text_encoder(paths["text_encoder"]).to(context.device)
         self.image_encoder = load_image_encoder(paths["image_encoder"]).to(context.device)
         super().__init__(settings, self.starting_network())

@@ -111,7 +111,7 @@ def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
     for kind in RECOMPUTE:
         if kind == settings.recompute or _possible(settings, kind):
             kept = settings.model_copy(update={"recompute": kind})
-            bf16 = config.precision == "bf16"
+            bf16 = config.precision != "fp32"  # auto is bf16 on every card
             steps = [
                 trace_step(model, kept, which, config.optim, bf16=bf16) for which in dict.fromkeys((shape, widest))
             ]

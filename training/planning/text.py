@@ -19,10 +19,11 @@ def plan_text(plan: RunPlan, cards: Mapping[str, Card]) -> str:
 
 def _network(plan: RunPlan) -> str:
     model, config = plan.model, plan.config
+    precision = "fp32" if config.precision == "fp32" else "bf16"
     trained, everything = plan.cost.ema / 4e9, plan.cost.weights / 4e9
     return (
         f"{config.run.name}: width {model.dim}, {model.num_layers} blocks, {everything:.3f} B parameters, "
-        f"{trained:.3f} B of them trained; {config.precision}, {config.optim.optimizer}; "
+        f"{trained:.3f} B of them trained; {precision}, {config.optim.optimizer}; "
         f"{config.run.steps} steps on {plan.world} process{'es' if plan.world > 1 else ''}\n{_thawing(plan)}"
     )
 
@@ -87,7 +88,7 @@ def _card_table(plan: RunPlan, cards: Mapping[str, Card]) -> str:
     ]
     least = min(way.memory for way in plan.ways())
     for name, card in cards.items():
-        rate = card.rate(bf16=plan.config.precision == "bf16")
+        rate = card.rate(bf16=plan.config.precision != "fp32")
         hours = plan.gpu_hours(rate)
         room = "fits" if least <= card.memory * GIB else f"needs {least / GIB:.1f} GiB, the card has {card.memory}"
         lines.append(f"{name:>8} {plan.step_seconds(rate):>9.3g} {hours / plan.world:>9.3g} {hours:>10.3g}   {room}")
