@@ -18,6 +18,7 @@ from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
+from contextanyone_core.runtime.processor import fast_dtype
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import Tools, measure
 from evaluation.ablation.part import AblationPart, Settings
@@ -119,11 +120,13 @@ class Runner:
         part = AblationPart(settings, PartContext(job.seed, torch.device("cpu")))
         part.open_data()
         generator = torch.Generator().manual_seed(0)
+        cpu = torch.device("cpu")
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(config.precision, fast_dtype(cpu))
         seconds = []
         for step in range(_TIMED_STEPS):
             batch = part.batch(step)
             began = time.monotonic()
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
                 losses, _ = part.loss(batch, step, generator)
             losses.mean().backward()  # type: ignore[no-untyped-call]
             seconds.append(time.monotonic() - began)
