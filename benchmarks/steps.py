@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.networks import VACE_CONDITION, diffusers_vace, diffusers_wan, plain, random_transformer
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guidance
 from contextanyone_core.sampling.reference_modes import SeparateStream, TemporalConcatenation
@@ -93,10 +94,19 @@ class Uncached(SeparateStream):
         super().__init__(transformer, None)
         self._fed = references
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+    def velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        with_reference: bool,
+        condition: VideoCondition | None = None,
+    ) -> Tensor:
         """As `SeparateStream.velocity`."""
         references = self._fed if with_reference else None
-        return torch.as_tensor(self._transformer(latents, timesteps, text_embeds, references=references).velocity)
+        output = self._transformer(latents, timesteps, text_embeds, references=references, condition=condition)
+        return torch.as_tensor(output.velocity)
 
 
 class DiffusersWan:

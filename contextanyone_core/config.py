@@ -19,6 +19,8 @@ WAN_LATENTS_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
+POSE_STYLES = ("full", "miniature")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContextAnyoneConfig:
@@ -27,6 +29,9 @@ class ContextAnyoneConfig:
     Attributes:
         dim, ffn_dim, num_heads, num_layers: width, feed-forward width, attention heads and blocks of the transformer.
         in_dim, out_dim: latent channels in and out.
+        condition_dim: channels that the patch embedding takes beside them: 0, or 2 * in_dim for pose | start, as
+            Wan2.1-Fun-Control.
+        pose_style: how poses are drawn for it: full (on black, as Wan2.1-Fun-Control) or miniature (thinner, on grey).
         freq_dim: width of the sinusoidal time embedding.
         text_dim, text_len: width and fixed length of the text embeddings.
         image_dim: width of the CLIP tokens; None builds a model without the CLIP branch.
@@ -55,6 +60,8 @@ class ContextAnyoneConfig:
     image_dim: int | None
     in_dim: int = 16
     out_dim: int = 16
+    condition_dim: int = 0
+    pose_style: str = "full"
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
@@ -81,6 +88,12 @@ class ContextAnyoneConfig:
             raise InputError(
                 f"dim is {self.dim} with {self.num_heads} heads; dim / num_heads must be an even number of at least 6."
             )
+        if isinstance(self.condition_dim, bool) or self.condition_dim not in (0, 2 * self.in_dim):
+            raise InputError(
+                f"condition_dim is {self.condition_dim!r}; it must be 0, or {2 * self.in_dim} (pose and start frame)."
+            )
+        if self.pose_style not in POSE_STYLES:
+            raise InputError(f"pose_style is {self.pose_style!r}; it must be {' or '.join(POSE_STYLES)}.")
         if self.freq_dim % 2:
             raise InputError(f"freq_dim is {self.freq_dim}; it must be even (half sines, half cosines).")
         for name in ("eps", "shift"):
@@ -102,6 +115,11 @@ class ContextAnyoneConfig:
             for row in (*self.latent_rgb_factors, self.latent_rgb_bias):
                 _require_length("a row of latent_rgb_factors", row, 3)
                 _require_finite("latent_rgb_factors", row)
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the patch embedding: noisy latents and conditions."""
+        return self.in_dim + self.condition_dim
 
     @property
     def head_dim(self) -> int:
@@ -159,6 +177,7 @@ class ContextAnyoneConfig:
             text_dim=128,
             text_len=128,
             image_dim=128,
+            pose_style="miniature",
             shift=3.0,
             cfg_scale=3.0,
             dual_scales=(3.0, 3.0),
@@ -175,6 +194,7 @@ class ContextAnyoneConfig:
             text_dim=32,
             text_len=12,
             image_dim=24,
+            pose_style="miniature",
             freq_dim=32,
             shift=3.0,
         )

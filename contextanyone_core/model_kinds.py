@@ -23,6 +23,7 @@ class ModelKind:
         emphasis: whether it has Emphasize-Attention.
         negative: its own negative prompt, at full size.
         hosted: whether it runs in diffusers, and not on our transformer.
+        conditions: whether there are files of it that take poses and a start frame.
     """
 
     name: str
@@ -33,12 +34,21 @@ class ModelKind:
     emphasis: bool
     negative: str
     hosted: bool = False
+    conditions: bool = False
 
     def own_negative(self, text_len: int) -> str:
         """The negative prompt where none is given: below Wan's size text encoders were not trained on the long one."""
         return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
 
-    def check(self, *, guidance: str | None, references: int, emphasis: float | None, interval: bool = False) -> None:
+    def check(
+        self,
+        *,
+        guidance: str | None,
+        references: int,
+        emphasis: float | None,
+        interval: bool = False,
+        condition: bool = False,
+    ) -> None:
         """Refuse what the model does not have; None was not asked for.
 
         Raises:
@@ -49,6 +59,11 @@ class ModelKind:
         if interval and self.hosted:
             raise InputError(
                 f"{self.title} is guided at every step; with --model {self.name} leave --guidance-interval out."
+            )
+        if condition and not self.conditions:
+            raise InputError(
+                f"{self.title} takes no pose and no start frame; with --model {self.name} leave --pose and "
+                "--start-frame out."
             )
         if references and not self.references:
             raise InputError(f"{self.title} reads no pictures; leave --reference out, or use another --model.")
@@ -64,7 +79,7 @@ def is_full_size(text_len: int) -> bool:
 MODELS = {
     kind.name: kind
     for kind in (
-        ModelKind("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE),
+        ModelKind("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE, conditions=True),
         ModelKind("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE),
         ModelKind("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
         ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,9 @@ from ..weights.source import WeightSource, open_source
 from ..weights.tensors import COMPUTED, TORCH_DTYPES, TensorInfo, cast, empty, is_finite
 from ..weights.writer import NAMES, write_streamed
 
+_LOG = logging.getLogger(__name__)
+_CLIP = "img_emb.proj.0.weight"
+_PATCHES = "patch_embedding.weight"
 _CLIP_PARTS = ("img_emb.", ".k_img.", ".v_img.", ".norm_k_img.")
 _NEW_PARTS = (".emphasize_attn.", ".norm_emphasize.")
 
@@ -34,6 +38,7 @@ def write_starting_checkpoint(
     out: Path,
     *,
     clip_branch: Path | None = None,
+    condition: bool = False,
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContextAnyoneConfig:
@@ -42,26 +47,32 @@ def write_starting_checkpoint(
     The video reads a picture's stream from the first step on, through the backbone's own attention, untrained for it.
 
     Args:
-        backbone: Wan 2.1 T2V or Phantom-Wan, in any form that `open_source` reads.
+        backbone: Wan 2.1 T2V, Phantom-Wan or Wan2.1-Fun-Control, which brings trained condition channels and a CLIP
+            branch, in any form that `open_source` reads.
         out: the safetensors file to write.
         clip_branch: a file with Wan's CLIP branch at the backbone's size, such as Wan2.1-Fun-1.3B-InP; None starts the
             branch anew (with zero values, so that it says nothing at first).
+        condition: add condition channels for pose and start frame to a backbone without them, all zero: it follows no
+            pose until they are trained, which is logged as a warning.
         dtype: of the weights; None takes the backbone's, bf16 for fp8 and GGUF.
         progress: called with (tensors written, of how many).
 
     Returns: the config of the new model.
 
     Raises:
-        CheckpointError: a file is damaged, of another kind, or of another size than the other.
+        CheckpointError: a file is damaged, of another kind, or of another size than the other, or `condition` is asked
+            for and the backbone has such channels.
         OSError: the disk is full.
     """
     base = open_source(backbone)
     clip = None if clip_branch is None else _open_clip(clip_branch)
-    config = _config(base, clip)
+    config = _config(base, clip, condition)
     model = ContextAnyoneTransformer(config, device="meta")
     expected = expected_tensors(model)
     origin = {name: _origin(name, base, clip) for name in expected}
-    _check(base, clip, expected, origin)
+    wide = expected[_PATCHES]
+    narrow = (wide[0], config.in_dim, *wide[2:]) if condition else wide
+    _check(base, clip, expected | {_PATCHES: narrow}, origin)
     stored = dtype or _main_dtype(base)
 
     def read(name: str) -> Tensor:
@@ -70,37 +81,53 @@ def write_starting_checkpoint(
         if not is_finite(value):
             file = out if source is None else source.path
             raise CheckpointError(f"{file} holds NaN or infinite values in {name} in {stored}.")
-        return value
+        return _widened(value, wide[1]) if name == _PATCHES else value
 
     plan = {name: TensorInfo(NAMES[stored], shape) for name, shape in expected.items()}
-    made_of = {"backbone": f"{base.path.name}: {base.recognised}"}
-    made_of["clip_branch"] = "new" if clip is None else f"{clip.path.name}: {clip.recognised}"
     metadata = {
         "kind": TRANSFORMER,
         "config": json.dumps(config.to_dict(), sort_keys=True),
-        "made_of": json.dumps(made_of),
+        "made_of": json.dumps(_made_of(base, origin[_CLIP], config.condition_dim, condition)),
     }
     write_streamed(out, plan, read, metadata, progress)
+    if condition:
+        _LOG.warning("the condition channels of %s are untrained (zero): it follows no pose until it is trained", out)
     return config
 
 
 def _open_clip(path: Path) -> WeightSource:
     source = open_source(path)
-    if "img_emb.proj.0.weight" not in source.tensors:
+    if _CLIP not in source.tensors:
         raise CheckpointError(
             f"{path} is {source.recognised}, without a CLIP branch (img_emb); Wan2.1-Fun-1.3B-InP or Control has one."
         )
     return source
 
 
-def _config(base: WeightSource, clip: WeightSource | None) -> ContextAnyoneConfig:
+def _made_of(base: WeightSource, clip: WeightSource | None, channels: int, new_channels: bool) -> dict[str, str]:
+    """Which file each part comes from, for the header."""
+    backbone = f"{base.path.name}: {base.recognised}"
+    made_of = {"backbone": backbone, "clip_branch": "new" if clip is None else f"{clip.path.name}: {clip.recognised}"}
+    return made_of | ({"condition": "new" if new_channels else backbone} if channels else {})
+
+
+def _widened(weight: Tensor, channels: int) -> Tensor:
+    """A patch embedding (dim, C, 1, 2, 2) with zeros for further channels, which then change nothing."""
+    new = weight.new_zeros(weight.shape[0], channels - weight.shape[1], *weight.shape[2:])
+    return torch.cat([weight, new], dim=1)
+
+
+def _config(base: WeightSource, clip: WeightSource | None, condition: bool) -> ContextAnyoneConfig:
     config = transformer_config(base, plain=True)
+    if condition and config.condition_dim:
+        raise CheckpointError(f"{base.path} is {base.recognised} and has condition channels; leave --condition out.")
     if config.emphasize:
         raise CheckpointError(f"{base.path} is {base.recognised} and whole already; train it as it is.")
     image_dim = config.image_dim or ContextAnyoneConfig.wan_1_3b().image_dim
     if clip is not None:
-        image_dim = (*clip.tensors["img_emb.proj.0.weight"].shape, 0)[0]
-    return replace(config, emphasize=True, image_dim=image_dim)
+        image_dim = (*clip.tensors[_CLIP].shape, 0)[0]
+    condition_dim = 2 * config.in_dim if condition else config.condition_dim
+    return replace(config, emphasize=True, image_dim=image_dim, condition_dim=condition_dim)
 
 
 def _origin(name: str, base: WeightSource, clip: WeightSource | None) -> WeightSource | None:

@@ -27,10 +27,12 @@ from ..sampling.guidance import EVERYWHERE, check_interval
 from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
+from .generate_pose import AskedCondition, encode_condition, read_condition
 from .parsing import PARTS
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
 
 if TYPE_CHECKING:
+    from ..model.condition import VideoCondition
     from .record import Pipeline
 
 
@@ -44,6 +46,15 @@ class Request:
     process: Process
     clips: list[Clip]
     pictures: list[NDArray[np.uint8]]
+    condition: AskedCondition
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is encoded once for all clips: the references as the pipeline takes them, pose and start frame."""
+
+    references: Any
+    condition: VideoCondition | None
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -70,8 +81,9 @@ def generate(argv: Sequence[str]) -> int:
         prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
         pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
         references = _encode_references(pipeline, request)
+        condition = encode_condition(pipeline, request.condition, request.options.size)
     for clip in clips:
-        sheet = _make(pipeline, request, clip, references, record)
+        sheet = _make(pipeline, request, clip, Inputs(references, condition), record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
         sys.stdout.flush()
     return 0
@@ -89,6 +101,7 @@ def read_request(argv: Sequence[str]) -> Request:
         references=len(options.reference),
         emphasis=options.emphasis,
         interval=options.guidance_interval is not None,
+        condition=options.pose is not None or options.start_frame is not None,
     )
     check_interval(options.guidance_interval or EVERYWHERE)
     if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
@@ -103,13 +116,15 @@ def read_request(argv: Sequence[str]) -> Request:
         check_name(options.out)
         clips = clips_from_options(options.first, options.later, options.seed, options.out)
     read = [*options.reference, *([options.prompts] if options.prompts else []), *(lora.path for lora in options.lora)]
+    read += [path for path in (options.pose, options.pose_body, options.start_frame) if path is not None]
     process = this_process(os.environ)
     share = process.share(clips)
     for clip in share:
         if not (options.resume and clip.out.exists()):
             check_output(clip.out)
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
-    return Request(kind, options, execution, process, share, [read_picture(path) for path in options.reference])
+    pictures = [read_picture(path) for path in options.reference]
+    return Request(kind, options, execution, process, share, pictures, read_condition(options))
 
 
 def _execution(options: argparse.Namespace) -> Execution:
@@ -207,7 +222,7 @@ def _encode_references(pipeline: Pipeline, request: Request) -> Any:
     return pipeline.encode_references(images, request.options.size)
 
 
-def _make(pipeline: Pipeline, request: Request, clip: Clip, references: Any, record: dict[str, Any]) -> Path:
+def _make(pipeline: Pipeline, request: Request, clip: Clip, inputs: Inputs, record: dict[str, Any]) -> Path:
     """Make and write one clip; returns the path of its contact sheet."""
     from tqdm import tqdm
 
@@ -217,9 +232,10 @@ def _make(pipeline: Pipeline, request: Request, clip: Clip, references: Any, rec
     settings = settings_of(pipeline, request.options, clip.seed)
     with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         result = pipeline.generate(
-            references,
+            inputs.references,
             TwoStagePrompt(clip.first, clip.later),
             settings,
+            condition=inputs.condition,
             negative=negative_prompt(pipeline, request.options),
             progress=lambda done, _: _advance(bar, done),
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..model_kinds import MODELS
 from ..runtime.options import ATTENTIONS, DTYPES, MEMORIES, LoraFile
 from ..sampling.names import GUIDANCES, SAMPLERS
+from .generate_pose import add_pose_options
 from .parsing import (
     MAX_SEED,
     Parser,
@@ -80,6 +81,7 @@ def generate_parser() -> Parser:
     )
     add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
     _add_sampling(parser)
+    add_pose_options(parser)
     add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
     add(
         "--weights",

@@ -18,19 +18,19 @@ from ..errors import InputError
 from ..media.contact_sheet import contact_sheet, frame_choice
 from ..media.read_video import open_video
 from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip
-from ..pose.body import Body, body_of, read_personal_body
-from ..pose.drawing import FULL_SIZE, MINIATURE, PoseStyle, draw_figure, draw_poses
-from ..pose.drawn import inspect_drawn, recolour
+from ..pose.body import Body, body_of
+from ..pose.drawing import STYLES, PoseStyle, draw_figure, draw_poses
+from ..pose.drawn import recolour
 from ..pose.estimation import PoseEstimator, estimated
 from ..pose.fitting import FITS, fit
 from ..pose.openpose import to_json
-from ..pose.pose_file import pose_file_bytes, states_keypoints
+from ..pose.pose_file import pose_file_bytes
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare
 from ..pose.sequence import SEEN, Pixels, PoseSequence
 from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
+from .pose_inputs import read_drawn, stated_body
 
-STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
 KEYPOINTS = (".json", ".safetensors")
 _log = logging.getLogger(__name__)
 _SHEET_SIDE = 320  # pixels of a frame on the sheet
@@ -201,28 +201,12 @@ def _body(options: argparse.Namespace) -> Body | None:
     path: Path | None = options.body
     if path is None:
         return None
-    if path.suffix.lower() == ".safetensors" and not states_keypoints(path):
-        return read_personal_body(path)
-    if is_keypoints(path):
-        return body_of(read_poses(path, PoseSource(options.canvas, choose="a body is one person's")))
-    return body_of(_estimated(path, options.models)[0])
+    stated = stated_body(path, options.canvas)
+    return body_of(_estimated(path, options.models)[0]) if stated is None else stated
 
 
 def _drawn_frames(options: argparse.Namespace) -> Pixels:
-    video = open_video(options.source)
-    frames = np.stack(list(video.frames))
-    if video.fps != FPS:  # whole frames are taken: a mixture of two would show two skeletons
-        count = int((len(frames) - 1) / video.fps * FPS + 1e-3) + 1
-        frames = frames[np.rint(np.arange(count) * (video.fps / FPS)).astype(int).clip(0, len(frames) - 1)]
-    height, width = frames.shape[1:3]
-    if (height, width) != (options.size or (height, width)) or width % 16 or height % 16:
-        raise InputError(
-            f"{options.source} is {width} x {height} pixels; drawn poses are never resized, and a video's sides are "
-            "multiples of 16. Give keypoints, which are drawn at any size."
-        )
-    if not inspect_drawn(frames).shows_skeleton:
-        _log.warning("%s shows no skeleton in the colours of DWPose on its plain background.", options.source)
-    frames = recolour(frames, STYLES[options.style].background)
+    frames = recolour(read_drawn(options.source, options.size), STYLES[options.style].background)
     if options.frames is not None and len(frames) < options.frames:
         raise InputError(
             f"{options.source} has {len(frames)} frames at {FPS} a second; asked for are {options.frames}."

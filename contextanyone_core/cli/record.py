@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..media.video_io import contact_path, read_metadata
 from ..model_kinds import ModelKind
 from .clips import Clip
+from .generate_pose import condition_record, pose_window
 from .parsing import PARTS, package_version
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> G
         shift=options.shift,
         guidance=guidance,
         emphasis=1.0 if options.emphasis is None else options.emphasis,
+        pose_strength=1.0 if options.pose_strength is None else options.pose_strength,
+        pose_window=pose_window(options),
     )
 
 
@@ -66,7 +69,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
 
     execution = pipeline.execution
     settings = asdict(settings_of(pipeline, options, options.seed))
-    del settings["seed"]
+    del settings["seed"], settings["pose_strength"], settings["pose_window"]  # they stand beside the pose's name
     settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
     settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}
     if not pipeline.kind.emphasis:  # neither is used
@@ -83,6 +86,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
             {"name": lora.path.name, "sha256": sha256_of(lora.path), "strength": lora.strength}
             for lora in execution.loras
         ],
+        **condition_record(options),
         "versions": {
             "contextanyone": package_version(),
             "torch": str(torch.__version__),

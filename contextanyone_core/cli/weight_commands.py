@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..runtime.options import DTYPES
 from ..weights.name_tables import OUTPUT_NAMINGS
+from ..weights.safetensors_file import read_header
 from .parsing import Parser, file_path, one_of, regular_path
 
 if TYPE_CHECKING:
@@ -33,13 +35,19 @@ def init(argv: Sequence[str]) -> int:
         type=regular_path,
         required=True,
         metavar="FILE",
-        help="Wan 2.1 T2V or Phantom-Wan: .pth, safetensors, an index of shards, GGUF or a diffusers folder",
+        help="Wan 2.1 T2V, Phantom-Wan or Wan2.1-Fun-Control: .pth, safetensors, an index of shards, GGUF or a "
+        "diffusers folder",
     )
     parser.add_argument(
         "--clip-branch",
         type=regular_path,
         metavar="FILE",
         help="a file with Wan's CLIP branch, such as Wan2.1-Fun-1.3B-InP; without it the branch starts anew",
+    )
+    parser.add_argument(
+        "--condition",
+        action="store_true",
+        help="add channels for pose and start frame, untrained; Wan2.1-Fun-Control has them already",
     )
     parser.add_argument(
         "--out", type=_weight_output, required=True, metavar="FILE", help="the file to write, .safetensors"
@@ -54,15 +62,24 @@ def init(argv: Sequence[str]) -> int:
             options.backbone,
             options.out,
             clip_branch=options.clip_branch,
+            condition=options.condition,
             dtype=_torch_dtype(options.dtype),
             progress=progress,
         )
     sys.stdout.write(f"{options.out}\n")
+    made_of = json.loads(read_header(options.out).metadata["made_of"])
+    parts = {"CLIP branch": made_of["clip_branch"], "condition channels": made_of.get("condition")}
+    said = [f"{part} {_of(source)}" for part, source in parts.items() if source is not None]
     sys.stderr.write(
-        f"contextanyone: width {config.dim}, {config.num_layers} blocks, CLIP branch "
-        f"{'of ' + options.clip_branch.name if options.clip_branch else 'new'}, Emphasize-Attention new\n"
+        f"contextanyone: width {config.dim}, {config.num_layers} blocks, {', '.join(said)}, Emphasize-Attention new\n"
     )
     return 0
+
+
+def _of(source: str) -> str:
+    """Where a part comes from: "new", or of which file."""
+    name, _, recognised = source.partition(": ")
+    return f"of {name}" if recognised else source
 
 
 def convert(argv: Sequence[str]) -> int:

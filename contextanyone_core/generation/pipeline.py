@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -12,9 +12,10 @@ import torch
 
 from ..config import ContextAnyoneConfig
 from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandTextEncoder
-from ..encoders.reference import DualEncoder, EncodedReference
+from ..encoders.reference import DualEncoder, EncodedReference, fitted_size, pad_picture
 from ..encoders.vae import VideoVAE
-from ..errors import InputError, ShapeError
+from ..errors import InputError
+from ..model.condition import NO_CHANNELS, VideoCondition
 from ..model.losses import reconstruction
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs, forget_tables
 from ..model_kinds import MODELS, ModelKind
@@ -28,7 +29,19 @@ from ..sampling.names import check_sampler_name
 from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateStream, TemporalConcatenation
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
+from .conditions import Conditions, check_batch, condition_at, stack_conditions
 from .load import check_parts, load_parts
+
+__all__ = [
+    "MINIATURE",
+    "Conditions",
+    "ContextAnyonePipeline",
+    "GenerationResult",
+    "GenerationSettings",
+    "LatentSampler",
+    "Progress",
+    "stack_conditions",
+]
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 Progress = Callable[[int, int], None]
@@ -51,6 +64,8 @@ class GenerationSettings:
         guidance: which passes a step makes and how they combine; None is the model's own at its own scales.
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
         gap: latent frames between references and video; None takes the model's.
+        pose_strength: factor of the pose's latents, 1 as trained, 0 without.
+        pose_window: (start, end), shares of the steps between which the pose acts; (0, 1) is all of them.
 
     Raises:
         InputError: a number that cannot be met, or an unknown sampler.
@@ -66,6 +81,8 @@ class GenerationSettings:
     guidance: Guidance | None = None
     emphasis: float = 1.0
     gap: float | None = None
+    pose_strength: float = 1.0
+    pose_window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_frames(self.num_frames)
@@ -79,6 +96,12 @@ class GenerationSettings:
             raise InputError(f"seed is {self.seed}; it must be below 2^63.")
         check_sampler_name(self.sampler)
         require_number("emphasis", self.emphasis, zero=True)
+        require_number("pose_strength", self.pose_strength, zero=True)
+        if not 0 <= self.pose_window[0] <= self.pose_window[1] <= 1:
+            start, end = self.pose_window
+            raise InputError(
+                f"The pose acts from {start:g} to {end:g}; two shares of the steps from 0 to 1 are needed."
+            )
         for name in ("shift", "gap"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), zero=False)
@@ -92,21 +115,6 @@ class GenerationSettings:
     def shape(self) -> VideoShape:
         """Frames, height and width together."""
         return VideoShape(self.num_frames, self.height, self.width)
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Encoded conditions of a batch of videos.
-
-    Attributes:
-        text_embeds: (B, text_len, text_dim), the video's prompt.
-        negative_embeds: the same shape, the negative prompt.
-        references: inputs of the reference stream; None is plain text to video.
-    """
-
-    text_embeds: torch.Tensor
-    negative_embeds: torch.Tensor
-    references: ReferenceInputs | None
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ class LatentSampler:
         Raises:
             ShapeError: noise and conditions are not of one batch.
         """
-        _check_batch(conditions, len(noise))
+        check_batch(conditions, len(noise))
+        video = conditions.video and conditions.video.to(self.device, self.dtype)
         references = conditions.references and conditions.references.at_gap(settings.gap)
         guidance = settings.guidance or make_guidance(self.reference_mode.guidance, self.config)
         shift = self.config.shift if settings.shift is None else settings.shift
@@ -178,7 +187,10 @@ class LatentSampler:
             conditioned = self.reference_mode(self.transformer, references, settings.emphasis)
             with cached_steps(self.transformer, self.execution.step_cache):
                 for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
-                    velocity = self._guided_velocity(latents, sigma, conditions, conditioned, guidance)
+                    share = index / settings.steps
+                    given = condition_at(video, share, settings.pose_strength, settings.pose_window)
+                    now = replace(conditions, video=given)
+                    velocity = self._guided_velocity(latents, sigma, now, conditioned, guidance)
                     latents = sampler.step(velocity, index, latents)
                     if progress is not None:
                         progress(index + 1, settings.steps)
@@ -215,7 +227,9 @@ class LatentSampler:
             if key not in passes:
                 text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
                 with nullcontext() if self.execution.step_cache is None else named_pass(self.transformer, str(key)):
-                    velocity = conditioned.velocity(noisy, timesteps, text_embeds, with_reference=with_reference)
+                    velocity = conditioned.velocity(
+                        noisy, timesteps, text_embeds, with_reference=with_reference, condition=conditions.video
+                    )
                 passes[key] = velocity.float()
             velocities[branch] = passes[key]
         return guidance.combine(velocities)
@@ -295,12 +309,33 @@ class ContextAnyonePipeline(LatentSampler):
         encode = self.dual_encoder.encode
         return [image if isinstance(image, EncodedReference) else encode(image, size) for image in images]
 
+    def encode_condition(
+        self, pose: torch.Tensor | None, start: torch.Tensor | None, size: tuple[int, int]
+    ) -> VideoCondition:
+        """Encode drawn poses (1, 3, T, H, W) of the video's own size and a clean first frame (1, 3, h, w), in [-1, 1].
+
+        Raises:
+            InputError: the model has no condition channels, or the start frame has not the aspect of `size`.
+        """
+        if not self.config.condition_dim:
+            raise InputError(NO_CHANNELS)
+        if start is not None:
+            height, width = start.shape[2:]
+            if fitted_size((height, width), size) != size:
+                raise InputError(
+                    f"The start frame is {width} x {height} pixels, the video {size[1]} x {size[0]}; it is the video's "
+                    "first frame, so it must have the same aspect: crop it."
+                )
+            start = self.vae.encode(pad_picture(start, size)[:, :, None])
+        return VideoCondition(None if pose is None else self.vae.encode(pose), start)
+
     def generate(
         self,
         references: Sequence[torch.Tensor | EncodedReference],
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
+        condition: VideoCondition | None = None,
         negative: str | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
@@ -311,17 +346,18 @@ class ContextAnyonePipeline(LatentSampler):
                 size of the video; none is plain text to video.
             prompt: how the reference looks, and what happens.
             settings: size, steps, seed and so on.
+            condition: pose and start frame, as `encode_condition` makes them.
             negative: the negative prompt; None takes the model's own.
             progress: called after every step.
 
         Raises:
-            InputError: a prompt is too long.
-            ShapeError: a reference is not (1, 3, H, W).
+            InputError: a prompt is too long, or a condition is given to a model without its channels.
+            ShapeError: a reference is not (1, 3, H, W), or a condition is not of the video's size.
         """
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
         encoded = self.encode_references(references, settings.size)
-        conditions = self.conditions(encoded, prompt, negative=negative)
+        conditions = replace(self.conditions(encoded, prompt, negative=negative), video=condition)
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu())
 
@@ -374,40 +410,3 @@ class ContextAnyonePipeline(LatentSampler):
             output = self.reference_mode(self.transformer, references).outputs
         fed = references.latents if output else []
         return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
-
-
-def _check_batch(conditions: Conditions, videos: int) -> None:
-    """References may be a batch of 1, which serves all videos."""
-    given = {"conditions": conditions.text_embeds, "negative prompts": conditions.negative_embeds}
-    if conditions.references is not None and len(conditions.references.latents[0]) != 1:
-        given["references"] = conditions.references.latents[0]
-    for name, tensor in given.items():
-        if len(tensor) != videos:
-            raise ShapeError(f"noise is for {videos} videos, the {name} for {len(tensor)}.")
-
-
-def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
-    """Put several videos' conditions into one batch.
-
-    Raises:
-        InputError: there are none, or they have different numbers of references.
-        ShapeError: their references, or the CLIP tokens of these, differ in size.
-    """
-    references = [item.references for item in conditions if item.references is not None]
-    counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
-    if len(counts) != 1:
-        raise InputError(f"A batch needs videos with the same number of references; given are {sorted(counts)}.")
-    if len({tuple(r.latents[index].shape) for r in references for index in range(len(r.latents))}) > 1:
-        raise ShapeError("A batch needs references of one size; encode them for the same width and height.")
-    if len({tuple(tokens.shape for tokens in r.image_embeds) for r in references}) > 1:
-        raise ShapeError(
-            "A batch needs CLIP tokens of one shape for every reference; encode them by one image encoder."
-        )
-    text = torch.cat([item.text_embeds for item in conditions])
-    negative = torch.cat([item.negative_embeds for item in conditions])
-    if not references:
-        return Conditions(text, negative, None)
-    latents = [torch.cat(views) for views in zip(*(item.latents for item in references), strict=True)]
-    embeds = [torch.cat(views) for views in zip(*(item.image_embeds for item in references), strict=True)]
-    first = torch.cat([item.text_embeds for item in references])
-    return Conditions(text, negative, ReferenceInputs(latents, first, embeds))

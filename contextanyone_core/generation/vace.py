@@ -17,6 +17,7 @@ from ..encoders.vae import VideoVAE, load_vae
 from ..errors import CheckpointError, InputError
 from ..late_import import host_class
 from ..media.image_io import images_to_frames
+from ..model.condition import VideoCondition
 from ..model_kinds import MODELS
 from ..prompts import TwoStagePrompt, check_prompts
 from ..runtime.conv3d import OneDnnConv3d
@@ -108,15 +109,19 @@ class VacePipeline:
         prompt: TwoStagePrompt,
         settings: GenerationSettings,
         *,
+        condition: VideoCondition | None = None,
         negative: str | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
         """One video; arguments as `ContextAnyonePipeline.generate`. `emphasis` and `gap` are unused.
 
         Raises:
-            InputError: a prompt is too long, or a guidance that is not `cfg` with a scale of at least 1.
+            InputError: a pose or start frame is given, a prompt is too long, or a guidance that is not `cfg` with a
+                scale of at least 1.
             ShapeError: a reference is not (1, 3, H, W).
         """
+        if condition is not None:
+            raise InputError(f"{self.kind.title} takes no pose and no start frame; leave them out.")
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
         embeds = self.text_encoder.encode([prompt.video_text, negative]).to(self.device)

@@ -20,6 +20,7 @@ from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError
 from .attention import AttentionFunction, KeysValues, torch_attention
 from .blocks import BlockCache, Head, ImageEmbedding, Stream, TransformerBlock
+from .condition import PatchEmbedding, VideoCondition, with_absent_channels
 from .precision import full_precision
 from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
 
@@ -117,8 +118,9 @@ class ContextAnyoneTransformer(nn.Module):
         self.attention = attention
         factory = {"device": device, "dtype": dtype}
         dim = config.dim
-        self.patch_embedding = ops.Conv3d(
-            config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size, **factory
+        patches: Any = PatchEmbedding if ops is nn else ops.Conv3d
+        self.patch_embedding = patches(
+            config.patch_channels, dim, kernel_size=config.patch_size, stride=config.patch_size, **factory
         )
         self.text_embedding = nn.Sequential(
             ops.Linear(config.text_dim, dim, **factory), nn.GELU(approximate="tanh"), ops.Linear(dim, dim, **factory)
@@ -144,6 +146,7 @@ class ContextAnyoneTransformer(nn.Module):
         references: ReferenceInputs | None = None,
         cache: ReferenceCache | None = None,
         emphasis: float = 1.0,
+        condition: VideoCondition | None = None,
         attention: AttentionFunction | None = None,
     ) -> TransformerOutput:
         """Velocity (noise - clean) of the video and, with `references`, the reference stream's own output.
@@ -156,11 +159,13 @@ class ContextAnyoneTransformer(nn.Module):
             cache: what `encode_references` made of them. Neither means: no reference tokens, no CLIP tokens, no
                 Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
+            condition: pose and clean first frames, for the video stream alone; references never read them.
             attention: another kernel for this call only.
 
         Raises:
-            ShapeError: a tensor does not fit the config, or is of another batch; a cache of batch 1 serves any.
-            InputError: both `references` and `cache` are given.
+            ShapeError: a tensor does not fit the config, or is of another batch; a cache or condition of batch 1 serves
+                any.
+            InputError: both `references` and `cache` are given, or a condition to a model without its channels.
         """
         if references is not None and cache is not None:
             raise InputError("Both references and their cache are given; give one of the two.")
@@ -169,6 +174,7 @@ class ContextAnyoneTransformer(nn.Module):
         self._check_text(text_embeds)
         _check_batch("text_embeds", text_embeds, len(latents))
         _check_timesteps(timesteps, len(latents))
+        conditioned = (condition or VideoCondition()).beside(latents, self.config)
         reference_output = None
         if references is not None:
             cache = self._run_references(references, attention)
@@ -179,7 +185,7 @@ class ContextAnyoneTransformer(nn.Module):
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
-        x = self._embed_patches(latents)  # b (t h w) c
+        x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):
             x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
         velocity = self._unpatch(self.head(x, time_embeds), grid)  # b c t h w
@@ -227,6 +233,8 @@ class ContextAnyoneTransformer(nn.Module):
             return time_embeds, modulation.float().view(-1, 6, self.config.dim)
 
     def _embed_patches(self, latents: Tensor) -> Tensor:
+        if not isinstance(self.patch_embedding, PatchEmbedding):
+            latents = with_absent_channels(latents, self.config.patch_channels)
         with full_precision(latents.device):  # the residual stream stays in the latents' dtype
             patches: Tensor = self.patch_embedding(latents)
         return rearrange(patches, "b c t h w -> b (t h w) c").contiguous()

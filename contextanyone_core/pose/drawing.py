@@ -63,6 +63,8 @@ class PoseStyle:
 
 FULL_SIZE = PoseStyle()
 MINIATURE = PoseStyle((127, 127, 127), 1.5)
+STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
+"""By the names of `config.POSE_STYLES`."""
 
 
 def draw_poses(poses: PoseSequence, style: PoseStyle = FULL_SIZE) -> Pixels:

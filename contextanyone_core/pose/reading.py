@@ -55,7 +55,8 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
     size = frames.size or source.canvas
     if size is None:
         raise InputError(
-            f"{name} does not say how large the picture is that its points lie on; state it: --canvas WIDTHxHEIGHT."
+            f"{name} does not say how large the picture is that its points lie on; state it: contextanyone pose "
+            "--canvas WIDTHxHEIGHT."
         )
     _agree(frames.size, frames.fps, source, name)
     person = choose_person(frames.in_pixels(size), source.person, name, source.choose)

@@ -11,7 +11,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import InputError, ShapeError
+from ..model.condition import VideoCondition
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
 
 
@@ -41,10 +42,23 @@ class SeparateStream:
         self._cache = None if references is None else transformer.encode_references(references)
         self.outputs: list[Tensor] = [] if self._cache is None else self._cache.outputs
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
-        """Velocity of noisy latents (B, in_dim, T, h, w); without references, no reference tokens at all."""
+    def velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        with_reference: bool,
+        condition: VideoCondition | None = None,
+    ) -> Tensor:
+        """Velocity of noisy latents (B, in_dim, T, h, w); without references, no reference tokens at all.
+
+        Raises:
+            InputError: a condition is given, and the transformer has no channels for it.
+        """
         cache = self._cache if with_reference else None
-        output = self._transformer(latents, timesteps, text_embeds, cache=cache, emphasis=self._emphasis)
+        given = {} if condition is None else {"condition": condition}  # not every variant of the network takes one
+        output = self._transformer(latents, timesteps, text_embeds, cache=cache, emphasis=self._emphasis, **given)
         return cast("Tensor", output.velocity)
 
 
@@ -74,12 +88,23 @@ class TemporalConcatenation:
         self._references = [] if references is None else references.latents
         self.outputs: list[Tensor] = []
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+    def velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        with_reference: bool,
+        condition: VideoCondition | None = None,
+    ) -> Tensor:
         """Velocity of noisy latents (B, in_dim, T, h, w); without references, zeros in their place.
 
         Raises:
+            InputError: a pose or start frame is given: Phantom has no channels for them.
             ShapeError: a reference is not of the video's size.
         """
+        if condition is not None:
+            raise InputError("Phantom takes no pose and no start frame; leave them out.")
         shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
         joined = append_references(latents, shown)
         velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds).velocity)

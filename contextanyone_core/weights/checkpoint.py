@@ -23,7 +23,7 @@ from ..model.attention import AttentionFunction, torch_attention
 from ..model.transformer import ContextAnyoneTransformer
 from .comparison import Differences, compare, expected_tensors, listed
 from .naming import TRANSFORMER, WAN
-from .recognition import RUNS_HERE, Recognised, recognise
+from .recognition import FUN_V1_1, RUNS_HERE, Recognised, recognise
 from .safetensors_file import read_header
 from .source import WeightSource, open_source
 from .tensors import INTEGERS, is_finite
@@ -186,10 +186,16 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
             )
         require_kind(found, TRANSFORMER)
     config = _read_config(source)
+    if found.kind == WAN and found.family.startswith(FUN_V1_1):
+        raise CheckpointError(
+            f"{source.path} is {found}, which reads pictures by a layer of its own (ref_conv); use the first version, "
+            "Wan2.1-Fun-1.3B-Control (or 14B), which has the same condition channels without it."
+        )
     if found.kind == WAN and not found.family.startswith(RUNS_HERE):
         raise CheckpointError(
-            f"{source.path} is {found}, which takes other inputs; Wan 2.1 T2V, Phantom-Wan or a ContextAnyone "
-            "transformer is needed. A file with a CLIP branch serves as --clip-branch of contextanyone init."
+            f"{source.path} is {found}, which takes other inputs; Wan 2.1 T2V, Phantom-Wan, Wan2.1-Fun-Control or a "
+            "ContextAnyone transformer is needed. A file with a CLIP branch serves as --clip-branch of contextanyone "
+            "init."
         )
     if found.kind == WAN and not plain:
         raise CheckpointError(

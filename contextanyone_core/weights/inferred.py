@@ -59,7 +59,7 @@ def _sides(tensors: Tensors, name: str, count: int) -> tuple[int, ...]:
 
 
 def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
-    dim, in_dim, *patch = _sides(tensors, "patch_embedding.weight", 5)
+    dim, channels, *patch = _sides(tensors, "patch_embedding.weight", 5)
     image = "img_emb.proj.0.weight"
     text_dim = _sides(tensors, "text_embedding.0.weight", 2)[1]
     emphasize = any(".emphasize_attn." in name for name in tensors)
@@ -70,6 +70,8 @@ def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
         )
     if dim % HEAD_WIDTH:
         raise ValueError(f"its width is {dim}, and Wan's heads are {HEAD_WIDTH} wide")
+    out_dim = _sides(tensors, "head.head.weight", 2)[0] // math.prod(patch)
+    in_dim = out_dim if channels == 3 * out_dim else channels  # noise | pose | start, as Wan2.1-Fun-Control
     wan = in_dim == len(WAN_LATENTS_MEAN)
     config = ContextAnyoneConfig(
         dim=dim,
@@ -80,7 +82,8 @@ def _transformer(tensors: Tensors, num_layers: int) -> dict[str, Any]:
         text_len=_TEXT_LEN,
         image_dim=_sides(tensors, image, 1)[0] if image in tensors else None,
         in_dim=in_dim,
-        out_dim=_sides(tensors, "head.head.weight", 2)[0] // math.prod(patch),
+        out_dim=out_dim,
+        condition_dim=channels - in_dim,
         freq_dim=_sides(tensors, "time_embedding.0.weight", 2)[1],
         patch_size=(patch[0], patch[1], patch[2]),
         emphasize=emphasize,

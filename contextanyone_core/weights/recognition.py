@@ -17,8 +17,16 @@ FAMILY = "family"
 """Key of a header's metadata that names the family where the tensors cannot tell: Phantom-Wan."""
 PHANTOM_FAMILY = "Phantom-Wan"
 _PHANTOM = "phantom"  # in any capitals, in the name of a file or folder
-RUNS_HERE = ("Wan 2.1 T2V", PHANTOM_FAMILY, "Wan T2V with a CLIP branch")
-"""How the families begin whose inputs are this project's: 16 channels of latents, and text."""
+FUN_V1_1 = "Wan 2.1 Fun V1.1 Control"
+RUNS_HERE = (
+    "Wan 2.1 T2V",
+    PHANTOM_FAMILY,
+    "Wan T2V with a CLIP branch",
+    "Wan T2V with condition channels",
+    "Wan 2.1 Fun Control",
+)
+"""How the families begin whose inputs are this project's: 16 channels of latents, 32 of conditions if any, and text."""
+_HEAD_ROWS = 64  # of the head of every Wan 2.1: 16 channels of patches of 1 x 2 x 2
 # A tensor that only this relative of Wan's transformer has, in any naming.
 _RELATIVES = (
     ("vace_patch_embedding.weight", "VACE"),
@@ -142,20 +150,26 @@ def _transformer(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bo
         return TRANSFORMER, f"ContextAnyone {size}"
     unknown = set(named.unknown) | named.places.keys()
     relative = next((name for mark, name in _RELATIVES if mark in unknown), None)
-    if relative is None and channels == 16 and "img_emb.proj.0.weight" not in named.places:
+    plain = not {"img_emb.proj.0.weight", "ref_conv.weight"} & (unknown | named.places.keys())
+    if relative is None and channels == 16 and plain:
         return WAN, f"{PHANTOM_FAMILY if phantom else 'Wan 2.1 T2V'} {size}"
     if relative is None:
-        relative = _with_pictures(channels, "img_emb.proj.0.weight" in named.places)
+        head = (*_shape(named, tensors, "head.head.weight"), 0)[0]
+        clip, reference = "img_emb.proj.0.weight" in named.places, "ref_conv.weight" in unknown
+        relative = _with_pictures(channels, clip, reference, head)
     return WAN, f"Wan {relative} {size}"
 
 
-def _with_pictures(channels: int, clip: bool) -> str:
+def _with_pictures(channels: int, clip: bool, reference: bool, head: int) -> str:
+    """Of a relative: `reference` is Fun V1.1's own convolution for pictures, `head` the rows of the last layer."""
+    if reference:
+        return FUN_V1_1.removeprefix("Wan ") if channels == 48 else f"Fun model with ref_conv and {channels} channels"
     if clip and channels == 36:
         return "2.1 I2V or Fun InP"
     if clip and channels == 48:
         return "2.1 Fun Control"
-    if channels == 48:
-        return "2.2 TI2V"
+    if channels == 48:  # 16 channels out of 1 x 2 x 2 patches, else Wan 2.2's 48
+        return "T2V with condition channels" if head == _HEAD_ROWS else "2.2 TI2V"
     return "T2V with a CLIP branch" if channels == 16 else f"model with {channels} channels"
 
 

@@ -17,7 +17,7 @@ DIM, FFN, LAYERS, TEXT = 256, 512, 2, 64
 
 
 def shapes_of_wan(
-    dim: int = DIM, ffn: int = FFN, layers: int = LAYERS, in_dim: int = 16, clip: int | None = None
+    dim: int = DIM, ffn: int = FFN, layers: int = LAYERS, in_dim: int = 16, out: int = 16, clip: int | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Every tensor of Wan 2.1's original transformer file."""
 
@@ -30,7 +30,7 @@ def shapes_of_wan(
     }
     shapes |= linear("text_embedding.0", dim, TEXT) | linear("text_embedding.2", dim, dim)
     shapes |= linear("time_embedding.0", dim, 256) | linear("time_embedding.2", dim, dim)
-    shapes |= linear("time_projection.1", 6 * dim, dim) | linear("head.head", 64, dim)
+    shapes |= linear("time_projection.1", 6 * dim, dim) | linear("head.head", 4 * out, dim)
     shapes |= {"head.modulation": (1, 2, dim)}
     if clip:
         shapes |= {f"img_emb.proj.0.{leaf}": (clip,) for leaf in ("weight", "bias")}
@@ -81,4 +81,12 @@ def clip_file(wan_state: Callable[..., State], tmp_path_factory: pytest.TempPath
     """A small Wan 2.1 Fun InP: 36 channels in, and the CLIP branch."""
     path = tmp_path_factory.mktemp("fun") / "Wan2.1-Fun-InP.safetensors"
     save_file(wan_state(in_dim=36, clip=48), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def control_file(wan_state: Callable[..., State], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Wan 2.1 Fun Control: 48 channels in (noise, control, start image), and the CLIP branch."""
+    path = tmp_path_factory.mktemp("control") / "Wan2.1-Fun-Control.safetensors"
+    save_file(wan_state(in_dim=48, clip=48), path)
     return path

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from contextanyone_core import cli
 from contextanyone_core.checkpoints.convert import convert
 from contextanyone_core.checkpoints.init import write_starting_checkpoint
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import ReferenceInputs
 from contextanyone_core.weights.checkpoint import describe, load_transformer
 from contextanyone_core.weights.comparison import Differences
@@ -82,7 +83,46 @@ def test_the_clip_branch_comes_out_of_another_file(wan_file, clip_file, tmp_path
     assert torch.equal(tensors["blocks.0.ffn.0.weight"], load_file(wan_file)["blocks.0.ffn.0.weight"].bfloat16())
 
 
-def test_what_does_not_fit_is_refused(wan_file, clip_file, wan_state, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_fun_control_brings_its_condition_channels(control_file, tmp_path, capsys):
+    out = tmp_path / "start.safetensors"
+    assert cli.main(["init", "--backbone", str(control_file), "--out", str(out)]) == 0
+    err = capsys.readouterr().err
+    assert f"CLIP branch of {control_file.name}, condition channels of {control_file.name}, Emphasize" in err
+    assert "untrained" not in err
+    made, backbone = load_transformer(out), load_transformer(control_file, plain=True)
+    assert (made.config.condition_dim, made.config.in_dim, made.config.image_dim) == (32, 16, 48)
+    assert describe(out).differences == Differences([], [], [])
+    tensors = load_file(out)
+    assert all(torch.equal(tensors[name], value) for name, value in load_file(control_file).items())
+    inputs = torch.randn(1, 16, 2, 4, 4), torch.tensor([700.0]), torch.randn(1, 512, 64)
+    given = VideoCondition(torch.randn(1, 16, 2, 4, 4), torch.randn(1, 16, 1, 4, 4))
+    with torch.no_grad():
+        wanted = backbone(*inputs, condition=given).velocity
+        assert torch.equal(made(*inputs, condition=given).velocity, wanted)
+        assert not torch.allclose(made(*inputs).velocity, wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize("form", ["original", "diffusers", "comfyui"])
+def test_condition_widens_a_text_backbone_with_zeros_and_says_so(wan_file, tmp_path, capsys, form):
+    backbone, out = tmp_path / "backbone.safetensors", tmp_path / "start.safetensors"
+    convert(wan_file, backbone, naming=form)
+    assert cli.main(["init", "--condition", "--backbone", str(backbone), "--out", str(out)]) == 0
+    err = capsys.readouterr().err
+    assert f"contextanyone: the condition channels of {out} are untrained (zero)" in err
+    assert "condition channels new" in err
+    new, old = load_file(out)["patch_embedding.weight"], load_file(wan_file)["patch_embedding.weight"]
+    assert new.shape == (256, 48, 1, 2, 2)
+    assert torch.equal(new[:, :16], old)
+    assert not new[:, 16:].any()
+    assert describe(out).differences == Differences([], [], [])
+    for naming in ("comfyui", "diffusers"):
+        convert(out, tmp_path / "other.safetensors", naming=naming)
+        assert torch.equal(load_transformer(tmp_path / "other.safetensors").patch_embedding.weight, new)
+
+
+def test_what_does_not_fit_is_refused(
+    wan_file, clip_file, control_file, wan_state, tiny_folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     save_file(wan_state(dim=128, clip=48), "small.safetensors")
     holed = wan_state()
@@ -92,9 +132,11 @@ def test_what_does_not_fit_is_refused(wan_file, clip_file, wan_state, tiny_folde
     spoilt["head.head.bias"][0] = float("nan")
     save_file(spoilt, "spoilt.safetensors")
     save_file(wan_state() | {"more.weight": torch.ones(3)}, "more.safetensors")
+    save_file(wan_state(in_dim=48, clip=48) | {"ref_conv.weight": torch.ones(256, 16, 2, 2)}, "v1_1.safetensors")
     before = sorted(tmp_path.iterdir())
     for backbone, branch, hint in (
         (clip_file, None, "takes other inputs"),
+        ("v1_1.safetensors", None, "use the first version, Wan2.1-Fun-1.3B-Control"),
         (wan_file, wan_file, "without a CLIP branch"),
         (wan_file, "small.safetensors", "does not fit the backbone"),
         ("holed.safetensors", None, "blocks.1.norm3.weight"),
@@ -115,6 +157,8 @@ def test_what_does_not_fit_is_refused(wan_file, clip_file, wan_state, tiny_folde
         assert cli.main([str(word) for word in words]) == 2, hint
         assert hint in capsys.readouterr().err
         assert sorted(tmp_path.iterdir()) == before
+    assert cli.main(["init", "--condition", "--backbone", str(control_file), "--out", "o.safetensors"]) == 2
+    assert "has condition channels; leave --condition out" in capsys.readouterr().err
     for out, hint in (("o.pth", "ends in .safetensors"), ("no/o.safetensors", "no folder"), (wan_file, "overwrite")):
         assert cli.main(["init", "--backbone", str(wan_file), "--out", str(out)]) == 2
         assert hint in capsys.readouterr().err

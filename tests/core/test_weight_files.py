@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import Linear
 
 from contextanyone_core import cli
-from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.config import WAN_LATENTS_STD, ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, MissingDependencyError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.weights.checkpoint import load_transformer
+from contextanyone_core.weights.checkpoint import describe, load_transformer
 from contextanyone_core.weights.name_tables import rename, transformer_table
 from contextanyone_core.weights.naming import TRANSFORMER, WAN
 from contextanyone_core.weights.recognition import FAMILY, recognise
@@ -232,8 +232,7 @@ def test_a_real_diffusers_folder_gives_the_same_velocity(tmp_path):
     [
         ({}, "Wan 2.1 T2V of width"),
         ({"in_dim": 36, "clip": 48}, "Wan 2.1 I2V or Fun InP"),
-        ({"in_dim": 48, "clip": 48}, "Wan 2.1 Fun Control"),
-        ({"in_dim": 48}, "Wan 2.2 TI2V"),
+        ({"in_dim": 48, "out": 48}, "Wan 2.2 TI2V"),
     ],
 )
 def test_relatives_are_told_apart(wan_state, tmp_path, sizes, family):
@@ -242,6 +241,31 @@ def test_relatives_are_told_apart(wan_state, tmp_path, sizes, family):
     if sizes:
         with pytest.raises(CheckpointError, match=r"takes other inputs; Wan 2\.1 T2V, Phantom-Wan"):
             load_transformer(path, plain=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "family"),
+    [({"in_dim": 48, "clip": 48}, "Wan 2.1 Fun Control"), ({"in_dim": 48}, "Wan T2V with condition channels")],
+)
+def test_condition_channels_are_recognised_and_load(wan_state, tmp_path, sizes, family):
+    path = one_file(wan_state(**sizes), tmp_path)
+    assert recognise(path).family.startswith(family)
+    found = describe(path)
+    assert (found.config["in_dim"], found.config["condition_dim"], found.config["out_dim"]) == (16, 32, 16)
+    assert found.config["latents_std"] == list(WAN_LATENTS_STD)
+    assert not found.differences
+    assert load_transformer(path, plain=True).patch_embedding.weight.shape[1] == 48
+
+
+def test_fun_v1_1_is_refused_by_name_with_what_to_use(wan_state, tmp_path):
+    state = wan_state(in_dim=48, clip=48) | {
+        "ref_conv.weight": torch.zeros(256, 16, 2, 2),
+        "ref_conv.bias": torch.zeros(256),
+    }
+    path = one_file(state, tmp_path)
+    assert recognise(path).family.startswith("Wan 2.1 Fun V1.1 Control")
+    with pytest.raises(CheckpointError, match=r"Fun V1\.1 Control.*ref_conv.*use the first version.*Wan2\.1-Fun-1\.3B"):
+        load_transformer(path, plain=True)
 
 
 def test_phantom_is_told_by_its_name_only(wan_state, tmp_path):

@@ -1,0 +1,191 @@
+"""Pose and start frame of `contextanyone generate`: read and checked before torch, drawn and encoded by the model."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..media.image_io import read_picture
+from ..media.video_io import FPS
+from ..pose.drawing import STYLES, draw_poses
+from ..pose.drawn import recolour
+from ..pose.fitting import FITS, fit
+from ..pose.reading import PoseSource, is_keypoints, read_poses
+from ..pose.resample import clip_of, prepare
+from ..pose.sequence import SEEN, Pixels, PoseSequence
+from .parsing import Parser, file_path, one_of, real, whole
+from .pose_inputs import read_drawn, stated_body
+
+if TYPE_CHECKING:
+    from ..generation.pipeline import ContextAnyonePipeline
+    from ..generation.vace import VacePipeline
+    from ..model.condition import VideoCondition
+
+_log = logging.getLogger(__name__)
+_MAX_STRENGTH = 100.0
+_WITH_POSE = ("fit", "body", "person", "strength", "start", "end")
+_FOR_KEYPOINTS = ("fit", "body", "person")
+
+
+@dataclass(frozen=True)
+class AskedCondition:
+    """What the video shall follow: keypoints on its own canvas or a drawn video of its size, and a start frame."""
+
+    poses: PoseSequence | None = None
+    drawn: Pixels | None = None
+    start: NDArray[np.uint8] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is any."""
+        return not (self.poses is None and self.drawn is None and self.start is None)
+
+
+def add_pose_options(parser: Parser) -> None:
+    """Options for the poses of the video and its first frame."""
+    add = parser.add_argument
+    add(
+        "--pose",
+        type=file_path,
+        metavar="FILE",
+        help="poses to follow: OpenPose's JSON (file or folder), POSE_KEYPOINT, COCO, safetensors, or a drawn video",
+    )
+    add("--pose-fit", type=one_of("fit", *FITS), help=f"{', '.join(FITS)}; default: bones with --pose-body, else none")
+    add("--pose-body", type=file_path, metavar="FILE", help="whose body: keypoints of the person, or a personal file")
+    add("--pose-person", type=whole(1, 999), metavar="N", help="which person, by number; needed if there are several")
+    add("--pose-strength", type=real(0, _MAX_STRENGTH), metavar="S", help="1 as trained (default), 0 none")
+    add("--pose-start", type=real(0, 1), metavar="SHARE", help="of the steps, from which on the pose acts (0)")
+    add("--pose-end", type=real(0, 1), metavar="SHARE", help="of the steps, up to which the pose acts (1)")
+    add("--start-frame", type=file_path, metavar="PICTURE", help="the video's first frame, clean, of its aspect")
+
+
+def pose_window(options: argparse.Namespace) -> tuple[float, float]:
+    """The shares of the steps between which the pose acts."""
+    start, end = options.pose_start, options.pose_end
+    return 0.0 if start is None else start, 1.0 if end is None else end
+
+
+def read_condition(options: argparse.Namespace) -> AskedCondition:
+    """Read poses and start frame, the poses cut to the video's frames and placed on its canvas.
+
+    Raises: InputError for what cannot be met.
+    """
+    start = None if options.start_frame is None else read_picture(options.start_frame)
+    path: Path | None = options.pose
+    if path is None:
+        for name in _WITH_POSE:
+            if getattr(options, f"pose_{name}") is not None:
+                raise InputError(f"--pose-{name} belongs to --pose; give poses, or leave it out.")
+        return AskedCondition(start=start)
+    low, high = pose_window(options)
+    if low > high:
+        raise InputError(f"the pose acts from --pose-start {low:g} to --pose-end {high:g}; give the lower share first.")
+    for given in (path, options.pose_body):
+        if given is not None and not given.exists():
+            raise InputError(f"{given}: there is no such file.")
+    if is_keypoints(path):
+        return AskedCondition(_poses(options), None, start)
+    for name in _FOR_KEYPOINTS:
+        if getattr(options, f"pose_{name}") is not None:
+            raise InputError(
+                f"--pose-{name} is for keypoints, and {path} is a video of drawn poses; give keypoints, or leave "
+                "it out."
+            )
+    return AskedCondition(None, _drawn(path, options), start)
+
+
+def encode_condition(
+    pipeline: ContextAnyonePipeline | VacePipeline, asked: AskedCondition, size: tuple[int, int]
+) -> VideoCondition | None:
+    """Draw the poses as the model knows them and encode them and the start frame, once for all clips.
+
+    Raises: InputError if the model has no channels for them, or the start frame has another aspect.
+    """
+    if not asked.asked:
+        return None
+    import torch
+
+    from ..media.image_io import picture_to_images
+
+    style = STYLES[pipeline.config.pose_style]
+    frames = None if asked.poses is None else draw_poses(asked.poses, style)
+    if asked.drawn is not None:
+        frames = recolour(asked.drawn, style.background)
+    pose = None if frames is None else torch.stack([picture_to_images(frame) for frame in frames], dim=2)
+    start = None if asked.start is None else picture_to_images(asked.start)
+    return cast("ContextAnyonePipeline", pipeline).encode_condition(pose, start, size)
+
+
+def condition_record(options: argparse.Namespace) -> dict[str, Any]:
+    """What a clip's metadata say of pose and start frame; nothing where there are none."""
+    record: dict[str, Any] = {}
+    if options.pose is not None:
+        low, high = pose_window(options)
+        body, strength = options.pose_body, options.pose_strength
+        record["pose"] = _named(options.pose) | {
+            "fit": _fit(options),
+            "body": None if body is None else _named(body),
+            "person": options.pose_person,
+            "strength": 1.0 if strength is None else strength,
+            "start": low,
+            "end": high,
+        }
+    if options.start_frame is not None:
+        record["start_frame"] = _named(options.start_frame)
+    return record
+
+
+def _fit(options: argparse.Namespace) -> str:
+    return str(options.pose_fit or ("bones" if options.pose_body else "none"))
+
+
+def _poses(options: argparse.Namespace) -> PoseSequence:
+    path: Path = options.pose
+    if options.pose_body is not None and _fit(options) == "none":
+        raise InputError("--pose-body is given and --pose-fit none leaves it aside; give one of them.")
+    body = None if options.pose_body is None else stated_body(options.pose_body)
+    if options.pose_body is not None and body is None:
+        raise InputError(
+            f"{options.pose_body} is no file of keypoints; estimate them first: contextanyone pose FILE --models PATH "
+            "--out body.json, and give --pose-body body.json."
+        )
+    read = read_poses(path, PoseSource(person=options.pose_person, choose="choose one, such as --pose-person 1"))
+    poses = fit(prepare(read), body, _fit(options))
+    _say_cut(path, poses.num_frames, options.frames)
+    poses = clip_of(poses, options.frames)
+    if not (poses.body[..., 2] > SEEN).any():
+        raise InputError(f"{path} shows nobody in its first {options.frames} frames at {FPS} a second; ask for more.")
+    return poses.placed(options.size)
+
+
+def _drawn(path: Path, options: argparse.Namespace) -> Pixels:
+    frames = read_drawn(path, options.size)
+    _say_cut(path, len(frames), options.frames)
+    if len(frames) < options.frames:
+        longest = len(frames) - (len(frames) - 1) % 4
+        raise InputError(
+            f"{path} has {len(frames)} frames at {FPS} a second, the clip {options.frames}; ask for at most {longest}."
+        )
+    return frames[: options.frames]
+
+
+def _say_cut(path: Path, given: int, needed: int) -> None:
+    if given > needed:
+        _log.warning("%s has %d frames at %d a second; the first %d are used", path, given, FPS, needed)
+
+
+def _named(path: Path) -> dict[str, str]:
+    """Name and hash of a file, or of all files of a folder in the order of their names."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.read_bytes())
+    return {"name": path.name, "sha256": total.hexdigest()}

@@ -1,0 +1,104 @@
+"""Encoded conditions of a batch of videos: prompts, references, pose and start frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import InputError, ShapeError
+from ..model.condition import VideoCondition
+from ..model.transformer import ReferenceInputs
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Encoded conditions of a batch of videos.
+
+    Attributes:
+        text_embeds: (B, text_len, text_dim), the video's prompt.
+        negative_embeds: the same shape, the negative prompt.
+        references: inputs of the reference stream; None is plain text to video.
+        video: pose and start frame of the video, in every pass of a step; None is neither.
+    """
+
+    text_embeds: torch.Tensor
+    negative_embeds: torch.Tensor
+    references: ReferenceInputs | None
+    video: VideoCondition | None = None
+
+
+def check_batch(conditions: Conditions, videos: int) -> None:
+    """Refuse conditions of another batch; references, pose and start may be a batch of 1, which serves all videos.
+
+    Raises:
+        ShapeError: naming the condition.
+    """
+    given = {"conditions": conditions.text_embeds, "negative prompts": conditions.negative_embeds}
+    if conditions.references is not None and len(conditions.references.latents[0]) != 1:
+        given["references"] = conditions.references.latents[0]
+    for name, tensor in given.items():
+        if len(tensor) != videos:
+            raise ShapeError(f"noise is for {videos} videos, the {name} for {len(tensor)}.")
+
+
+def condition_at(
+    video: VideoCondition | None, share: float, strength: float, window: tuple[float, float]
+) -> VideoCondition | None:
+    """Pose and start frame of one step; the start frame is there in all of them.
+
+    Args:
+        video: of the whole run.
+        share: of the steps that lie before this one, from 0 to below 1.
+        strength: factor of the pose's latents; at 0 there is no pose.
+        window: the shares between which the pose acts, the first included, the second not.
+    """
+    if video is None or video.pose is None or (strength == 1 and window == (0.0, 1.0)):
+        return video
+    acts = strength != 0 and window[0] <= share < window[1]
+    return replace(video, pose=strength * video.pose if acts else None)
+
+
+def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
+    """Put several videos' conditions into one batch.
+
+    Raises:
+        InputError: there are none, they have different numbers of references, or only some have a pose or start frame.
+        ShapeError: their references, or the CLIP tokens of these, differ in size, or their poses or start frames.
+    """
+    references = [item.references for item in conditions if item.references is not None]
+    counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
+    if len(counts) != 1:
+        raise InputError(f"A batch needs videos with the same number of references; given are {sorted(counts)}.")
+    if len({tuple(r.latents[index].shape) for r in references for index in range(len(r.latents))}) > 1:
+        raise ShapeError("A batch needs references of one size; encode them for the same width and height.")
+    if len({tuple(tokens.shape for tokens in r.image_embeds) for r in references}) > 1:
+        raise ShapeError(
+            "A batch needs CLIP tokens of one shape for every reference; encode them by one image encoder."
+        )
+    text = torch.cat([item.text_embeds for item in conditions])
+    negative = torch.cat([item.negative_embeds for item in conditions])
+    video = _stacked([item.video or VideoCondition() for item in conditions])
+    if not references:
+        return Conditions(text, negative, None, video)
+    latents = [torch.cat(views) for views in zip(*(item.latents for item in references), strict=True)]
+    embeds = [torch.cat(views) for views in zip(*(item.image_embeds for item in references), strict=True)]
+    first = torch.cat([item.text_embeds for item in references])
+    return Conditions(text, negative, ReferenceInputs(latents, first, embeds), video)
+
+
+def _stacked(videos: Sequence[VideoCondition]) -> VideoCondition | None:
+    pose, start = (_joined(name, [getattr(item, name) for item in videos]) for name in ("pose", "start"))
+    return None if pose is None and start is None else VideoCondition(pose, start)
+
+
+def _joined(name: str, parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    given = [part for part in parts if part is not None]
+    if len(given) not in (0, len(parts)):
+        raise InputError(
+            f"A batch needs videos that all have a {name} condition, or none; {len(given)} of {len(parts)} do."
+        )
+    if len({part.shape for part in given}) > 1:
+        raise ShapeError(f"A batch needs {name} conditions of one shape; encode them for the same frames and size.")
+    return torch.cat(given) if given else None
