@@ -30,10 +30,10 @@ PEFT_FILE = "adapter_model.safetensors"
 
 
 def lora_file(text: str) -> LoraFile:
-    """A type for `add_argument`: FILE, or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
+    """A type for `add_argument`: FILE or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
     before, colon, after = text.rpartition(":")
     whole = _lora_path(text)
-    if not colon or whole.is_file() or not _lora_path(before).is_file():  # a name may hold a colon itself
+    if not colon or whole.is_file() or not _lora_path(before).is_file():  # a file name may contain a colon
         if not whole.is_file():
             raise argparse.ArgumentTypeError(f"{text} is no file; a LoRA is asked for as FILE or FILE:STRENGTH")
         return LoraFile(whole)
@@ -121,7 +121,7 @@ def _add_sampling(parser: Parser) -> None:
 
 
 def _add_execution(parser: Parser) -> None:
-    """How the model is run."""
+    """Execution options: how the model is run."""
     add = parser.add_argument
     add(
         "--lora",
