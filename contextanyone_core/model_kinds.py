@@ -1,4 +1,4 @@
-"""The models that `generate` runs, and the options that each supports; nothing heavy is imported here."""
+"""The models that `generate` runs, and the options that each supports; no heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class ModelKind:
     """One of the models and the options that it supports.
 
     Attributes:
-        name: as in `--model`.
-        title: as its authors write it.
-        family: how the families of its public transformer files begin (`weights.recognition`), "" for ours.
-        guidances: names that `make_guidance` knows, the model's own first.
+        name: value of `--model`.
+        title: name in messages, spelled as by its authors.
+        family: prefix of the family of its public transformer files (`weights.recognition`), "" for ours.
+        guidances: supported names of `make_guidance`, the default first.
         references: whether it takes reference pictures.
         emphasis: whether it has Emphasize-Attention.
-        negative: its own negative prompt, at full size.
-        hosted: whether it runs in diffusers, and not on our transformer.
+        negative: default negative prompt at full size.
+        hosted: whether it runs in diffusers instead of our transformer.
     """
 
     name: str
@@ -35,14 +35,14 @@ class ModelKind:
     hosted: bool = False
 
     def own_negative(self, text_len: int) -> str:
-        """The negative prompt where none is given: below Wan's size text encoders were not trained on the long one."""
+        """The default negative prompt; empty below Wan's size, where text encoders were not trained on the long one."""
         return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
 
     def check(self, *, guidance: str | None, references: int, emphasis: float | None, interval: bool = False) -> None:
-        """Refuse what the model does not have; None was not asked for.
+        """Check that the model supports the given options; None means that an option was not given.
 
         Raises:
-            InputError: naming the option and what to do.
+            InputError: the model does not support an option; the message names it and the remedy.
         """
         if guidance is not None and guidance not in self.guidances:
             raise InputError(f"{self.title} has no {guidance} guidance; with --model {self.name} use cfg.")
@@ -57,7 +57,7 @@ class ModelKind:
 
 
 def is_full_size(text_len: int) -> bool:
-    """Whether a text encoder for so many tokens is Wan's, and not a miniature."""
+    """Whether a text encoder with this `text_len` is Wan's, not a miniature."""
     return text_len >= _WAN_TEXT_LEN
 
 
