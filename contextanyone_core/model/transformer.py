@@ -151,15 +151,15 @@ class ContextAnyoneTransformer(nn.Module):
         Args:
             latents: (B, in_dim, T, h, w), normalised, in the dtype of the weights (float32 under autocast).
             timesteps: (B,), 1000 * sigma.
-            text_embeds: (B, text_len, text_dim), zero-padded; what happens in the video.
-            references: the references themselves, or
-            cache: what `encode_references` made of them. Neither means: no reference tokens, no CLIP tokens, no
-                Emphasize-Attention.
+            text_embeds: (B, text_len, text_dim), zero-padded; the video's prompt.
+            references: encoded references, whose stream is run in this call.
+            cache: the result of `encode_references`, instead of `references`. With neither there are no reference
+                tokens, no CLIP tokens and no Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
             attention: another kernel for this call only.
 
         Raises:
-            ShapeError: a tensor does not fit the config, or is of another batch; a cache of batch 1 serves any.
+            ShapeError: a tensor does not fit the config, or batch sizes differ; a cache of batch 1 fits any batch.
             InputError: both `references` and `cache` are given.
         """
         if references is not None and cache is not None:
@@ -191,7 +191,7 @@ class ContextAnyoneTransformer(nn.Module):
         """Run the reference stream once and cache the keys and values that the video attends to in every step.
 
         Raises:
-            ShapeError: a tensor does not fit the config, or they are not all of one batch.
+            ShapeError: a tensor does not fit the config, or batch sizes differ.
         """
         return self._run_references(references, attention or self.attention)
 
