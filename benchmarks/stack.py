@@ -19,7 +19,7 @@ from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.model_kinds import MODELS
 
 UMT5_LAYERS = 24
-"""Of umT5-XXL as it is published."""
+"""Number of layers of the published umT5-XXL."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX, ENDING = ".contextanyone-", ".part"
-"""How the hidden folders are called; a process that is killed may leave one."""
+"""Prefix and suffix of the hidden folders; a killed process may leave one."""
 
 _FILE_BITS = 0o666  # without execute permission
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

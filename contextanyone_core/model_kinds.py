@@ -70,4 +70,4 @@ MODELS = {
         ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )
 }
-"""By name; the first is the default."""
+"""Models by name; the first is the default."""

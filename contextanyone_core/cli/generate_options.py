@@ -24,7 +24,7 @@ from .parsing import (
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL_SIZE = (128, 128)
-"""The size where none is given: the miniature's."""
+"""Default size, that of the miniature."""
 MAX_SCALE = 100.0
 PEFT_FILE = "adapter_model.safetensors"
 

@@ -30,7 +30,7 @@ IMAGE_KEYS = frozenset(
         "hidden_act",
     }
 )
-"""Of the config in an image encoder's header."""
+"""Keys of the config in an image encoder's header."""
 # Channel mean and standard deviation of pictures in [0, 1] for all OpenAI CLIP and OpenCLIP models.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -53,8 +53,8 @@ class DualEncoder:
     so they can be computed before it is known.
 
     Args:
-        video_encoder: gives the reference latents.
-        semantic_encoder: gives the CLIP tokens; None for a model without the CLIP branch.
+        video_encoder: encodes the reference latents.
+        semantic_encoder: encodes the CLIP tokens; None for a model without the CLIP branch.
     """
 
     def __init__(self, video_encoder: VideoEncoder, semantic_encoder: SemanticEncoder | None) -> None:

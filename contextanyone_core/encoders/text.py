@@ -24,7 +24,7 @@ SPIECE = "spiece_model"
 _MAX_SPIECE = 50_000_000  # maximum bytes of a SentencePiece model; umT5's has 4.5 million
 _TIED = "encoder.embed_tokens.weight"
 TEXT_KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "text_len"})
-"""Of the config in a text encoder's header."""
+"""Keys of the config in a text encoder's header."""
 
 
 def mini_text_config(vocab_size: int) -> dict[str, int]:

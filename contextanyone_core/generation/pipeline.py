@@ -32,7 +32,7 @@ from .load import check_parts, load_parts
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 Progress = Callable[[int, int], None]
-"""Called after every denoising step with the steps done and the steps in all."""
+"""Called after every denoising step with (steps done, total steps)."""
 
 _MAX_STEPS = 1000
 

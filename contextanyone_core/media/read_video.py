@@ -19,9 +19,9 @@ from .image_io import read_animation, read_picture
 from .video_io import FPS
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
-"""The endings of a folder's frames."""
+"""File extensions of a folder's frames."""
 ANIMATIONS = (*PICTURES, ".gif", ".apng")
-"""The endings of files that Pillow reads, animated or not."""
+"""File extensions that Pillow reads, animated or not."""
 _SQUARE = "scale=iw*sar:ih,setsar=1"  # converts non-square pixels
 
 

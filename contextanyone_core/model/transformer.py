@@ -293,7 +293,7 @@ def _check_timesteps(timesteps: Tensor, batch: int) -> None:
 
 
 def initialise(model: ContextAnyoneTransformer) -> None:
-    """Fill a transformer with Wan 2.1's initial weights; new parts start as if they were not there.
+    """Initialise a transformer as Wan 2.1; new layers start without effect on the output.
 
     Linear layers Xavier, embeddings of text and time normal (0.02), the head zero, modulation normal / sqrt(dim).
     """

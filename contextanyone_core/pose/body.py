@@ -24,7 +24,7 @@ ROOT = 1
 PARENT = {child: parent for parent, child in BONES}
 BONE_TO = {child: bone for bone, (_, child) in enumerate(BONES)}
 METADATA_KEY = "bone_lengths"
-"""Where a personal file's header has the lengths: a JSON list of 17 numbers in the order of `BONES`, null if unseen."""
+"""Header key of a personal file's bone lengths: a JSON list of 17 numbers in the order of `BONES`, null if unknown."""
 
 _PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16))  # pairs of right and left bones
 _PERCENTILE = 90

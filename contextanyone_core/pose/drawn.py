@@ -12,7 +12,7 @@ from .drawing import FACE_DOT, HAND_COLORS, HAND_DOT, JOINT_COLORS, LIMB_COLORS,
 from .sequence import Pixels
 
 TOLERANCE = 12
-"""How far a channel may be from the background's and still belong to it: video codecs move it by a few steps."""
+"""Maximum difference per channel of a background pixel: video codecs change it by a few levels."""
 
 _PLAIN = 0.5  # minimum fraction of background pixels
 _SKELETON = 0.0005  # minimum fraction of skeleton pixels: half of a stick figure of a tenth of the picture's height

@@ -28,10 +28,10 @@ BODY_18 = (
 
 BODY, HAND, FACE = len(BODY_18), 21, 70
 WHOLE = BODY + 2 * HAND + FACE
-"""How many points a figure has: body, left hand, right hand, face."""
+"""Number of points of a figure: body, left hand, right hand, face."""
 
 SEEN = 0.3
-"""A point counts as seen when its score is above this, as in DWPose and ComfyUI's SDPose node."""
+"""A point is visible if its score is above this, as in DWPose and ComfyUI's SDPose node."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ def forward_bytes(
 
 
 MODES = ("high", "balanced", "low")
-"""Of `options.MEMORIES`, from the fastest to the smallest."""
+"""Memory modes of `options.MEMORIES` except `auto`, from the fastest to the smallest."""
 
 _TILE = 256  # pixels per side, diffusers' default
 _CLIP_TOKENS = 257

@@ -93,7 +93,7 @@ REFERENCE_MODES: dict[str, ReferenceMode] = {
     "wan": SeparateStream,
     "phantom": TemporalConcatenation,
 }
-"""Of those `model_kinds.MODELS` that run on our transformer."""
+"""Reference mode of each of `model_kinds.MODELS` that runs on our transformer."""
 
 
 def append_references(latents: Tensor, references: list[Tensor]) -> Tensor:

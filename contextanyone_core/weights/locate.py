@@ -78,7 +78,7 @@ _RULES: tuple[Callable[[_Search], list[Path]], ...] = (
     _ours_by_the_parts_name,  # our file nevertheless, if no other is the model's
     _by_header,  # any name, where the header says that it is such a part
 )
-"""Which files may be meant; the first rule that finds one decides, and it may find one only."""
+"""Search rules in order; the first one that finds files decides, and must find exactly one."""
 
 
 def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | None:

@@ -29,7 +29,7 @@ _PARTS = {
     **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
     **{name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
-"""The word behind a module's name -> the part of the update that it is."""
+"""Suffix of a module's name -> part of the update."""
 _METHODS = {
     "lora_mid": "the core of a Tucker decomposition (LoCon)",
     "hada_t1": "the core of a Tucker decomposition (LoHa)",
@@ -54,7 +54,7 @@ _METHODS = {
     "weight": "a weight that was trained in full",
     "bias": "a bias that was trained in full",
 }
-"""Words of what is not supported; whatever else stands behind a module's name is not either."""
+"""Suffixes of unsupported methods; any other suffix of a module's name is unsupported too."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 Value = TypeVar("Value")
 
 OUTPUT_NAMINGS = ("original", "comfyui", "diffusers")
-"""The names under which `contextanyone convert` writes."""
+"""Namings that `contextanyone convert` writes."""
 
 _TRANSFORMER = {
     "patch_embedding": "patch_embedding",

@@ -26,9 +26,9 @@ LORA = "LoRA"
 
 COMFYUI_PREFIX = "diffusion_model."
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing put into names, wherever a module is wrapped."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing insert at wrapped modules."""
 _PREFIX = re.compile(r"(?:(?:model|module|transformer|diffusion_model|first_stage_model|base_model)\.){0,4}")
-"""What trainers, DDP, ComfyUI and PEFT put before names."""
+"""Prefixes of names by trainers, DDP, ComfyUI and PEFT."""
 _SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
 
 
@@ -104,7 +104,7 @@ NAMINGS = (
         image_thirds,
     ),
 )
-"""Every naming that is read; a row's table leads from our names."""
+"""All supported namings; a row's table maps from our names."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ FAMILY = "family"
 PHANTOM_FAMILY = "Phantom-Wan"
 _PHANTOM = "phantom"  # in any capitals, in the name of a file or folder
 RUNS_HERE = ("Wan 2.1 T2V", PHANTOM_FAMILY, "Wan T2V with a CLIP branch")
-"""How the families begin whose inputs are this project's: 16 channels of latents, and text."""
+"""Prefixes of families with this project's inputs: 16 latent channels, and text."""
 # A tensor that only this variant of Wan's transformer has, in any naming.
 _RELATIVES = (
     ("vace_patch_embedding.weight", "VACE"),

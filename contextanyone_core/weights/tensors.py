@@ -19,22 +19,22 @@ BITS = {
     "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6,
     "F4": 4,
 }  # fmt: skip
-"""Bits of one element, by safetensors' name of the dtype."""
+"""Bits per element, by safetensors' dtype name."""
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-"""What torch can hold, by safetensors' name."""
+"""Dtypes that torch supports, by safetensors' name."""
 
 COMPUTED = ("F64", "F32", "F16", "BF16")
-"""The floating dtypes in which torch's layers compute; the others are for storage."""
+"""Floating-point dtypes that torch's layers compute in; the others are for storage only."""
 
 _MAPPED = 1 << 20  # bytes
 
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL")
-"""Dtypes of what is no weight."""
+"""Dtypes of tensors that are not weights."""
 
 
 @dataclass(frozen=True)

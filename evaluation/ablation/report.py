@@ -13,7 +13,7 @@ from evaluation.ablation.plan import AblationPlan
 from evaluation.ablation.statistics import MEASURES, judge, summary, values
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Measured results of every cell, one for each seed that is done."""
+"""Results of every cell, one per finished seed."""
 
 
 def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
