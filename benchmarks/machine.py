@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""Description of the machine that a measurement ran on."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of everything that counts."""
+    """Versions of all software that affects the result."""
     packages = ("contextanyone", "torch", "diffusers", "transformers", "triton")
     return {"python": platform.python_version()} | {name: package_version(name) for name in packages}
 
 
 def _sdpa_kernels() -> list[str]:
-    """Kernels that torch may choose from for its attention."""
+    """SDPA kernels that torch may select."""
     backends: Any = torch.backends.cuda
     enabled = {
         "cudnn": backends.cudnn_sdp_enabled(),

@@ -1,4 +1,4 @@
-"""Timing that is fair between variants: every round runs each of them once, so that a busy machine hits all alike."""
+"""Interleaved timing: every round runs each variant once, so that load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Action = Callable[[], object]
 
 @dataclass
 class Timing:
-    """Of one variant.
+    """Timing of one variant.
 
     Attributes:
-        seconds: of every round, in order.
-        working_bytes: the most memory beside what lay there before; None where it is not measured (CPU).
-        error: why there are no seconds.
+        seconds: time of every round, in order.
+        working_bytes: peak memory above that in use before the run; None if it is not measured (CPU).
+        error: why there are no times.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Timing:
 
     @property
     def median(self) -> float | None:
-        """Seconds of the middle round."""
+        """Median of the rounds, in seconds."""
         return statistics.median(self.seconds) if self.seconds else None
 
 
@@ -39,12 +39,12 @@ def interleave(
     note: Callable[[str], None],
     first: Mapping[str, Action] | None = None,
 ) -> dict[str, Timing]:
-    """Run each action once unmeasured, then `rounds` times, all in turn, another one first in every round.
+    """Warm up each action, then run all of them in turn for `rounds` rounds, each starting with another one.
 
     Args:
-        actions: by name.
-        note: called with the name of an action before its first run, which may compile.
-        first: what to run unmeasured in place of the actions themselves.
+        actions: actions by name.
+        note: called with the name of an action before its warm-up, which may compile.
+        first: what to run as warm-up instead of the actions.
     """
     timings = {name: Timing() for name in actions}
     for name, action in (first or actions).items():
@@ -75,7 +75,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def matmul(device: torch.device, dtype: torch.dtype, side: int, count: int) -> tuple[Action, int]:
-    """Square matrix products of random numbers, and the FLOPs of one run."""
+    """An action with square matrix products of random numbers, and the FLOPs of one run."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -99,7 +99,7 @@ def _time(action: Action, timing: Timing, device: torch.device) -> None:
 
 
 def _start_peak(device: torch.device) -> int | None:
-    """Bytes in use now, from which the peak is counted; None where nothing counts them."""
+    """Bytes in use now, from which the peak is measured; None if the device does not count them."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

@@ -1,10 +1,10 @@
 """Peak memory and time of a whole generation in every memory mode, from weight files of the full sizes.
 
-    python -m benchmarks.memory                                # on a GPU, 832x480x81; 17 GB of disk for the time
+    python -m benchmarks.memory                                # on a GPU, 832x480x81; needs 17 GB of disk temporarily
     python -m benchmarks.memory --device cpu --small           # the same code at tiny sizes; peaks only on a GPU
 
-The files hold random weights and are read by the pipeline of `contextanyone generate`; loading is not timed, but what
-it takes on the device counts.
+The files hold random weights and are read by the pipeline of `contextanyone generate`. Loading is not timed, but its
+memory on the device is included.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _HEADS = ("memory", "peak GiB", "reserved", "by arithmetic", "encode s", "a step
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Every mode, as it stands in the JSON.
+    """Measure every mode; returns the content of the JSON.
 
     Raises:
-        InputError: the device is not there.
-        OSError: there is no room for the files.
+        InputError: the device does not exist.
+        OSError: there is no space for the files.
     """
     device, dtype = open_device(options), getattr(torch, options.dtype)
     case = make_case(options, *(options.case or ((5, 1) if options.small else (81, 1))))
@@ -66,7 +66,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 
 def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.device) -> dict[str, Any]:
-    """One mode: loaded, two rounds or more of a video, and everything freed again."""
+    """Measure one mode: load, generate a video in two or more rounds, free everything."""
     tell(f"{case}: {mode}")
     _start_counting(device)
     dtype = getattr(torch, options.dtype)
@@ -89,7 +89,7 @@ def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.
 
 
 def _is_bound(options: Namespace, case: Case, mode: str) -> bool:
-    """Whether the bound is meant for this run."""
+    """Whether the bound applies to this run."""
     return mode == "low" and not options.small and case == Case(81, 832, 480, 1)
 
 
@@ -108,14 +108,14 @@ def _generate(pipeline: ContextAnyonePipeline, case: Case, steps: int) -> dict[s
 
 
 def _start_counting(device: torch.device) -> None:
-    gc.collect()  # the mode before
+    gc.collect()  # the previous mode
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown."""
+    """The result as Markdown."""
     rows = []
     for item in result["modes"]:
         last = item["stages"][-1] if item["stages"] else {}
@@ -129,7 +129,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:
-    """Seconds of a step, with the peak beside them."""
+    """Bars with the seconds of a step, labelled with the peak memory."""
     timed = [item for item in result["modes"] if item["stages"]]
     found = [Bar(case_title(result["case"]))]
     return found + [

@@ -1,4 +1,4 @@
-"""Networks with random weights, made on the device in the dtype in which they run; no file is read or written."""
+"""Networks with random weights, created on the device in their compute dtype, without files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def plain(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
-    """The same sizes as Wan 2.1 T2V has them: no CLIP branch, no Emphasize-Attention."""
+    """The same config for plain Wan 2.1 T2V: no CLIP branch, no Emphasize-Attention."""
     return replace(config, emphasize=False, image_dim=None)
 
 
 def random_transformer(
     config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype
 ) -> ContextAnyoneTransformer:
-    """Our transformer; what initialisation leaves zero is filled too, because zeros can run faster than data."""
+    """Our transformer; zero-initialised weights are random too, because zeros can run faster than data."""
     return _filled(ContextAnyoneTransformer(config, device=device, dtype=dtype))
 
 
@@ -42,7 +42,7 @@ def diffusers_wan(config: ContextAnyoneConfig, device: torch.device, dtype: torc
 
 
 def diffusers_vace(config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """diffusers' `WanVACETransformer3DModel` of the same sizes, a context block for every second block as in 1.3B."""
+    """diffusers' `WanVACETransformer3DModel` of the same sizes, with a VACE block per two blocks, as in 1.3B."""
     from diffusers import WanVACETransformer3DModel
 
     layers = {"vace_layers": list(range(0, config.num_layers, 2)), "vace_in_channels": VACE_CONDITION}
@@ -56,7 +56,7 @@ def parameter_bytes(module: nn.Module) -> int:
 
 @contextmanager
 def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """What is built inside has its weights there and in that dtype from the start."""
+    """Context in which modules are created on this device and in this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -82,10 +82,10 @@ def _sizes(config: ContextAnyoneConfig) -> dict[str, Any]:
 
 
 def _host(host: Any, sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A host's network as its own loading leaves it: what it keeps in float32 is in float32."""
+    """A diffusers network as after its own loading: the modules that it keeps in float32 are float32."""
     with made_on(device, dtype):
         model = host(**sizes)
-    with torch.device(device):  # tables, which the default dtype must not touch
+    with torch.device(device):  # tables, which the default dtype must not change
         model.rope = type(model.rope)(sizes["attention_head_dim"], sizes["patch_size"], model.config.rope_max_seq_len)
     full = set(host._keep_in_fp32_modules or ())
     for name, parameter in model.named_parameters():
@@ -102,15 +102,15 @@ def _filled(module: _Module) -> _Module:
 
 
 def prepare(networks: Iterable[nn.Module], attention: str, backend: str | None) -> None:
-    """Give networks, ours and diffusers', the same attention kernel, and compile their repeated blocks alike.
+    """Set the same attention kernel in our networks and in diffusers', and compile their repeated blocks alike.
 
     Args:
         attention: a name of `contextanyone_core.runtime.options.ATTENTIONS`.
-        backend: of torch.compile; None compiles nothing.
+        backend: backend of torch.compile; None compiles nothing.
 
     Raises:
         MissingDependencyError: the kernel's package is not installed.
-        InputError: the kernel cannot work on this device or in this dtype.
+        InputError: the kernel does not support this device or dtype.
     """
     for network in networks:
         weight = network.get_parameter("patch_embedding.weight")

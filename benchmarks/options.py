@@ -1,4 +1,4 @@
-"""What the measurements share on their command lines."""
+"""Command-line options that the benchmarks share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_REFERENCES = 8
 
 
 def add_shared(parser: Parser, repeats: int, out: str) -> None:
-    """Options that every measurement has."""
+    """Add the options that every benchmark has."""
     add = parser.add_argument
     add("--device", type=device_name, default="cuda", help="cuda (default), cuda:1, cpu")
     add("--dtype", type=one_of("dtype", *DTYPES), default="bfloat16", help=f"{', '.join(DTYPES)} (bfloat16)")
@@ -44,7 +44,7 @@ def add_shared(parser: Parser, repeats: int, out: str) -> None:
 
 
 def case_sizes(text: str) -> tuple[int, int]:
-    """FRAMESxREFERENCES, such as 81x1."""
+    """Parse FRAMESxREFERENCES, such as 81x1."""
     match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,2})", text)
     if match is None or not 1 <= int(match[2]) <= _MOST_REFERENCES:
         raise argparse.ArgumentTypeError(
@@ -54,18 +54,18 @@ def case_sizes(text: str) -> tuple[int, int]:
 
 
 def network_config(*, small: bool) -> ContextAnyoneConfig:
-    """Sizes of the networks: Wan 2.1 1.3B with our new parts, or the smallest that has every part."""
+    """Config of the networks: Wan 2.1 1.3B with our new layers, or the smallest with all components."""
     return replace(ContextAnyoneConfig.tiny(), text_len=64) if small else ContextAnyoneConfig.wan_1_3b()
 
 
 def make_case(options: argparse.Namespace, frames: int, references: int) -> Case:
-    """A case at the size that is asked for."""
+    """A case of the requested size."""
     height, width = options.size or ((32, 32) if options.small else (480, 832))
     return Case(frames, width, height, references)
 
 
 def frame_of_result(options: argparse.Namespace, device: torch.device, title: str, *asked: str) -> dict[str, Any]:
-    """What every JSON begins with; `asked` names the options that it repeats."""
+    """The first entries of every JSON; `asked` names the options that it repeats."""
     shared = ("dtype", "small", "repeats", "attention", "sdpa")
     return {
         "schema": 1,
@@ -79,7 +79,7 @@ def frame_of_result(options: argparse.Namespace, device: torch.device, title: st
 
 
 def chosen_kernel(options: argparse.Namespace) -> AbstractContextManager[object]:
-    """A context in which torch's attention prefers the kernel of `--sdpa`; others serve where it cannot (the VAE)."""
+    """A context in which SDPA prefers the kernel of `--sdpa`, with others as fallback (for the VAE)."""
     if options.sdpa is None:
         return nullcontext()
     order = [SDPA[options.sdpa], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -88,15 +88,15 @@ def chosen_kernel(options: argparse.Namespace) -> AbstractContextManager[object]
 
 
 def tell(text: str) -> None:
-    """A line on stderr."""
+    """Write a line to stderr."""
     sys.stderr.write(f"{text}\n")
 
 
 def open_device(options: argparse.Namespace) -> torch.device:
-    """The device.
+    """The device, after checking that it exists.
 
     Raises:
-        InputError: it is not there.
+        InputError: it does not exist.
     """
     try:
         return check_device(options.device)

@@ -27,7 +27,7 @@ _SMALL = 0.02
 
 @dataclass(frozen=True)
 class Part:
-    """One weight file: its kind and config, and the shape of every tensor."""
+    """One weight file: its kind, its config, and the shape of every tensor."""
 
     kind: str
     config: Mapping[str, Any]
@@ -35,12 +35,12 @@ class Part:
 
     @property
     def parameters(self) -> int:
-        """How many weights it holds."""
+        """Number of parameters."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
 
 def plan_parts(sizes: StackSizes) -> dict[str, Part]:
-    """Transformer, VAE, text and image encoder, by the names of their files."""
+    """Transformer, VAE, text and image encoder, by file name."""
     config = sizes.transformer
     hosts = {"vae": (VAE, sizes.vae), "text_encoder": (TEXT_ENCODER, sizes.text)}
     hosts |= {"image_encoder": (IMAGE_ENCODER, sizes.image)}
@@ -55,10 +55,10 @@ def plan_parts(sizes: StackSizes) -> dict[str, Part]:
 def write_random_files(
     parts: Mapping[str, Part], folder: Path, dtype: torch.dtype, progress: Callable[[str], None]
 ) -> None:
-    """Write the files as `ContextAnyonePipeline.from_folder` reads them.
+    """Write the files in the form that `ContextAnyonePipeline.from_folder` reads.
 
     Args:
-        folder: exists; a safetensors file of each part appears in it.
+        folder: an existing folder, for one safetensors file per part.
         progress: called with each part's name before it is written.
 
     Raises:
@@ -81,7 +81,7 @@ def _read(plan: Mapping[str, TensorInfo], dtype: torch.dtype, held: Mapping[str,
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Values that keep activations of the order of 1; the same for the same name."""
+    """Random values, scaled to keep activations of order 1, and seeded by the tensor's name."""
     value, inner = empty(shape, dtype), torch.Size(shape[1:]).numel()
     if name.endswith("gamma") or (len(shape) == 1 and name.endswith("weight")):
         return value.fill_(1.0)  # the scale of a norm

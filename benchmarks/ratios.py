@@ -1,4 +1,4 @@
-"""The ratios that are wanted, each with its bound, round by round (the bounds are this project's: docs/SPEED.md)."""
+"""Target ratios between timings, each with its bound, computed per round (this project's bounds: docs/SPEED.md)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from benchmarks.measure import Timing, ratios
 
 @dataclass(frozen=True)
 class Ratio:
-    """`above` over `below`, two names of timings; `{mode}` in them stands for eager or compiled.
+    """The ratio of two timings, `above` over `below`; `{mode}` in their names stands for eager or compiled.
 
-    At most one of the bounds is given; without any the ratio is told only.
+    At most one of the bounds is set; without a bound the ratio is only reported.
     """
 
     name: str
@@ -50,13 +50,13 @@ def compare(
     modes: Sequence[str] = ("",),
     judge: bool,
 ) -> list[dict[str, Any]]:
-    """Every ratio of which both timings are there.
+    """Compute every ratio whose two timings exist.
 
     Args:
-        timings: by the names that the ratios use.
-        work: FLOPs, by the same names, for the ratio that would hold if time were FLOPs.
-        modes: what `{mode}` stands for.
-        judge: whether the sizes are such that the bounds apply.
+        timings: timings by name.
+        work: FLOPs by the same names, for the ratio of the FLOPs.
+        modes: values of `{mode}`.
+        judge: whether the bounds apply at these sizes.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for ratio in wanted:
@@ -77,6 +77,6 @@ def compare(
 
 
 def judged(value: float, at_most: float | None, at_least: float | None, *, judge: bool) -> dict[str, Any]:
-    """A value with its bound and whether it is kept: None where there is no bound or it does not apply."""
+    """A value with its bound, and whether it is met: None if there is no bound or it does not apply."""
     bounds = [value <= at_most] if at_most is not None else [value >= at_least] if at_least is not None else []
     return {"value": value, "at_most": at_most, "at_least": at_least, "met": bounds[0] if bounds and judge else None}

@@ -1,4 +1,4 @@
-"""The results as one JSON, one table and one plot."""
+"""Reports of the benchmarks: a JSON, a table and a plot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _INK, _BAR, _OTHER = (40, 40, 40), (31, 99, 181), (160, 160, 160)
 
 
 def write_report(folder: Path, name: str, result: dict[str, Any], table: str, bars: Sequence[Bar]) -> list[Path]:
-    """Write `<name>.json`, `<name>.md` and `<name>.png` into `folder`, which is made; returns the three paths.
+    """Write `<name>.json`, `<name>.md` and `<name>.png` into `folder`, creating it; returns the three paths.
 
     Raises:
-        OSError: the disk is full or the folder cannot be made.
+        OSError: the disk is full, or the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
@@ -39,7 +39,7 @@ class Bar:
 
 
 def draw_bars(path: Path, bars: Sequence[Bar]) -> None:
-    """Horizontal bars of seconds, all on one scale, as a PNG."""
+    """Draw horizontal bars of seconds on one scale, as a PNG."""
     image = Image.new("RGB", (_WIDTH, _HEAD + _ROW * len(bars) + 12), "white")
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     canvas.text((_LEFT, 12), "seconds, the median of all rounds", fill=_INK, font=font)
@@ -57,7 +57,7 @@ def draw_bars(path: Path, bars: Sequence[Bar]) -> None:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table, its columns aligned for a terminal too."""
+    """Rows of cells as a Markdown table, with columns aligned for terminals."""
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -67,7 +67,7 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def ratio_table(ratios: Sequence[dict[str, Any]]) -> str:
-    """The ratios, their bounds, and whether they are kept."""
+    """A table of the ratios, their bounds, and whether they are met."""
     rows = []
     for ratio in ratios:
         bound = next(
@@ -85,12 +85,12 @@ def ratio_table(ratios: Sequence[dict[str, Any]]) -> str:
 
 
 def number(value: float | None, unit: float = 1.0) -> str:
-    """Four digits, or nothing."""
+    """A number with four significant digits; "" for None."""
     return "" if value is None else f"{value / unit:.4g}"
 
 
 def heading(result: dict[str, Any], how: str = "") -> str:
-    """What was measured on what, above the tables."""
+    """The heading above the tables: what was measured, and on which machine."""
     machine, versions, options = result["machine"], result["versions"], result["options"]
     how = how or f"medians of {options['repeats']} rounds in which all take turns"
     text = (
@@ -102,7 +102,7 @@ def heading(result: dict[str, Any], how: str = "") -> str:
 
 
 def case_title(case: dict[str, Any]) -> str:
-    """A case of the JSON in words."""
+    """The title of a case of the JSON."""
     count = case["references"]
     return f"{case['width']}x{case['height']}, {case['frames']} frames, {count} reference{'s' * (count > 1)}"
 

@@ -1,9 +1,9 @@
-"""What shortcuts save and what they change, on the shipped miniature: the step cache by threshold, fp8 storage.
+"""Time saved and quality lost by approximations on the shipped miniature: step cache by threshold, fp8 storage.
 
     python -m benchmarks.shortcuts
 
-Each clip is made from the same picture, prompts and noise without a shortcut and with each. Seconds are processor time
-of denoising, so that a busy machine does not count; PSNR is of the finished frames against those without a shortcut.
+Each clip is generated from the same picture, prompts and noise without and with each approximation. Times are CPU time
+of denoising, which other processes affect little; PSNR compares the frames with those of the exact run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HEADS = ("shortcut", "passes computed", "denoising, s", "speed-up", "PSNR, dB (
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Every shortcut on every clip, as it stands in the JSON."""
+    """Run every approximation on every clip; returns the content of the JSON."""
     executions = {"none": Execution()} | {f"step cache {t:g}": Execution(step_cache=t) for t in THRESHOLDS}
     executions |= {"memory low (fp8)": Execution(memory="low")}
     pictures = sorted(_PICTURES.glob("*.png"))[: options.clips]
@@ -64,7 +64,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The table."""
+    """The result as a Markdown table."""
     plain = sum(result["shortcuts"]["none"]["seconds"])
     rows = []
     for name, item in result["shortcuts"].items():
@@ -88,7 +88,7 @@ def _make(pipeline: ContextAnyonePipeline, options: Namespace, picture: Path, se
     seconds = time.process_time() - before
     for handle in counted:
         handle.remove()
-    encoded = 1  # the reference stream passes once, through all blocks
+    encoded = 1  # the reference stream runs once, through all blocks
     passes, computed = (count - encoded for count in counts)
     return {"images": pipeline.decode(latents), "seconds": seconds, "passes": passes, "computed": computed}
 
@@ -101,7 +101,7 @@ def _counter(counts: list[int], index: int) -> Any:
 
 
 def _psnr(images: torch.Tensor, wanted: torch.Tensor) -> float:
-    """In dB; 100 for what is equal."""
+    """PSNR in dB; 100 if the frames are equal."""
     error = float(((images - wanted) / 2).square().mean())
     return min(100.0, -10 * math.log10(max(error, 1e-12)))
 

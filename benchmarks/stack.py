@@ -1,4 +1,4 @@
-"""Whole pipelines with random weights: the networks of `networks`, and VAE, umT5 and CLIP around them."""
+"""Complete pipelines with random weights: the networks of `networks`, with VAE, umT5 and CLIP."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.model_kinds import MODELS
 
 UMT5_LAYERS = 24
-"""Of umT5-XXL as it is published."""
+"""Number of layers of the published umT5-XXL."""
 
 
 @dataclass(frozen=True)
 class StackSizes:
-    """Configs of all parts, in the words of the hosts' builders."""
+    """Configs of all parts; those of the encoders have the keys of diffusers and transformers."""
 
     transformer: ContextAnyoneConfig
     vae: dict[str, Any]
@@ -33,7 +33,7 @@ class StackSizes:
 
 
 def full_sizes(text_layers: int = UMT5_LAYERS) -> StackSizes:
-    """Wan 2.1 1.3B with our new parts, Wan's VAE, umT5-XXL with so many of its layers, CLIP ViT-H/14."""
+    """Wan 2.1 1.3B with our new layers, Wan's VAE, umT5-XXL with the given number of layers, CLIP ViT-H/14."""
     statistics = {"latents_mean": list(WAN_LATENTS_MEAN), "latents_std": list(WAN_LATENTS_STD)}
     text = {"vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64}
     image = {"image_size": 224, "patch_size": 14, "hidden_size": 1280, "intermediate_size": 5120}
@@ -46,7 +46,7 @@ def full_sizes(text_layers: int = UMT5_LAYERS) -> StackSizes:
 
 
 def small_sizes() -> StackSizes:
-    """The smallest stack with every part."""
+    """The smallest stack with all components."""
     config = network_config(small=True)
     text = mini_text_config(vocab_size=2048) | {"d_ff": 48, "d_kv": 8, "num_heads": 2, "num_layers": 2}
     return StackSizes(
@@ -58,14 +58,14 @@ def small_sizes() -> StackSizes:
 
 
 class Stacks:
-    """Pipelines of the models of `kinds.MODELS` on one device; what two of them share is made once."""
+    """Pipelines of the models of `model_kinds.MODELS` on one device; networks that several use are created once."""
 
     def __init__(self, sizes: StackSizes, device: torch.device, dtype: torch.dtype) -> None:
         self.sizes, self.device, self.dtype = sizes, device, dtype
         self._parts: dict[str, Any] = {}
 
     def pipeline(self, model: str) -> ContextAnyonePipeline | VacePipeline:
-        """The model's own pipeline, as `contextanyone generate` runs it."""
+        """The model's pipeline, as in `contextanyone generate`."""
         text = self._part("text", self._text)
         if model == "vace":
             network = self._part("vace", lambda: diffusers_vace(self.sizes.transformer, self.device, self.dtype))
@@ -78,7 +78,7 @@ class Stacks:
         return ContextAnyonePipeline(network, vae, text, image, MODELS[model])
 
     def weights(self, model: str) -> dict[str, int]:
-        """Bytes of each part that the model's pipeline holds."""
+        """Bytes of each part of the model's pipeline."""
         network = {"contextanyone": "ours", "vace": "vace"}.get(model, "wan")
         names = {"transformer": network, "vae": "vae", "text_encoder": "text"}
         names |= {"image_encoder": "image"} if model == "contextanyone" else {}
@@ -94,7 +94,7 @@ class Stacks:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Every transformer made so far."""
+        """All transformers created so far."""
         return [self._parts[name] for name in ("ours", "wan", "vace") if name in self._parts]
 
     def _part(self, name: str, make: Any) -> Any:
@@ -117,5 +117,5 @@ class Stacks:
 
 
 def borrowed_tokenizer() -> bytes:
-    """The miniature's SentencePiece model: umT5's own belongs to its weights, and which tokens stand is no matter."""
+    """The miniature's SentencePiece model: umT5's is part of its weights, and the tokens do not affect the timing."""
     return load_text_encoder(MINIATURE / "text_encoder.safetensors").spiece_model

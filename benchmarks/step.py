@@ -1,9 +1,9 @@
-"""Time, work and memory of one denoising step: ours beside plain Wan, diffusers, Phantom and VACE.
+"""Time, FLOPs and memory of one denoising step: ours compared with plain Wan, diffusers, Phantom and VACE.
 
     python -m benchmarks.step                                  # on a GPU, 832x480: 81x1, 33x1 and 81x4
     python -m benchmarks.step --device cpu --small             # the same code at tiny sizes
 
-A step is all passes of the guidance: two for cfg, three for dual and for Phantom. The weights are random.
+A step consists of all passes of the guidance: two for cfg, three for dual and Phantom. The weights are random.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _HEADS = ("variant", "mode", "passes", "TFLOP", "seconds", "TFLOP/s", "of matmul
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Everything that is asked for, as it stands in the JSON.
+    """Measure all requested cases; returns the content of the JSON.
 
     Raises:
-        InputError: the device is not there.
+        InputError: the device does not exist.
     """
     device, dtype = open_device(options), getattr(torch, options.dtype)
     sizes = options.cases or (_SMALL_CASES if options.small else _FULL_CASES)
@@ -56,7 +56,7 @@ def _measure(options: Namespace, networks: Networks, case: Case) -> dict[str, An
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown, one part for each case."""
+    """The result as Markdown, one section per case."""
     parts = [heading(result)]
     for case in result["cases"]:
         parts.append(f"## {case_title(case)}, {case['tokens']} tokens\n")

@@ -1,4 +1,4 @@
-"""One size of the step benchmark: every variant timed in turn, its FLOPs counted, its memory watched."""
+"""One size of the step benchmark: interleaved timing of all variants, their FLOPs and their memory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.runtime.memory import cache_bytes
 from contextanyone_core.sampling.reference_modes import SeparateStream
 
-_MATMUL, _SMALL_MATMUL = (8192, 20), (256, 4)  # side, products in one measurement
+_MATMUL, _SMALL_MATMUL = (8192, 20), (256, 4)  # size of the matrices, products per measurement
 
 
 def measure_case(
     options: argparse.Namespace, networks: Networks, case: Case, note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All variants in all modes at one size, as they stand in the JSON.
+    """Measure all variants in all modes at one size; returns their entry of the JSON.
 
     Args:
         options: `variants`, `modes`, `repeats`, `steps`, `small`.
-        note: called with what is about to run for the first time.
+        note: called with the name of each action before its first run.
     """
     device, dtype = networks.device, networks.dtype
     inputs = random_inputs(networks.config, case, device, dtype)
     steps = {variant: make_step(variant, networks, inputs) for variant in options.variants}
-    torch._dynamo.reset()  # shapes of another case
+    torch._dynamo.reset()  # graphs for the shapes of another case
     backend = "eager" if options.small else "inductor"
     prepare(networks.all, options.attention, backend if "compiled" in options.modes else None)
     names = {f"{variant} {mode}": (variant, mode) for variant in options.variants for mode in options.modes}
@@ -68,7 +68,7 @@ def measure_case(
 
 
 def count_flops(variants: Sequence[str], config: ContextAnyoneConfig, case: Case) -> dict[str, int]:
-    """FLOPs of each variant's step, counted by torch on tensors without data."""
+    """FLOPs of each variant's step, counted by torch on meta tensors."""
     bare = Networks(config, torch.device("meta"), torch.float32)
     inputs = random_inputs(config, case, bare.device, bare.dtype)
     counted = {}
@@ -82,7 +82,7 @@ def count_flops(variants: Sequence[str], config: ContextAnyoneConfig, case: Case
 
 def _run(step: Step, mode: str) -> None:
     stance: AbstractContextManager[object] = nullcontext()
-    if mode == "eager":  # the network may be compiled for the other mode
+    if mode == "eager":  # the network may be compiled from the other mode
         stance = torch.compiler.set_stance("force_eager")
     with stance:
         step.run()
@@ -123,7 +123,7 @@ def _cache_size(networks: Networks, inputs: Inputs) -> int:
 
 
 def _describe_cache(options: argparse.Namespace, timings: Mapping[str, Timing]) -> dict[str, Any] | None:
-    """Time of making the reference cache once, and its share of the denoising of a video."""
+    """Time to compute the reference cache once, and its share of a video's denoising time."""
     made = timings.get("cache")
     if made is None or made.median is None:
         return None
@@ -137,7 +137,7 @@ def _describe_cache(options: argparse.Namespace, timings: Mapping[str, Timing]) 
 def _shares(
     options: argparse.Namespace, variants: Sequence[dict[str, Any]], cache: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Shares that have a bound: of the matrix rate by plain Wan and ours, of the video's time by the cache."""
+    """Fractions with a bound: plain Wan's and our share of the matrix rate, the cache's share of a video's time."""
     found = []
     for item in variants:
         if item["variant"] in ("wan", "ours") and item["share_of_matmul"] is not None:

@@ -1,4 +1,4 @@
-"""What one denoising step does in each model: every pass of its guidance, and their combination."""
+"""One denoising step of each model: all passes of its guidance, and their combination."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CLIP_PICTURE, _CLIP_PATCH = 224, 14
 
 @dataclass(frozen=True)
 class Case:
-    """What is generated: `frames` 4k + 1 of `width` x `height` pixels, with so many references."""
+    """A benchmark case: `frames` (4k + 1) of `width` x `height` pixels, and the number of references."""
 
     frames: int
     width: int
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def shape(self) -> VideoShape:
-        """The video's size."""
+        """Size of the video."""
         return VideoShape(self.frames, self.height, self.width)
 
     def __str__(self) -> str:
@@ -54,10 +54,10 @@ class Inputs:
 
 
 class Conditioned(Protocol):
-    """A reference mode (`contextanyone_core.sampling.reference_modes`) in one run: a velocity in every pass."""
+    """A reference mode (`contextanyone_core.sampling.reference_modes`) in one run: the velocity of each pass."""
 
     def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
-        """Velocity of noisy latents (1, C, T, h, w); `with_reference` conditioned on them."""
+        """Velocity of noisy latents (1, C, T, h, w), conditioned on the references if `with_reference`."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Step:
 
     @property
     def passes(self) -> int:
-        """How often the network runs."""
+        """Number of passes through the network."""
         return len(self.guidance.branches(_SIGMA))
 
 
 class Uncached(SeparateStream):
-    """Ours, with the reference stream run anew in every pass that reads it."""
+    """Our model without cache: the reference stream runs again in every pass with references."""
 
     def __init__(self, transformer: ContextAnyoneTransformer, references: ReferenceInputs) -> None:
         super().__init__(transformer, None)
@@ -110,18 +110,18 @@ class Uncached(SeparateStream):
 
 
 class DiffusersWan:
-    """diffusers' own network, text to video."""
+    """diffusers' Wan network, text to video."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
 
     def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
-        """As `Conditioned.velocity`; there is no reference."""
+        """As `Conditioned.velocity`, without references."""
         return torch.as_tensor(self._network(latents, timesteps, text_embeds, return_dict=False)[0])
 
 
 class DiffusersVace:
-    """diffusers' VACE: references stand before the video in time, and both passes of a step see them."""
+    """diffusers' VACE: references precede the video in time, and both passes of a step are conditioned on them."""
 
     def __init__(self, network: Any, references: list[Tensor], latents: Tensor) -> None:
         self._network, self._count = network, len(references)
@@ -144,14 +144,14 @@ class DiffusersVace:
 
 
 class Networks:
-    """The networks that some variants need, each made once: ours, the same without its new parts, diffusers' two."""
+    """The networks of the variants, each created once: ours, ours without the new layers, diffusers' two."""
 
     def __init__(self, config: ContextAnyoneConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         self._made: dict[str, Any] = {}
 
     def of(self, variant: str) -> Any:
-        """The network of one of VARIANTS."""
+        """The network of a variant of VARIANTS."""
         kind = variant.partition("-")[0] if variant != "wan-diffusers" else variant
         makers = {
             "ours": partial(random_transformer, self.config),
@@ -160,19 +160,19 @@ class Networks:
             "wan-diffusers": partial(diffusers_wan, self.config),
             "vace": partial(diffusers_vace, self.config),
         }
-        kind = "wan" if kind == "phantom" else kind  # the same network, fed otherwise
+        kind = "wan" if kind == "phantom" else kind  # the same network with other inputs
         if kind not in self._made:
             self._made[kind] = makers[kind](self.device, self.dtype)
         return self._made[kind]
 
     @property
     def all(self) -> list[nn.Module]:
-        """Those made so far."""
+        """All networks created so far."""
         return list(self._made.values())
 
 
 def random_inputs(config: ContextAnyoneConfig, case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
-    """Conditions of the sizes that a run of `case` has."""
+    """Random conditions with the sizes of a run of `case`."""
 
     def random(*shape: int) -> Tensor:
         return torch.empty(shape, device=device, dtype=dtype).normal_()
@@ -189,7 +189,7 @@ def random_inputs(config: ContextAnyoneConfig, case: Case, device: torch.device,
 
 @torch.no_grad()
 def make_step(variant: str, networks: Networks, inputs: Inputs) -> Step:
-    """The step of one of VARIANTS, with whatever it computes once (the reference cache) computed."""
+    """The step of a variant of VARIANTS; computations done once per run (the reference cache) are done here."""
     network, references = networks.of(variant), inputs.references
     config = networks.config
     cfg, dual = CfgGuidance(config.cfg_scale), DualGuidance(*config.dual_scales)

@@ -1,10 +1,10 @@
-"""Time and memory of whole videos: ours, plain Wan, Phantom and VACE, each through its own pipeline.
+"""Time and memory of complete videos: ours, plain Wan, Phantom and VACE, each through its own pipeline.
 
     python -m benchmarks.video                                 # on a GPU, 832x480x81, 50 steps
     python -m benchmarks.video --device cpu --small            # the same code at tiny sizes
 
-A video is everything from pictures and prompts to frames: VAE, text and CLIP encoders, all denoising steps, decoding.
-The weights are random and stay on the device; loading them is not measured.
+Measured from pictures and prompts to frames: VAE, text and CLIP encoders, all denoising steps, decoding. The weights
+are random and stay on the device; loading is not measured.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _HEADS = ("model", "seconds", "encode", "a step", "decode", "TFLOP a step", "GiB
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Everything that is asked for, as it stands in the JSON.
+    """Measure all requested cases; returns the content of the JSON.
 
     Raises:
-        InputError: the device is not there.
+        InputError: the device does not exist.
     """
     device = open_device(options)
     sizes = small_sizes() if options.small else full_sizes(options.text_layers)
@@ -61,7 +61,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 def _measure_case(options: Namespace, stacks: Stacks, case: Case) -> dict[str, Any]:
     pictures = [torch.rand(1, 3, case.height, case.width) * 2 - 1 for _ in range(case.references)]
     videos = {model: _Video(stacks, model, case, pictures, options.steps) for model in options.models}
-    torch._dynamo.reset()  # shapes of another case
+    torch._dynamo.reset()  # graphs for the shapes of another case
     backend = "eager" if options.small else "inductor"
     prepare(stacks.networks, options.attention, backend if options.compile else None)
     actions: dict[str, Callable[[], object]] = {model: video.run for model, video in videos.items()}
@@ -94,7 +94,7 @@ class _Video:
         self.stages: list[dict[str, float]] = []
 
     def run(self, steps: int | None = None) -> None:
-        """Make the video; with `steps` other than the asked-for number the stages are not kept."""
+        """Generate the video; with a number of `steps` other than the requested one, stage times are not recorded."""
         case = self._case
         settings = GenerationSettings(
             num_frames=case.frames, width=case.width, height=case.height, steps=steps or self._steps
@@ -111,11 +111,11 @@ class _Video:
 
 
 def stages(marks: Sequence[float]) -> dict[str, float]:
-    """Seconds of encoding, of the middle denoising step, and of decoding.
+    """Seconds of encoding, of the median denoising step, and of decoding.
 
     Args:
-        marks: the beginning, the end of every step (two or more), the end. What comes before the first step cannot be
-            told from it, so that step counts as long as the middle one of the others.
+        marks: times of the start, the end of every step (two or more), and the end. The first step's time includes the
+            encoding; it is taken to be the median of the other steps.
     """
     begun, *ends, done = marks
     step = statistics.median(b - a for a, b in pairwise(ends))
@@ -166,7 +166,7 @@ def _cache_share(timings: Mapping[str, Timing], *, judge: bool) -> list[dict[str
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown, one part for each case."""
+    """The result as Markdown, one section per case."""
     parts = [heading(result)]
     for case in result["cases"]:
         parts.append(f"## {case_title(case)}, {result['options']['steps']} steps\n")

@@ -1,1 +1,1 @@
-"""The ContextAnyone model and generation: torch only, nothing of ComfyUI and nothing of training."""
+"""The ContextAnyone model, generation and command line, on torch; independent of ComfyUI and of the trainer."""

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their names only when they are whole.
+"""Atomic writing: files and folders appear under their names only when they are complete.
 
-What is written goes into a hidden folder beside its place, reaches the disk, and is renamed at the end. Its name is
-random, so that processes of several hosts can write the same file; an error or an interrupt leaves nothing behind.
+The content is written to a hidden folder beside its destination, synced to disk, and renamed at the end. The hidden
+name is random, so that several processes can write the same file; an error or interrupt leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX, ENDING = ".contextanyone-", ".part"
-"""How the hidden folders are called; a process that is killed may leave one."""
+"""Prefix and suffix of the hidden folders; a killed process may leave one."""
 
-_FILE_BITS = 0o666  # no file here is a program
+_FILE_BITS = 0o666  # without execute permission
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed for want of room: no space, a quota, or the limit on a file's size."""
+    """Whether a write failed for lack of space: a full disk, a quota, or the limit on file size."""
     return error.errno in _DISK_FULL
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder in `folder` to write in, removed at the end however that comes.
+    """A temporary hidden folder in `folder`, removed on exit in any case.
 
-    Raises: OSError if it cannot be made.
+    Raises: OSError if it cannot be created.
     """
     hidden = folder / f"{PREFIX}{secrets.token_hex(8)}{ENDING}"
-    try:  # the name is known before the folder is made, so that an interrupt in between leaves nothing
+    try:  # chosen before the folder is created, so that an interrupt in between leaves nothing
         _make(hidden)
         yield hidden
     finally:
@@ -43,17 +43,17 @@ def staging(folder: Path) -> Iterator[Path]:
 def _make(hidden: Path) -> None:
     try:
         hidden.mkdir()
-    except OSError as error:  # the name that the user knows is the folder's
+    except OSError as error:  # the error names the folder that the user knows
         raise OSError(error.errno, error.strerror, str(hidden.parent)) from error
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, which takes the name `path` when the block ends well.
+    """A temporary path for a file or folder, which is renamed to `path` when the block ends without an error.
 
-    A file replaces a file. A folder replaces an empty folder only. Modes are those that the umask asks for.
+    A file replaces a file; a folder replaces an empty folder only. Permissions follow the umask.
 
-    Raises: OSError if the disk is full or fails, or `path` cannot be replaced; what stood there before stays.
+    Raises: OSError if the disk is full or fails, or `path` cannot be replaced; existing files are kept.
     """
     with whole_files(path) as folder:
         yield folder / path.name
@@ -61,7 +61,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(*paths: Path) -> Iterator[Path]:
-    """A folder in which to write one file or folder by the name of each path; all take their places, or none does.
+    """A temporary folder for one file or folder with the name of each path; all are moved to their paths, or none.
 
     Args:
         paths: in one folder, with different names.
@@ -82,7 +82,7 @@ def whole_files(*paths: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, whole or not at all.
+    """Write a text file atomically, in UTF-8.
 
     Raises: OSError if the disk is full or the folder cannot be written to.
     """
@@ -91,23 +91,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Sync a file, or a folder's directory entries, to disk."""
     if not path.is_dir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())
-    elif os.name == "posix":  # elsewhere a folder cannot be opened
+    elif os.name == "posix":  # other systems cannot open a folder
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of network file systems that cannot sync a folder
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # from network file systems that cannot sync a folder
                 raise
         finally:
             os.close(descriptor)
 
 
 def _finish(path: Path, mode: int) -> None:
-    """Sync what was written, give files the mode of the umask (some libraries write theirs as 0600)."""
+    """Sync the content, and set permissions by the umask (some libraries create files with 0600)."""
     if path.is_dir():
         for inner in path.iterdir():
             _finish(inner, mode)
@@ -119,13 +119,13 @@ def _finish(path: Path, mode: int) -> None:
 
 
 def _place(written: Path, before: Path, paths: tuple[Path, ...]) -> None:
-    """Rename each to its place. What must make room moves into `before`; on an error everything goes back."""
+    """Rename each item to its place; existing ones are moved to `before`, and restored on an error."""
     try:
         for path in paths:
             _make_room(path, written / path.name, before, last=path is paths[-1])
             (written / path.name).replace(path)
     except BaseException:
-        for path in reversed(paths):  # the folders tell how far it came, also after an interrupt
+        for path in reversed(paths):  # the folders show which moves were done, also after an interrupt
             with suppress(OSError):
                 if not (written / path.name).exists():
                     path.replace(written / path.name)
@@ -141,5 +141,5 @@ def _make_room(path: Path, new: Path, before: Path, *, last: bool) -> None:
         if any(path.iterdir()):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
         path.replace(before / path.name)
-    elif path.exists() and not last:  # the last one is replaced by one step, after which nothing can fail
+    elif path.exists() and not last:  # the last one is replaced in one step, after which nothing can fail
         path.replace(before / path.name)

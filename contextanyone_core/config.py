@@ -34,21 +34,21 @@ class ContextAnyoneConfig:
         pose_style: how poses are drawn for it: full (on black, as Wan2.1-Fun-Control) or miniature (thinner, on grey).
         freq_dim: width of the sinusoidal time embedding.
         text_dim, text_len: width and fixed length of the text embeddings.
-        image_dim: width of the CLIP tokens; None builds a model without the CLIP branch.
-        patch_size: latent frames, rows and columns of one token.
+        image_dim: width of the CLIP tokens; None is a model without the CLIP branch.
+        patch_size: latent frames, rows and columns per token.
         eps: epsilon of the norms inside the blocks.
         emphasize: whether the blocks have Emphasize-Attention.
-        gap: distance in time, in latent frames, between references and video (Gap-RoPE).
+        gap: temporal distance between references and video, in latent frames (Gap-RoPE).
         shift: default shift of the sampling schedule.
         cfg_scale: default guidance_scale of `cfg` guidance.
         dual_scales: default guidance_scale and reference_scale of `dual` guidance.
         vae_stride: pixels per latent in time, height and width.
-        latents_mean, latents_std: the transformer works on (z - mean) / std of the VAE's latents z.
+        latents_mean, latents_std: the transformer's latents are (z - mean) / std of the VAE's latents z.
         latent_rgb_factors, latent_rgb_bias: linear preview, rgb = normalised latent @ factors + bias, in [-1, 1]; None
-            where no projection was fitted (a host that knows Wan's VAE brings its own).
+            if no projection was fitted (ComfyUI has its own for Wan's VAE).
 
     Raises:
-        InputError: a size that no transformer can have.
+        InputError: a size is invalid for a transformer.
     """
 
     dim: int
@@ -66,7 +66,7 @@ class ContextAnyoneConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     emphasize: bool = True
-    gap: float = 10.0  # Paper: the value of the gap is not stated; 10 latent frames is this project's choice.
+    gap: float = 10.0  # Paper: the size of the gap is not stated; 10 latent frames is this project's choice.
     shift: float = 5.0
     cfg_scale: float = 5.0
     dual_scales: tuple[float, float] = (7.5, 5.0)  # Paper: guidance is not stated; these are Wan's and Phantom's.
@@ -135,7 +135,7 @@ class ContextAnyoneConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            InputError: an unknown key (the message names the nearest known one), a missing key, or a bad value.
+            InputError: a key is unknown (the message suggests the nearest known one) or missing, or a value is invalid.
         """
         known = [field.name for field in fields(cls)]
         for key in values:
@@ -168,7 +168,7 @@ class ContextAnyoneConfig:
 
     @classmethod
     def miniature(cls) -> Self:
-        """The shipped miniature, before its latent statistics are measured."""
+        """The size of the shipped miniature, with default latent statistics."""
         return cls(
             dim=256,
             ffn_dim=1024,
@@ -185,7 +185,7 @@ class ContextAnyoneConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """The smallest model with every part, for tests."""
+        """The smallest model with all components, for tests."""
         return cls(
             dim=48,
             ffn_dim=96,

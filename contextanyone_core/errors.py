@@ -1,4 +1,4 @@
-"""The exceptions of this package. Each message says what was given, what is needed and what to do."""
+"""The exceptions of this package. Each message states what was given, what is needed and how to fix it."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,29 +13,29 @@ class ContextAnyoneError(Exception):
 
 
 class ShapeError(ContextAnyoneError):
-    """A tensor has the wrong shape for the place it was handed to."""
+    """A tensor has the wrong shape for the function it was passed to."""
 
 
 class CheckpointError(ContextAnyoneError):
-    """A weight file is not what it should be: missing, damaged, of another kind, or with other names."""
+    """A weight file is missing, damaged, of another kind, or has other tensor names."""
 
 
 class MissingDependencyError(ContextAnyoneError):
-    """An optional library is needed and not installed; the message names the pip command."""
+    """A required optional library is not installed; the message names the pip command."""
 
 
 class InputError(ContextAnyoneError):
-    """What the user gave cannot be used: a picture, a prompt, a number, a name."""
+    """An input from the user cannot be used: a picture, a prompt, a number, a name."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean --steps?`, the end of a message about an unknown name; "" where no known name is near."""
+    """The end of a message about an unknown name, ` Did you mean --steps?`; "" if no known name is similar."""
     near = nearest(word, known)
     return "" if near is None else f" Did you mean {near}?"
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known name that is most like `word`, whatever its capitals; None below a similarity of `cutoff` (0 to 1)."""
+    """The known name most similar to `word`, ignoring case; None below a similarity of `cutoff` (0 to 1)."""
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
     return names[near[0]] if near else None

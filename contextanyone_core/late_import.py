@@ -9,10 +9,9 @@ from .errors import MissingDependencyError
 
 
 def host_class(module: str, name: str) -> Any:
-    """Class `name` of `module`, imported now.
+    """Import class `name` from `module`.
 
-    The exact submodule is imported where the class is first used, so that starting the command line does not pay
-    for all of diffusers and transformers.
+    Importing the exact submodule at first use keeps the command line from loading all of diffusers and transformers.
 
     Raises:
         MissingDependencyError: the package is not installed; the message names the pip command.

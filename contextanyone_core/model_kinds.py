@@ -1,4 +1,4 @@
-"""The models that `generate` runs, and the options that each supports; nothing heavy is imported here."""
+"""The models that `generate` runs, and the options that each supports; no heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ModelKind:
     """One of the models and the options that it supports.
 
     Attributes:
-        name: as in `--model`.
-        title: as its authors write it.
-        family: how the families of its public transformer files begin (`weights.recognition`), "" for ours.
-        guidances: names that `make_guidance` knows, the model's own first.
+        name: value of `--model`.
+        title: name in messages, spelled as by its authors.
+        family: prefix of the family of its public transformer files (`weights.recognition`), "" for ours.
+        guidances: supported names of `make_guidance`, the default first.
         references: whether it takes reference pictures.
         emphasis: whether it has Emphasize-Attention.
         negative: its own negative prompt, at full size.
@@ -37,7 +37,7 @@ class ModelKind:
     conditions: bool = False
 
     def own_negative(self, text_len: int) -> str:
-        """The negative prompt where none is given: below Wan's size text encoders were not trained on the long one."""
+        """The default negative prompt; empty below Wan's size, where text encoders were not trained on the long one."""
         return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
 
     def check(
@@ -52,7 +52,7 @@ class ModelKind:
         """Refuse what the model does not have; None was not asked for.
 
         Raises:
-            InputError: naming the option and what to do.
+            InputError: the model does not support an option; the message names it and the remedy.
         """
         if guidance is not None and guidance not in self.guidances:
             raise InputError(f"{self.title} has no {guidance} guidance; with --model {self.name} use cfg.")
@@ -72,7 +72,7 @@ class ModelKind:
 
 
 def is_full_size(text_len: int) -> bool:
-    """Whether a text encoder for so many tokens is Wan's, and not a miniature."""
+    """Whether a text encoder with this `text_len` is Wan's, not a miniature."""
     return text_len >= _WAN_TEXT_LEN
 
 
@@ -85,4 +85,4 @@ MODELS = {
         ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )
 }
-"""By name; the first is the default."""
+"""Models by name; the first is the default."""

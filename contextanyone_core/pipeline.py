@@ -1,4 +1,4 @@
-"""The public import of the pipeline, as the README uses it."""
+"""Public import path of the pipeline (see the README)."""
 
 from .generation.pipeline import ContextAnyonePipeline, GenerationResult, GenerationSettings
 

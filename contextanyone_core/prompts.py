@@ -1,4 +1,4 @@
-"""The two-stage prompt: how the reference looks, then what happens (paper, data captions)."""
+"""The two-stage prompt: the look of the first frame, then the action (paper, data captions)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class TwoStagePrompt:
     """First-frame prompt and later-frames prompt of one video; either may be empty, not both.
 
     Args:
-        first: describes how the reference looks ("A woman with red hair standing in a park.").
-        later: says what happens ("The same woman is waving at the beach.").
+        first: describes the look of the character ("A woman with red hair standing in a park.").
+        later: describes the action ("The same woman is waving at the beach.").
 
     Raises:
         InputError: both prompts are empty.
@@ -44,37 +44,37 @@ class TwoStagePrompt:
     @property
     def video_text(self) -> str:
         """The prompt of the video stream: both prompts joined by one space and encoded once, or the only one given."""
-        # Paper: how the two prompts meet is left open; joined as strings, so that words of both attend to each other.
+        # Paper: how the prompts are combined is not stated; joined as text, so that all tokens attend to each other.
         return " ".join(part for part in (self.first, self.later) if part.strip())
 
     def check_length(self, count_tokens: Callable[[str], int], text_len: int) -> None:
-        """Refuse a prompt that does not fit; nothing is ever cut.
+        """Check the length of the prompts; they are never truncated.
 
         Args:
-            count_tokens: tokens of a string, end token included, such as `TextEncoder.count_tokens`.
-            text_len: the most tokens that the model takes.
+            count_tokens: counts the tokens of a text, end token included, such as `TextEncoder.count_tokens`.
+            text_len: maximum number of tokens of the model.
 
         Raises:
-            InputError: saying by how many tokens the joined prompt is too long.
+            InputError: the joined prompt is too long; the message says by how many tokens.
         """
         check_text_length("The prompt (first and later together)", self.video_text, count_tokens, text_len)
 
 
 def check_prompts(prompt: TwoStagePrompt, negative: str, count_tokens: Callable[[str], int], text_len: int) -> None:
-    """Refuse a run's prompts where they do not fit.
+    """Check the length of a run's prompts, the negative one included.
 
     Raises:
-        InputError: saying by how many tokens a prompt is too long.
+        InputError: a prompt is too long; the message says by how many tokens.
     """
     prompt.check_length(count_tokens, text_len)
     check_text_length("The negative prompt", negative, count_tokens, text_len)
 
 
 def check_text_length(what: str, text: str, count_tokens: Callable[[str], int], text_len: int) -> None:
-    """Refuse a text of more than `text_len` tokens (end token included).
+    """Check that a text has at most `text_len` tokens, end token included.
 
     Raises:
-        InputError: saying by how many tokens it is too long.
+        InputError: the text is too long; the message says by how many tokens.
     """
     count = count_tokens(text)
     if count > text_len:

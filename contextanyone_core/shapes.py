@@ -1,4 +1,4 @@
-"""Sizes of a video in pixels, latents and tokens, and which of them the model can make (Wan 2.1's VAE and patches)."""
+"""Sizes of a video in pixels, latents and tokens, and the constraints of Wan 2.1's VAE and patch size."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from .config import ContextAnyoneConfig
 from .errors import InputError
 
-FRAME_STEP = 4  # the VAE: 4 frames to one latent frame after the first
-SIDE_STEP = 16  # the VAE: 8 pixels to a latent; the transformer: 2 latents to a token
+FRAME_STEP = 4  # VAE: 4 frames per latent frame after the first
+SIDE_STEP = 16  # VAE: 8 pixels per latent; transformer: 2 latents per token
 
 
 class VideoShape(NamedTuple):
@@ -29,11 +29,11 @@ class VideoShape(NamedTuple):
 
     @property
     def picture(self) -> VideoShape:
-        """One frame of this size, such as a reference."""
+        """A single frame of this size, such as a reference."""
         return self._replace(num_frames=1)
 
     def latents(self, config: ContextAnyoneConfig) -> tuple[int, int, int]:
-        """(t, h, w) of its latents: t = 1 + (T - 1) / 4, h = H / 8, w = W / 8."""
+        """(t, h, w) of the latents: t = 1 + (T - 1) / 4, h = H / 8, w = W / 8."""
         frames, rows, columns = config.vae_stride
         return 1 + (self.num_frames - 1) // frames, self.height // rows, self.width // columns
 
@@ -42,12 +42,12 @@ class VideoShape(NamedTuple):
         return (batch, config.in_dim, *self.latents(config))
 
     def token_count(self, config: ContextAnyoneConfig) -> int:
-        """How many tokens the transformer makes of its latents."""
+        """Number of the transformer's tokens."""
         return math.prod(side // patch for side, patch in zip(self.latents(config), config.patch_size, strict=True))
 
 
 def frames_mistake(frames: int) -> str | None:
-    """What is wrong with a number of frames that is not 4k + 1, naming the two nearest that are; None where it is."""
+    """The error for a number of frames that is not 4k + 1, naming the two nearest valid ones; None if it is valid."""
     if frames % FRAME_STEP == 1:
         return None
     below = frames - (frames - 1) % FRAME_STEP
@@ -55,7 +55,7 @@ def frames_mistake(frames: int) -> str | None:
 
 
 def side_mistake(pixels: int) -> str | None:
-    """What is wrong with a side that is no multiple of 16, naming those around it; None where it is one."""
+    """The error for a side that is not a multiple of 16, naming the two nearest ones; None if it is valid."""
     if pixels % SIDE_STEP == 0 and pixels > 0:
         return None
     below = pixels - pixels % SIDE_STEP
@@ -64,10 +64,10 @@ def side_mistake(pixels: int) -> str | None:
 
 
 def check_frames(count: object, name: str = "num_frames") -> None:
-    """Refuse a number of frames that is not 4k + 1.
+    """Check that a number of frames is 4k + 1.
 
     Raises:
-        InputError: naming the two nearest numbers that are.
+        InputError: it is not; the message names the two nearest valid numbers.
     """
     frames = require_whole(name, count, 1)
     if mistake := frames_mistake(frames):
@@ -75,10 +75,10 @@ def check_frames(count: object, name: str = "num_frames") -> None:
 
 
 def check_side(side: object, name: str) -> None:
-    """Refuse a width or height that is not a multiple of 16.
+    """Check that a width or height is a multiple of 16.
 
     Raises:
-        InputError: naming the ones below and above it.
+        InputError: it is not; the message names the multiples below and above.
     """
     pixels = require_whole(name, side, 1)
     if mistake := side_mistake(pixels):
@@ -86,7 +86,7 @@ def check_side(side: object, name: str) -> None:
 
 
 def require_whole(name: str, value: object, low: int) -> int:
-    """The value, if it is a whole number of at least `low`.
+    """Return the value after checking that it is an integer of at least `low`.
 
     Raises:
         InputError: it is not.
@@ -97,10 +97,10 @@ def require_whole(name: str, value: object, low: int) -> int:
 
 
 def require_number(name: str, value: object, *, zero: bool) -> None:
-    """Refuse what is no finite number above 0, or with `zero` of at least 0.
+    """Check that a value is a finite number above 0, or of at least 0 with `zero`.
 
     Raises:
-        InputError: naming the value.
+        InputError: it is not; the message names the value.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]

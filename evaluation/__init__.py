@@ -1,1 +1,1 @@
-"""Evidence: the ablations of the paper by one command. Imports the core and what the trainer has for the world."""
+"""Evaluation of claims: the paper's ablations and the user study. Imports the core and the trainer."""

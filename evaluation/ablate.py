@@ -1,7 +1,7 @@
 """Train and measure the cells of an ablation: `python evaluation/ablate.py evaluation/ablations.yaml --out DIR`.
 
-DIR gets a file for each cell and seed, and from all that are there ablations.json, table.md and plot.png. A cell whose
-result is there is not computed again; one that was cut goes on where it was saved.
+DIR gets one file per cell and seed, and from all existing ones ablations.json, table.md and plot.png. Finished cells
+are not computed again; an interrupted one resumes from its last checkpoint.
 """
 
 import argparse
@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+if __package__ in (None, ""):  # run as a script: its own folder on sys.path would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.commands import Parser, output_folder, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 all cells are done, 3 some are missing, 1, 2, 130 as the trainer's."""
+    """Run the command; return its exit code: 0 all cells done, 3 some missing; 1, 2 and 130 as the trainer's."""
     parser = Parser(prog="ablate.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("plan", type=Path, help="such as evaluation/ablations.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, made if needed")

@@ -63,7 +63,7 @@ def read_folders(named: Sequence[str], items: Sequence[Item]) -> dict[str, Path]
     """The folder of each system, from words of the form NAME=FOLDER, with a clip for every item.
 
     Raises:
-        InputError: a word of another form, a name twice, or clips that are not there.
+        InputError: a word has another form, a name is given twice, or clips are missing.
     """
     folders: dict[str, Path] = {}
     for word in named:

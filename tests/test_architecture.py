@@ -1,4 +1,4 @@
-"""The house's order, held by reading the sources: nodes -> contextanyone_core <- training <- benchmarks."""
+"""The import rules and limits of docs/ARCHITECTURE.md, checked on the sources."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The documents say what is: symbols import, tests and links exist, commands are accepted, lists are complete."""
+"""The documentation is true: symbols import, tests and links exist, commands are accepted, lists are complete."""
 
 import ast
 import importlib

@@ -1,1 +1,1 @@
-"""Checkpoints written from others: initial ones for training, conversions of names and dtypes."""
+"""Checkpoints derived from others: initial checkpoints for training, conversion of tensor names and dtypes."""

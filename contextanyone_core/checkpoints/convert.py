@@ -1,4 +1,4 @@
-"""The same weights under other names and in another dtype, tensor by tensor."""
+"""Conversion of weight files to other tensor names and dtypes, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .expected import compare_file
 
 FP8 = torch.float8_e4m3fn
 _FP8_LARGEST = 448.0
-_TABLE = "relative_attention_bias"  # umT5's, of few rows, and added to what the matrices give
+_TABLE = "relative_attention_bias"  # umT5's table of position biases: few rows, added to attention scores
 _COMFYUI_PREFIX = "model.diffusion_model."
 
 
@@ -32,20 +32,19 @@ def convert(
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a weight file of any form as one safetensors file.
+    """Convert a weight file of any supported format to one safetensors file.
 
     Args:
-        path: transformer, VAE, text or image encoder, in any form that `open_source` reads.
+        path: a transformer, VAE, text or image encoder, in any format that `open_source` reads.
         out: the file to write.
-        naming: original (Wan's), comfyui or diffusers; None keeps the names that our own files have.
-        dtype: of the weights; None keeps the stored one, bf16 for fp8 and GGUF. float8_e4m3fn stores the matrices of
-            the blocks so, and everything else in bf16.
-        progress: called with (tensors written, of how many).
+        naming: original (Wan's), comfyui or diffusers; None is the naming of this project's files.
+        dtype: dtype of the weights; None keeps the stored one, or bf16 for fp8 and GGUF. float8_e4m3fn applies to the
+            blocks' matrices only; everything else is then bf16.
+        progress: called with (tensors written, total).
 
     Raises:
-        CheckpointError: the file is damaged, a model with holes, of no kind that has such names, or holds NaN or
-            infinity.
-        InputError: fp8 is asked for, and nothing in the file would be stored so.
+        CheckpointError: the file is damaged or incomplete, its kind has no such naming, or it holds NaN or infinity.
+        InputError: fp8 is requested, and the file has no tensor that would be stored in fp8.
         OSError: the disk is full.
     """
     source = open_source(path)
@@ -73,7 +72,7 @@ def convert(
 
 
 def _require_whole(source: WeightSource) -> None:
-    """Refuse a model with holes; what a transformer has beyond Wan T2V's tensors is its own affair."""
+    """Refuse an incomplete model; tensors beyond those that the config needs are accepted."""
     if source.recognised.kind in (TRANSFORMER, WAN):
         source.config()
     found = compare_file(describe(source.path))

@@ -1,4 +1,4 @@
-"""Names and shapes that a weight file of an encoder must hold, by its config, without allocating anything."""
+"""Tensor names and shapes that an encoder's config requires, computed on the meta device."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def host_tensors(kind: str, config: Mapping[str, Any]) -> Shapes | None:
-    """Name and shape of every tensor in a file of `kind`, as the `save_...` of the encoders writes it.
+    """Name and shape of every tensor in a file of `kind`, as the encoders' `save_...` functions write it.
 
-    The tokenizer in a text encoder's file may have any length, which stands as the shape ().
+    The tokenizer in a text encoder's file may have any length and has the shape () here.
 
-    Returns: None for a kind that is no host's.
-    Raises: whatever diffusers or transformers raise for a config that they cannot build.
+    Returns: None for a kind that is not built from a diffusers or transformers class.
+    Raises: the exception of diffusers or transformers, for a config that they cannot build.
     """
     known: dict[str, Callable[[Mapping[str, Any]], Shapes]] = {VAE: _vae, TEXT_ENCODER: _text, IMAGE_ENCODER: _image}
     return known[kind](config) if kind in known else None
 
 
 def compare_file(found: Description) -> Differences | None:
-    """What a described file lacks, has beyond, and has in another shape, by its config: a transformer's or a host's.
+    """Compare the tensors of a described file, a transformer or an encoder, with those that its config requires.
 
-    Returns: None for another kind, and without a config.
-    Raises: CheckpointError where the config cannot be built.
+    Returns: None for another kind of file, or one without a config.
+    Raises: CheckpointError if no model can be built from the config.
     """
     kind = found.recognised.kind
     if found.differences is not None or kind is None or not found.config:
         return found.differences
     try:
         expected = host_tensors(kind, found.config)
-    except Exception as error:  # diffusers and transformers refuse a bad config in any way they like
+    except Exception as error:  # diffusers and transformers raise any exception for a bad config
         raise CheckpointError(
             f"{found.path}: no {kind} can be built from the config of this file ({error})."
         ) from error
@@ -52,7 +52,7 @@ def compare_file(found: Description) -> Differences | None:
     if SPIECE in source.tensors:
         expected[SPIECE] = source.tensors[SPIECE].shape
     elif SPIECE in expected and not source.recognised.stated:
-        del expected[SPIECE]  # public files may have the tokenizer beside them
+        del expected[SPIECE]  # public files may come with a separate tokenizer
     return compare(expected, source.tensors, source.unknown)
 
 

@@ -1,6 +1,6 @@
-"""A starting checkpoint for training: a public backbone, a public CLIP branch, and new parts as training starts them.
+"""Initial checkpoint for training: a public backbone, a public CLIP branch, and newly initialised layers.
 
-Everything goes tensor by tensor, so that a 1.3B model is made in the memory of its largest tensor.
+Written one tensor at a time, so that peak memory is that of the largest tensor.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def write_starting_checkpoint(
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContextAnyoneConfig:
-    """Write a whole ContextAnyone transformer that, without a picture, generates what its backbone does until trained.
+    """Write a complete ContextAnyone transformer; without a reference its output equals the backbone's.
 
-    The video reads a picture's stream from the first step on, through the backbone's own attention, untrained for it.
+    With a reference, the video attends to the reference stream from the first training step, through the backbone's
+    self-attention, which was not trained for it.
 
     Args:
         backbone: Wan 2.1 T2V, Phantom-Wan or Wan2.1-Fun-Control, which brings trained condition channels and a CLIP
@@ -131,7 +132,7 @@ def _config(base: WeightSource, clip: WeightSource | None, condition: bool) -> C
 
 
 def _origin(name: str, base: WeightSource, clip: WeightSource | None) -> WeightSource | None:
-    """The file that a tensor comes from; None for a new one."""
+    """The file that a tensor is copied from; None for a new tensor."""
     if clip is not None and _is_in(name, _CLIP_PARTS):
         return clip
     return base if name in base.tensors else None
@@ -147,7 +148,7 @@ def _check(
     expected: dict[str, tuple[int, ...]],
     origin: dict[str, WeightSource | None],
 ) -> None:
-    """Refuse a backbone that is not whole or has more, and a CLIP branch of another size."""
+    """Refuse a backbone with missing or unknown tensors, and a CLIP branch of another size."""
     branch = any(_is_in(name, _CLIP_PARTS) for name in base.tensors)
     new = _NEW_PARTS if branch else (*_NEW_PARTS, *_CLIP_PARTS)
     for source in (base, *([] if clip is None else [clip])):
@@ -170,7 +171,7 @@ def _main_dtype(base: WeightSource) -> torch.dtype:
 
 
 def _new(model: ContextAnyoneTransformer, name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor of a part that no file has, the same at every call."""
+    """A newly initialised tensor; the seed is fixed by the layer's name, so that every call gives the same values."""
     module_name, _, leaf = name.rpartition(".")
     layer = copy.deepcopy(model.get_submodule(module_name))
     state = {key: empty(tuple(value.shape), torch.float32) for key, value in layer.named_parameters()}

@@ -1,4 +1,4 @@
-"""The command `contextanyone`."""
+"""The command line, `contextanyone`."""
 
 from .main import main
 

@@ -1,6 +1,6 @@
-"""Which clips a command asks for, a safe name for each, and the share of them that this process makes.
+"""The clips that a command requests, a safe file name for each, and the share of this process.
 
-Prompts come from the options or from a JSONL file; processes are counted as every launcher says it in the environment.
+Prompts come from the options or from a JSONL file; rank and number of processes from the launcher's environment.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .parsing import MAX_SEED, prompt_text
 
 KEYS = ("first", "later", "out", "seed")
 _MAX_PROCESSES = 1_000_000
-_SHOWN = 80  # characters of a value in a message
+_SHOWN = 80  # maximum characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One video to make: its two prompts (either may be empty), its seed and where it goes."""
+    """One video to make: its two prompts (either may be empty), its seed and its output path."""
 
     first: str
     later: str
@@ -33,9 +33,9 @@ class Clip:
 
 
 def clips_from_options(first: str | None, laters: Sequence[str], seed: int, out: Path) -> list[Clip]:
-    """One clip for every later prompt; several are numbered: out-1.mp4, out-2.mp4.
+    """One clip per `--later` prompt; several are numbered: out-1.mp4, out-2.mp4.
 
-    Raises: InputError without any prompt.
+    Raises: InputError if there is no prompt.
     """
     if first is None and not laters:
         raise InputError("there is no prompt; say what is seen with --first, what happens with --later, or both.")
@@ -47,11 +47,11 @@ def clips_from_options(first: str | None, laters: Sequence[str], seed: int, out:
 
 
 def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> list[Clip]:
-    """One clip for every line {"first", "later", "out"?, "seed"?} of a JSONL file, all inside `folder`.
+    """One clip per line {"first", "later", "out"?, "seed"?} of a JSONL file, all inside `folder`.
 
-    `first` and `seed` of the options stand in where a line has none; the names default to clip-001.mp4 and so on.
+    The options' `first` and `seed` are the defaults of a line; file names default to clip-001.mp4 and so on.
 
-    Raises: InputError, with the line's number, for anything else, and for names that would leave the folder.
+    Raises: InputError, with the line number, for an invalid line or a name that would leave the folder.
     """
     if not folder.is_dir():
         raise InputError(f"--out {folder} is no folder; with --prompts give an existing folder for the clips.")
@@ -61,7 +61,7 @@ def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> l
         raise InputError(f"--prompts {file} cannot be read: {error}.") from error
     clips: list[Clip] = []
     for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removeprefix("\ufeff")  # of a file that another was appended to
+        line = line.removeprefix("\ufeff")  # byte order mark in a concatenated file
         if line.strip():
             try:
                 name = f"clip-{len(clips) + 1:03d}.mp4"
@@ -74,9 +74,9 @@ def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> l
 
 
 def refuse_collisions(clips: Sequence[Clip], read: Sequence[Path]) -> None:
-    """No clip or contact sheet may replace another one of this run, or a file that the run reads.
+    """Check that no clip or contact sheet replaces another one of this run, or a file that the run reads.
 
-    Names that differ in capitals alone are one file on macOS and Windows.
+    Names that differ only in case count as equal, as on macOS and Windows.
 
     Raises: InputError naming the path.
     """
@@ -93,9 +93,9 @@ class Process:
     """One of several processes that run the same command.
 
     Attributes:
-        rank: from 0.
-        count: of all processes.
-        local_rank: from 0 on this machine; None where no launcher says it.
+        rank: index of the process, from 0.
+        count: number of processes.
+        local_rank: index on this machine, from 0; None if the launcher does not set it.
     """
 
     rank: int = 0
@@ -103,22 +103,22 @@ class Process:
     local_rank: int | None = None
 
     def share(self, clips: Sequence[Clip]) -> list[Clip]:
-        """Every `count`-th clip from the `rank`-th on.
+        """Every `count`-th clip, starting at the `rank`-th.
 
-        It depends on nothing else, what is finished included: the processes need not talk to each other, and together
-        they have each clip exactly once however far each of them is.
+        The share does not depend on which clips are finished, so the processes need not communicate, and together they
+        make each clip exactly once.
         """
         return list(clips[self.rank :: self.count])
 
     def device(self, name: str) -> str:
-        """The device that a name means here: plain `cuda` is the card of this process."""
+        """The device for this process: `cuda` becomes the GPU of the local rank, other names do not change."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.local_rank is not None else name
 
 
 def this_process(environment: Mapping[str, str]) -> Process:
-    """Read RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process.
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; without them there is a single process.
 
-    Raises: InputError for one of the first two without the other, or for what is no number.
+    Raises: InputError if only one of the first two is set, or a value is not a valid number.
     """
     rank, count = environment.get("RANK"), environment.get("WORLD_SIZE")
     if rank is None and count is None:
@@ -188,7 +188,7 @@ def _number(name: str, text: str, low: int, high: int) -> int:
 
 
 def _shown(value: object) -> str:
-    """A value of the file in a few words; nested ones may be deeper than Python can write."""
+    """A short form of a value for messages; a deeply nested one can exceed Python's recursion limit."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     text = repr(value)

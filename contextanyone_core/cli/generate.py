@@ -1,7 +1,7 @@
-"""`contextanyone generate`: pictures and prompts become clips.
+"""`contextanyone generate`: clips from pictures and prompts.
 
-In this order, so that a mistake is told before anything slow happens: options, prompts, output names, pictures; then
-torch, the device, the weights, the prompts' lengths; then the work.
+Checked in this order, so that errors appear before slow steps: options, prompts, output names and pictures; then, with
+torch, the device, the weights and the prompts' lengths.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a command asks for, checked as far as possible without torch; `clips` are those of this process."""
+    """A parsed command, checked as far as possible without torch; `clips` is the share of this process."""
 
     kind: ModelKind
     options: argparse.Namespace
@@ -58,9 +58,9 @@ class Inputs:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Run the command; every finished clip puts two lines on stdout: the video's path and the contact sheet's.
+    """Run the command; each finished clip prints two lines to stdout: the paths of the video and its contact sheet.
 
-    Raises: InputError, CheckpointError for what cannot be met; OSError if the disk is full.
+    Raises: InputError or CheckpointError for a request that cannot be met; OSError if the disk is full.
     """
     request = read_request(argv)
     if not request.clips:
@@ -152,7 +152,7 @@ def _load(request: Request) -> Pipeline:
 
     device = check_device(request.process.device(options.device))
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # streams, and kernels of other packages, go by it
+        torch.cuda.set_device(device)  # the current device, which streams and other packages' kernels use
     dtype = getattr(torch, options.dtype)
     if is_slow(dtype, device):
         _note(f"warning: --dtype is {options.dtype}, {SLOW_HERE}")
@@ -167,7 +167,7 @@ def _check_prompts(pipeline: Pipeline, request: Request) -> None:
 
 
 def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
-    """Warn of pictures that are out of the model's training domain; they are used all the same."""
+    """Warn of pictures out of the model's training domain; they are used nevertheless."""
     from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
     from ..weights.locate import need_part
@@ -187,7 +187,7 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
 
 
 def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
-    """Warn of weights that by their name are another model's, and of the miniature's size at full size."""
+    """Warn of weights whose name indicates another model, and of the miniature's video size with a full-size model."""
     from ..weights.locate import misnamed_transformer
 
     found = misnamed_transformer(request.options.weights, request.kind)
@@ -198,9 +198,9 @@ def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
 
 
 def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:
-    """The clips to make: all, or with --resume those that this very command has not made before.
+    """The clips to make: all, or with --resume those without a finished file from an identical command.
 
-    Raises: InputError where an unfinished clip cannot be written.
+    Raises: InputError if a clip to be made cannot be written.
     """
     if not request.options.resume:
         return request.clips
@@ -215,7 +215,7 @@ def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:
 
 
 def _encode_references(pipeline: Pipeline, request: Request) -> Any:
-    """The pictures as the pipeline takes them, encoded once for all clips."""
+    """The references in the pipeline's form, encoded once for all clips."""
     from ..media.image_io import picture_to_images
 
     images = [picture_to_images(picture) for picture in request.pictures]
@@ -251,7 +251,7 @@ def _advance(bar: Any, done: int) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """What stands in the folder of the weights, which no clip may replace."""
+    """Files in the folder of the weights, which no clip may replace."""
     return [path for path in folder.glob("*") if path.is_file()]
 
 

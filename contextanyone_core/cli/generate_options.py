@@ -25,16 +25,16 @@ from .parsing import (
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL_SIZE = (128, 128)
-"""The size where none is given: the miniature's."""
+"""Default size, that of the miniature."""
 MAX_SCALE = 100.0
 PEFT_FILE = "adapter_model.safetensors"
 
 
 def lora_file(text: str) -> LoraFile:
-    """A type for `add_argument`: FILE, or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
+    """A type for `add_argument`: FILE or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
     before, colon, after = text.rpartition(":")
     whole = _lora_path(text)
-    if not colon or whole.is_file() or not _lora_path(before).is_file():  # a name may hold a colon itself
+    if not colon or whole.is_file() or not _lora_path(before).is_file():  # a file name may contain a colon
         if not whole.is_file():
             raise argparse.ArgumentTypeError(f"{text} is no file; a LoRA is asked for as FILE or FILE:STRENGTH")
         return LoraFile(whole)
@@ -123,7 +123,7 @@ def _add_sampling(parser: Parser) -> None:
 
 
 def _add_execution(parser: Parser) -> None:
-    """How the model is run."""
+    """Execution options: how the model is run."""
     add = parser.add_argument
     add(
         "--lora",

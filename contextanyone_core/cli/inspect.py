@@ -1,4 +1,4 @@
-"""`contextanyone inspect`: what a weight file is, from its header alone, or how a clip was made, from its metadata."""
+"""`contextanyone inspect`: describes a weight file from its header, or a clip from its generation record."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SHOWN_NAMES = 20
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """Run the command: a report on stdout.
+    """Run the command; prints a report to stdout.
 
-    Raises: InputError, CheckpointError for what cannot be read.
+    Raises: InputError or CheckpointError for a file that cannot be read.
     """
     parser = Parser("contextanyone inspect", "Say what a weight file is, or how a video was made; nothing is loaded.")
     parser.add_argument(
@@ -39,13 +39,13 @@ def inspect(argv: Sequence[str]) -> int:
 
 
 def _folder(path: Path) -> Iterator[str]:
-    """A report on every model in a folder, a diffusers pipeline's parts included."""
+    """A report on each model in a folder, including the parts of a diffusers pipeline."""
     from ..weights.locate import weight_files
 
     models = weight_files(path)
     models += [part for part in sorted(path.iterdir()) if part.is_dir() and weight_files(part)]
     if not models and any(path.glob("*.safetensors")):
-        models = [path]  # shards without an index; what is wrong is said where it is opened
+        models = [path]  # shards without an index; opening them reports the error
     if not models:
         raise InputError(
             f"{path} is a folder without frame_*.png or weight files; give a video, a folder of frames or of weights."
@@ -58,7 +58,7 @@ def _folder(path: Path) -> Iterator[str]:
 
 
 def _described_or_not(path: Path) -> list[str]:
-    """One of several reports: a damaged file does not hide the others."""
+    """One of several reports; a damaged file becomes a line in it, so that the others are still shown."""
     try:
         return _describe(path)
     except CheckpointError as error:
@@ -66,7 +66,7 @@ def _described_or_not(path: Path) -> list[str]:
 
 
 def _is_absent(folder: Path, part: str) -> bool:
-    """Whether `generate` finds no file for a part; where several may be meant, or a damaged one, it is not absent."""
+    """Whether `generate` finds no file for a part; an ambiguous or damaged file counts as present."""
     from ..weights.locate import find_part
 
     try:
@@ -125,5 +125,5 @@ def _listed(what: str, names: Sequence[str]) -> Iterable[str]:
 
 
 def _printable(text: str) -> str:
-    """Text of a stranger's file, without what would steer a terminal."""
+    """Text of an untrusted file without terminal control characters."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

@@ -1,7 +1,7 @@
 """The command `contextanyone`: dispatch, exit codes, Ctrl-C.
 
-Exit codes: 0 done; 2 the request cannot be met as given (one line says why); 1 it failed on the way (disk full, out of
-memory); 130 interrupted. Results go to stdout, everything else to stderr. Nothing heavy is imported here.
+Exit codes: 0 done; 1 failed while running (disk full, out of memory); 2 invalid request (one line says why);
+130 interrupted. Results go to stdout, everything else to stderr. No heavy library is imported here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .parsing import Parser, package_version
 from .streams import steady_streams
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-_NO_MEMORY = re.compile(  # of Python, CUDA, MPS, C++, the loader of libraries, threads
+_NO_MEMORY = re.compile(  # from Python, CUDA, MPS, C++, the dynamic loader, threads
     "out of memory|not enough memory|allocate memory|failed to map segment|start new thread|bad_alloc", re.IGNORECASE
 )
-_LEAST_MEMORY = 10**9  # bytes of address space
+_LEAST_MEMORY = 10**9  # bytes of address space needed to load torch
 _COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 
 SUMMARY = """One picture of a character and two prompts become a video of that same character.
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the words after the command's name; None takes the process's own.
+        argv: the arguments after the command's name; None takes those of the process.
 
     Returns: the exit code.
     """
@@ -50,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 return _run(words)
             finally:
-                sys.stdout.flush()  # here, where a full disk is told in one line
+                sys.stdout.flush()  # flushed here, where a full disk becomes a one-line error
         except KeyboardInterrupt:
             return _say("interrupted", INTERRUPTED)
         except Exception as error:
-            if seen:  # a library made another error of the interrupt
+            if seen:  # a library turned the interrupt into another error
                 return _say("interrupted", INTERRUPTED)
             if isinstance(error, ContextAnyoneError):
                 return _say(str(error), REFUSED)
@@ -80,9 +80,9 @@ def _run(words: list[str]) -> int:
 
 
 def _check_memory() -> None:
-    """See that torch can be loaded: with too little memory the process is aborted, or fails in any words.
+    """Check that there is memory to load torch; otherwise the process would abort, or fail with an obscure error.
 
-    Raises: MemoryError.
+    Raises: MemoryError if not.
     """
     try:
         import resource
@@ -127,7 +127,7 @@ def _convert(words: Sequence[str]) -> int:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises KeyboardInterrupt and is remembered, for libraries that turn it into another error."""
+    """Ctrl-C raises KeyboardInterrupt and is recorded, because some libraries turn it into another error."""
     seen: list[int] = []
 
     def handle(number: int, frame: object) -> None:
@@ -143,7 +143,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def _warnings() -> Iterator[None]:
-    """What the core warns of stands on stderr, a line for each."""
+    """Write the core's warnings to stderr, one line each."""
     logger, handler = logging.getLogger(__package__.partition(".")[0]), _Line(logging.WARNING)
     logger.addHandler(handler)
     try:
@@ -154,13 +154,13 @@ def _warnings() -> Iterator[None]:
 
 class _Line(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the message; names out of files may hold anything."""
+        """Write the message with control characters escaped, as names from files may contain them."""
         text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(record.getMessage().split()))
         sys.stderr.write(f"contextanyone: {text}\n")
 
 
 def _failure(error: Exception, words: list[str]) -> str | None:
-    """One line for what a machine can run out of; None for everything else, which is a bug and shows its traceback."""
+    """One line for a lack of memory or disk space, or a system error; None for a bug, which shows its traceback."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if named or _NO_MEMORY.search(str(error)):
         if "ulimit" in str(error):
@@ -177,7 +177,7 @@ def _failure(error: Exception, words: list[str]) -> str | None:
 
 
 def _cause(error: Exception) -> str:
-    """What a compiler complained of: its first line, and that of its own output."""
+    """The reason of a failed compilation: the first line of the error, and of the compiler's output."""
     text, _, output = str(error).partition("\nOutput:\n")
     lines = [part.strip().partition("\n")[0] for part in (text, output)]
     return ": ".join(line for line in lines if line)[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Parsing for the command line: every mistake is one line that says what was meant, before anything heavy loads."""
+"""Argument parsing: every mistake is a one-line error with a suggestion, before heavy libraries are loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..shapes import frames_mistake, side_mistake
 MAX_SEED = 2**63 - 1
 _LARGEST_SIDE = 4096
 PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
-"""The weight files of a folder, each with the ending .safetensors."""
+"""Weight files of a model's folder, without the extension .safetensors."""
 """torch's dtypes in which models run and are written."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises InputError in place of printing its usage, and guesses what a wrong option meant."""
+    """argparse that raises InputError instead of printing its usage, and suggests the nearest option."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
@@ -31,11 +31,11 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`.
 
-        Raises: InputError for an option that is unknown, missing or badly filled.
+        Raises: InputError for an option that is unknown, missing or has a bad value.
         """
-        for word in argv:  # before argparse can complain that the option which was meant is missing
+        for word in argv:  # before argparse reports the misspelled option as missing
             if word == "--":
-                break  # no options after it
+                break  # only positional arguments follow
             if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
                 self.refuse(word)
         arguments, unknown = self.parse_known_args(list(argv))
@@ -44,14 +44,14 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def refuse(self, word: str) -> NoReturn:
-        """Say that a word of the command is not understood, and which option is nearest."""
+        """Raise InputError for an unknown word of the command, naming the nearest option."""
         if not word.startswith("-") or word == "--":
             raise InputError(f"{_short(word)} is left over; put quotes around a text of several words.")
         option = word.partition("=")[0]
         raise InputError(f"{self.prog} has no option {option}.{did_you_mean(option, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
-        """argparse's own complaints, as an exception."""
+        """Raise argparse's error as InputError."""
         message = message.removeprefix("argument ")
         if message.endswith("expected one argument"):
             message += f"; write {message.partition(':')[0]}=TEXT for a text that begins with a dash"
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def package_version(package: str = "contextanyone") -> str:
-    """A package's version, as installed."""
+    """The installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -111,7 +111,7 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
 
 
 def file_path(text: str) -> Path:
-    """The path of a file or folder; an empty one would be the present folder."""
+    """The path of a file or folder; an empty one, which would be the current folder, is refused."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give the path of a file or folder")
     return Path(text)
@@ -139,7 +139,7 @@ def frame_size(text: str) -> tuple[int, int]:
 
 
 def device_name(text: str) -> str:
-    """A device's name as torch writes it; whether it is there shows later."""
+    """A torch device name; whether the device exists is checked later."""
     if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:[0-9]{1,3})?", text):
         known = ("cpu", "cuda", "cuda:0", "mps", "xpu")
         raise argparse.ArgumentTypeError(
@@ -149,11 +149,11 @@ def device_name(text: str) -> str:
 
 
 def regular_path(text: str) -> Path:
-    """A path that may be read twice: a file, a folder, or nothing yet, but no pipe and no device."""
+    """A path that can be read twice: a file, a folder, or one that does not exist, but no pipe or device."""
     path = file_path(text)
     try:
         special = path.exists() and not path.is_file() and not path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have; where it is opened is told why
+    except (OSError, ValueError):  # an invalid name; opening it reports why
         special = False
     if special:
         raise argparse.ArgumentTypeError(
@@ -163,14 +163,14 @@ def regular_path(text: str) -> Path:
 
 
 def prompt_text(text: str) -> str:
-    """A prompt that is not empty and is text."""
+    """A prompt: valid text, not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the prompt is empty; describe the picture or what happens")
     return any_text(text)
 
 
 def any_text(text: str) -> str:
-    """A text that may be empty."""
+    """Valid text, which may be empty."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

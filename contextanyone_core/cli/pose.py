@@ -1,4 +1,4 @@
-"""`contextanyone pose`: poses out of a video or a file of keypoints, fitted to a body, as keypoints or drawn."""
+"""`contextanyone pose`: poses from a video or keypoints, fitted to a body, written as keypoints or as a drawn video."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .pose_inputs import read_drawn, stated_body
 
 KEYPOINTS = (".json", ".safetensors")
 _log = logging.getLogger(__name__)
-_SHEET_SIDE = 320  # pixels of a frame on the sheet
+_SHEET_SIDE = 320  # longest side of a frame on the contact sheet, in pixels
 _OVER = PoseStyle(half_width=2.0)
 
 
 def pose(argv: Sequence[str]) -> int:
     """Run the command.
 
-    Raises: InputError for what cannot be met; MissingDependencyError without an extra that is needed.
+    Raises: InputError for a request that cannot be met; MissingDependencyError if a required extra is not installed.
     """
     options = command_parser().parse(argv)
     _check(options)
@@ -111,7 +111,7 @@ def command_parser() -> Parser:
 
 
 def _canvas(text: str) -> tuple[int, int]:
-    """WIDTHxHEIGHT of any picture, as (height, width)."""
+    """WIDTHxHEIGHT of any size, as (height, width)."""
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) != 2 or not all(side.isdecimal() and 1 <= len(side) <= 5 and int(side) for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} is given; WIDTHxHEIGHT in pixels is needed, such as 1920x1080")
@@ -119,7 +119,7 @@ def _canvas(text: str) -> tuple[int, int]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse before anything is read what cannot be met; fill in the fit."""
+    """Check the options before any file is read, and set the default of `--fit`."""
     options.fit = options.fit or ("bones" if options.body else "none")
     if options.body and options.fit == "none":
         raise InputError("--body is given and --fit none leaves it aside; give one of them.")
@@ -146,7 +146,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
-    """The poses of the source, and for a video or picture some of its frames with their skeletons over them."""
+    """The poses of the source and, for a video or picture, some of its frames with the skeleton drawn on them."""
     if is_keypoints(options.source):
         return read_poses(options.source, PoseSource(options.canvas, options.fps, options.person)), []
     if options.person not in (None, 1):
@@ -161,7 +161,7 @@ def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
 
 
 def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Pixels]]:
-    """Poses of a video or a picture, and its frames made small."""
+    """Poses of a video or a picture, and its frames scaled down for the contact sheet."""
     from tqdm import tqdm
 
     estimator, small = _estimator(path, models), []
@@ -215,7 +215,7 @@ def _drawn_frames(options: argparse.Namespace) -> Pixels:
 
 
 def _write(options: argparse.Namespace, poses: PoseSequence, over: list[Pixels]) -> None:
-    """Write the poses and the sheet: over the source's frames, or drawn where it has none; both or neither."""
+    """Write the poses and the contact sheet, both or neither; the sheet shows the source's frames if it has any."""
     out, style = options.out, STYLES[options.style]
     if ending_of(out) not in KEYPOINTS:
         if poses.width % 16 or poses.height % 16:
@@ -239,7 +239,7 @@ def _sheet_path(out: Path) -> Path:
 
 
 def _record(options: argparse.Namespace) -> dict[str, object]:
-    """What made a drawn video, for its metadata."""
+    """The record of a drawn video, for its metadata."""
     names = {"source": options.source.name, "body": options.body.name if options.body else None}
     asked = {key: getattr(options, key) for key in ("fit", "person", "style", "smooth", "drawn")}
     return {"command": "pose", "contextanyone": package_version(), **names, **asked}

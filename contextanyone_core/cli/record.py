@@ -1,4 +1,4 @@
-"""What the options of `generate` amount to: the settings of a clip, and the record that every clip carries."""
+"""The settings of a clip from the options of `generate`, and the generation record stored in every clip."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def negative_prompt(pipeline: Pipeline, options: argparse.Namespace) -> str:
-    """The negative prompt of the run: the model's own where none is given."""
+    """The negative prompt of the run: as given, else the model's default."""
     return pipeline.own_negative if options.negative is None else str(options.negative)
 
 
 def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> GenerationSettings:
-    """The options as settings of one clip.
+    """The settings of one clip from the options.
 
-    Raises: InputError for a number that cannot be met.
+    Raises: InputError for a number out of range.
     """
     from ..generation.pipeline import GenerationSettings
     from ..sampling.guidance import EVERYWHERE, make_guidance
@@ -62,7 +62,7 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> G
 
 
 def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
-    """What is the same for all clips of a run: settings as they took effect, versions, and what exactly was read."""
+    """The part of the record that all clips of a run share: effective settings, versions, hashes of the files read."""
     import torch
 
     from ..weights.file_hash import sha256_of
@@ -97,14 +97,14 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
 
 
 def metadata_of(clip: Clip, record: dict[str, Any]) -> dict[str, Any]:
-    """What a clip carries."""
+    """The generation record of one clip."""
     return record | {"first": clip.first, "later": clip.later, "seed": clip.seed}
 
 
 def is_made(clip: Clip, record: dict[str, Any]) -> bool:
-    """Whether the clip and its sheet are there and were made from exactly this: weights, pictures, settings, versions.
+    """Whether the clip and its sheet exist with this record: the same weights, pictures, settings and versions.
 
-    Clips are moved to their names whole, so one that can be read is complete.
+    Clips are written atomically, so one that can be read is complete.
     """
     if not contact_path(clip.out).is_file():
         return False
@@ -116,7 +116,7 @@ def is_made(clip: Clip, record: dict[str, Any]) -> bool:
 
 
 def _weights(folder: Path, kind: ModelKind) -> dict[str, str]:
-    """The hash of every file that holds weights of the parts, shards one by one, by its path in the folder."""
+    """SHA-256 of every weight file of the model's parts, each shard included, by its path in the folder."""
     from ..weights.container import open_container
     from ..weights.file_hash import sha256_of
     from ..weights.locate import find_part

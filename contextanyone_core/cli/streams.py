@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, full, or a pipe whose reader has left."""
+"""Robust standard output and error: closed streams, full disks, and pipes whose reader has ended."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, TextIO
 
 @contextmanager
 def steady_streams() -> Iterator[None]:
-    """Both streams in UTF-8, and writable whatever became of them.
+    """Replace both streams by UTF-8 ones that stay writable.
 
-    A closed stream leads nowhere. A pipe whose reader has left (`| head`) takes the rest in silence: the work goes on.
-    What cannot be written to stderr for another reason is dropped too; of stdout it is an OSError.
+    Output to a closed stream, or to a pipe whose reader has ended (`| head`), is discarded, and the command goes on.
+    Other write errors are ignored on stderr and raise OSError on stdout.
     """
     before = sys.stdout, sys.stderr
     _take_low_descriptors()
-    sys.stdout = _steady(sys.stdout, sys.__stdout__, "surrogateescape", errors_raise=True)  # a name need not be text
+    sys.stdout = _steady(sys.stdout, sys.__stdout__, "surrogateescape", errors_raise=True)  # a name may be no UTF-8
     sys.stderr = _steady(sys.stderr, sys.__stderr__, "backslashreplace", errors_raise=False)
     try:
         yield
@@ -28,7 +28,7 @@ def steady_streams() -> Iterator[None]:
 
 
 def _take_low_descriptors() -> None:
-    """Open nowhere in place of closed streams: the next file would get their numbers, and what is meant for them."""
+    """Open the null device in place of closed streams; otherwise the next file would take their descriptors."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -48,14 +48,14 @@ def _steady(stream: TextIO | None, own: TextIO | None, errors: str, *, errors_ra
 
 
 class _Steady(io.FileIO):
-    """A descriptor that leads nowhere once its reader has left."""
+    """A file descriptor that is redirected to the null device once its reader has ended."""
 
     def __init__(self, descriptor: int, *, errors_raise: bool) -> None:
         super().__init__(descriptor, "wb", closefd=False)
         self._errors_raise = errors_raise
 
     def write(self, data: Any) -> int:
-        """Write, or drop what nobody reads."""
+        """Write, or discard the data if there is no reader."""
         try:
             return super().write(data)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""`contextanyone init` and `convert`: a checkpoint to train from; weights under other names, in another dtype."""
+"""`contextanyone init` (an initial checkpoint for training) and `convert` (other tensor names, another dtype)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def init(argv: Sequence[str]) -> int:
-    """`contextanyone init`: a starting checkpoint for training, from public weights.
+    """`contextanyone init`: an initial checkpoint for training, from public weights.
 
-    Raises: InputError, CheckpointError for what cannot be met; OSError for a full disk.
+    Raises: InputError or CheckpointError for a request that cannot be met; OSError if the disk is full.
     """
     parser = Parser(
         "contextanyone init",
@@ -83,9 +83,9 @@ def _of(source: str) -> str:
 
 
 def convert(argv: Sequence[str]) -> int:
-    """`contextanyone convert`: the same weights under other names, in another dtype, as one safetensors file.
+    """`contextanyone convert`: one safetensors file with other tensor names or another dtype.
 
-    Raises: InputError, CheckpointError for what cannot be met; OSError for a full disk.
+    Raises: InputError or CheckpointError for a request that cannot be met; OSError if the disk is full.
     """
     parser = Parser(
         "contextanyone convert",
@@ -136,9 +136,9 @@ def _weight_output(text: str) -> Path:
 
 
 def _refuse_overwriting(out: Path, inputs: Sequence[Path | None]) -> None:
-    """Refuse an output that is one of the inputs, lies in an input folder, or over a file beside an index of shards.
+    """Refuse an output that would replace an input, a file in an input folder, or a file beside an index of shards.
 
-    Raises: InputError.
+    Raises: InputError for such an output.
     """
     for path in inputs:
         if path is None:
@@ -149,7 +149,7 @@ def _refuse_overwriting(out: Path, inputs: Sequence[Path | None]) -> None:
 
 
 def _torch_dtype(name: str | None) -> torch.dtype | None:
-    """torch's dtype of this name; None stays."""
+    """The torch dtype of a name; None for None."""
     import torch
 
     dtype: torch.dtype | None = None if name is None else getattr(torch, name)
@@ -158,7 +158,7 @@ def _torch_dtype(name: str | None) -> torch.dtype | None:
 
 @contextmanager
 def _tensor_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, from the first tensor on; what it gives is called with (tensors written, of how many)."""
+    """A progress bar on stderr; yields a callback for (tensors written, total)."""
     from tqdm import tqdm
 
     with ExitStack() as stack:

@@ -1,1 +1,1 @@
-"""The encoders around the transformer: video VAE, text, CLIP's vision tower, and the dual encoder of references."""
+"""The encoders: video VAE, umT5 text encoder, CLIP's vision tower, and the dual encoder of references."""

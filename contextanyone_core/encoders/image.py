@@ -1,7 +1,7 @@
-"""The semantic image encoder: CLIP's vision tower (transformers), read at its penultimate layer.
+"""The semantic image encoder: penultimate hidden states of CLIP's vision tower (transformers).
 
-Files carry the names with the prefix `vision_model.`, as ComfyUI and transformers before version 5 have them;
-newer transformers have dropped the prefix from the module.
+Tensor names in files have the prefix `vision_model.`, as in ComfyUI and in transformers before version 5, which dropped
+it from the module.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ IMAGE_KEYS = frozenset(
         "hidden_act",
     }
 )
-"""Of the config in an image encoder's header."""
-# Channel mean and standard deviation of pictures in [0, 1] that every OpenAI CLIP and OpenCLIP tower expects.
+"""Keys of the config in an image encoder's header."""
+# Channel mean and standard deviation of pictures in [0, 1] for all OpenAI CLIP and OpenCLIP models.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -50,7 +50,7 @@ def mini_image_config() -> dict[str, Any]:
 
 
 def build_image_model(config: Mapping[str, Any]) -> Any:
-    """A fresh transformers `CLIPVisionModel` (random weights) for a config like `mini_image_config`.
+    """A transformers `CLIPVisionModel` with random weights, for a config like `mini_image_config`.
 
     Raises:
         MissingDependencyError: transformers is not installed.
@@ -74,11 +74,11 @@ class ImageEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return torch.device(next(self.model.parameters()).device)
 
     def to(self, device: torch.device | str) -> ImageEncoder:
-        """Move the weights; returns itself."""
+        """Move the weights; returns self."""
         self.model.to(device)
         return self
 
@@ -86,7 +86,7 @@ class ImageEncoder:
         """Penultimate hidden states (B, 1 + patches, image_dim), float32, of square images (B, 3, S, S) in [-1, 1].
 
         Raises:
-            ShapeError: they are not (B, 3, S, S) with S the tower's `image_size`.
+            ShapeError: the images are not (B, 3, S, S) with S = `image_size` of the tower.
         """
         size = self.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
@@ -97,7 +97,7 @@ class ImageEncoder:
 
 
 def clip_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, S, S) from [-1, 1] to CLIP's own mean and standard deviation."""
+    """Normalise images (B, 3, S, S) in [-1, 1] with CLIP's mean and standard deviation."""
     mean = images.new_tensor(CLIP_MEAN).view(1, 3, 1, 1)
     std = images.new_tensor(CLIP_STD).view(1, 3, 1, 1)
     return ((images + 1) / 2 - mean) / std
@@ -106,7 +106,7 @@ def clip_pixels(images: torch.Tensor) -> torch.Tensor:
 def save_image_encoder(
     model: Any, path: Path, extra: dict[str, str] | None = None, *, dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write the vision tower as one safetensors file, names with the prefix `vision_model.`."""
+    """Write the vision tower as one safetensors file; names have the prefix `vision_model.`."""
     state = model.state_dict().items()
     tensors = {_PREFIX + name.removeprefix(_PREFIX): value.detach().to(dtype) for name, value in state}
     config = {key: getattr(model.config, key) for key in sorted(IMAGE_KEYS)}
@@ -116,7 +116,7 @@ def save_image_encoder(
 def load_image_encoder(
     path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> ImageEncoder:
-    """Read a file of `save_image_encoder`, or CLIP ViT-H as Wan's .pth, ComfyUI's single file or a diffusers folder.
+    """Load a file of `save_image_encoder`, or CLIP ViT-H as Wan's .pth, ComfyUI's single file or a diffusers folder.
 
     Raises:
         CheckpointError: the file is damaged, of another kind, or does not fit its config.

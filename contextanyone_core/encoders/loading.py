@@ -1,4 +1,4 @@
-"""Strict filling of a library's module with the tensors of a file."""
+"""Strict loading of weight files into modules of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..weights.source import WeightSource, open_source
 def open_weights(
     path: Path, kind: str, keys: frozenset[str], dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and tensors of a file or folder that must hold a model of `kind`, its config holding exactly `keys`.
+    """Read config and tensors of a file or folder with a model of `kind`; the config must have exactly `keys`.
 
-    A public file without our config (original .pth, ComfyUI's single file, diffusers' folder) has the one that its
-    shapes tell; its tensors come under our names.
+    For a public file without our config (original .pth, ComfyUI's single file, diffusers' folder) it is inferred from
+    the shapes, and the tensors get our names.
 
     Args:
         path: a weight file, an index of shards, or a folder with one model.
-        kind: what it must be.
-        keys: of the config.
-        dtype: of the floating tensors; None keeps the file's.
+        kind: required kind of model.
+        keys: required keys of the config.
+        dtype: dtype of floating-point tensors; None keeps the file's.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, has another config, or holds NaN or infinity.
+        CheckpointError: the file is missing, damaged, of another kind, has other config keys, or holds NaN or infinity.
     """
     source = open_source(path)
     config = checked_config(source, kind, keys)
@@ -41,7 +41,7 @@ def open_weights(
 
 
 def checked_config(source: WeightSource, kind: str, keys: frozenset[str]) -> dict[str, Any]:
-    """The config of an opened file that must hold a model of `kind`: exactly `keys`.
+    """The config of an opened file, which must hold a model of `kind` and have exactly `keys`.
 
     Raises:
         CheckpointError: the file is of another kind, or its config has other keys.
@@ -58,18 +58,18 @@ def checked_config(source: WeightSource, kind: str, keys: frozenset[str]) -> dic
 
 
 def on_meta(build: Callable[[], Any]) -> Any:
-    """Build a module on the meta device: its names and shapes without allocating or initialising anything."""
+    """Build a module on the meta device: names and shapes without allocation or initialisation."""
     with torch.device("meta"):
         return build()
 
 
 def fill(module: Any, tensors: Mapping[str, torch.Tensor], path: Path) -> Any:
-    """Put `tensors` into a module of `on_meta`, ready for inference: every name and shape must fit.
+    """Load `tensors` into a module of `on_meta` and set it to inference mode; every name and shape must match.
 
-    Buffers that no file holds are left to the caller.
+    Non-persistent buffers, which no file holds, are left to the caller.
 
     Raises:
-        CheckpointError: listing names that are missing, unknown or of another shape.
+        CheckpointError: names are missing, unknown or of another shape; the message lists them.
     """
     if differences := compare(expected_tensors(module), tensors):
         raise CheckpointError(f"{path} does not fit its own config: {differences}.")

@@ -1,4 +1,4 @@
-"""Encoders loaded on demand: read from file for each use and freed after it, so that one at a time is in memory."""
+"""Encoders loaded on demand: read from file for each use and freed afterwards, so that only one is in memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class OnDemandTextEncoder(Tokenizer):
 
     Args:
         path: as for `load_text_encoder`.
-        dtype: to compute in.
-        device: where it computes; its blocks come there one after the other.
+        dtype: compute dtype.
+        device: compute device, to which the blocks are streamed one by one.
 
     Raises:
         CheckpointError, MissingDependencyError: as `read_tokenizer`.
@@ -38,7 +38,7 @@ class OnDemandTextEncoder(Tokenizer):
         self._kept: dict[str, torch.Tensor] = {}
 
     def keep(self, prompts: Sequence[str]) -> None:
-        """Encode prompts in advance, all with one load of the weights, and cache the embeddings (CPU, float32)."""
+        """Encode prompts in advance, with a single load of the weights, and cache the embeddings (CPU, float32)."""
         left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         if not left:
             return
@@ -51,7 +51,7 @@ class OnDemandTextEncoder(Tokenizer):
             del encoder
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text embeddings as `TextEncoder.encode` gives them, on the CPU.
+        """Text embeddings as of `TextEncoder.encode`, on the CPU.
 
         Raises:
             InputError: a prompt has more than `text_len` tokens.
@@ -69,10 +69,10 @@ class OnDemandImageEncoder:
 
     Args:
         path: as for `load_image_encoder`.
-        dtype, device: to compute in, and where.
+        dtype, device: compute dtype and device.
 
     Raises:
-        CheckpointError: the file is of another kind, or damaged as far as the header tells.
+        CheckpointError: the file is of another kind, or its header is damaged.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -82,10 +82,10 @@ class OnDemandImageEncoder:
         self._kept: dict[bytes, torch.Tensor] = {}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Penultimate hidden states as `ImageEncoder.encode` gives them, on the CPU; cached by picture.
+        """Penultimate hidden states as of `ImageEncoder.encode`, on the CPU, cached by picture.
 
         Raises:
-            ShapeError: the pictures are not of the tower's `image_size`.
+            ShapeError: the pictures do not have the tower's `image_size`.
         """
         key = hashlib.sha256(images.float().cpu().numpy().tobytes()).digest()
         if key not in self._kept:
@@ -100,7 +100,7 @@ AnyImageEncoder = ImageEncoder | OnDemandImageEncoder
 
 @contextmanager
 def _lent(device: torch.device) -> Iterator[None]:
-    """Free at the end what was created inside and is no longer referenced, reference cycles of hooks included."""
+    """On exit, free objects created inside that are no longer referenced, including reference cycles of hooks."""
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ WHITE = 1.0
 
 
 class SemanticEncoder(Protocol):
-    """CLIP or its like: hidden states of square pictures (encoders/image.py)."""
+    """Protocol of the image encoder, such as CLIP: hidden states of square pictures (encoders/image.py)."""
 
     image_size: int
 
@@ -26,7 +26,7 @@ class SemanticEncoder(Protocol):
 
 
 class VideoEncoder(Protocol):
-    """The video VAE: normalised latents of images (encoders/vae.py)."""
+    """Protocol of the video VAE: normalised latents of images (encoders/vae.py)."""
 
     def encode(self, images: torch.Tensor, /) -> torch.Tensor:
         """Latents (B, 16, t, h, w) of images (B, 3, T, H, W) in [-1, 1]."""
@@ -49,12 +49,12 @@ class EncodedReference:
 class DualEncoder:
     """The two encoders of a reference picture: the video VAE for dense appearance, CLIP for semantics.
 
-    Used by both hosts, each with its own encoders. CLIP tokens do not depend on the video's size, so they can be
-    computed before it is known.
+    The command line and ComfyUI use it, each with its own encoders. CLIP tokens do not depend on the size of the video,
+    so they can be computed before it is known.
 
     Args:
-        video_encoder: gives the reference latents.
-        semantic_encoder: gives the CLIP tokens; None for a model without the CLIP branch.
+        video_encoder: encodes the reference latents.
+        semantic_encoder: encodes the CLIP tokens; None for a model without the CLIP branch.
     """
 
     def __init__(self, video_encoder: VideoEncoder, semantic_encoder: SemanticEncoder | None) -> None:
@@ -98,8 +98,8 @@ def fitted_size(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, i
 def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Fit a picture (1, 3, H, W) in [-1, 1] into `size` = (height, width): aspect kept, white around, never cropped.
 
-    The picture stands in the middle. It is resized by an antialiased bicubic filter (torch's; the same in every
-    host), and left as it is when it already fits exactly.
+    The picture is centred. It is resized by torch's antialiased bicubic filter, the same on the command line and in
+    ComfyUI, and not at all if it already fits exactly.
 
     Returns:
         (1, 3, height, width) float32 in [-1, 1].
@@ -123,14 +123,14 @@ def clip_picture(image: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def check_picture(image: torch.Tensor) -> None:
-    """Refuse a picture that cannot be encoded.
+    """Check that a picture can be encoded.
 
     Args:
         image: (1, 3, H, W) in [-1, 1].
 
     Raises:
-        ShapeError: it is not (1, 3, H, W).
-        InputError: it is too small, or holds NaN or infinite values.
+        ShapeError: the picture is not (1, 3, H, W).
+        InputError: the picture is too small, or holds NaN or infinite values.
     """
     _check_shape(image)
     height, width = image.shape[2:]
@@ -146,15 +146,15 @@ def _check_shape(image: torch.Tensor) -> None:
 
 
 def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The subject of a picture on white, as Phantom's references are.
+    """Composite the subject of a picture on white, like Phantom's references.
 
     Args:
         image: (1, 3, H, W) in [-1, 1].
-        mask: (1, 1, h, w), 1 where the subject is, 0 elsewhere; brought to the picture's size.
+        mask: (1, 1, h, w), 1 on the subject, 0 elsewhere; resized to the picture.
 
     Raises:
         ShapeError: the picture is not (1, 3, H, W), or the mask not (1, 1, h, w).
-        InputError: the mask holds NaN, or covers nothing.
+        InputError: the mask holds NaN or is empty.
     """
     _check_shape(image)
     if mask.ndim != 4 or mask.shape[:2] != (1, 1) or 0 in mask.shape:

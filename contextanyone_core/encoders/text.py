@@ -1,8 +1,8 @@
 """The text encoder: umT5 (transformers) with its SentencePiece model (the sentencepiece package).
 
-ComfyUI reads the same file: transformers' names plus the tokenizer as the uint8 tensor `spiece_model`. Both hosts
-hand the string to sentencepiece as it is (no ftfy, no whitespace cleaning), append the end token, and zero every
-row beyond the tokens, so both give the same embeddings.
+ComfyUI reads the same file: transformers' names plus the tokenizer as the uint8 tensor `spiece_model`. Here and in
+ComfyUI the text is passed to sentencepiece unchanged (no ftfy, no whitespace cleaning), the end token is appended, and
+all rows beyond the tokens are zero; so the embeddings are equal.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..weights.source import open_source
 from .loading import checked_config, fill, on_meta, open_weights
 
 SPIECE = "spiece_model"
-_MAX_SPIECE = 50_000_000  # bytes; umT5's has four and a half million
+_MAX_SPIECE = 50_000_000  # maximum bytes of a SentencePiece model; umT5's has 4.5 million
 _TIED = "encoder.embed_tokens.weight"
 TEXT_KEYS = frozenset({"vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "text_len"})
-"""Of the config in a text encoder's header."""
+"""Keys of the config in a text encoder's header."""
 
 
 def mini_text_config(vocab_size: int) -> dict[str, int]:
@@ -41,7 +41,7 @@ def mini_text_config(vocab_size: int) -> dict[str, int]:
 
 
 def build_text_model(config: Mapping[str, int]) -> Any:
-    """A fresh transformers `UMT5EncoderModel` (random weights, no dropout) for a config like `mini_text_config`.
+    """A transformers `UMT5EncoderModel` with random weights and no dropout, for a config like `mini_text_config`.
 
     Raises:
         MissingDependencyError: transformers is not installed.
@@ -57,14 +57,14 @@ def build_text_model(config: Mapping[str, int]) -> Any:
 
 
 class Tokenizer:
-    """A SentencePiece model: prompts become token ids.
+    """Converts prompts to token ids by a SentencePiece model.
 
     Args:
         spiece_model: the serialised SentencePiece model.
-        text_len: the most tokens a prompt may have, end token included.
+        text_len: maximum number of tokens of a prompt, end token included.
 
     Raises:
-        CheckpointError: the bytes are no SentencePiece model.
+        CheckpointError: the bytes are not a SentencePiece model.
     """
 
     def __init__(self, spiece_model: bytes, text_len: int) -> None:
@@ -74,12 +74,12 @@ class Tokenizer:
         self.pieces = int(self._tokenizer.vocab_size())
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt, the end token (1) last; nothing is cut."""
+        """Token ids of each prompt, the end token (1) last; prompts are never truncated."""
         end = int(self._tokenizer.eos_id())
         return [[*map(int, self._tokenizer.encode(prompt)), end] for prompt in prompts]
 
     def count_tokens(self, prompt: str) -> int:
-        """How many of the `text_len` rows a prompt takes, end token included."""
+        """Number of tokens of a prompt, end token included."""
         return len(self.tokenize([prompt])[0])
 
 
@@ -87,7 +87,7 @@ def _processor(spiece_model: bytes) -> Any:
     try:
         if spiece_model:
             return host_class("sentencepiece", "SentencePieceProcessor")(model_proto=spiece_model)
-    except RuntimeError:  # of sentencepiece's C++
+    except RuntimeError:  # from sentencepiece's C++ code
         pass
     raise CheckpointError(
         f"The tokenizer ({len(spiece_model)} bytes) is no SentencePiece model; download umT5's spiece.model again, or "
@@ -96,13 +96,13 @@ def _processor(spiece_model: bytes) -> Any:
 
 
 class TextEncoder(Tokenizer):
-    """umT5 with its tokenizer: prompts become text embeddings of fixed length.
+    """umT5 with its tokenizer: encodes prompts as text embeddings of fixed length.
 
     Args:
         model: transformers' `UMT5EncoderModel`.
         spiece_model: the serialised SentencePiece model.
-        text_len: rows of every embedding; the most tokens a prompt may have, end token included.
-        device: where the model computes, if its weights rest elsewhere; None is where they are.
+        text_len: rows of every embedding, and maximum number of tokens of a prompt, end token included.
+        device: compute device, if the weights are offloaded elsewhere; None is the device of the weights.
     """
 
     def __init__(self, model: Any, spiece_model: bytes, text_len: int, *, device: torch.device | None = None) -> None:
@@ -113,11 +113,11 @@ class TextEncoder(Tokenizer):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the computation."""
         return torch.device(self.model.shared.weight.device if self._device is None else self._device)
 
     def to(self, device: torch.device | str) -> TextEncoder:
-        """Move the weights; returns itself."""
+        """Move the weights; returns self."""
         self.model.to(device)
         return self
 
@@ -159,12 +159,12 @@ def save_text_encoder(
 def load_text_encoder(
     path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """Read a file of `save_text_encoder`, or umT5-XXL as Wan's .pth, ComfyUI's single file or a diffusers folder.
+    """Load a file of `save_text_encoder`, or umT5-XXL as Wan's .pth, ComfyUI's single file or a diffusers folder.
 
-    Where the file holds no tokenizer, `spiece.model` is looked for where Wan's and diffusers' folders have it.
+    If the file holds no tokenizer, `spiece.model` is searched for at its place in Wan's and diffusers' folders.
 
     Raises:
-        CheckpointError: the file is damaged, of another kind, does not fit its config, or no tokenizer is found.
+        CheckpointError: the file is damaged, of another kind, does not fit its config, or there is no tokenizer.
         MissingDependencyError: transformers or sentencepiece is not installed.
     """
     config, tensors = open_weights(path, TEXT_ENCODER, TEXT_KEYS, dtype)
@@ -179,10 +179,10 @@ def load_text_encoder(
 
 
 def read_tokenizer(path: Path) -> tuple[Tokenizer, int]:
-    """The tokenizer of a text encoder's file, and the width of its embeddings, without reading the weights.
+    """The tokenizer and the embedding width of a text encoder's file, without reading the weights.
 
     Raises:
-        CheckpointError: as `load_text_encoder`, as far as the header tells.
+        CheckpointError: as `load_text_encoder`, for errors visible in the header.
         MissingDependencyError: sentencepiece is not installed.
     """
     source = open_source(path)
@@ -210,7 +210,7 @@ def _spiece_model(path: Path, held: torch.Tensor | None) -> bytes:
 
 
 def _tokenizer_beside(path: Path) -> bytes:
-    """The SentencePiece model beside a file or folder that holds none."""
+    """The SentencePiece model next to a file or folder that contains none."""
     folder = path if path.is_dir() else path.parent
     places = [folder / "spiece.model", folder.parent / "tokenizer" / "spiece.model"]
     places += [folder / "google" / "umt5-xxl" / "spiece.model", folder / "tokenizer" / "spiece.model"]

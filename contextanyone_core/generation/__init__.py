@@ -1,1 +1,1 @@
-"""From pictures and prompts to a clip: loading, the pipeline, VACE, the domain check."""
+"""Generation of clips from pictures and prompts: loading, the pipeline, VACE, the domain check."""

@@ -12,11 +12,11 @@ from ..encoders.reference import fitted_size, pad_picture
 
 HEADER_KEY = "familiar_psnr"
 """Metadata of a VAE's weight file: pictures reconstructed below this PSNR (dB) are out of domain."""
-_SIZE = (128, 128)  # (height, width) that the threshold is measured at, in training/parts/vae.py: others give other dB
+_SIZE = (128, 128)  # (height, width) at which training/parts/vae.py measures the threshold; the PSNR depends on it
 
 
 class RoundTrip(Protocol):
-    """A video VAE: `encoders.vae.VideoVAE` or its like."""
+    """Protocol of a video VAE, such as `encoders.vae.VideoVAE`."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents of images (B, 3, T, H, W) in [-1, 1]."""

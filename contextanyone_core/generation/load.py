@@ -1,6 +1,6 @@
-"""The parts of a model, read from a folder and made ready to run in the way that is asked for.
+"""Loading the parts of a model from a folder, set up for the requested execution.
 
-The memory mode that `auto` selects on a device is computed from the files' headers, before anything is loaded.
+The memory mode for `auto` is selected from the files' headers, before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_parts(
     Raises:
         CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
         MissingDependencyError: a package is not installed.
-        InputError: what `execution` asks for cannot be done on this device or in this dtype.
+        InputError: the device or dtype does not support the requested execution.
     """
     name, attention = make_attention(execution.attention, device, dtype)
     execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, kind, execution))
@@ -106,10 +106,10 @@ def _load_transformer(
 
 
 def check_parts(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyImageEncoder | None) -> None:
-    """See that encoders are the transformer's.
+    """Check that the encoders fit the transformer.
 
     Raises:
-        CheckpointError: naming the size that differs.
+        CheckpointError: a size differs; the message names it.
     """
     given = {"text_dim": text.text_dim, "text_len": text.text_len, "image_dim": image and image.image_dim}
     for name, value in given.items():

@@ -45,7 +45,7 @@ __all__ = [
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 Progress = Callable[[int, int], None]
-"""Called after every denoising step with the steps done and the steps in all."""
+"""Called after every denoising step with (steps done, total steps)."""
 
 _MAX_STEPS = 1000
 
@@ -61,14 +61,14 @@ class GenerationSettings:
         seed: of the noise; the same seed gives the same video.
         sampler: one of `sampling.names.SAMPLERS`.
         shift: shift of the sigma schedule; None takes the model's.
-        guidance: which passes a step makes and how they combine; None is the model's own at its own scales.
+        guidance: passes of a step and their combination; None is the model's default guidance at its default scales.
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
         gap: latent frames between references and video; None takes the model's.
         pose_strength: factor of the pose's latents, 1 as trained, 0 without.
         pose_window: (start, end), shares of the steps between which the pose acts; (0, 1) is all of them.
 
     Raises:
-        InputError: a number that cannot be met, or an unknown sampler.
+        InputError: a number is out of range, or the sampler is unknown.
     """
 
     num_frames: int = 17
@@ -131,14 +131,14 @@ class GenerationResult:
 
 
 class LatentSampler:
-    """Denoises latents under conditions that are encoded already: the part of generation that needs no encoder.
+    """Denoises latents under encoded conditions: the part of generation that needs no encoder.
 
     Args:
-        transformer: in the dtype in which it shall run.
+        transformer: in its compute dtype.
         reference_mode: how it is conditioned on references.
-        device: where it computes; None is where its weights are.
-        execution: how it is run (`load.load_parts` makes it so); here: whether its weights are on the device only
-            while it works, and whether its passes are named for a step cache.
+        device: compute device; None is the device of the weights.
+        execution: how it is run (set up by `load.load_parts`). Used here: whether the weights are on the device only
+            while sampling, and whether a step cache is active.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class LatentSampler:
         self.execution = execution
 
     def noise(self, seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
-        """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32: the same on every device."""
+        """Noise (B, 16, t, h, w), one seed per video, drawn on the CPU in float32, so equal on every device."""
         shape = settings.shape.latents_shape(self.config)
         return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -198,14 +198,14 @@ class LatentSampler:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """The weights are on the device; in balanced memory they leave it afterwards."""
+        """Context with the weights on the device; in balanced memory mode they are removed on exit."""
         rest = self.transformer.state_dict() if self.execution.memory == "balanced" else None
         try:
             if rest is not None:
                 self.transformer.to(self.device)
             yield
         finally:
-            if rest is not None:  # what is on the device is dropped, not copied back
+            if rest is not None:  # the device's copy is dropped, not copied back
                 self.transformer.load_state_dict(rest, assign=True)
                 forget_tables()
                 free_cached(self.device)
@@ -239,7 +239,7 @@ class ContextAnyonePipeline(LatentSampler):
     """The whole model with its encoders.
 
     Args:
-        transformer: in the dtype in which it shall run.
+        transformer: in its compute dtype.
         vae, text_encoder, image_encoder: the encoders; no image encoder for a transformer without the CLIP branch.
         kind: which of the models of `REFERENCE_MODES` the transformer is.
         execution, device: as for `LatentSampler`.
@@ -278,14 +278,14 @@ class ContextAnyonePipeline(LatentSampler):
         """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_parts`), strictly.
 
         Args:
-            folder: with the weight files.
-            device, dtype: where and in which dtype the model runs.
+            folder: folder with the weight files.
+            device, dtype: compute device and dtype.
             kind: which of the models of `REFERENCE_MODES` it is.
-            execution: what is added to it, its attention kernel, and so on.
+            execution: LoRAs, attention kernel, memory mode and so on.
 
         Raises:
             CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
-            InputError: the device is not there, or cannot do what `execution` asks for.
+            InputError: the device does not exist, or does not support the requested execution.
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed, or a kernel's package.
         """
         device = check_device(device)
@@ -295,13 +295,13 @@ class ContextAnyonePipeline(LatentSampler):
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """The miniature that this package ships; raises as `from_folder`."""
+        """The miniature in this package; raises as `from_folder`."""
         return cls.from_folder(MINIATURE, device, dtype)
 
     def encode_references(
         self, images: Sequence[torch.Tensor | EncodedReference], size: tuple[int, int]
     ) -> list[EncodedReference]:
-        """Encode pictures (1, 3, H, W) in [-1, 1] for videos of `size` (height, width); encoded ones stay.
+        """Encode pictures (1, 3, H, W) in [-1, 1] for videos of `size` (height, width); encoded ones are passed on.
 
         Raises:
             ShapeError: a picture is not (1, 3, H, W).
@@ -344,7 +344,7 @@ class ContextAnyonePipeline(LatentSampler):
         Args:
             references: pictures (1, 3, H, W) in [-1, 1] of any size, or what `encode_references` made of them for the
                 size of the video; none is plain text to video.
-            prompt: how the reference looks, and what happens.
+            prompt: the look of the reference, and the action.
             settings: size, steps, seed and so on.
             condition: pose and start frame, as `encode_condition` makes them.
             negative: the negative prompt; None takes the model's own.
@@ -362,27 +362,27 @@ class ContextAnyonePipeline(LatentSampler):
         return GenerationResult(self.decode(latents), latents.cpu())
 
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
-        """Encode the prompts of several videos in one go, where the text encoder is not there all the time."""
+        """Encode the prompts of several videos in one load, if the text encoder is loaded on demand."""
         if isinstance(self.text_encoder, OnDemandTextEncoder):
             self.text_encoder.keep([negative, *(t for p in prompts for t in (p.video_text, p.reference_text))])
 
     @property
     def own_negative(self) -> str:
-        """The negative prompt of a run that names none."""
+        """The model's default negative prompt."""
         return self.kind.own_negative(self.config.text_len)
 
     def check_prompt(self, prompt: TwoStagePrompt, negative: str = DEFAULT_NEGATIVE) -> None:
-        """Refuse prompts that do not fit, before anything expensive.
+        """Check the length of the prompts, before anything expensive.
 
         Raises:
-            InputError: saying by how many tokens a prompt is too long.
+            InputError: a prompt is too long; the message says by how many tokens.
         """
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
     def conditions(
         self, references: Sequence[EncodedReference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
     ) -> Conditions:
-        """Encode the prompts and put them together with encoded references, for one video.
+        """Encode the prompts and combine them with encoded references, for one video.
 
         Raises:
             InputError: a prompt is too long.

@@ -64,7 +64,7 @@ class VacePipeline:
 
         Raises:
             CheckpointError: a part is missing, damaged or of another model.
-            InputError: the device is not there.
+            InputError: the device does not exist.
             MissingDependencyError: diffusers, transformers, sentencepiece or ftfy is not installed.
         """
         device, folder = check_device(device), Path(folder)
@@ -92,7 +92,7 @@ class VacePipeline:
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
     def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
-        """Nothing: the text encoder is there all the time."""
+        """Does nothing: the text encoder is always loaded."""
 
     def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
         """Pictures brought to the size of the video; diffusers' pipeline encodes them for each.

@@ -1,1 +1,1 @@
-"""Pictures and videos in and out, contact sheets."""
+"""Reading and writing pictures and videos; contact sheets."""

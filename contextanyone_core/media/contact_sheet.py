@@ -1,4 +1,4 @@
-"""The contact sheet: references and frames of one clip on one picture, labelled."""
+"""Contact sheet: references and frames of one clip in one labelled picture."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _INK = (40, 40, 40)
 
 
 def contact_sheet(references: Sequence[NDArray[np.uint8]], frames: NDArray[np.uint8]) -> Image.Image:
-    """The references, then up to nine frames evenly spaced from the first to the last, five in a row.
+    """The references, then up to nine evenly spaced frames including the first and last, five tiles per row.
 
     Args:
-        references: uint8 (H, W, 3), any sizes; each is fitted into a frame's tile.
+        references: uint8 (H, W, 3), any sizes; each is fitted into a tile of the frames' size.
         frames: uint8 (T, H, W, 3).
     """
     _, height, width, _ = frames.shape
@@ -41,7 +41,7 @@ def contact_sheet(references: Sequence[NDArray[np.uint8]], frames: NDArray[np.ui
 
 
 def frame_choice(num_frames: int) -> list[int]:
-    """At most nine indices, evenly spaced, first and last among them."""
+    """At most nine evenly spaced indices, including the first and last."""
     return sorted({round(place) for place in np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames))})
 
 
@@ -50,7 +50,7 @@ def _reference_label(index: int, count: int) -> str:
 
 
 def _fit(picture: NDArray[np.uint8], tile: tuple[int, int]) -> Image.Image:
-    """The whole picture, as large as fits, in the middle of a white tile."""
+    """The whole picture, scaled to fit, centred on a white tile."""
     image = Image.fromarray(picture)
     factor = min(tile[0] / image.width, tile[1] / image.height)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

@@ -1,6 +1,6 @@
-"""Reading pictures that people bring: any common format, any mode, and a plain answer for what cannot be read.
+"""Reading pictures: all common formats and modes, with a clear error for files that cannot be read.
 
-NumPy and Pillow only, so that a bad picture is refused before torch is even imported.
+NumPy and Pillow only, so that a bad picture is refused before torch is imported.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
-MAX_KEPT_SIDE = 4096  # larger than any video; what is beyond costs gigabytes as float32 and shows nowhere
-# Raster formats that Pillow decodes by itself. EPS, for one, would start Ghostscript on a stranger's file.
+MAX_KEPT_SIDE = 4096  # larger than any video; more would cost gigabytes as float32 without a visible difference
+# Raster formats that Pillow decodes by itself. EPS, for example, would run Ghostscript on an untrusted file.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
-ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # the pages of a TIFF are no animation
-_TIMED = ("WEBP", "AVIF")  # whose frames have a time; the others have a duration alone
-_DURATION = 100.0  # milliseconds that browsers show a frame of no duration
+ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # the pages of a TIFF are not an animation
+_TIMED = ("WEBP", "AVIF")  # formats that give each frame's time; the others give durations only
+_DURATION = 100.0  # milliseconds for a frame without a duration, as in browsers
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Read the first frame of a picture as upright RGB, transparency laid over white.
+    """Read the first frame of a picture as upright RGB, with transparency composited over white.
 
-    Grey, palette, transparent, 16-bit and CMYK pictures become 8-bit RGB; the camera's EXIF rotation is applied.
-    The size is taken from the header and checked before anything is decoded; a picture with a side above 4096 is
-    averaged down by a whole factor.
+    Grey, palette, transparent, 16-bit and CMYK pictures are converted to 8-bit RGB; the EXIF orientation is applied.
+    The size is checked in the header before decoding; a picture with a side above 4096 pixels is reduced by an integer
+    factor (box average).
 
     Returns: uint8 (H, W, 3).
-    Raises: InputError if there is no such file, or it is no picture, is damaged, too small or too large.
+    Raises: InputError if the file does not exist, is not a picture, or is damaged, too small or too large.
     Source: project.
     """
     with _open(path) as image:
@@ -48,9 +48,9 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def read_animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Read every frame of an animated PNG, WebP, GIF or AVIF; any other picture is one frame.
+    """Read every frame of an animated PNG, WebP, GIF or AVIF; any other picture is a single frame.
 
-    Yields: the frame's time in seconds from the first one, and the frame as `read_picture` gives it.
+    Yields: the time in seconds since the first frame, and the frame in the format of `read_picture`.
     Raises: InputError as `read_picture`.
     Source: project.
     """
@@ -64,12 +64,12 @@ def read_animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of what `read_picture` gives, from the header alone.
+    """Width and height of the result of `read_picture`, from the header alone.
 
-    Raises: InputError as `read_picture`, but for damage behind the header.
+    Raises: InputError as `read_picture`, except for damage after the header.
     """
     with _open(path) as image:
-        width, height = image.size  # upright already where it is a TIFF
+        width, height = image.size  # already upright for a TIFF
         if "exif" in image.info and image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
             width, height = height, width
         factor = _factor(image.size)
@@ -77,16 +77,16 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def picture_to_images(picture: NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 (H, W, 3) becomes float32 images (1, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (H, W, 3) to float32 images (1, 3, H, W) in [-1, 1]."""
     import torch
 
     return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1.0
 
 
 def images_to_frames(images: torch.Tensor) -> NDArray[np.uint8]:
-    """Images (1, 3, T, H, W) or (3, T, H, W) in [-1, 1] become frames, uint8 (T, H, W, 3), rounded and clamped.
+    """Convert images (1, 3, T, H, W) or (3, T, H, W) in [-1, 1] to frames, uint8 (T, H, W, 3), rounded and clamped.
 
-    Raises: InputError if a pixel is not a finite number, or there is more than one video.
+    Raises: InputError if a pixel is not finite, or the batch holds more than one video.
     """
     import torch
 
@@ -116,7 +116,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _open(path: Path) -> Image.Image:
-    """Open and check the header only; Pillow's own bomb check speaks first for the very largest."""
+    """Open a picture and check its header; for huge pictures Pillow's decompression-bomb check raises first."""
     _check_is_file(path)
     image = _open_any(path)
     try:
@@ -140,24 +140,24 @@ def _open_any(path: Path) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture; {READABLE} is needed.") from error
-    except Exception as error:  # a damaged header fails inside the plugin, in any way
+    except Exception as error:  # a damaged header can raise anything inside the plugin
         raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
 
 
 def _animation(path: Path, image: Image.Image) -> range:
-    """The frames that are shown: a PNG may have a picture before them for programs that show no animation."""
+    """Indices of the animation's frames: a PNG may start with a still picture for viewers without animation."""
     if image.format not in ANIMATED:
         return range(1)
     try:
         return range(1 if getattr(image, "default_image", False) else 0, getattr(image, "n_frames", 1))
-    except Exception as error:  # some formats look through the whole file for the number
+    except Exception as error:  # some formats scan the whole file to count frames
         raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
 
 
 def _decode(path: Path, image: Image.Image, index: int) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd headers; whatever matters raises
+            warnings.simplefilter("ignore")  # warnings about odd headers; real problems raise
             image.seek(index)
             image.load()
             rgb = _to_rgb(ImageOps.exif_transpose(image))
@@ -165,7 +165,7 @@ def _decode(path: Path, image: Image.Image, index: int) -> NDArray[np.uint8]:
             return np.array(rgb.reduce(factor) if factor > 1 else rgb, dtype=np.uint8)
     except MemoryError as error:
         raise InputError(f"{path}: not enough memory to decode the picture; make it smaller.") from error
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over, SyntaxError included
+    except Exception as error:  # on damaged files decoders raise any exception, SyntaxError included
         raise InputError(f"{path} is damaged and cannot be read as a picture ({error}).") from error
 
 
@@ -184,7 +184,7 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def _check_mode(path: Path, image: Image.Image) -> None:
-    """Refuse pixels without a range that the file states. Mode I of any other format is 16-bit grey, unsigned."""
+    """Refuse pixels whose value range is unknown. Mode I of the other formats is unsigned 16-bit grey."""
     if image.mode == "F":
         raise InputError(f"{path} holds floating-point pixels of unknown range; save it with 8 or 16 bits.")
     if image.mode == "I" and image.format == "TIFF":
@@ -200,12 +200,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def over_white(layer: Image.Image) -> Image.Image:
-    """An RGBA picture laid over white, as RGB: what transparency is in pictures and in videos."""
+    """An RGBA picture composited over white, as RGB; used for pictures and videos."""
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion of 16-bit grey clips at 255: take the high byte instead."""
+    """Convert 16-bit grey by its high byte; Pillow's own conversion clips at 255."""
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")

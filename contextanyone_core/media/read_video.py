@@ -1,4 +1,4 @@
-"""Reading the frames of a clip one at a time, upright RGB: a video, an animation, a folder of pictures, a picture."""
+"""Reading the frames of a clip one at a time as upright RGB: a video, an animation, a folder of pictures, a picture."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from .image_io import read_animation, read_picture
 from .video_io import FPS
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
-"""The endings of a folder's frames."""
+"""File extensions of a folder's frames."""
 ANIMATIONS = (*PICTURES, ".gif", ".apng")
-"""The endings of files that Pillow reads, animated or not."""
-_SQUARE = "scale=iw*sar:ih,setsar=1"  # pixels that are wider than high
+"""File extensions that Pillow reads, animated or not."""
+_SQUARE = "scale=iw*sar:ih,setsar=1"  # converts non-square pixels
 
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """A clip that is being read: its rate and its frames, uint8 (H, W, 3) of one size each. Frames come once."""
+    """An open clip: its frame rate and a one-time iterator of frames, uint8 (H, W, 3), all of one size."""
 
     fps: float
     frames: Iterator[NDArray[np.uint8]]
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """What stands in a folder but for hidden files (`._0000.png` of macOS) and folders (`.ipynb_checkpoints`)."""
+    """The files in a folder, without hidden ones (macOS's `._0000.png`) and subfolders (`.ipynb_checkpoints`)."""
     return [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their numbers.
+    """The pictures of a folder in natural order.
 
-    Raises: InputError if there is none.
+    Raises: InputError if there are none.
     """
     files = [file for file in visible_files(folder) if file.suffix.lower() in PICTURES]
     if not files:
@@ -50,19 +50,19 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> list[str | int]:
-    """A key that sorts `2.png` before `10.png`: every second part is a number."""
+    """Key of the natural order, `2.png` before `10.png`: text and numbers alternate."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def open_video(path: Path) -> VideoFrames:
-    """Open a clip; frames are decoded as they are asked for.
+    """Open a clip; the frames of a video or folder are decoded lazily.
 
     Args:
-        path: a video file (by the ffmpeg of imageio-ffmpeg), an animated GIF, WebP, PNG or AVIF, a folder of pictures
-            in natural order, or a picture; pictures have 16 frames a second.
+        path: a video file (decoded by imageio-ffmpeg's ffmpeg), an animated GIF, WebP, PNG or AVIF, a folder of
+            pictures in natural order, or a picture; folders and single pictures have 16 frames per second.
 
-    Raises: InputError if there is no such file, it cannot be decoded, holds no frame, or pictures differ in size (while
-        reading); MissingDependencyError for a video file without imageio-ffmpeg.
+    Raises: InputError if the file does not exist, cannot be decoded or has no frames, or (while reading) if frames
+        differ in size; MissingDependencyError for a video file without imageio-ffmpeg.
     """
     if path.is_dir():
         return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in frame_files(path))))
@@ -86,7 +86,7 @@ def _of_one_size(path: Path, frames: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 def _animation(path: Path) -> VideoFrames:
     shown = list(read_animation(path))
     frames, last = [frame for _, frame in shown], shown[-1][0]
-    rounding = max(len(frames), 5) / 1000  # a GIF's times are whole centiseconds
+    rounding = max(len(frames), 5) / 1000  # a GIF's times are in whole centiseconds
     ours = len(frames) == 1 or abs(last - (len(frames) - 1) / FPS) <= rounding
     return VideoFrames(FPS if ours else (len(frames) - 1) / last, _of_one_size(path, iter(frames)))
 
@@ -100,7 +100,7 @@ def _decoded(path: Path) -> VideoFrames:
         stderr=remarks,
     )
     frames = _from_pipe(path, decoder, remarks)
-    first = next(frames)  # by now ffmpeg has said at which rate it writes
+    first = next(frames)  # by now ffmpeg has printed its output rate
     remarks.seek(0)
     rate = re.search(rb"Output #0.*?([0-9.]+) fps", remarks.read(), re.DOTALL)
     return VideoFrames(float(rate[1]) if rate else FPS, chain([first], frames))
@@ -117,7 +117,7 @@ def _ffmpeg() -> str:
 
 
 def _from_pipe(path: Path, decoder: subprocess.Popen[bytes], remarks: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
-    """Frames out of PPM pictures; the process ends with the iterator. At least one, or an InputError."""
+    """Frames of a stream of PPM pictures, at least one, else InputError; closing the iterator ends the process."""
     count = 0
     pipe = decoder.stdout
     assert pipe is not None
@@ -125,7 +125,7 @@ def _from_pipe(path: Path, decoder: subprocess.Popen[bytes], remarks: IO[bytes])
         with remarks, pipe:
             while pipe.readline().strip() == b"P6":
                 width, height = (int(side) for side in pipe.readline().split())
-                pipe.readline()  # 255
+                pipe.readline()  # the maximum value, 255
                 content = pipe.read(3 * width * height)
                 if len(content) < 3 * width * height:
                     break

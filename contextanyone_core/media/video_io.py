@@ -1,7 +1,7 @@
-"""Writing a clip as .mp4, .gif, .webp or a folder of PNG, with what made it inside the file, whole or not at all.
+"""Writing clips atomically as .mp4, .gif, .webp or a folder of PNG, with their generation record as metadata.
 
-An interrupted or failed run leaves nothing under the final name (`atomic_file`). NumPy and Pillow only; H.264 comes
-from the ffmpeg that imageio-ffmpeg brings.
+An interrupted or failed run leaves nothing under the final name (`atomic_file`). NumPy and Pillow only; H.264 is
+encoded by imageio-ffmpeg's ffmpeg.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from ..atomic_file import is_disk_full, staging, whole_files
 from ..errors import InputError, MissingDependencyError
 
-FPS = 16  # Wan 2.1's own rate (its sample_fps)
+FPS = 16  # Wan 2.1's frame rate (its sample_fps)
 ENDINGS = (".mp4", ".gif", ".webp")
 Metadata = Mapping[str, Any]
 
@@ -31,20 +31,20 @@ _PNG_KEY = "Comment"
 
 
 def contact_path(path: Path) -> Path:
-    """Where the contact sheet of a clip stands: `clip.mp4` and the folder `clip` have `clip.contact.png`."""
+    """Path of a clip's contact sheet: `clip.contact.png` for `clip.mp4` and for the folder `clip`."""
     return path.with_name(f"{path.stem if ending_of(path) in ENDINGS else path.name}.contact.png")
 
 
 def ending_of(path: Path) -> str:
-    """The ending that decides the format, in small letters; "" is a folder of PNG."""
+    """The file extension in lower case, which selects the format; "" is a folder of PNG."""
     return path.suffix.lower()
 
 
 def check_output(path: Path) -> None:
-    """See that a clip can be written to `path`, by writing beside it and removing that again.
+    """Check that a clip can be written to `path`, by writing a temporary entry beside it.
 
-    Raises: InputError for an ending that is not known, a folder that is missing or cannot be written to, or a name that
-        is taken by something a clip must not replace; MissingDependencyError for a video without its encoder.
+    Raises: InputError for an unknown extension, a folder that is missing or not writable, or an existing file or folder
+        that a clip must not replace; MissingDependencyError for a video if there is no encoder.
     """
     check_name(path)
     if ending_of(path) == ".mp4":
@@ -63,9 +63,9 @@ def check_output(path: Path) -> None:
 
 
 def check_name(path: Path) -> None:
-    """See that a path has a plain name with an ending that is known.
+    """Check that a path has a valid file name and a known extension.
 
-    Raises: InputError.
+    Raises: InputError if not.
     """
     ending = ending_of(path)
     if path.name == "-":
@@ -90,13 +90,13 @@ def _check_free(path: Path) -> None:
 
 
 def save_clip(path: Path, frames: NDArray[np.uint8], sheet: Image.Image, metadata: Metadata) -> Path:
-    """Write a clip and its contact sheet, both or neither; what stood there before is replaced.
+    """Write a clip and its contact sheet, both or neither, replacing existing ones.
 
     Args:
-        path: ends in .mp4, .gif, .webp, or in nothing for a folder of PNG; see `check_output`.
+        path: ends in .mp4, .gif or .webp, or has no extension for a folder of PNG; see `check_output`.
         frames: uint8 (T, H, W, 3); H and W even for .mp4.
         sheet: from `contact_sheet`.
-        metadata: what made the clip; goes into every file as JSON, and `read_metadata` reads it back.
+        metadata: the generation record, stored in every file as JSON; `read_metadata` reads it.
 
     Returns: the path of the contact sheet.
     Raises: OSError if the disk is full or fails.
@@ -109,13 +109,13 @@ def save_clip(path: Path, frames: NDArray[np.uint8], sheet: Image.Image, metadat
 
 
 def write_clip(path: Path, frames: NDArray[np.uint8], metadata: Metadata) -> None:
-    """Write frames, uint8 (T, H, W, 3), in the format of the path's ending. Not atomic: `save_clip` is."""
+    """Write frames, uint8 (T, H, W, 3), in the format of the extension. Not atomic; `save_clip` is."""
     writers = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}
     writers.get(ending_of(path), _write_folder)(path, frames, metadata)
 
 
 def _to_json(metadata: Metadata) -> str:
-    """ASCII only: survives every container's idea of a comment, control characters included."""
+    """JSON in ASCII, with control characters escaped, so that every container stores it unchanged."""
     return json.dumps(metadata, ensure_ascii=True, sort_keys=True, allow_nan=False)
 
 
@@ -128,7 +128,7 @@ def _ffmpeg() -> str:
         raise MissingDependencyError(
             "reading and writing .mp4 needs imageio-ffmpeg; `pip install 'imageio[ffmpeg]'`, or write a .webp."
         ) from error
-    except RuntimeError as error:  # none is there, or it does not start: too little memory, another system's
+    except RuntimeError as error:  # ffmpeg is missing or does not start: too little memory, or built for another system
         raise MissingDependencyError(
             "reading and writing .mp4 needs an ffmpeg, and imageio-ffmpeg finds none that runs here; repair it by "
             "`pip install --force-reinstall imageio-ffmpeg`, see that memory is not limited, or write a .webp."
@@ -136,7 +136,7 @@ def _ffmpeg() -> str:
 
 
 def _write_mp4(path: Path, frames: NDArray[np.uint8], metadata: Metadata) -> None:
-    """H.264, yuv420p, BT.709 as tagged, index in front; one thread, so the same frames give the same file."""
+    """H.264, yuv420p, tagged BT.709, index at the front; one thread, so that equal frames give equal files."""
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(FPS), "-i", "pipe:0"]
     colours = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
@@ -146,7 +146,7 @@ def _write_mp4(path: Path, frames: NDArray[np.uint8], metadata: Metadata) -> Non
     tags = ["-movflags", "+faststart", "-metadata", f"comment={_to_json(metadata)}"]
     target = f"file:{path.absolute()}"
     command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", *source, *codec, *exact, *tags, "-y", target]
-    # Its own session: Ctrl-C is for this process, which then ends the encoder.
+    # A session of its own: Ctrl-C reaches only this process, which then ends the encoder.
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     ) as encoder:
@@ -184,14 +184,14 @@ def _write_webp(path: Path, frames: NDArray[np.uint8], metadata: Metadata) -> No
 
 def _save_animation(path: Path, pictures: list[Image.Image], delays: list[int], options: dict[str, Any]) -> None:
     first, *rest = pictures
-    buffer = io.BytesIO()  # Pillow writing to a file itself would hide why a write failed
+    buffer = io.BytesIO()  # Pillow would hide the reason of a failed write to a file
     kind = ending_of(path).lstrip(".")
     first.save(buffer, format=kind, save_all=True, append_images=rest, duration=delays, loop=0, **options)
     path.write_bytes(buffer.getvalue())
 
 
 def durations(num_frames: int, *, step: int) -> list[int]:
-    """How long each frame stands, in milliseconds, in whole `step`s that never drift from `FPS` by more than one."""
+    """Duration of each frame in milliseconds, in multiples of `step`, drifting from `FPS` by at most one step."""
     ends = [round(1000 * (index + 1) / FPS / step) * step for index in range(num_frames)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -215,9 +215,9 @@ def _save_png(path: Path, picture: Image.Image, metadata: Metadata) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What made a clip: the JSON that `save_clip` put into a video, a folder of PNG or a contact sheet.
+    """The generation record that `save_clip` stored in a video, a folder of PNG or a contact sheet.
 
-    Raises: InputError if the file is missing, unreadable or carries none.
+    Raises: InputError if the file is missing or unreadable, or has no record.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such file.")
@@ -245,7 +245,7 @@ def _picture_comment(path: Path) -> str:
                 return str(image.getexif().get(_EXIF_DESCRIPTION, ""))
             comment = image.info.get(_PNG_KEY) or image.info.get("comment", b"")
             return comment.decode("ascii", errors="replace") if isinstance(comment, bytes) else str(comment)
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # on damaged files decoders raise any exception
         raise InputError(f"{path} cannot be read as a video or a picture ({error}).") from error
 
 
@@ -273,6 +273,6 @@ def _mp4_comment(path: Path) -> str:
 
 
 def _unescape(value: str) -> str:
-    """ffmetadata puts a backslash before `= ; # \\`; JSON in ASCII has no line break that could need one."""
+    """Undo ffmetadata's escaping of `= ; # \\`; JSON in ASCII has no line breaks, which it would escape too."""
     characters = iter(value)
     return "".join(next(characters, "") if character == "\\" else character for character in characters)

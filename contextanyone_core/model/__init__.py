@@ -1,1 +1,1 @@
-"""The paper's model, readable from top to bottom: positions, attention, blocks, transformer, losses."""
+"""The paper's model: rotary positions, attention, blocks, transformer, losses, mixed precision."""

@@ -1,8 +1,8 @@
-"""Self-, cross- and Emphasize-Attention on one `attention` seam, with Wan's parameter names.
+"""Self-, cross- and Emphasize-Attention with Wan's parameter names.
 
-Layers come from an injected namespace `ops` (torch.nn, or ComfyUI's operations) and the attention kernel from an
-injected function. There is no attention mask: which tokens attend to which is decided by the keys that are passed, so
-that fused kernels keep working.
+The layers (`ops`: torch.nn, or ComfyUI's operations) and the attention kernel (`AttentionFunction`) are injected. There
+is no attention mask: which tokens attend to which is determined by the keys that are passed, so that fused kernels can
+be used.
 
 Shapes in the bodies: b samples, n tokens, c channels = h heads x d, r references.
 """
@@ -38,10 +38,10 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Projections(nn.Module):
-    """Shared by the three attentions: q, k, v and o projections with RMS-normed q and k (Wan 2.1).
+    """Base of the three attentions: q, k, v and o projections with RMS-normed q and k (Wan 2.1).
 
-    `rotary` tables rotate queries and keys where given; normed and rotated tensors return to the values' dtype, so
-    that mixed precision hands the kernel one dtype.
+    If `rotary` tables are given, they rotate queries and keys. Normed and rotated tensors are cast back to the values'
+    dtype, so that the kernel gets a single dtype under mixed precision.
     """
 
     def __init__(self, dim: int, heads: int, eps: float, ops: Any, **factory: Any) -> None:
@@ -72,7 +72,7 @@ class Projections(nn.Module):
 
 
 class SelfAttention(Projections):
-    """Self-attention of either stream; the caller chooses the keys that the queries attend to."""
+    """Self-attention of either stream; the caller passes the keys that the queries attend to."""
 
     def attend(self, queries: Tensor, read: KeysValues, attention: AttentionFunction) -> Tensor:
         """Attention of `queries` over `read`, through the output projection: (B, tokens, C)."""

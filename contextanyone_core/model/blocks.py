@@ -59,9 +59,9 @@ class TransformerBlock(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
 
     def forward(self, x: Tensor, stream: Stream, *inputs: Any, mode: Mode = "video") -> Any:
-        """Run one stream through the block: arguments and result as those of `denoise_video` or `encode_reference`.
+        """Run one stream through the block; arguments and result of `denoise_video` or `encode_reference`.
 
-        The one entrance for both, so that hooks on `forward` run at every use of the weights.
+        Both streams enter here, so that hooks on `forward` run at every use of the weights.
         """
         run = self.encode_reference if mode == "reference" else self.denoise_video
         return run(x, stream, *inputs)
@@ -117,7 +117,7 @@ class TransformerBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """The last norm, modulation and projection from tokens to patches."""
+    """Output head: norm, modulation and projection from tokens to patches."""
 
     def __init__(self, config: ContextAnyoneConfig, ops: Any, **factory: Any) -> None:
         super().__init__()

@@ -21,17 +21,17 @@ class DualGuidanceLoss(NamedTuple):
 
 
 def reconstruction(reference_latents: Tensor, reference_output: Tensor) -> Tensor:
-    """What the reference stream says the reference should be: latents as fed - output of its head.
+    """The reference stream's reconstruction: input latents - output of the head.
 
     Args:
-        reference_latents: (B, C, 1, h, w), with the noise they were fed with.
+        reference_latents: (B, C, 1, h, w), the input latents, noise included.
         reference_output: the transformer's output for them, the same shape.
 
     Raises:
         ShapeError: shapes differ.
     """
-    # Paper: the form of the reconstruction is not stated. There is no factor sigma: with it a clean reference
-    # (sigma 0) would be its own reconstruction and the term would have no gradient.
+    # Paper: the form of the reconstruction is not stated. There is no factor sigma: with it, a clean reference
+    # (sigma 0) would be its own reconstruction, and the term would have no gradient.
     _require_same("reference_output", reference_output, reference_latents)
     return reference_latents - reference_output
 

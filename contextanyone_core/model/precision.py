@@ -1,4 +1,4 @@
-"""Mixed precision: what stays in float32 under autocast (Wan 2.1 keeps embeddings of time and patches, norms, head)."""
+"""Mixed precision: layers in float32 under autocast (Wan 2.1: embeddings of time and patches, norms, head)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import autocast
 
 
 def under_autocast(device: torch.device) -> bool:
-    """Whether autocast is on for this kind of device; False where the device has none."""
+    """Whether autocast is enabled for this device type; False if the device does not support it."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A context without autocast on this kind of device."""
+    """A context with autocast disabled for this device type."""
     return autocast(device.type, enabled=False) if under_autocast(device) else nullcontext()

@@ -1,8 +1,8 @@
-"""Rotary position embedding with positions as data.
+"""Rotary position embedding of arbitrary positions, and the positions of Gap-RoPE.
 
-A position is (t, y, x) of one token, float64, made on the CPU: never bf16, where 257 becomes 256. The rotary arithmetic
-is real float32 and knows nothing of grids or references (Gap-RoPE). A table equals the one of diffusers'
-`WanRotaryPosEmbed` exactly for a plain grid.
+The position of a token is (t, y, x) in float64 on the CPU; never bf16, where 257 becomes 256. The rotation is real
+float32 arithmetic, independent of grids and references. For a plain grid the table equals that of diffusers'
+`WanRotaryPosEmbed` exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RotaryTable = tuple[Tensor, Tensor]
 
 
 def grid_positions(frames: int, rows: int, columns: int, *, first_frame: float = 0.0) -> Tensor:
-    """Positions of a grid of tokens in Wan's order (time, then rows, then columns).
+    """Positions of a grid of tokens in Wan's order: time, rows, columns.
 
     Returns:
         float64 (frames * rows * columns, 3) on the CPU: t counts from `first_frame`, y and x from 0.

@@ -154,10 +154,10 @@ class ContextAnyoneTransformer(nn.Module):
         Args:
             latents: (B, in_dim, T, h, w), normalised, in the dtype of the weights (float32 under autocast).
             timesteps: (B,), 1000 * sigma.
-            text_embeds: (B, text_len, text_dim), zero-padded; what happens in the video.
-            references: the references themselves, or
-            cache: what `encode_references` made of them. Neither means: no reference tokens, no CLIP tokens, no
-                Emphasize-Attention.
+            text_embeds: (B, text_len, text_dim), zero-padded; the video's prompt.
+            references: encoded references, whose stream is run in this call.
+            cache: the result of `encode_references`, instead of `references`. With neither there are no reference
+                tokens, no CLIP tokens and no Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
             condition: pose and clean first frames, for the video stream alone; references never read them.
             attention: another kernel for this call only.
@@ -197,7 +197,7 @@ class ContextAnyoneTransformer(nn.Module):
         """Run the reference stream once and cache the keys and values that the video attends to in every step.
 
         Raises:
-            ShapeError: a tensor does not fit the config, or they are not all of one batch.
+            ShapeError: a tensor does not fit the config, or batch sizes differ.
         """
         return self._run_references(references, attention or self.attention)
 
@@ -301,7 +301,7 @@ def _check_timesteps(timesteps: Tensor, batch: int) -> None:
 
 
 def initialise(model: ContextAnyoneTransformer) -> None:
-    """Fill a transformer with Wan 2.1's initial weights; new parts start as if they were not there.
+    """Initialise a transformer as Wan 2.1; new layers start without effect on the output.
 
     Linear layers Xavier, embeddings of text and time normal (0.02), the head zero, modulation normal / sqrt(dim).
     """

@@ -1,1 +1,1 @@
-"""Poses as keypoints: reading, resampling, fitting to another body, drawing, and estimating them from pictures."""
+"""Poses as keypoints: reading, resampling, fitting to another body, drawing, and estimation from pictures."""

@@ -1,6 +1,6 @@
-"""BlazePose: one person's body in pictures, by MediaPipe's two networks, a detector and a landmark network.
+"""BlazePose: pose estimation of one person with MediaPipe's two networks, a detector and a landmark network.
 
-Written from the published settings of MediaPipe's graphs (Apache-2.0): `pose_detection_cpu`, `pose_landmark_cpu`.
+Follows the published settings of MediaPipe's graphs (Apache-2.0): `pose_detection_cpu`, `pose_landmark_cpu`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .litert import Model, Tensor, crop, model_bytes, sigmoid
 from .sequence import BODY, Pixels, Points
 
 _DETECTOR, _LANDMARKS = ("pose_detection.tflite", 224), ("pose_landmark_full.tflite", 256)
-_STRIDES = ((8, 2), (16, 2), (32, 6))  # of the detector's maps, and how many anchors each of their cells has
-_LIKELY = 0.5  # of a detection, and of the person's presence in the region
-_ENLARGED = 1.25  # region around the circle of the body
+_STRIDES = ((8, 2), (16, 2), (32, 6))  # strides of the detector's feature maps, and anchors per cell
+_LIKELY = 0.5  # minimum scores of a detection, and of the person's presence in the region
+_ENLARGED = 1.25  # size of the region relative to the body's circle
 _OVERLAP = 0.3
-_REFINED = 0.5  # a heatmap must be this sure to move a point
+_REFINED = 0.5  # minimum confidence of a heatmap that refines a point
 _WINDOW = 3  # cells to each side
 _COCO = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)  # COCO's 17 points among BlazePose's 33
-_HIP_CENTRE, _CIRCLE = 33, 34  # two more points, which give the next frame's region
+_HIP_CENTRE, _CIRCLE = 33, 34  # two auxiliary points, which define the next frame's region
 
 
 @dataclass(frozen=True)
 class _Region:
-    """A turned square: its middle in pixels, its side, and its angle in radians, clockwise."""
+    """A rotated square: its centre and side in pixels, and its angle in radians, clockwise."""
 
     x: float
     y: float
@@ -37,23 +37,23 @@ class _Region:
     angle: float
 
     def to_frame(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points (..., 2) in shares of the square, in pixels of the frame."""
+        """Convert points (..., 2) in fractions of the square to pixels of the frame."""
         turn = np.array([[np.cos(self.angle), np.sin(self.angle)], [-np.sin(self.angle), np.cos(self.angle)]])
         placed: NDArray[np.float64] = ((points - 0.5) * self.side) @ turn + (self.x, self.y)
         return placed
 
     def corners(self) -> NDArray[np.float64]:
-        """Upper left, upper right and lower left, (3, 2)."""
+        """Upper left, upper right and lower left corner, (3, 2), in pixels of the frame."""
         return self.to_frame(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
 
 
 class BlazePose:
-    """A `PoseEstimator`: one person, the most likely one, followed from frame to frame.
+    """A `PoseEstimator` of one person, the most likely one, tracked from frame to frame.
 
     Args:
         models: MediaPipe's wheel or a folder with `pose_detection.tflite` and `pose_landmark_full.tflite`.
 
-    Raises: MissingDependencyError without the extra `pose`; InputError if the files are not there.
+    Raises: MissingDependencyError if the extra `pose` is not installed; InputError if the files are missing.
     """
 
     def __init__(self, models: Path) -> None:
@@ -70,12 +70,12 @@ class BlazePose:
             followed = region is not None
             region = region or self._detect(frame)
             body, region = (np.zeros((BODY, 3)), None) if region is None else self._find(frame, region)
-            if region is None and followed and (again := self._detect(frame)):  # lost: look in the whole frame
+            if region is None and followed and (again := self._detect(frame)):  # track lost: search the whole frame
                 body, region = self._find(frame, again)
             yield body
 
     def _detect(self, frame: Pixels) -> _Region | None:
-        """The region of the most likely person in the whole frame."""
+        """The region of the most likely person in the frame."""
         height, width = frame.shape[:2]
         longer, side = max(height, width), _DETECTOR[1]
         left, top = (width - longer) / 2, (height - longer) / 2
@@ -94,7 +94,7 @@ class BlazePose:
         return _region(centre, circle)
 
     def _find(self, frame: Pixels, region: _Region) -> tuple[Points, _Region | None]:
-        """The body in a region, and the region of the next frame; zeros and None if the person is not in it."""
+        """The body in a region, and the next frame's region; zeros and None if there is no person in it."""
         side = _LANDMARKS[1]
         found = self._landmarks(crop(frame, region.corners(), side, black=False))
         if float(found["presence"][0, 0]) < _LIKELY:
@@ -107,7 +107,7 @@ class BlazePose:
 
 
 def _anchors(side: int) -> NDArray[np.float64]:
-    """The middles of the detector's anchors in shares of the picture, (2254, 2)."""
+    """Centres of the detector's anchors in fractions of the picture, (2254, 2)."""
     layers = []
     for stride, count in _STRIDES:
         cells = side // stride
@@ -117,7 +117,7 @@ def _anchors(side: int) -> NDArray[np.float64]:
 
 
 def _overlaps(boxes: Tensor, one: Tensor) -> NDArray[np.float64]:
-    """Intersection over union of boxes (N, 4), middle and size, with one (4,)."""
+    """Intersection over union of boxes (N, 4), centre and size, with one box (4,)."""
     low = np.maximum(boxes[:, :2] - boxes[:, 2:] / 2, one[:2] - one[2:] / 2)
     high = np.minimum(boxes[:, :2] + boxes[:, 2:] / 2, one[:2] + one[2:] / 2)
     common = np.prod((high - low).clip(min=0), axis=1)
@@ -127,14 +127,14 @@ def _overlaps(boxes: Tensor, one: Tensor) -> NDArray[np.float64]:
 
 
 def _region(centre: NDArray[np.float64], circle: NDArray[np.float64]) -> _Region | None:
-    """The square around a body, upright: `centre` between the hips, `circle` on the circle around all of it."""
+    """The square in which a body is upright: `centre` between the hips, `circle` a point of its enclosing circle."""
     x, y = circle - centre
     side = 2 * _ENLARGED * float(np.hypot(x, y))
     return _Region(float(centre[0]), float(centre[1]), side, float(np.pi / 2 + np.arctan2(y, x))) if side > 1 else None
 
 
 def _refined(points: NDArray[np.float64], heatmap: Tensor) -> NDArray[np.float64]:
-    """Points (39, 2) in shares of the picture, each moved to the middle of its heatmap (h, w, 39) around it."""
+    """Points (39, 2) in fractions of the picture, refined to the local centroid of their heatmaps (h, w, 39)."""
     height, width, _ = heatmap.shape
     refined = points.copy()
     for index, (x, y) in enumerate(points):

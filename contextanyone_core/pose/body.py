@@ -1,4 +1,4 @@
-"""A body as poses are fitted to it: the lengths of its bones, and where a picture of it stands."""
+"""The target body that poses are fitted to: bone lengths, and the poses that they were measured on."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ ROOT = 1
 PARENT = {child: parent for parent, child in BONES}
 BONE_TO = {child: bone for bone, (_, child) in enumerate(BONES)}
 METADATA_KEY = "bone_lengths"
-"""Where a personal file's header has the lengths: a JSON list of 17 numbers in the order of `BONES`, null if unseen."""
+"""Header key of a personal file's bone lengths: a JSON list of 17 numbers in the order of `BONES`, null if unknown."""
 
-_PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16))  # right and left of the same bone
+_PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16))  # pairs of right and left bones
 _PERCENTILE = 90
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """Whose body poses are fitted to.
+    """The body that poses are fitted to.
 
     Attributes:
-        lengths: (17,) of `BONES`, in any unit, NaN for a bone that is not seen.
-        standing: the poses that the lengths come from; None where only the lengths are known.
+        lengths: (17,) lengths of `BONES` in any unit, NaN for a bone that is not visible.
+        standing: the poses that the lengths were measured on; None if only the lengths are known.
     """
 
     lengths: NDArray[np.float64]
@@ -44,12 +44,12 @@ class Body:
 
 
 def body_of(poses: PoseSequence) -> Body:
-    """The body that a clip or a single picture shows.
+    """Measure the body in a clip or a single picture, which should show the person standing.
 
-    A bone's length is the 90th percentile over the frames that show it, since a limb that points at the viewer only
-    looks shorter; a picture should show the person standing. Left and right share the larger of both.
+    A bone's length is the 90th percentile over the frames that show it, because foreshortening only makes limbs
+    shorter. Left and right bones get the larger of both lengths.
 
-    Raises: InputError if no bone is seen.
+    Raises: InputError if no bone is visible.
     """
     lengths = bone_lengths(poses)
     if np.isnan(lengths).all():
@@ -58,7 +58,7 @@ def body_of(poses: PoseSequence) -> Body:
 
 
 def bone_lengths(poses: PoseSequence) -> NDArray[np.float64]:
-    """Lengths (17,) of `BONES` in pixels, equal at the left and the right, NaN for a bone that no frame shows."""
+    """Lengths (17,) of `BONES` in pixels, equal on both sides, NaN for a bone that no frame shows."""
     lengths = np.full(len(BONES), np.nan)
     for bone, (parent, child) in enumerate(BONES):
         ends = poses.body[:, [parent, child]]
@@ -73,9 +73,9 @@ def bone_lengths(poses: PoseSequence) -> NDArray[np.float64]:
 
 
 def read_personal_body(path: Path) -> Body:
-    """The lengths in the header of a personal file, a LoRA that was tuned on one person.
+    """The bone lengths in the header of a personal file, a LoRA that was trained on one person.
 
-    Raises: InputError if the file cannot be read or has none, or they are no 17 positive numbers or nulls.
+    Raises: InputError if the file cannot be read or has no lengths, or they are not 17 positive numbers or nulls.
     """
     text = read_metadata(path).get(METADATA_KEY)
     if text is None:
@@ -94,12 +94,12 @@ def read_personal_body(path: Path) -> Body:
 
 
 def lengths_to_metadata(lengths: NDArray[np.float64]) -> dict[str, str]:
-    """The entry of a personal file's header that `read_personal_body` reads."""
+    """The header entry of a personal file, as `read_personal_body` reads it."""
     return {METADATA_KEY: json.dumps([None if np.isnan(value) else round(float(value), 4) for value in lengths])}
 
 
 def ancestors(joint: int) -> list[int]:
-    """The joints from a joint's parent up to the neck."""
+    """The joints from a joint's parent up to the root, the neck."""
     chain = []
     while joint in PARENT:
         joint = PARENT[joint]

@@ -1,4 +1,4 @@
-"""Drawing poses in the dialect of DWPose and controlnet_aux, which Wan2.1-Fun-Control knows, without OpenCV."""
+"""Drawing poses in the style of DWPose and controlnet_aux, which Wan2.1-Fun-Control was trained on, without OpenCV."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ HAND_COLORS: tuple[Color, ...] = tuple(_hue(index / len(HAND_LINES)) for index i
 HAND_DOT: Color = (0, 0, 255)
 FACE_DOT: Color = (255, 255, 255)
 
-_FINE = 4  # sub-pixels along a side, averaged: edges are anti-aliased
+_FINE = 4  # supersampling factor per side, for anti-aliasing
 _CORNERS = 36
 
 
 @dataclass(frozen=True)
 class PoseStyle:
-    """What is not the same at every size.
+    """The drawing settings that differ between the full size and the miniature.
 
     Attributes:
-        background: RGB; black at full size, mid-grey in the miniature, whose VAE never saw black pictures.
-        half_width: of a limb and radius of a joint, in pixels; lines of hands are half of it wide, dots of the face
-            have three quarters of it as radius.
-        face: whether points of the face are drawn.
+        background: RGB; black at full size, mid-grey in the miniature, whose VAE was not trained on black pictures.
+        half_width: half width of a limb and radius of a joint, in pixels; lines of the hands have half of it as width,
+            dots of the face three quarters of it as radius.
+        face: whether the face is drawn.
     """
 
     background: Color = (0, 0, 0)
@@ -68,12 +68,12 @@ STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
 
 
 def draw_poses(poses: PoseSequence, style: PoseStyle = FULL_SIZE) -> Pixels:
-    """Draw a sequence at the size of its canvas, which must be that of the video: pictures of poses are never resized.
+    """Draw a sequence at the size of its canvas, which must be that of the video: drawn poses are never resized.
 
-    Limbs at 0.6 of their colours, over them the joints in full; a limb is drawn where both ends are seen.
+    Limbs have 0.6 of their colour and are drawn if both ends are visible; the joints over them have full colour.
 
     Returns: uint8 (T, H, W, 3).
-    Source: DWPose and controlnet_aux (order, colours, widths), here with smooth edges.
+    Source: DWPose and controlnet_aux (order, colours, widths), here with anti-aliased edges.
     """
     frames = np.empty((poses.num_frames, poses.height, poses.width, 3), np.uint8)
     frames[:] = style.background
@@ -85,7 +85,7 @@ def draw_poses(poses: PoseSequence, style: PoseStyle = FULL_SIZE) -> Pixels:
 
 
 def draw_figure(frame: Pixels, body: Points, hands: tuple[Points, ...], face: Points | None, style: PoseStyle) -> None:
-    """Draw one figure, body (18, 3), hands (21, 3) each and face (70, 3), into a frame (H, W, 3)."""
+    """Draw one figure, body (18, 3), hands (21, 3) each and face (70, 3), into a frame (H, W, 3), in place."""
     everything = np.concatenate([body, *hands, *([] if face is None else [face])])
     box = _box(everything[everything[:, 2] > SEEN, :2], frame.shape[:2], style.half_width)
     if box is None:
@@ -103,7 +103,7 @@ def draw_figure(frame: Pixels, body: Points, hands: tuple[Points, ...], face: Po
 
 
 class _Pen:
-    """Draws ellipses as polygons on an enlarged part of the frame whose upper left corner is `origin`."""
+    """Draws ellipses as polygons on an enlarged crop of the frame, whose upper left corner is `origin`."""
 
     def __init__(self, picture: Image.Image, origin: tuple[int, int]) -> None:
         self.picture = picture
@@ -119,7 +119,7 @@ class _Pen:
         self._draw.polygon([(x, y) for x, y in ((corners - self._origin) * _FINE - 0.5).tolist()], fill=color)
 
     def line(self, start: NDArray[np.float64], end: NDArray[np.float64], width: float, color: Color) -> None:
-        """A line with square ends."""
+        """Draw a line with square ends."""
         along = end - start
         length = float(np.hypot(*along))
         if length == 0:
@@ -153,7 +153,7 @@ def _draw_hand(pen: _Pen, hand: Points, half_width: float) -> None:
 
 
 def _box(points: NDArray[np.float64], size: tuple[int, ...], half_width: float) -> tuple[int, int, int, int] | None:
-    """The part of the picture that points (N, 2) can touch: left, top, right, bottom; None where that is nothing."""
+    """Left, top, right and bottom of the area that drawing points (N, 2) can change; None if it is empty."""
     if not len(points):
         return None
     height, width = size

@@ -1,4 +1,4 @@
-"""Videos of poses that are drawn already: on which background, whether they show a skeleton, and another background."""
+"""Videos of drawn poses: finding their background and skeleton, and changing the background."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from .drawing import FACE_DOT, HAND_COLORS, HAND_DOT, JOINT_COLORS, LIMB_COLORS,
 from .sequence import Pixels
 
 TOLERANCE = 12
-"""How far a channel may be from the background's and still belong to it: video codecs move it by a few steps."""
+"""Maximum difference per channel of a background pixel: video codecs change it by a few levels."""
 
-_PLAIN = 0.5  # share of the pixels that the background must cover
-_SKELETON = 0.0005  # share of the pixels, half of a stick figure a tenth as high as the picture
-_NEAR = 40.0  # RGB distance to the dialect's colours within which a pixel is of it
+_PLAIN = 0.5  # minimum fraction of background pixels
+_SKELETON = 0.0005  # minimum fraction of skeleton pixels: half of a stick figure of a tenth of the picture's height
+_NEAR = 40.0  # maximum RGB distance to the colours of the drawing style
 _AT_ONCE = 1 << 16
 _PALETTE = np.array([*LIMB_COLORS, *JOINT_COLORS, *HAND_COLORS, HAND_DOT, FACE_DOT], np.float32)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a drawn video is: the colour of its background, and whether anything on it has the dialect's colours."""
+    """Properties of a drawn video: its background colour, and whether it shows the colours of the drawing style."""
 
     background: Color
     shows_skeleton: bool
 
 
 def inspect_drawn(frames: Pixels) -> Drawn:
-    """Find the background of drawn frames, uint8 (T, H, W, 3), and look for a skeleton on it.
+    """Find the background of drawn frames, uint8 (T, H, W, 3), and check for a skeleton on it.
 
-    Raises: InputError if no single colour covers half of the pixels: then this is no video of drawn poses.
+    Raises: InputError if no single colour covers half of the pixels: the video does not show drawn poses.
     """
     most = int(np.bincount(_packed(frames).reshape(-1)).argmax())
     near = frames[_near(frames, _unpacked(most))]
@@ -49,12 +49,12 @@ def inspect_drawn(frames: Pixels) -> Drawn:
 
 
 def recolour(frames: Pixels, background: Color) -> Pixels:
-    """Drawn frames, uint8 (T, H, W, 3), on another background, smooth edges included.
+    """Drawn frames, uint8 (T, H, W, 3), on another background; anti-aliased edges are preserved.
 
-    Each pixel is a mixture of the old background and one of the dialect's colours; the background's share is replaced.
-    Frames that have the background already come back as they are.
+    Each pixel is modelled as a mixture of the old background and one of the style's colours, and the background in it
+    is replaced. Frames that already have the background are returned unchanged.
 
-    Raises: InputError as `inspect_drawn`, or if most of what is drawn has not the dialect's colours.
+    Raises: InputError as `inspect_drawn`, or if most of the drawing does not have the style's colours.
     """
     old = np.array(inspect_drawn(frames).background, np.float32)
     new = np.array(background, np.float32)
@@ -80,20 +80,20 @@ def recolour(frames: Pixels, background: Color) -> Pixels:
 
 
 def _parts(pixels: Pixels) -> list[NDArray[np.float32]]:
-    """Pixels (N, 3) in portions whose distances to every colour fit into memory."""
+    """Pixels (N, 3) in chunks, to bound the memory of their distances to all colours."""
     return [pixels[start : start + _AT_ONCE].astype(np.float32) for start in range(0, len(pixels), _AT_ONCE)]
 
 
 def _unmixed(
     pixels: NDArray[np.float32], background: NDArray[np.floating]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """How much of each pixel (N, 3) is drawn, from 0 to 1, and its distance (N,) from that mixture."""
+    """Opacity of the drawing in each pixel (N, 3), from 0 to 1, and the pixel's distance (N,) from that mixture."""
     lines = _PALETTE - background  # (K, 3)
     lengths = np.maximum((lines**2).sum(axis=1), 1e-6)
     away = pixels - background
     share = (away @ lines.T / lengths).clip(0, 1).astype(np.float32)  # (N, K)
     distance = (away**2).sum(axis=1)[:, None] - 2 * share * (away @ lines.T) + share**2 * lengths
-    # A darkened limb and the edge of a joint in its full colour lie on one line on black: prefer the fuller share.
+    # On black, a darkened limb and the edge of a joint in full colour are the same mixture: prefer the higher opacity.
     best = (np.sqrt(distance.clip(min=0)) + 4 * (1 - share)).argmin(axis=1)[:, None]
     found = np.take_along_axis(share, best, 1)[:, 0]
     away_from_it = np.sqrt(np.take_along_axis(distance, best, 1)[:, 0].clip(min=0)).astype(np.float32)
@@ -107,7 +107,7 @@ def _near(frames: Pixels, colour: Pixels) -> NDArray[np.bool_]:
 
 
 def _packed(frames: Pixels) -> NDArray[np.uint16]:
-    """A number for each pixel's colour, eight levels a channel apart, so that a codec's noise falls together."""
+    """Each pixel's colour as one number, quantised by steps of eight levels to absorb a codec's noise."""
     coarse = (frames >> 3).astype(np.uint16)
     packed: NDArray[np.uint16] = np.left_shift(coarse[..., 0], 10) | np.left_shift(coarse[..., 1], 5) | coarse[..., 2]
     return packed

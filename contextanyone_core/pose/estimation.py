@@ -1,4 +1,4 @@
-"""What a pose estimator and a person segmenter are; any class with these methods serves."""
+"""Protocols of a pose estimator and a person segmenter; any class with these methods can be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sequence import BODY, Pixels, Points, PoseSequence
 
 
 class PoseEstimator(Protocol):
-    """Finds one person's body in pictures."""
+    """Estimates one person's pose in pictures."""
 
     def estimate(self, frames: Iterable[Pixels]) -> Iterator[Points]:
         """The body in each frame of a clip, in order.
@@ -20,27 +20,27 @@ class PoseEstimator(Protocol):
         Args:
             frames: uint8 (H, W, 3), upright RGB.
 
-        Yields: (18, 3) of BODY_18: x and y in pixels of the frame, score from 0 to 1; zeros where nobody is found.
+        Yields: (18, 3) of BODY_18: x and y in pixels of the frame, score from 0 to 1; zeros if nobody is found.
         """
         ...
 
 
 class PersonSegmenter(Protocol):
-    """Finds where people are in pictures."""
+    """Segments people in pictures."""
 
     def segment(self, frames: Iterable[Pixels]) -> Iterator[NDArray[np.float32]]:
-        """The people's mask of each frame of a clip, in order.
+        """The mask of people in each frame of a clip, in order.
 
         Args:
             frames: uint8 (H, W, 3), upright RGB.
 
-        Yields: (H, W) from 0 (place) to 1 (person).
+        Yields: (H, W) from 0 (background) to 1 (person).
         """
         ...
 
 
 def estimated(frames: Iterable[Pixels], fps: float, estimator: PoseEstimator) -> PoseSequence:
-    """The poses of a clip, frame by frame at its own rate.
+    """The poses of a clip at its own frame rate.
 
     Args:
         frames: uint8 (H, W, 3) of one size; read one at a time.

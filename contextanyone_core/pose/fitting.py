@@ -1,4 +1,4 @@
-"""Fitting one person's poses to another's body, so that the driver's proportions do not become the character's."""
+"""Fitting poses to another body, so that the character does not take on the driving person's proportions."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ RATIO = (0.5, 2.0)
 _NOSE, _WRISTS, _HIPS, _ANKLES = 0, (7, 4), (8, 11), (10, 13)  # wrists in the order of the hands: left, right
 _LEGS = (7, 8, 10, 11)  # bones
 _FACE_BONES = (13, 14, 15, 16)
-_ALIGNED = (0, 1, 2, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)  # the arms move too much
+_ALIGNED = (0, 1, 2, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)  # arms are excluded: they move too much
 Shift = NDArray[np.float64]
 
 
 def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
-    """Poses for another body.
+    """Fit poses to another body.
 
     Args:
-        how: `none`, the poses as they are; `affine`, moved and enlarged as a whole, the same for all frames, onto the
-            picture or clip of the body, on its canvas; `bones`, each bone as long as the body's, at the same angle.
+        how: `none`, unchanged; `affine`, one scale and shift for all frames, onto the picture or clip of the body and
+            its canvas; `bones`, each bone with the body's proportions at the same angle.
 
-    Raises: InputError for another name, or a body that is missing or does not serve.
+    Raises: InputError for another name, or a body that is missing or unsuitable.
     """
     if how not in FITS:
         raise InputError(f"the fit {how!r} is not known; use {', '.join(FITS)}.")
@@ -40,9 +40,9 @@ def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
 
 
 def fit_affine(poses: PoseSequence, body: Body) -> PoseSequence:
-    """One enlargement and shift for the whole clip, by least squares of the heights of head, torso and legs.
+    """One scale and shift for the whole clip, by least squares over the heights of head, torso and legs.
 
-    Raises: InputError if only the body's lengths are known, or too few points are seen in both.
+    Raises: InputError if only the body's lengths are known, or too few points are visible in both.
     Source: MimicMotion, `dwpose/preprocess.py` (its scales of x and y are one scale in pixels).
     """
     if body.standing is None:
@@ -61,12 +61,12 @@ def fit_affine(poses: PoseSequence, body: Body) -> PoseSequence:
 
 
 def bone_ratios(poses: PoseSequence, body: Body) -> NDArray[np.float64]:
-    """How much longer each bone becomes, (17,): the body's length over the driver's, relative to the median of these.
+    """Scale of each bone, (17,): the body's length over the driver's, divided by the median of these ratios.
 
-    So the sizes of both pictures do not matter. A bone that is not seen in both takes the median, which is 1 then; the
-    others are clipped to `RATIO`.
+    The division removes the sizes of both pictures. A bone that is not visible in both has the ratio 1; the others are
+    clipped to `RATIO`.
 
-    Raises: InputError if no bone is seen in both.
+    Raises: InputError if no bone is visible in both.
     """
     ratios = body.lengths / bone_lengths(poses)
     if np.isnan(ratios).all():
@@ -76,13 +76,14 @@ def bone_ratios(poses: PoseSequence, body: Body) -> NDArray[np.float64]:
 
 
 def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
-    """Every bone at the body's proportions, under the driver's angles, as a tree rooted at the neck.
+    """Give every bone the body's proportions at the driver's angles, in a kinematic tree rooted at the neck.
 
-    A point whose parent is missing hangs on the nearest ancestor that is seen. Hands move with the wrists at the
-    forearm's ratio, the face with the nose at that of eyes and ears. The hips follow the driver's path scaled by leg
-    length, and the lower foot keeps its height above the clip's lowest, scaled alike: feet stand where they stood.
+    A point whose parent is missing is attached to the nearest visible ancestor. Hands follow the wrists with the
+    forearm's ratio, the face follows the nose with that of eyes and ears. The hips follow the driver's path scaled by
+    leg length, and the lower foot keeps its height above the clip's lowest point, scaled likewise, so that standing
+    feet stay on the ground.
 
-    Raises: InputError if no bone is seen in both.
+    Raises: InputError if no bone is visible in both.
     """
     ratios = bone_ratios(poses, body)
     old = poses.body
@@ -103,7 +104,7 @@ def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
 
 
 def _rebuilt(old: Points, ratios: NDArray[np.float64]) -> Points:
-    """The bodies (T, 18, 3) with each bone at its ratio; what has no seen ancestor stays where it is."""
+    """The bodies (T, 18, 3) with scaled bones; a point without a visible ancestor does not move."""
     new = old.copy()
     seen = old[..., 2] > SEEN
     for _, joint in BONES:
@@ -119,7 +120,7 @@ def _rebuilt(old: Points, ratios: NDArray[np.float64]) -> Points:
 
 
 def _shift(old: Points, new: Points, legs: float) -> Shift:
-    """How far each frame's figure moves, (T, 2), so that hips and feet stand as `fit_bones` says."""
+    """Shift of the figure in each frame, (T, 2), that places hips and feet as `fit_bones` describes."""
     seen = old[..., 2] > SEEN
     shift = np.zeros((len(old), 2))
     hips: NDArray[np.bool_] = np.all(seen[:, _HIPS], axis=1)
@@ -136,19 +137,19 @@ def _shift(old: Points, new: Points, legs: float) -> Shift:
 
 
 def _lowest(points: Points, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The larger y of the ankles that are seen, (T,); -inf becomes 0 where none is."""
+    """The larger y of the visible ankles, (T,); 0 if neither is visible."""
     y: NDArray[np.float64] = np.where(seen[:, _ANKLES], points[:, _ANKLES, 1], -np.inf).max(axis=1)
     return np.where(np.isfinite(y), y, 0.0)
 
 
 def _over_time(values: Shift, known: NDArray[np.bool_]) -> Shift:
-    """Values (T, N) as they are where known, on a line between these elsewhere, constant before and after."""
+    """Values (T, N) with unknown ones interpolated linearly over time, and constant beyond the known range."""
     frames = np.arange(len(values))
     return np.stack([np.interp(frames, frames[known], column[known]) for column in values.T], axis=1)
 
 
 def _carried(points: Points, old: Points, new: Points, shift: Shift, ratio: float) -> Points:
-    """Points (T, N, 3) of a hand or face around the joint (T, 3) that carries them; shifted where it is not seen."""
+    """Points (T, N, 3) of a hand or face, scaled around the joint (T, 3) they follow; only shifted if it is missing."""
     held = (old[:, 2] > SEEN)[:, None, None]
     around = new[:, None, :2] + ratio * (points[..., :2] - old[:, None, :2])
     result = points.copy()
@@ -157,7 +158,7 @@ def _carried(points: Points, old: Points, new: Points, shift: Shift, ratio: floa
 
 
 def _mean_place(poses: PoseSequence) -> Points:
-    """Where each point of the body is on the mean over the frames that show it, (18, 3); score 0 for one never seen."""
+    """Mean position of each point of the body over the frames that show it, (18, 3); score 0 if none does."""
     seen = poses.body[..., 2] > SEEN
     count = seen.sum(axis=0)
     total = (poses.body[..., :2] * seen[..., None]).sum(axis=0)

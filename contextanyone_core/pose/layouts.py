@@ -1,4 +1,4 @@
-"""Other orders of keypoints and how each becomes `BODY_18`, hands and face."""
+"""Keypoint layouts, and their conversion to `BODY_18`, hands and face."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NECK, _SHOULDERS = BODY_18.index("neck"), (BODY_18.index("right_shoulder"), BOD
 
 
 def to_whole(points: Points, layout: str) -> Points:
-    """Points (..., K, 3) of a layout as all points of a figure, (..., 130, 3), zero where the layout has none.
+    """Convert points (..., K, 3) of a layout to all points of a figure, (..., 130, 3); missing ones are zero.
 
-    A neck that a layout lacks is the middle of the shoulders; its score is the smaller of theirs if both are seen,
-    else 0.
+    If a layout lacks the neck, it is the midpoint of the shoulders; its score is the smaller of theirs if both are
+    visible, else 0.
 
-    Raises: InputError for a layout that is not known, or another number of points than it has.
+    Raises: InputError for an unknown layout, or a number of points that does not match it.
     Source: ComfyUI's SDPose node and DWPose (the neck), OpenPose (BODY_18), COCO-WholeBody (133 points).
     """
     if layout not in LAYOUTS:
@@ -51,7 +51,7 @@ def to_whole(points: Points, layout: str) -> Points:
 
 
 def from_coco(points: Points) -> Points:
-    """COCO's 17 points (..., 17, 3) as `BODY_18`, (..., 18, 3)."""
+    """Convert COCO's 17 points (..., 17, 3) to `BODY_18`, (..., 18, 3)."""
     body = np.zeros((*points.shape[:-2], BODY, 3))
     for index, name in enumerate(BODY_18):
         if name != "neck":
@@ -65,7 +65,7 @@ def from_coco(points: Points) -> Points:
 
 
 def from_flat_body(numbers: Points) -> Points:
-    """`pose_keypoints_2d` as (K, 3) of OpenPose's JSON as `BODY_18`, (18, 3): 18, 25 or COCO's 17 points.
+    """Convert `pose_keypoints_2d` of OpenPose's JSON, (K, 3) with 18, 25 or COCO's 17 points, to `BODY_18`, (18, 3).
 
     Raises: InputError for another number of points.
     """
@@ -81,7 +81,7 @@ def from_flat_body(numbers: Points) -> Points:
 
 
 def padded_face(points: Points) -> Points:
-    """68 or 70 points of a face as OpenPose's 70; the two pupils are missing in the 68.
+    """Convert 68 or 70 points of a face to OpenPose's 70; of 68, the two pupils are missing.
 
     Raises: InputError for another number of points.
     """

@@ -1,4 +1,4 @@
-"""Running the .tflite files of MediaPipe by LiteRT, out of its wheel or a folder; nothing of it is installed."""
+"""Running MediaPipe's .tflite models with LiteRT, read from its wheel or a folder without installing it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def model_bytes(place: Path, name: str) -> bytes:
     """The content of one model file.
 
     Args:
-        place: MediaPipe's wheel (0.10.21 has the files, 0.10.30 and later have not), or a folder that holds them,
-            such as one that the wheel was unpacked into.
-        name: such as `pose_detection.tflite`.
+        place: MediaPipe's wheel (0.10.21 has the files, 0.10.30 and later do not), or a folder that contains them,
+            such as the unpacked wheel.
+        name: file name, such as `pose_detection.tflite`.
 
-    Raises: InputError if it is not there, or several are.
+    Raises: InputError if there is no such file, or several.
     """
     try:
         if place.is_dir():
@@ -43,14 +43,15 @@ def model_bytes(place: Path, name: str) -> bytes:
 
 
 class Model:
-    """One network that takes one picture.
+    """A network with one picture as input.
 
     Args:
-        content: of the .tflite file.
-        shapes: wanted shape of each output, by a name of one's own.
-        side: height and width of the picture that it takes.
+        content: bytes of the .tflite file.
+        shapes: expected shape of each output, under a name that the caller chooses.
+        side: height and width of the input picture.
 
-    Raises: MissingDependencyError without the extra `pose`; InputError if the file is damaged or another network.
+    Raises: MissingDependencyError if the extra `pose` is not installed; InputError if the file is damaged or another
+        network.
     """
 
     def __init__(self, content: bytes, shapes: Mapping[str, tuple[int, ...]], side: int) -> None:
@@ -73,18 +74,18 @@ class Model:
         self._outputs = {name: given[shape] for name, shape in shapes.items()}
 
     def __call__(self, picture: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, of a picture (side, side, 3)."""
+        """Outputs by name for a picture (side, side, 3)."""
         self._interpreter.set_tensor(self._input, np.ascontiguousarray(picture[None], np.float32))
         self._interpreter.invoke()
         return {name: np.array(self._interpreter.get_tensor(index)) for name, index in self._outputs.items()}
 
 
 def crop(frame: NDArray[np.uint8], corners: NDArray[np.float64], side: int, *, black: bool) -> Tensor:
-    """A turned rectangle of a frame (H, W, 3) as (side, side, 3) in [0, 1], bilinear as the networks were trained.
+    """Crop a rotated rectangle of a frame (H, W, 3) to (side, side, 3) in [0, 1], bilinear as in training.
 
     Args:
         corners: upper left, upper right and lower left corner of the rectangle, (3, 2) x and y in pixels.
-        black: whether it is black outside the frame; else the frame's edge goes on.
+        black: whether pixels outside the frame are black; otherwise the edge is replicated.
     """
     steps = np.arange(side) / side
     right, down = corners[1] - corners[0], corners[2] - corners[0]

@@ -1,4 +1,4 @@
-"""Keypoints as JSON: OpenPose's frames, ComfyUI's POSE_KEYPOINT, and COCO's annotations and results."""
+"""Keypoints in JSON: OpenPose's frames, ComfyUI's POSE_KEYPOINT, and COCO's annotations and results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .layouts import from_coco, from_flat_body, padded_face
 from .sequence import BODY, HAND, WHOLE, Points, PoseSequence
 
 MAX_BYTES = 512_000_000
-_SHARES_UP_TO = 2.0  # no clip stays within two pixels of a corner; a point out of the picture may be a little above 1
+_SHARES_UP_TO = 2.0  # no clip in pixels stays within 2 pixels of a corner; a point off the canvas may slightly exceed 1
 
 
 @dataclass(frozen=True)
 class PoseFrames:
-    """What a file of keypoints shows: for each frame the people in it, each (130, 3).
+    """The content of a file of keypoints: the people in each frame, each (130, 3).
 
-    size: (height, width) of the canvas, fps: frames a second; None where the file does not say.
-    shares: whether x and y are shares of the canvas, not pixels.
+    size: (height, width) of the canvas, fps: frames per second; None if the file does not state them.
+    shares: whether x and y are fractions of the canvas instead of pixels.
     """
 
     people: list[list[Points]]
@@ -33,15 +33,15 @@ class PoseFrames:
     shares: bool = False
 
     def in_pixels(self, size: tuple[int, int]) -> list[list[Points]]:
-        """The people on a canvas of `size` = (height, width)."""
+        """The people in pixels of a canvas of `size` = (height, width)."""
         scale = (size[1], size[0], 1) if self.shares else (1, 1, 1)
         return [[person * scale for person in frame] for frame in self.people]
 
 
 def parse_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Parse a JSON file.
 
-    Raises: InputError for what is no such file, empty, too large or damaged.
+    Raises: InputError if the file is missing, empty, too large or damaged.
     """
     try:
         size = path.stat().st_size
@@ -57,13 +57,13 @@ def parse_json(path: Path) -> Any:
 
 
 def frames_of(content: Any, name: str) -> PoseFrames:
-    """The frames of parsed JSON, or of a POSE_KEYPOINT: a list of frames, one frame, or COCO's annotations or results.
+    """The frames of parsed JSON or of a POSE_KEYPOINT: a list of frames, one frame, or COCO's annotations or results.
 
     Args:
-        content: what `json` made of a file.
-        name: of the file, for messages.
+        content: parsed JSON.
+        name: name of the file, for messages.
 
-    Raises: InputError for another structure, another number of points, or numbers that are none.
+    Raises: InputError for another structure, another number of points, or values that are not numbers.
     """
     try:
         if isinstance(content, Mapping) and "annotations" in content and "images" in content:
@@ -88,7 +88,7 @@ def frames_of(content: Any, name: str) -> PoseFrames:
 
 
 def to_json(poses: PoseSequence) -> list[dict[str, Any]]:
-    """A sequence as POSE_KEYPOINT: a list of OpenPose's frames in pixels, with `fps` beside the canvas."""
+    """A sequence as POSE_KEYPOINT: a list of OpenPose's frames in pixels, with the canvas and `fps`."""
     frames = []
     for index in range(poses.num_frames):
         person: dict[str, Any] = {"person_id": [-1], "pose_keypoints_2d": _flat(poses.body[index])}
@@ -145,7 +145,7 @@ def _person(person: Mapping[str, Any]) -> Points:
             whole[BODY + place * HAND : BODY + (place + 1) * HAND] = points
     if face := person.get("face_keypoints_2d"):
         whole[BODY + 2 * HAND :] = padded_face(_triples(face, "face_keypoints_2d"))
-    whole[(whole[:, :2] == 0).all(axis=1)] = 0  # controlnet_aux writes a missing joint as 0, 0 and may give it a score
+    whole[(whole[:, :2] == 0).all(axis=1)] = 0  # controlnet_aux writes a missing joint as 0, 0, possibly with a score
     return whole
 
 
@@ -161,13 +161,13 @@ def _triples(numbers: Sequence[Any], what: str) -> Points:
 
 
 def _are_shares(people: list[list[Points]]) -> bool:
-    """Whether all coordinates are shares of the canvas: decided by the largest of the whole clip."""
+    """Whether coordinates are fractions of the canvas, decided by the largest one of the clip."""
     largest = [float(np.abs(person[:, :2]).max()) for frame in people for person in frame]
     return max(largest, default=np.inf) <= _SHARES_UP_TO
 
 
 def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
-    """COCO's keypoint annotations: a frame for each image in the natural order of names; visibility 0 is missing."""
+    """COCO's keypoint annotations: one frame per image in natural order of names; visibility 0 is missing."""
     images = sorted(content["images"], key=lambda image: (natural_key(str(image.get("file_name", ""))), image["id"]))
     sizes = {_size(image["height"], image["width"]) for image in images}
     if len(sizes) != 1:
@@ -181,7 +181,7 @@ def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
 
 
 def _coco_results(content: Sequence[Mapping[str, Any]]) -> PoseFrames:
-    """COCO's keypoint results: a frame for each `image_id` in order; the canvas is not stated."""
+    """COCO's keypoint results: one frame per `image_id` in order; the canvas is not stated."""
     people: dict[Any, list[Points]] = {number: [] for number in sorted({entry["image_id"] for entry in content})}
     for entry in content:
         people[entry["image_id"]].append(_coco_person(_triples(entry["keypoints"], "keypoints")))

@@ -1,4 +1,4 @@
-"""Several people in a clip: following each from frame to frame, and choosing one."""
+"""Several people in a clip: tracking them from frame to frame, and choosing one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .sequence import BODY, SEEN, WHOLE, Points
 
 
 def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> Points:
-    """One person's points in every frame, (T, 130, 3), zero where that person is missing.
+    """One person's points in every frame, (T, 130, 3), zero where the person is missing.
 
-    People are followed by place, whatever their order within a frame, and numbered from 1 as they appear.
+    People are tracked by position, independent of their order within a frame, and numbered from 1 as they appear.
 
     Args:
-        frames: for each frame the people in it, each (130, 3) in pixels.
-        person: whom to take; None if there is one only.
-        name: of the file, and
-        choose: how a person is chosen, for messages.
+        frames: the people in each frame, each (130, 3) in pixels.
+        person: number of the person; None if there is only one.
+        name: name of the file, for messages.
+        choose: how to choose a person, for messages.
 
-    Raises: InputError if nobody is seen, several are and none is chosen, or there is no such number.
+    Raises: InputError if there is nobody, or several people and `person` is None, or `person` does not exist.
     """
     tracks = follow(frames)
     if not tracks:
@@ -34,9 +34,9 @@ def choose_person(frames: list[list[Points]], person: int | None, name: str, cho
 
 
 def follow(frames: list[list[Points]]) -> list[Points]:
-    """The people of a clip, each (T, 130, 3): in every frame the pairs of nearest mean distance belong together."""
+    """The people of a clip, each (T, 130, 3), matched from frame to frame by the smallest mean distance."""
     tracks: list[Points] = []
-    last: list[Points] = []  # of each track, the figure seen last
+    last: list[Points] = []  # last visible figure of each track
     for index, people in enumerate(frames):
         left = [person for person in people if (person[:BODY, 2] > SEEN).any()]
         pairs = sorted(
@@ -63,7 +63,7 @@ def _seen(person: Points) -> NDArray[np.bool_]:
 
 
 def _distance(one: Points, other: Points) -> float:
-    """Mean distance of the points that both show; between the middles of two that share none."""
+    """Mean distance of the points visible in both; if there are none, the distance of their centres."""
     both = _seen(one) & _seen(other)
     if both.any():
         gaps: NDArray[np.float64] = np.linalg.norm((one[:BODY] - other[:BODY])[both, :2], axis=1)

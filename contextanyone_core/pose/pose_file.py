@@ -1,4 +1,4 @@
-"""Poses as safetensors: the file that a manifest's column `pose` names."""
+"""Pose files: keypoints as safetensors, as in a manifest's column `pose`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .sequence import PoseSequence, sequence_of
 
 
 def read_pose_file(path: Path) -> PoseSequence:
-    """Read `keypoints` (T, K, 3): x and y in pixels, score. The metadata state `layout`, `width`, `height`, `fps`.
+    """Read `keypoints` (T, K, 3): x and y in pixels, score. The metadata has `layout`, `width`, `height`, `fps`.
 
-    The layout is one of `LAYOUTS` and never guessed. With body18, `hands` (T, 2, 21, 3) and `face` (T, 70, 3) may stand
-    beside it.
+    The layout is one of `LAYOUTS` and never guessed. With body18, the tensors `hands` (T, 2, 21, 3) and `face`
+    (T, 70, 3) are optional.
 
-    Raises: InputError for a file that cannot be read, lacks one of these, or disagrees with itself.
+    Raises: InputError for a file that cannot be read, lacks one of these, or is inconsistent.
     """
     metadata, tensors = _contents(path)
     missing = [key for key in ("layout", "width", "height", "fps") if key not in metadata]
@@ -58,7 +58,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def pose_file_bytes(poses: PoseSequence) -> bytes:
-    """A sequence as the content of a pose file, float32 in the layout body18."""
+    """Serialise a sequence as a pose file, float32 in the layout body18."""
     tensors = {"keypoints": poses.body, "hands": poses.hands, "face": poses.face}
     metadata = {"layout": "body18", "width": str(poses.width), "height": str(poses.height), "fps": f"{poses.fps:.12g}"}
     content: bytes = save(

@@ -1,4 +1,4 @@
-"""Reading poses of any form that is known, by what the file says of itself."""
+"""Reading poses from files in any supported format."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .sequence import SEEN, PoseSequence, sequence_of
 
 @dataclass(frozen=True)
 class PoseSource:
-    """What a file of keypoints may leave open: canvas (height, width) in pixels, frames a second, and which person.
+    """What a file of keypoints may not state: canvas (height, width) in pixels, frames per second, and which person.
 
-    `choose` says how one of several people is chosen, for the message where none is.
+    `choose` explains how to choose one of several people, for the error message.
     """
 
     canvas: tuple[int, int] | None = None
@@ -29,7 +29,7 @@ class PoseSource:
 
 
 def is_keypoints(path: Path) -> bool:
-    """Whether a path names keypoints: .json, .safetensors, or a folder that holds .json."""
+    """Whether a path names keypoints: .json, .safetensors, or a folder with .json files."""
     return path.suffix.lower() in (".json", ".safetensors") or (path.is_dir() and bool(_json_files(path)))
 
 
@@ -37,11 +37,12 @@ def read_poses(path: Path, source: PoseSource) -> PoseSequence:
     """Read OpenPose's JSON (a file or a folder of frames), POSE_KEYPOINT, COCO's 17 points, a manifest's safetensors.
 
     Args:
-        path: a .json file, a folder of them (a frame each, in natural order), or a .safetensors file.
-        source: what the file does not say; what it says itself holds.
+        path: a .json file, a folder of them (one frame each, in natural order), or a .safetensors file.
+        source: values that the file does not state; a contradiction is an error.
 
-    Returns: the poses as they are in the file, at its own rate.
-    Raises: InputError for what cannot be read, shows nobody or several people with no choice, or has no known canvas.
+    Returns: the poses of the file, at its own frame rate.
+    Raises: InputError if the file cannot be read, shows nobody, shows several people while none is chosen, or has no
+        known canvas.
     """
     if path.suffix.lower() == ".safetensors":
         return _one_person(read_pose_file(path), source, path)
@@ -51,7 +52,7 @@ def read_poses(path: Path, source: PoseSource) -> PoseSequence:
 
 
 def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
-    """One person's poses out of frames of people; arguments and errors as in `read_poses`."""
+    """Select one person's poses from frames of people; arguments and errors as in `read_poses`."""
     size = frames.size or source.canvas
     if size is None:
         raise InputError(
@@ -89,7 +90,7 @@ def _json_files(path: Path) -> Sequence[Path]:
 
 
 def _agree(size: tuple[int, int] | None, fps: float | None, source: PoseSource, name: str) -> None:
-    """Refuse a canvas or rate other than the file states."""
+    """Refuse a canvas or frame rate that contradicts the file."""
     if size and source.canvas and size != source.canvas:
         raise InputError(f"{name} states a canvas of {_wide(size)}, asked for is {_wide(source.canvas)}; leave it out.")
     if fps and source.fps and fps != source.fps:

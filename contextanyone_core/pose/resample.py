@@ -1,4 +1,4 @@
-"""Keypoints over time: to 16 frames a second, over short gaps, and smoothed if asked. Pictures are never resampled."""
+"""Keypoints over time: resampling to 16 frames per second, filling short gaps, optional smoothing."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ..errors import InputError
 from ..media.video_io import FPS
 from .sequence import SEEN, Points, PoseSequence
 
-MAX_GAP = 5  # frames at 16 a second: a third of a second
-MAX_FRAMES = 2001  # the longest clip that can be asked for
+MAX_GAP = 5  # frames, a third of a second
+MAX_FRAMES = 2001  # maximum number of frames of a clip
 _SMOOTH = np.array([-3, 12, 17, 12, -3]) / 35  # Savitzky-Golay, window 5, order 2
 
 
 def prepare(poses: PoseSequence, *, smooth: bool = False) -> PoseSequence:
-    """What every pose goes through before it is fitted and drawn: 16 frames a second, gaps of up to 5 frames filled.
+    """Prepare poses for fitting and drawing: resample to 16 frames per second and fill gaps of up to 5 frames.
 
     Args:
-        smooth: also a Savitzky-Golay filter; it takes the accents out of a dance, so it is off by default.
+        smooth: also apply a Savitzky-Golay filter; off by default, because it removes the accents of a dance.
     """
     filled = fill_gaps(resample(poses))
     return smoothed(filled) if smooth else filled
 
 
 def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
-    """The same motion at another rate, from the first frame on; at its own rate the frames themselves.
+    """Resample to another frame rate, starting at the first frame; at the same rate nothing changes.
 
-    A point between two frames that both show it lies on the line between them. Otherwise it is as in the nearer frame,
-    missing perhaps.
+    A point that both neighbouring frames show is interpolated linearly. Otherwise it is taken from the nearer frame,
+    where it may be missing.
 
-    Raises: InputError if that gives more frames than a clip can have.
+    Raises: InputError if the result would have more frames than a clip can have.
     """
     count = int((poses.num_frames - 1) / poses.fps * fps + 1e-3) + 1
     if count > MAX_FRAMES:
@@ -54,9 +54,9 @@ def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
 
 
 def fill_gaps(poses: PoseSequence, longest: int = MAX_GAP) -> PoseSequence:
-    """Points that are missing for at most `longest` frames, on the line between the frames around; none at the ends.
+    """Interpolate points that are missing for at most `longest` frames; gaps at the beginning and end remain.
 
-    A filled point has the smaller score of its two neighbours.
+    A filled point gets the smaller score of its two neighbours.
     """
     whole = poses.whole
     for point in range(whole.shape[1]):
@@ -68,9 +68,9 @@ def fill_gaps(poses: PoseSequence, longest: int = MAX_GAP) -> PoseSequence:
 
 
 def smoothed(poses: PoseSequence) -> PoseSequence:
-    """Each point through a Savitzky-Golay filter (window 5, order 2) where it is seen in all five frames.
+    """Apply a Savitzky-Golay filter (window 5, order 2) to each point that is visible in all five frames.
 
-    Motion of constant acceleration stays as it is.
+    Motion with constant acceleration is unchanged.
     """
     whole = poses.whole
     if poses.num_frames < len(_SMOOTH):
@@ -87,7 +87,7 @@ def smoothed(poses: PoseSequence) -> PoseSequence:
 def clip_of(poses: PoseSequence, num_frames: int) -> PoseSequence:
     """The first `num_frames` frames.
 
-    Raises: InputError if there are fewer; it names the longest clip of 4k + 1 frames that they hold.
+    Raises: InputError if there are fewer; the message names the largest available number of the form 4k + 1.
     """
     if poses.num_frames < num_frames:
         longest = poses.num_frames - (poses.num_frames - 1) % 4

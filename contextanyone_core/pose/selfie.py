@@ -1,4 +1,4 @@
-"""Selfie segmentation: people's masks by MediaPipe's small network."""
+"""Selfie segmentation: masks of people, with MediaPipe's small network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FILE, _SIDE = "selfie_segmentation.tflite", 256
 
 
 class SelfieSegmenter:
-    """A `PersonSegmenter` for people who fill a good part of the picture.
+    """A `PersonSegmenter` for people who fill a large part of the picture.
 
     Args:
         models: MediaPipe's wheel or a folder with `selfie_segmentation.tflite`.
 
-    Raises: MissingDependencyError without the extra `pose`; InputError if the file is not there.
+    Raises: MissingDependencyError if the extra `pose` is not installed; InputError if the file is missing.
     """
 
     def __init__(self, models: Path) -> None:

@@ -1,4 +1,4 @@
-"""The keypoints of one person over time: the type that every part of this room takes and gives."""
+"""`PoseSequence`, the keypoints of one person over time, which all pose functions exchange."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ BODY_18 = (
 
 BODY, HAND, FACE = len(BODY_18), 21, 70
 WHOLE = BODY + 2 * HAND + FACE
-"""How many points a figure has: body, left hand, right hand, face."""
+"""Number of points of a figure: body, left hand, right hand, face."""
 
 SEEN = 0.3
-"""A point counts as seen when its score is above this, as in DWPose and ComfyUI's SDPose node."""
+"""A point is visible if its score is above this, as in DWPose and ComfyUI's SDPose node."""
 
 
 @dataclass(frozen=True, eq=False)
 class PoseSequence:
-    """One person's keypoints, frame by frame, on a canvas. Points without a score are set to zero.
+    """One person's keypoints in each frame of a clip, on a canvas. Points with score 0 are set to zero.
 
     Attributes:
-        body: (T, 18, 3), the points of `BODY_18`.
-        width, height: the canvas that x and y are measured on, in pixels.
-        fps: frames a second.
+        body: (T, 18, 3), the points of `BODY_18`: x, y, score.
+        width, height: size of the canvas of x and y, in pixels.
+        fps: frames per second.
         hands: (T, 2, 21, 3), left and right in OpenPose's order, or None.
         face: (T, 70, 3) in OpenPose's order, or None.
 
-    Raises: InputError for another shape, no frame, numbers that are not finite, a canvas or rate that is not positive.
+    Raises: InputError for a wrong shape, no frames, values that are not finite, or a canvas or rate not above 0.
     """
 
     body: Points
@@ -70,12 +70,12 @@ class PoseSequence:
 
     @property
     def num_frames(self) -> int:
-        """How many frames there are."""
+        """Number of frames."""
         return len(self.body)
 
     @property
     def whole(self) -> Points:
-        """All points, (T, 130, 3): body, left hand, right hand, face; zero where there are none."""
+        """All points, (T, 130, 3): body, left hand, right hand, face; missing ones are zero."""
         points = np.zeros((self.num_frames, WHOLE, 3))
         points[:, :BODY] = self.body
         if self.hands is not None:
@@ -85,7 +85,7 @@ class PoseSequence:
         return points
 
     def with_points(self, whole: Points, fps: float | None = None) -> PoseSequence:
-        """The same with other points, (T, 130, 3), and perhaps another rate; hands and face only where it has them."""
+        """A copy with other points, (T, 130, 3), and optionally another rate; has hands and face only if this has."""
         hands = whole[:, BODY : BODY + 2 * HAND].reshape(-1, 2, HAND, 3)
         return replace(
             self,
@@ -96,18 +96,18 @@ class PoseSequence:
         )
 
     def at(self, frames: Sequence[int] | slice) -> PoseSequence:
-        """Only these frames."""
+        """A copy with only the given frames."""
         return self.with_points(self.whole[frames])
 
     def moved(self, factor: float, shift: tuple[float, float], size: tuple[int, int]) -> PoseSequence:
-        """Every point times `factor` plus `shift` = (x, y), on a canvas of `size` = (height, width)."""
+        """Every point scaled by `factor` and moved by `shift` = (x, y), on a canvas of `size` = (height, width)."""
         whole = self.whole
         whole[..., :2] = whole[..., :2] * factor + np.asarray(shift)
         height, width = size
         return replace(self.with_points(whole), width=width, height=height)
 
     def placed(self, size: tuple[int, int]) -> PoseSequence:
-        """On a canvas of `size` = (height, width): the whole old canvas inside it, aspect kept, in the middle."""
+        """The whole canvas fitted into one of `size` = (height, width): aspect kept, centred."""
         height, width = size
         factor = min(width / self.width, height / self.height)
         shift = ((width - self.width * factor) / 2, (height - self.height * factor) / 2)
@@ -115,7 +115,7 @@ class PoseSequence:
 
 
 def sequence_of(whole: Points, size: tuple[int, int], fps: float) -> PoseSequence:
-    """A sequence of all points (T, 130, 3) on a canvas of `size` = (height, width); what is never seen is None."""
+    """A sequence of all points (T, 130, 3) on a canvas of `size` = (height, width); unseen hands or face are None."""
     height, width = size
     empty = PoseSequence(whole[:, :BODY], width, height, fps, np.zeros((len(whole), 2, HAND, 3)))
     full = replace(empty, face=np.zeros((len(whole), FACE, 3))).with_points(whole)

@@ -1,1 +1,1 @@
-"""How a model is run on a machine: options, devices, memory, kernels, offloading, compilation, step cache."""
+"""Running a model on a machine: options, devices, memory, attention kernels, offloading, compilation, step cache."""

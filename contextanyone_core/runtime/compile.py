@@ -1,4 +1,4 @@
-"""The repeated block compiled once, as one graph that every block of a transformer runs."""
+"""Regional compilation: the repeated block is compiled once, and all blocks of a transformer share the code."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..model.transformer import ContextAnyoneTransformer
 
 
 def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> None:
-    """Let the blocks run compiled, from the first call on.
+    """Compile the blocks' `forward`; compilation happens at the first call.
 
-    Both streams are compiled whole: the video's, with and without a cache, and the reference's. A run in which all of
-    them occur compiles three graphs, however many blocks, steps and passes there are; another size of video compiles
-    its own. Put hooks of a host on the blocks after this, never before.
+    Each path through the block is one full graph: the video stream with and without a cache, and the reference stream.
+    So a run compiles at most three graphs, for any number of blocks, steps and passes; each video size compiles its
+    own. Attach other libraries' hooks to the blocks after this call, never before.
 
     Args:
-        transformer: stays as it is but for its blocks' `forward`.
-        options: for `torch.compile`, such as `backend`.
+        transformer: only the `forward` of its blocks is replaced.
+        options: passed to `torch.compile`, such as `backend`.
     """
     compiled = torch.compile(TransformerBlock.forward, fullgraph=True, dynamic=False, **options)
     for block in transformer.blocks:
@@ -30,10 +30,10 @@ def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> Non
 
 
 def check_compiler(device: torch.device) -> None:
-    """See that what inductor needs is there.
+    """Check that inductor can compile for a device.
 
     Raises:
-        MissingDependencyError: on a card, triton is not installed; on a CPU, there is no C++ compiler.
+        MissingDependencyError: triton is not installed (GPU), or there is no C++ compiler (CPU).
     """
     if device.type == "cpu" and not _has_cpp_compiler():
         raise MissingDependencyError(
@@ -48,7 +48,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _has_cpp_compiler() -> bool:
-    """Whether inductor finds the compiler that it will ask for; yes where this torch cannot be asked."""
+    """Whether inductor finds its C++ compiler; True if this version of torch offers no way to ask."""
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
     except ImportError:

@@ -1,4 +1,4 @@
-"""Whether a device is there, and what it has free."""
+"""Availability of devices, and their free memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..errors import InputError
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device, if it can be used.
+    """The device, after checking that it can be used.
 
     Raises:
-        InputError: this torch or this machine does not have it.
+        InputError: this build of torch or this machine does not have the device.
     """
     try:
         found = torch.device(device)
@@ -23,7 +23,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a card; None for a device that is not asked (a CPU, or one that shares its memory)."""
+    """Free bytes of a GPU; None for a CPU or a device that shares the CPU's memory."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -31,6 +31,6 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def free_cached(device: torch.device) -> None:
-    """Give back what torch keeps for later."""
+    """Release the memory that torch's allocator caches."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

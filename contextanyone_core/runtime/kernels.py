@@ -1,6 +1,6 @@
-"""Attention kernels by name, behind the one seam (`attention.AttentionFunction`): torch's, FlashAttention's, Sage's.
+"""Attention kernels by name, as `attention.AttentionFunction`: torch's SDPA, FlashAttention, SageAttention.
 
-The two packages are called through operators of our own, so that a compiled block needs to know nothing of them.
+The two packages are registered as custom operators, which torch.compile treats as opaque.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError, MissingDependencyError
 from ..model.attention import AttentionFunction, torch_attention
 
-# name -> module, its function, and how it is installed
+# name -> module, its function, and the command that installs it
 _PACKAGES = {
     "flash": ("flash_attn", "flash_attn_func", "pip install flash-attn --no-build-isolation"),
     "sage": ("sageattention", "sageattn", "pip install sageattention"),
@@ -22,16 +22,16 @@ _PACKAGES = {
 
 
 def make_attention(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, AttentionFunction]:
-    """The kernel of a name, and the name it turns out to be.
+    """The attention kernel for a name, and its name with `auto` resolved.
 
     Args:
-        name: `sdpa`, torch's own choice of kernel; `flash`; `sage`, whose products are in int8: the output changes a
-            little; or `auto`: flash where it is installed and can work, else sdpa.
+        name: `sdpa` (torch selects the kernel), `flash`, `sage` (int8 products, so the output changes slightly), or
+            `auto`: flash if it is installed and supports device and dtype, else sdpa.
         device, dtype: of the transformer.
 
     Raises:
-        MissingDependencyError: the package is not installed, or not for this machine; the pip command is named.
-        InputError: there is no such kernel, or it cannot work on this device or in this dtype.
+        MissingDependencyError: the package is not installed, or not built for this machine; the pip command is named.
+        InputError: the name is unknown, or the kernel does not support this device or dtype.
     """
     if name == "auto":
         try:

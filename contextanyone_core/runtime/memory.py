@@ -1,4 +1,4 @@
-"""How much memory a forward pass and a whole generation take, by arithmetic (measured in tests/core)."""
+"""Memory estimates of a forward pass and of a whole generation, by arithmetic (checked in tests/core)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .options import Video
 def cache_bytes(config: ContextAnyoneConfig, reference_tokens: int, image_tokens: int, dtype_size: int) -> int:
     """Bytes of a reference cache: keys and values of every block, for references and CLIP tokens, batch 1.
 
-    At 832 x 480 in bf16 one reference of the 1.3B model takes 548 MiB and its CLIP tokens 45 MiB.
+    At 832 x 480 in bf16, one reference of the 1.3B model takes 548 MiB, and its CLIP tokens take 45 MiB.
     """
     pairs = 2 if config.emphasize else 1
     per_block = (pairs * reference_tokens + image_tokens) * 2 * config.dim * dtype_size
@@ -29,16 +29,16 @@ def forward_bytes(
     image_tokens: int = 0,
     dtype_size: int = 2,
 ) -> int:
-    """Peak bytes of one call without gradients, the reference cache included.
+    """Peak activation bytes of one call without gradients, plus the reference cache.
 
-    Counted at the widest moment of a block, the feed-forward: its hidden layer before and after the activation, the
-    residual stream, its normed form and that in float32; and the keys and values of the references beside the video's.
+    The peak is in the feed-forward: its hidden layer before and after the activation, the residual stream, its normed
+    form and that in float32; and the keys and values of the references next to the video's.
 
     Args:
         latents_shape: (B, C, T, h, w).
-        reference_tokens: of all references of one sample; the cache is shared by the batch.
+        reference_tokens: tokens of all references of one sample; the batch shares the cache.
         image_tokens: CLIP tokens, likewise.
-        dtype_size: bytes of a number in compute.
+        dtype_size: bytes per element of the compute dtype.
     """
     tokens = latents_shape[0] * math.prod(latents_shape[2:]) // math.prod(config.patch_size)
     block = tokens * (2 * config.ffn_dim * dtype_size + config.dim * (3 * dtype_size + 8))
@@ -48,25 +48,25 @@ def forward_bytes(
 
 
 MODES = ("high", "balanced", "low")
-"""Of `options.MEMORIES`, from the fastest to the smallest."""
+"""Memory modes of `options.MEMORIES` except `auto`, from the fastest to the smallest."""
 
-_TILE = 256  # pixels a side, diffusers' own
+_TILE = 256  # pixels per side, diffusers' default
 _CLIP_TOKENS = 257
 _TEXT_WORK = 300 << 20  # three prompts of 512 tokens through umT5-XXL
-# Numbers alive at the widest moment of Wan's VAE at its full width of 96, for each pixel of a frame; measured on
-# tensors without data. Decoding goes by four frames at a time, so it does not grow with the video.
+# Live elements per pixel of a frame at the peak of Wan's VAE (width 96), measured on meta tensors. The VAE decodes four
+# frames at a time, so this does not grow with the length of the video.
 _DECODING, _ENCODING = 5080, 970
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Numbers of parameters.
+    """Parameter counts.
 
     Attributes:
-        transformer, block: of the whole, and of one block.
-        text, text_table, text_block: of the text encoder, of its largest piece, of one block.
-        image, vae: of the image encoder (0 without) and of the VAE.
-        vae_width: channels of the VAE's outermost blocks.
+        transformer, block: the whole transformer, and one block.
+        text, text_table, text_block: the text encoder, its embedding table, and one block.
+        image, vae: the image encoder (0 if there is none) and the VAE.
+        vae_width: channels of the VAE's outermost blocks (not a count).
     """
 
     transformer: int
@@ -84,14 +84,14 @@ def stage_bytes(
 ) -> dict[str, int]:
     """Peak bytes on the device of each stage of a generation: `prompts`, `references`, `denoise`, `decode`.
 
-    What a CUDA context and the allocator's gaps take comes on top.
+    The CUDA context and fragmentation of the allocator are not included.
 
     Args:
         mode: one of `MODES`.
-        sizes: of the parts.
-        config: of the transformer.
-        video: what is made.
-        dtype_size: bytes of a number in compute.
+        sizes: parameter counts.
+        config: config of the transformer.
+        video: size and references of the video.
+        dtype_size: bytes per element of the compute dtype.
     """
     shape = video.shape
     encoding = _ENCODING * sizes.vae_width // 96 * shape.height * shape.width * dtype_size
@@ -103,7 +103,7 @@ def stage_bytes(
         held = transformer + text + image + vae
         work = {"prompts": _TEXT_WORK, "references": encoding, "denoise": working, "decode": decoding}
         return {stage: held + size for stage, size in work.items()}
-    if mode == "low":  # two blocks in fp8, and the matrix at work
+    if mode == "low":  # two blocks in fp8, and the matrix in use
         rest = sizes.transformer - config.num_layers * sizes.block
         transformer = rest * dtype_size + 2 * sizes.block + config.dim * config.ffn_dim * dtype_size
     return {
@@ -115,7 +115,7 @@ def stage_bytes(
 
 
 def decode_bytes(video: VideoShape, dtype_size: int, width: int = 96, *, tiled: bool) -> int:
-    """Peak bytes of decoding one video with Wan's VAE of this width, beside its weights."""
+    """Peak bytes of decoding one video with Wan's VAE of this width, without its weights."""
     pixels = video.num_frames * video.height * video.width * 3
     handed_over = pixels * (dtype_size + 4)
     tiled = tiled and max(video.height, video.width) > _TILE
@@ -125,12 +125,12 @@ def decode_bytes(video: VideoShape, dtype_size: int, width: int = 96, *, tiled: 
 
 
 def step_cache_bytes(config: ContextAnyoneConfig, video: VideoShape, dtype_size: int) -> int:
-    """What a step cache keeps of three passes: of each, the first block's output and update and the others' update."""
+    """Bytes of a step cache for three passes: per pass, the first block's output and residual, the others' residual."""
     return 3 * 3 * video.token_count(config) * config.dim * dtype_size
 
 
 def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str:
-    """The fastest mode whose largest stage fits into nine tenths of the free bytes; `low` where none does."""
+    """The fastest mode whose largest stage fits into nine tenths of the free bytes; `low` if none does."""
     for mode in MODES:
         if max(stages[mode].values()) <= 0.9 * free:
             return mode
@@ -145,5 +145,5 @@ def _denoising_bytes(mode: str, config: ContextAnyoneConfig, video: Video, dtype
     cache = cache_bytes(config, tokens, clip, dtype_size)
     if mode != "low":
         return whole
-    # the cache rests on the CPU, and comes block by block; it is whole on the device once, before the video is there
+    # the cache is on the CPU and copied block by block; it is complete on the device once, before the video
     return max(whole - cache + 2 * cache // config.num_layers, cache)

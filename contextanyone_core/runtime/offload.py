@@ -27,8 +27,8 @@ class StreamedTransformer(ContextAnyoneTransformer):
     whole and of each block, so both streams go through it.
 
     Args:
-        transformer: whose layers are taken over.
-        device: where they compute.
+        transformer: its layers are taken over, with hooks.
+        device: device of the computation.
     """
 
     def __init__(self, transformer: ContextAnyoneTransformer, device: torch.device) -> None:
@@ -38,14 +38,14 @@ class StreamedTransformer(ContextAnyoneTransformer):
         _stream(self, device, exclude_kwargs=["cache"])
 
     def forward(self, *inputs: Any, mode: Mode = "video", **options: Any) -> Any:
-        """Run one stream: arguments and result as those of the transformer's `forward` or `encode_references`."""
+        """Run one stream; arguments and result of the transformer's `forward` or `encode_references`."""
         run = super().encode_references if mode == "reference" else super().forward
         return run(*inputs, **options)
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
     ) -> ReferenceCache:
-        """As the transformer's; keys and values are moved to the CPU, and the hooks copy each block's to the device."""
+        """As the transformer's; keys and values are stored on the CPU, and hooks copy each block's to the device."""
         cache: ReferenceCache = self(references, mode="reference", attention=attention)
         return ReferenceCache(ReferenceCache(cache.blocks, []).to("cpu").blocks, cache.outputs)
 
@@ -56,7 +56,7 @@ def stream_text_encoder(model: Any, device: torch.device) -> None:
 
 
 def _stream(module: Any, device: torch.device, **options: Any) -> None:
-    host_class("accelerate.utils", "send_to_device")  # what diffusers' hook calls without asking for it
+    host_class("accelerate.utils", "send_to_device")  # diffusers' hook calls it without checking that it exists
     apply = host_class("diffusers.hooks.group_offloading", "apply_group_offloading")
     apply(
         module,

@@ -1,4 +1,4 @@
-"""How a model is run: LoRAs, attention kernel, compilation, memory mode, step cache."""
+"""Execution options: LoRAs, attention kernel, compilation, memory mode, step cache."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MEMORIES = ("auto", "low", "balanced", "high")
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA to add, and how strongly.
+    """A LoRA and its strength.
 
     Attributes:
         path: the file.
-        strength: factor of what it adds: 1 as trained, negative for its opposite.
+        strength: factor of its update: 1 as trained, negative to invert it.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class LoraFile:
 
 
 class Video(NamedTuple):
-    """The video that `auto` memory must fit: its size, and the number of references."""
+    """The video that the memory mode `auto` plans for: its size, and the number of references."""
 
     shape: VideoShape
     references: int = 1
@@ -40,17 +40,17 @@ FULL_SIZE = Video(VideoShape(81, 480, 832))
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a model is run, apart from what it generates.
+    """How a model is run, independent of what it generates.
 
     Attributes:
-        loras: added to the transformer's weights, in this order.
+        loras: merged into the transformer's weights, in this order.
         attention: one of `ATTENTIONS`.
         compile: whether the blocks are compiled.
-        memory: one of `MEMORIES`. `high`: all parts are on the device all the time. `balanced`: each only while it
-            works, the encoders read for each use, the video decoded in tiles. `low`: the transformer's blocks come to
-            the device one by one, too, their matrices stored in fp8. `auto`: the first of these that fits.
-        video: the size and references that `auto` computes with.
-        step_cache: relative change of the first block up to which the other blocks of a pass are skipped; None is off.
+        memory: one of `MEMORIES`. `high`: all parts stay on the device. `balanced`: each part is there only while it
+            computes, encoders are loaded on demand, the video is decoded in tiles. `low`: as balanced, and the
+            transformer's blocks are streamed, with matrices in fp8. `auto`: the first of these that fits.
+        video: the size and references that `auto` plans for.
+        step_cache: relative change of the first block below which the other blocks of a pass are skipped; None is off.
     """
 
     loras: tuple[LoraFile, ...] = ()
@@ -61,10 +61,10 @@ class Execution:
     step_cache: float | None = None
 
     def check(self, kind: ModelKind) -> None:
-        """Refuse what this model cannot do, or what does not go together.
+        """Check that the model supports the options, and that they can be combined.
 
         Raises:
-            InputError: naming the option and what to do.
+            InputError: naming the option and the remedy.
         """
         asked = {
             "--lora": bool(self.loras),

@@ -1,7 +1,7 @@
 """First-block cache (diffusers' hooks): passes whose first block hardly changes reuse the other blocks' output.
 
-In every pass the first block runs. If its residual has changed by less than a threshold since the last pass that was
-computed in full (mean absolute difference over mean), the other blocks' residual of that pass is added again.
+The first block runs in every pass. If its residual has changed by less than a threshold since the last full pass (mean
+absolute difference over mean), the other blocks are skipped, and their residual of that full pass is added again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HOOKS = "diffusers.hooks"
 
 
 def check_step_cache(transformer: ContextAnyoneTransformer) -> None:
-    """Refuse a transformer without blocks to skip.
+    """Check that the transformer has blocks to skip.
 
     Raises:
         InputError: the transformer has fewer than two blocks.
@@ -29,13 +29,14 @@ def check_step_cache(transformer: ContextAnyoneTransformer) -> None:
 
 @contextmanager
 def cached_steps(transformer: ContextAnyoneTransformer, threshold: float | None) -> Iterator[None]:
-    """The denoising steps of one run, inside of which every pass is named by `named_pass`.
+    """Context of the denoising steps of one run; each pass inside must be named by `named_pass`.
 
-    Encode references before: the hooks are for the video stream only. At the end they are removed with their state.
+    References must be encoded before it: the hooks support the video stream only. On exit they are removed.
 
     Args:
-        transformer: of two blocks or more.
-        threshold: relative change of the first block's residual up to which a pass is skipped; None caches nothing.
+        transformer: two blocks or more.
+        threshold: relative change of the first block's residual below which the others are skipped; None caches
+            nothing.
 
     Raises:
         MissingDependencyError: diffusers is not installed.
@@ -58,7 +59,7 @@ def cached_steps(transformer: ContextAnyoneTransformer, threshold: float | None)
 
 
 def named_pass(transformer: ContextAnyoneTransformer, name: str) -> AbstractContextManager[None]:
-    """The pass `name` of a step, inside: it is compared with the same pass of earlier steps only."""
+    """Context of the pass `name` of a step: it is compared only with the same pass of earlier steps."""
     context: AbstractContextManager[None] = host_class("diffusers.models.cache_utils", "CacheMixin").cache_context(
         transformer, name
     )

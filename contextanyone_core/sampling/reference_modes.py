@@ -1,7 +1,7 @@
 """Reference conditioning modes: separate stream with a cache (ContextAnyone), temporal concatenation (Phantom).
 
-A mode is instantiated for one sampling run. It holds what is computed once, and predicts the velocity of the noisy
-video in every pass of every step.
+A mode is instantiated for one sampling run. It holds what is computed once per run, and predicts the velocity of the
+noisy video in every pass of every step.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ REFERENCE_MODES: dict[str, ReferenceMode] = {
     "wan": SeparateStream,
     "phantom": TemporalConcatenation,
 }
-"""Of those `model_kinds.MODELS` that run on our transformer."""
+"""Reference mode of each of `model_kinds.MODELS` that runs on our transformer."""
 
 
 def append_references(latents: Tensor, references: list[Tensor]) -> Tensor:

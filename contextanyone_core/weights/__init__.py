@@ -1,1 +1,1 @@
-"""Weight files of every public form: what they are, and their tensors one by one."""
+"""Weight files: recognising their model and format, reading them tensor by tensor, LoRAs, and writing safetensors."""

@@ -1,4 +1,4 @@
-"""PEFT's config of an adapter: `adapter_config.json` beside it, or a header as diffusers' `save_lora_weights` has."""
+"""PEFT's adapter config, from `adapter_config.json` or from the header that diffusers' `save_lora_weights` writes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What the scale of an update follows from.
+    """The settings that determine the scale of each update.
 
     Attributes:
-        alpha, rank: of every module that has none of its own; rank None where it is not stated.
-        alphas, ranks: of single modules, by the end of their names, or by the whole name with `^` before it.
-        rslora: the scale is alpha over the root of the rank.
+        alpha, rank: defaults for all modules; rank is None if the file does not state it.
+        alphas, ranks: overrides for single modules, keyed by the end of the name, or by `^` and the full name.
+        rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
     """
 
     alpha: float
@@ -37,18 +37,18 @@ class AdapterConfig:
     rslora: bool
 
     def scale(self, module: str, rank: int | None) -> float:
-        """The scale of the update of `module`, a name as in the file; `rank` None takes the stated one."""
+        """The scale of the update of `module`, named as in the file; `rank` None takes the configured rank."""
         rank = rank or _own(module, self.ranks, self.rank or 1)
         return _own(module, self.alphas, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def adapter_config(container: Container) -> AdapterConfig | None:
-    """The config of an adapter's file or folder, or None where there is none.
+    """The adapter config of a file or folder, or None if it has none.
 
-    `adapter_config.json` counts in a folder that is given as such, and beside a file with PEFT's names.
+    `adapter_config.json` is read from the folder that was opened, or from beside a file with PEFT's names.
 
     Raises:
-        CheckpointError: it is not readable, or of a method that is not supported.
+        CheckpointError: the config is not readable, or its method is not supported.
     """
     if _HEADER in container.metadata:
         origin = f"{container.path} is damaged: the {_HEADER} in its header"
@@ -70,7 +70,7 @@ def _parse(origin: str, text: str, prefix: str) -> AdapterConfig | None:
     try:
         stated = {key.removeprefix(prefix): value for key, value in json.loads(text).items()}
         alpha: Any = stated.get("lora_alpha", stated.get("alpha"))
-        if alpha is None and prefix:  # a header of other parts
+        if alpha is None and prefix:  # the header describes other components
             return None
         config = AdapterConfig(
             float(alpha),
@@ -106,6 +106,6 @@ def _refuse_unsupported(origin: str, stated: Mapping[str, Any], config: AdapterC
 
 
 def _own(module: str, own: Mapping[str, Number], common: Number) -> Number:
-    """The value of a module: its own, else everybody's."""
+    """The value for a module: its override, else the default."""
     ends = (value for name, value in own.items() if name == f"^{module}" or f".{module}".endswith(f".{name}"))
     return next(ends, common)

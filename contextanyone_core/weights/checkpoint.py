@@ -1,6 +1,6 @@
-"""Weight files: safetensors with the model's config in the header, written whole or not at all, read strictly.
+"""This project's weight files: safetensors with the config in the header, written atomically and loaded strictly.
 
-Every file of this project carries the metadata `format` ("pt"), `kind` and `config` (JSON).
+The header's metadata always has `format` ("pt"), `kind` and `config` (JSON).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from .writer import require_parent
 
 @dataclass(frozen=True)
 class Description:
-    """A weight file in words and numbers, for `contextanyone inspect`.
+    """What `contextanyone inspect` reports about a weight file.
 
-    `differences` are those from the file's config (the header's, or for Wan's public files the one that the shapes
-    tell), and None where the file is no transformer.
+    `differences` compares the tensors with the config: the header's, or for Wan's public files the one inferred from
+    the shapes. It is None if the file is not a transformer.
     """
 
     path: Path
@@ -55,7 +55,7 @@ def save_safetensors(
     config: Mapping[str, Any],
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `tensors` with `kind`, `config` and `extra` in the header; the file appears under its name only when whole.
+    """Write `tensors` atomically, with `kind`, `config` and `extra` in the header.
 
     Raises:
         CheckpointError: the folder does not exist, or `extra` would replace a reserved key.
@@ -75,9 +75,9 @@ def save_safetensors(
 
 
 def _sort_metadata(path: Path) -> None:
-    """Order the header's metadata by key, so that equal weights are equal bytes: safetensors orders it at random.
+    """Sort the header's metadata by key, so that equal weights give equal bytes: safetensors writes a random order.
 
-    The header keeps its length, so no tensor moves.
+    The length of the header does not change, so the tensors' offsets stay valid.
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -88,7 +88,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU, as stored; with `kind`, a file of another kind is refused.
+    """All tensors of a safetensors file, on the CPU and in the stored dtype; `kind` None accepts a file of any kind.
 
     Raises:
         CheckpointError: as `read_header`, or the file is of another kind.
@@ -103,10 +103,10 @@ def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tens
 
 
 def require_kind(found: Recognised, kind: str) -> None:
-    """Refuse a file that by its header, or without one by its tensor names, is of another kind.
+    """Check the kind of a file, which its header states or its tensor names imply.
 
     Raises:
-        CheckpointError: the file is of another kind or of none that is known.
+        CheckpointError: the file is of another kind, or of an unknown one.
     """
     if found.kind != kind:
         given = f"a {found.kind} file" if found.stated else f"by its tensor names {found}"
@@ -132,22 +132,23 @@ def load_transformer(
     device: torch.device | str = "cpu",
     plain: bool = False,
 ) -> ContextAnyoneTransformer:
-    """Build the transformer that a file describes and fill it from the file, every name and shape checked.
+    """Build the transformer that a file describes and load its weights; every name and shape is checked.
 
     Reads our files in any naming, with the config in the header, and Wan's and Phantom's public files (.pth,
     safetensors, single or sharded, ComfyUI's prefixes, fp8 and scaled fp8, GGUF, diffusers folders), whose config
-    follows from the shapes.
+    is inferred from the shapes.
 
     Args:
         path: a weight file, an index of shards, or a folder with one model.
         ops, attention: as in `ContextAnyoneTransformer`.
-        dtype: dtype of the weights in memory; None keeps the file's, and gives bf16 for fp8 and GGUF.
-        device: where the weights go.
-        plain: accept a backbone without Emphasize-Attention, as Wan's and Phantom's files are.
+        dtype: dtype of the weights in memory; None keeps the file's dtype, or bf16 for fp8 and GGUF.
+        device: device of the weights.
+        plain: accept a backbone without Emphasize-Attention, such as Wan's and Phantom's files.
 
     Raises:
-        CheckpointError: another kind of file, missing or unknown or misshaped tensors (all listed), NaN or infinity.
-        MissingDependencyError: a GGUF file, without the gguf package.
+        CheckpointError: the file is of another kind, tensors are missing, unknown or of a wrong shape (all are listed),
+            or values are NaN or infinite.
+        MissingDependencyError: the file is GGUF and the gguf package is not installed.
     """
     source = open_source(path)
     config = transformer_config(source, plain=plain)
@@ -167,15 +168,15 @@ def load_transformer(
 
 
 def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneConfig:
-    """The config of an opened transformer file: the header's, else the one that the shapes tell.
+    """The config of an opened transformer file: from the header, else inferred from the shapes.
 
     Args:
         source: any opened file.
         plain: accept a backbone without Emphasize-Attention.
 
     Raises:
-        CheckpointError: no transformer, a relative of Wan T2V with other inputs, or a plain backbone that was not asked
-            for.
+        CheckpointError: the file is no transformer, or a variant of Wan T2V with other inputs, or a backbone without
+            Emphasize-Attention while `plain` is False.
     """
     found = source.recognised
     if found.kind != WAN and not (plain and found.kind == TRANSFORMER):
@@ -209,7 +210,7 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
 def save_transformer(
     path: str | Path, model: ContextAnyoneTransformer, *, dtype: torch.dtype, extra: Mapping[str, str] | None = None
 ) -> None:
-    """Write a transformer and its config as `load_transformer` reads it, weights in `dtype`.
+    """Write a transformer in `dtype`, with its config, in the format that `load_transformer` reads.
 
     Raises:
         CheckpointError, OSError: as `save_safetensors`.
@@ -219,7 +220,7 @@ def save_transformer(
 
 
 def describe(path: str | Path) -> Description:
-    """Say what a weight file is from its header alone.
+    """Describe a weight file; only its header is read.
 
     Raises:
         CheckpointError: as `read_header`, or the transformer config in the header is invalid.
@@ -239,7 +240,7 @@ def describe(path: str | Path) -> Description:
 def _guessed_config(source: WeightSource) -> dict[str, Any]:
     try:
         return source.config()
-    except CheckpointError:  # no whole model; the description says what there is
+    except CheckpointError:  # an incomplete model; the description lists what the file holds
         return {}
 
 
@@ -261,7 +262,7 @@ def _empty_transformer(
 ) -> ContextAnyoneTransformer:
     try:
         return ContextAnyoneTransformer(config, ops, attention, device="meta")
-    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own for sizes beyond 64 bits
+    except (RuntimeError, TypeError, OverflowError) as error:  # raised by torch for sizes beyond 64 bits
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} has a config that this version cannot read: {reason}") from error
 

@@ -1,4 +1,4 @@
-"""What a set of tensors lacks, has beyond, and has in another shape than is needed, and the sentence that tells it."""
+"""Comparison of a file's tensors with those that a model needs: missing, unknown, of a wrong shape; as a sentence."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _LISTED = 12
 
 
 class Shaped(Protocol):
-    """A tensor, or what is known of one."""
+    """A tensor, or a description of one that has its shape."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """Its sides."""
+        """Size of each dimension."""
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Names of tensors; nothing in it where all fits. `str()` is a clause such as "1 missing: head.head.bias".
+    """Differences between two sets of tensors, falsy if there are none; `str()` gives "1 missing: head.head.bias".
 
     Attributes:
-        missing, unknown: names.
-        wrong_shape: such as "head.modulation is 1x2x5, needed 1x2x48".
+        missing, unknown: tensor names.
+        wrong_shape: descriptions such as "head.modulation is 1x2x5, needed 1x2x48".
     """
 
     missing: list[str]
@@ -46,9 +46,9 @@ def compare(
     """Compare tensors by name and shape.
 
     Args:
-        expected: name -> shape of every tensor that is needed.
-        found: what there is, by name.
-        unknown: names beyond those of `found` that nothing can be made of.
+        expected: name -> shape of every tensor that the model needs.
+        found: the file's tensors, by name.
+        unknown: further names in the file, which the naming does not know.
     """
     wrong = [
         f"{name} is {_sides(found[name].shape)}, needed {_sides(shape)}"
@@ -65,7 +65,7 @@ def expected_tensors(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of the names, without what would steer a terminal, and how many more there are."""
+    """The first few names, escaped if not printable, and the number of the others."""
     first = ", ".join(name if name.isprintable() else repr(name) for name in names[:_LISTED])
     return first if len(names) <= _LISTED else f"{first} and {len(names) - _LISTED} more"
 

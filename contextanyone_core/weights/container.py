@@ -1,4 +1,4 @@
-"""Any file or folder of weights as one table of stored tensors: safetensors, single or sharded, .pth, GGUF."""
+"""A weight file or folder in any format as one table of stored tensors: safetensors (single or sharded), .pth, GGUF."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MAX_INDEX = 100_000_000  # bytes
 
 @dataclass(frozen=True)
 class Container:
-    """The tensors under their names in the file, and what the header says.
+    """The stored tensors under their names in the file, and the header's metadata.
 
     Attributes:
-        path: as given.
+        path: the path that was opened.
         form: "safetensors", "safetensors in 3 shards", "a .pth of torch.save" or "GGUF".
-        tensors: by name, not read yet.
-        metadata: the header's text; empty for .pth.
-        size: bytes of all files together.
+        tensors: stored tensors by name; their data is not read.
+        metadata: text entries of the header; empty for .pth.
+        size: total bytes of all files.
     """
 
     path: Path
@@ -37,10 +37,10 @@ class Container:
 
 
 def open_container(path: str | Path) -> Container:
-    """Open a weight file, an index of shards, or a folder that holds one of them; only headers are read.
+    """Open a weight file, an index of shards, or a folder with one of them; only headers are read.
 
     Raises:
-        CheckpointError: nothing there, damaged, or of a form that holds no weights; the message says which.
+        CheckpointError: the file is missing, damaged, or in a format that holds no weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -53,7 +53,7 @@ def open_container(path: str | Path) -> Container:
             start = file.read(16)
         size = path.stat().st_size
     except OSError:
-        start, size = b"", 0  # read_header says what is wrong
+        start, size = b"", 0  # read_header reports what is wrong
     if start.startswith(b"PK\x03\x04") and start[8:9] != b"{":
         return Container(path, "a .pth of torch.save", read_torch_file(path), {}, size)
     if start.startswith(b"GGUF") and start[8:9] != b"{":

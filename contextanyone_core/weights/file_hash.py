@@ -1,4 +1,4 @@
-"""SHA-256 of large files, computed once: a cache by path, size and time of the last change."""
+"""SHA-256 of large files, cached by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from ..atomic_file import write_text
 
-_KEPT = 1000  # entries, the latest
-_SETTLED = 2.0  # seconds; a file that changed later may change once more without its time showing it
+_KEPT = 1000  # most recent entries that are kept
+_SETTLED = 2.0  # seconds; a file modified more recently may change again within the resolution of its modification time
 _MAX_CACHE = 10_000_000  # bytes
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits.
 
-    It is kept in `contextanyone/sha256.json` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`), and is
-    computed anew when path, size or time differ. A cache that cannot be read or written is no error; of several
-    processes that write at once the last one counts, and what the others had is computed again.
+    Cached in `contextanyone/sha256.json` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`); recomputed
+    when path, size or modification time differ. A cache that cannot be read or written is ignored. If several
+    processes write at the same time, the last one wins, and the hashes of the others are computed again.
 
     Raises:
         OSError: the file cannot be read.
@@ -42,9 +42,9 @@ def sha256_of(path: Path) -> str:
 
 
 def _cache_file() -> Path | None:
-    """The cache's place; None where the user has no home."""
+    """Path of the cache; None if the user has no home folder."""
     named = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(named).is_absolute():  # others are to be ignored, by the specification
+    if Path(named).is_absolute():  # the specification requires relative paths to be ignored
         return Path(named) / "contextanyone" / "sha256.json"
     try:
         return Path.home() / ".cache" / "contextanyone" / "sha256.json"

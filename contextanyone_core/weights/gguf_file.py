@@ -1,4 +1,4 @@
-"""GGUF files: the header read here, bounded by the file; the values unpacked by the gguf package (an extra)."""
+"""GGUF files: the header is parsed here, bounded by the file's size; the gguf package (an extra) dequantises values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import CheckpointError, MissingDependencyError
 from .safetensors_file import printable
 from .tensors import StoredTensor, empty, read_bytes
 
-# ggml's number of a type -> its name (safetensors' where torch has it), elements of a block, bytes of a block.
+# ggml's type number -> name (safetensors' if torch has the type), elements per block, bytes per block.
 _TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
@@ -27,14 +27,14 @@ _TYPES = {
 _NUMBERS = {name: number for number, (name, block, _) in _TYPES.items() if block > 1}
 _SIMPLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MAX_ARRAY = 16  # longer arrays are passed over: tokenizers, not shapes
-_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF keeps the shape of what ggml cannot hold here
-_PATCH = (1, 2, 2)  # latent frames, rows, columns of a patch, in every published Wan
-_CHUNK = 4_000_000  # elements unpacked at a time
+_MAX_ARRAY = 16  # longer arrays are skipped: they belong to tokenizers
+_SHAPE = "comfy.gguf.orig_shape."  # where ComfyUI-GGUF stores shapes of more than four dimensions
+_PATCH = (1, 2, 2)  # latent frames, rows and columns per patch in every published Wan model
+_CHUNK = 4_000_000  # elements dequantised at a time
 
 
 class _Reader:
-    """Little-endian values from a file, never beyond its end."""
+    """Reads little-endian values from a file, and never past its end."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
@@ -59,7 +59,7 @@ class _Reader:
         return self.take(self.value("Q")).decode("utf-8")
 
     def setting(self, kind: int) -> Any:
-        """A value of the header; None for an array that is too long to be of interest."""
+        """The next value of the header; None for an array that is too long to be needed."""
         if kind == _STRING:
             return self.text()
         if kind in _SIMPLE:
@@ -72,7 +72,7 @@ class _Reader:
         if number <= _MAX_ARRAY:
             return [self.setting(inner) for _ in range(number)]
         if inner == _STRING:
-            for _ in range(number):  # ends at the latest with the file: each takes eight bytes
+            for _ in range(number):  # ends at the end of the file at the latest: each takes eight bytes
                 self.skip(self.value("Q"))
         else:
             self.skip(number * struct.calcsize(f"<{_SIMPLE[inner]}"))
@@ -80,10 +80,10 @@ class _Reader:
 
 
 def read_gguf_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Every tensor of a GGUF file by name with torch's order of sides, and its settings as text.
+    """Every tensor of a GGUF file by name, with dimensions in torch's order, and the file's metadata as text.
 
     Raises:
-        CheckpointError: the file is damaged, or holds a quantisation that this version does not know.
+        CheckpointError: the file is damaged, or uses an unknown quantisation.
     """
     try:
         with path.open("rb") as file:
@@ -146,7 +146,7 @@ def _stored(path: Path, data: int, entry: list[Any], original: Any) -> StoredTen
 
 
 def _patches(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Wan's patch embeddings in their own five sides: ggml has four at most, and not every program notes the others."""
+    """Restore the 5-d shape of Wan's patch embeddings: ggml's tensors are at most 4-d; not all writers store theirs."""
     restored = {}
     for name, info in found.items():
         bias = found.get(f"{name.removesuffix('weight')}bias")
@@ -160,12 +160,12 @@ def _patches(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def is_quantised(stored: StoredTensor) -> bool:
-    """Whether the tensor needs the gguf package."""
+    """Whether reading the tensor needs the gguf package."""
     return stored.dtype in _NUMBERS
 
 
 def unpack(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """A quantised tensor's values in `dtype`, unpacked piece by piece.
+    """A quantised tensor's values in `dtype`, dequantised in chunks to limit memory.
 
     Raises:
         MissingDependencyError: the gguf package is not installed.
@@ -186,7 +186,7 @@ def unpack(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     out = empty((packed.shape[0], block), dtype)
     step = max(_CHUNK // block, 1)
     for start in range(0, packed.shape[0], step):
-        with np.errstate(all="ignore"):  # damaged values become NaN, which every loader refuses
+        with np.errstate(all="ignore"):  # damaged values become NaN, which every loader rejects
             piece = quants.dequantize(packed[start : start + step].numpy(), kind)
         out[start : start + step] = torch.from_numpy(piece)
     return out.view(stored.shape)

@@ -1,4 +1,4 @@
-"""The config of a model whose file has none of ours, read off the shapes of its tensors (under our names)."""
+"""Config inference for public files without our header: from the shapes of their tensors (under our names)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Tensors = Mapping[str, TensorInfo]
 
 
 def infer_config(kind: str, tensors: Tensors, num_layers: int) -> dict[str, Any]:
-    """The config of a file of `kind`, as one of ours would have it in its header.
+    """The config of a file of `kind`, in the form that our files have in the header.
 
     Args:
         kind: `wan-transformer`, `contextanyone-transformer`, `wan-vae`, `umt5-encoder` or `clip-vision`.
-        tensors: by our names.
-        num_layers: blocks, as counted.
+        tensors: the file's tensors, by our names.
+        num_layers: number of blocks in the file.
 
     Raises:
-        CheckpointError: the tensors that tell are missing or have shapes that no such model has.
+        CheckpointError: tensors that are needed for it are missing, or have shapes that no such model has.
     """
     known: dict[str, Callable[[Tensors, int], dict[str, Any]]] = {
         WAN: _transformer,
@@ -47,7 +47,7 @@ def infer_config(kind: str, tensors: Tensors, num_layers: int) -> dict[str, Any]
 
 
 def _sides(tensors: Tensors, name: str, count: int) -> tuple[int, ...]:
-    """The shape of a tensor, which must be there and have so many sides."""
+    """The shape of a tensor, which must exist and have `count` dimensions."""
     if name not in tensors:
         raise ValueError(f"{name} is missing")
     shape = tensors[name].shape

@@ -1,4 +1,4 @@
-"""Which file of a folder is which part of a model: by our file names, else by what the headers say."""
+"""Locating the parts of a model in a folder: by our file names, else by the headers of the files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENDINGS = (".safetensors", ".safetensors.index.json", ".pth", ".gguf")
 
 @dataclass(frozen=True)
 class _Search:
-    """A part of a model looked for in a folder; `model` is None where it does not matter whose part it is."""
+    """A search for one part of a model in a folder; `model` is None if any model's part will do."""
 
     folder: Path
     part: str
@@ -37,13 +37,13 @@ class _Search:
 
     @cached_property
     def named(self) -> Path | None:
-        """`<part>.safetensors`, else a folder `<part>/` with something in it."""
+        """`<part>.safetensors`, else a non-empty folder `<part>/`."""
         file, inner = self.folder / f"{self.part}.safetensors", self.folder / self.part
         return file if file.is_file() else inner if inner.is_dir() and any(inner.iterdir()) else None
 
     @cached_property
     def recognised(self) -> list[Recognised]:
-        """The files of the folder that by their headers are such a part."""
+        """Files of the folder that are such a part according to their headers."""
         return [item for item in map(recognise, weight_files(self.folder)) if item.kind in _KINDS[self.part]]
 
 
@@ -75,24 +75,24 @@ _RULES: tuple[Callable[[_Search], list[Path]], ...] = (
     _by_the_models_name,  # phantom.safetensors, so that models can share their encoders
     _by_the_parts_name,  # transformer.safetensors or transformer/; not ours, where Wan's or Phantom's is asked for
     _by_family,  # any name, where the header and the file's name say that it is the model's
-    _ours_by_the_parts_name,  # ours all the same, where nothing else is the model's
+    _ours_by_the_parts_name,  # our file nevertheless, if no other is the model's
     _by_header,  # any name, where the header says that it is such a part
 )
-"""Which files may be meant; the first rule that finds one decides, and it may find one only."""
+"""Search rules in order; the first one that finds files decides, and must find exactly one."""
 
 
 def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | None:
-    """The file or folder of a part by the first of `_RULES` that finds one, or None.
+    """The file or folder of a part, by the first of `_RULES` that finds one, or None.
 
-    Wan's and Phantom's downloads need no renaming.
+    Wan's and Phantom's downloads are found without renaming.
 
     Args:
-        folder: to look in.
+        folder: the folder to search.
         part: `transformer`, `vae`, `text_encoder` or `image_encoder`.
-        kind: the model, where there may be transformers of several.
+        kind: the model, if the folder may hold transformers of several.
 
     Raises:
-        CheckpointError: there are several, or a file on the way is damaged.
+        CheckpointError: several files match, or a file that was examined is damaged.
     """
     search = _Search(folder, part, kind if part == "transformer" else None)
     found = next(filter(None, (rule(search) for rule in _RULES)), [])
@@ -105,15 +105,15 @@ def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | 
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The models directly in a folder: single files, and indexes in place of their shards."""
+    """The weight files directly in a folder: single files, and the index instead of its shards."""
     return [path for path in sorted(folder.iterdir()) if path.name.endswith(_ENDINGS) and _whole(path)]
 
 
 def need_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path:
-    """`find_part`, where the part must be there.
+    """As `find_part`, but the part must exist.
 
     Raises:
-        CheckpointError: it is not, or as `find_part`.
+        CheckpointError: the part was not found, or as `find_part`.
     """
     path = find_part(folder, part, kind) if folder.is_dir() else None
     if path is None:
@@ -125,7 +125,7 @@ def need_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path:
 
 
 def misnamed_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
-    """The transformer that `need_part` finds, where its name says that it has not learnt to read pictures as the model.
+    """The transformer that `need_part` finds, if its name indicates that it was not trained as this model; else None.
 
     Raises:
         CheckpointError: as `need_part`.
@@ -137,7 +137,7 @@ def misnamed_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
 
 
 def _of_model(found: list[Recognised], model: ModelKind) -> list[Recognised]:
-    """The model's own among transformers. Where one is called Phantom, the name of the folder of all says nothing."""
+    """The model's own transformers. If a file is called Phantom, the name of the common folder is ignored."""
     if not model.family:
         return [item for item in found if item.kind == TRANSFORMER]
     called = any(item.own_family.startswith(PHANTOM_FAMILY) for item in found)
@@ -145,5 +145,5 @@ def _of_model(found: list[Recognised], model: ModelKind) -> list[Recognised]:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a file is a model or an index of shards, and no shard."""
+    """Whether a file is a whole model or an index, not a single shard."""
     return path.is_file() and "-of-" not in path.name

@@ -1,10 +1,10 @@
-"""LoRA files of every form in circulation, on our transformer: loaded, merged at a strength, and saved.
+"""LoRA files in the common formats: loaded for our transformer, merged at a strength, and saved.
 
 Keys: ComfyUI's and kijai's `diffusion_model.blocks.0.self_attn.q.lora_A.weight` (also `lora_down`), musubi's
 `lora_unet_blocks_0_self_attn_q.lora_down.weight`, Fun's `lora_unet__...`, LyCORIS's `lycoris_...`, diffusers' and
 PEFT's `transformer.blocks.0.attn1.to_q.lora_A.weight`; `alpha` beside any of them, in the header as diffusers writes
-it, or in PEFT's `adapter_config.json`; a bias of `lora_B`; and the differences `.diff`, `.diff_b` and `.diff_m` of
-weights, norms, biases and modulations that step-distilled LoRAs have. Methods: LoRA (arXiv 2106.09685), rsLoRA
+it, or in PEFT's `adapter_config.json`; a bias of `lora_B`; and the full differences `.diff`, `.diff_b` and `.diff_m` of
+weights, norms, biases and modulations in step-distilled LoRAs. Methods: LoRA (arXiv 2106.09685), rsLoRA
 (2312.03732), DoRA (2402.09353), LoHa (2108.06098) and LoKr (2309.14859).
 """
 
@@ -37,10 +37,10 @@ class Lora:
     """A LoRA under our names.
 
     Attributes:
-        name: of the file, for messages.
-        updates: our module's name -> the update of its weight.
-        differences: our parameter's name -> what is added to it.
-        unknown: keys that belong to nothing in this transformer, or miss their other half.
+        name: the file's name, for messages.
+        updates: module name -> update of its weight.
+        differences: parameter name -> tensor that is added to it.
+        unknown: keys that match nothing in this transformer, or lack their counterpart.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Lora:
 
 
 def load_lora(path: str | Path, model: ContextAnyoneTransformer) -> Lora:
-    """Read a LoRA for this transformer; keys that it does not have are in `unknown` and in the log.
+    """Read a LoRA for this transformer; keys that match nothing are listed in `unknown` and logged.
 
     Args:
         path: a file, or the folder of a PEFT adapter.
-        model: whose modules are updated.
+        model: the transformer to update.
 
     Raises:
-        CheckpointError: the file is damaged or no LoRA, nothing in it belongs to this transformer, an update has
-            another size than its weight, two updates are of one module, or a method is not supported.
+        CheckpointError: the file is damaged or no LoRA, nothing in it matches this transformer, an update and its
+            weight differ in size, one module has two updates, or a method is not supported.
     """
     container = open_container(path)
     name, parameters = Path(path).name, dict(model.named_parameters())
@@ -86,12 +86,12 @@ def load_lora(path: str | Path, model: ContextAnyoneTransformer) -> Lora:
 
 
 def merge_loras(model: ContextAnyoneTransformer, loras: Sequence[tuple[Lora, float]]) -> None:
-    """Add LoRAs to the weights, each at its strength, in the order given; sums are float32, rounded once for each LoRA.
+    """Merge LoRAs into the weights in the given order; sums are float32 and rounded once per LoRA.
 
-    What a LoRA changes at strength 1, DoRA's scaling of rows included, is multiplied by the strength.
+    The strength multiplies the whole change that a LoRA makes at strength 1, DoRA's rescaling included.
 
     Raises:
-        CheckpointError: a LoRA was read for a transformer of other sizes.
+        CheckpointError: a LoRA was loaded for a transformer of another size.
     """
     parameters = dict(model.named_parameters())
     for lora, _ in loras:
@@ -113,10 +113,10 @@ def merge_loras(model: ContextAnyoneTransformer, loras: Sequence[tuple[Lora, flo
 def save_lora(
     path: str | Path, lora: Lora, *, dtype: torch.dtype = torch.bfloat16, extra: Mapping[str, str] | None = None
 ) -> None:
-    """Write a LoRA in the form that ComfyUI reads, updates of Emphasize-Attention like all others.
+    """Write a LoRA in ComfyUI's format, updates of Emphasize-Attention included.
 
     Raises:
-        CheckpointError: an update is no `LowRank`, or as `save_safetensors`.
+        CheckpointError: an update is not `LowRank`, or as `save_safetensors`.
         OSError: as `save_safetensors`.
     """
     tensors: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The keys of a LoRA file: which module of the transformer each belongs to, and which part of its update it is."""
+"""Mapping of a LoRA file's keys to a module of the transformer and a part of its update."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PARTS = {
     **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
     **{name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
-"""The word behind a module's name -> the part of the update that it is."""
+"""Suffix of a module's name -> part of the update."""
 _METHODS = {
     "lora_mid": "the core of a Tucker decomposition (LoCon)",
     "hada_t1": "the core of a Tucker decomposition (LoHa)",
@@ -54,12 +54,12 @@ _METHODS = {
     "weight": "a weight that was trained in full",
     "bias": "a bias that was trained in full",
 }
-"""Words of what is not supported; whatever else stands behind a module's name is not either."""
+"""Suffixes of unsupported methods; any other suffix of a module's name is unsupported too."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of an update, under its key in the file."""
+    """One tensor of an update, with its key in the file."""
 
     key: str
     module: str
@@ -69,15 +69,15 @@ class Part:
 def sort_keys(
     file: str, tensors: Mapping[str, StoredTensor], model: ContextAnyoneTransformer
 ) -> tuple[dict[str, dict[str, Part]], list[str]]:
-    """The keys of a file by our module and part, and those that belong to nothing in this transformer.
+    """The tensors of a file by module and part, and the keys that match nothing in this transformer.
 
     Args:
         file: its name, for messages.
-        tensors: by key.
-        model: whose modules are updated.
+        tensors: the file's tensors by key.
+        model: the transformer to update.
 
     Raises:
-        CheckpointError: two keys are the same part of one module, or a key of a module is of an unsupported method.
+        CheckpointError: two keys name the same part of one module, or a key belongs to an unsupported method.
     """
     places = _places(model, diffusers=any(mark in key for key in tensors for mark in _DIFFUSERS_MARKS))
     layers = {name.removesuffix(".weight") for name, _ in model.named_parameters() if name.endswith(".weight")}
@@ -101,9 +101,9 @@ def sort_keys(
 
 
 def _split_key(key: str) -> tuple[str, str]:
-    """A key's module and which part of the update it is; "" for what is no part of one.
+    """A key's module and the part of the update that it names; "" if it names none.
 
-    PEFT may put the adapter's name between the part and `weight`, as in `lora_A.default.weight`.
+    PEFT may insert the adapter's name before `weight`, as in `lora_A.default.weight`.
     """
     words = plain_name(key).split(".")
     index = max((index for index, word in enumerate(words) if index and word in _PARTS), default=0)
@@ -117,9 +117,9 @@ def _split_key(key: str) -> tuple[str, str]:
 
 
 def _places(model: ContextAnyoneTransformer, *, diffusers: bool) -> dict[str, str]:
-    """A module's or bare parameter's name in the file, also with underscores for dots -> our name.
+    """Name of a module or bare parameter in the file, also with underscores instead of dots -> our name.
 
-    The two namings are never mixed: what one calls norm2 is norm3 in the other.
+    A file uses Wan's or diffusers' names, never both: norm2 in one is norm3 in the other.
     """
     table = transformer_table(model.config.num_layers)
     ours = {name for name, _ in model.named_modules() if name} | {name for name, _ in model.named_parameters()}
@@ -134,7 +134,7 @@ def _resolve(module: str, places: Mapping[str, str]) -> str | None:
 
 
 def _refuse_unsupported(file: str, key: str, places: Mapping[str, str], layers: set[str]) -> None:
-    """Refuse a key behind the name of one of our layers: without it the layer's update would be applied in part."""
+    """Refuse an unknown key of one of our layers: without it the layer's update would be incomplete."""
     words = plain_name(key).split(".")
     for end in range(len(words) - 1, 0, -1):
         if _resolve(".".join(words[:end]), places) in layers:

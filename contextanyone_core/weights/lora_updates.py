@@ -1,4 +1,4 @@
-"""Updates of weights and parameters, as LoRA, LoHa, LoKr and DoRA define them, and how a file's tensors make them."""
+"""Weight updates as LoRA, LoHa, LoKr and DoRA define them, and their construction from a file's tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAVES = ("weight", "bias", "modulation")
 
 @dataclass(frozen=True)
 class LowRank:
-    """The update of a weight in LoRA: scale * up @ down; up (out, rank), down (rank, in), convolutions flat."""
+    """LoRA's update, scale * up @ down: up (out, rank), down (rank, in); convolution kernels are flattened."""
 
     down: Tensor
     up: Tensor
@@ -27,17 +27,17 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight, a convolution's sides flat: (out, in)."""
+        """(out, in) of the weight; a convolution's kernel dimensions are flattened into `in`."""
         return self.up.shape[0], self.down.shape[1]
 
     def difference(self, weight: Tensor) -> Tensor:
-        """What is added to a weight at strength 1, float32 in the weight's shape."""
+        """The change of `weight` at strength 1, float32, in the weight's shape."""
         return (self.scale * (self.up.float() @ self.down.float())).to(weight.device).view(weight.shape)
 
 
 @dataclass(frozen=True)
 class Hadamard:
-    """The update of a weight in LoHa: scale times the elementwise product of two low-rank matrices."""
+    """LoHa's update: scale times the elementwise (Hadamard) product of two low-rank matrices."""
 
     first: LowRank
     second: LowRank
@@ -55,7 +55,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """The update of a weight in LoKr: scale times the Kronecker product of two matrices, each whole or of low rank."""
+    """LoKr's update: scale times the Kronecker product of two matrices, each full or low-rank."""
 
     first: Tensor | LowRank
     second: Tensor | LowRank
@@ -74,12 +74,12 @@ class Kronecker:
 
 @dataclass(frozen=True)
 class Dora:
-    """DoRA: the weight with its update, each of its rows scaled to a learnt length.
+    """DoRA: the updated weight, with each row rescaled to a learned norm.
 
     Attributes:
-        update: of the direction.
-        magnitude: the lengths: of the rows (out, 1) or, as LyCORIS can have them, of the columns (1, in), each with
-            further sides of 1 for a convolution.
+        update: update of the direction.
+        magnitude: norms of the rows (out, 1) or, in some LyCORIS files, of the columns (1, in); with further
+            dimensions of size 1 for a convolution.
     """
 
     update: LowRank | Hadamard | Kronecker
@@ -105,7 +105,7 @@ Update = LowRank | Hadamard | Kronecker | Dora
 
 @dataclass(frozen=True)
 class Built:
-    """What a file holds for one module: its weight's update, parameters' differences, parts that serve for nothing."""
+    """The update of one module's weight, the differences of its parameters, and the names of unused parts."""
 
     update: Update | None
     differences: dict[str, Tensor]
@@ -119,18 +119,18 @@ def build(
     parameters: Mapping[str, nn.Parameter],
     stated_scale: Callable[[int | None], float] | None,
 ) -> Built:
-    """The update and the differences that a file's tensors for one module amount to.
+    """Build the update of one module from its tensors in a file.
 
     Args:
         file: its name, for messages.
-        place: our module's or bare parameter's name.
-        parts: by the names of `lora_keys`.
-        parameters: of the transformer.
-        stated_scale: for a rank (None where the parts have none), by the adapter's config; an `alpha` among the parts
-            comes before it.
+        place: our name of the module or bare parameter.
+        parts: the tensors, by the names of `lora_keys`.
+        parameters: the transformer's parameters.
+        stated_scale: scale by rank (None if the parts have no rank) from the adapter's config; an `alpha` among the
+            parts takes precedence.
 
     Raises:
-        CheckpointError: the parts do not fit each other or the transformer, or are of two methods.
+        CheckpointError: the parts do not fit each other or the transformer, or belong to two methods.
     """
     weight = parameters.get(f"{place}.weight")
     base = None if weight is None else _update(file, place, parts, _scale(parts, stated_scale))
@@ -157,10 +157,10 @@ def build(
 
 
 def check_update(file: str, name: str, update: Update, weight: Tensor | None) -> None:
-    """Refuse an update of another size than its weight.
+    """Check that an update has the size of its weight.
 
     Raises:
-        CheckpointError: saying both sizes.
+        CheckpointError: the sizes differ; the message names both.
     """
     wanted = tuple(weight.flatten(1).shape) if weight is not None and weight.ndim > 1 else None
     if update.shape != wanted:
@@ -168,10 +168,10 @@ def check_update(file: str, name: str, update: Update, weight: Tensor | None) ->
 
 
 def check_difference(file: str, name: str, difference: Tensor, parameter: Tensor | None) -> None:
-    """Refuse a difference of another size than its parameter.
+    """Check that a difference has the size of its parameter.
 
     Raises:
-        CheckpointError: saying both sizes.
+        CheckpointError: the sizes differ; the message names both.
     """
     if parameter is None or parameter.numel() != difference.numel():
         needed = None if parameter is None else tuple(parameter.shape)
@@ -180,7 +180,7 @@ def check_difference(file: str, name: str, difference: Tensor, parameter: Tensor
 
 
 def _scale(parts: Mapping[str, Tensor], stated: Callable[[int | None], float] | None) -> Callable[[int | None], float]:
-    """Alpha over the rank; 1 where no alpha is stated, or where LoKr has two full matrices and so no rank."""
+    """alpha / rank; 1 if there is no alpha, or no rank (LoKr with two full matrices)."""
     alpha = parts["alpha"].float().reshape(-1) if "alpha" in parts else torch.empty(0)
     if alpha.numel():
         return lambda rank: float(alpha[0]) / rank if rank else 1.0
@@ -190,7 +190,7 @@ def _scale(parts: Mapping[str, Tensor], stated: Callable[[int | None], float] | 
 def _update(
     file: str, place: str, parts: Mapping[str, Tensor], scale: Callable[[int | None], float]
 ) -> LowRank | Hadamard | Kronecker | None:
-    """The update of a weight, DoRA's lengths aside; None where the parts are not whole."""
+    """The update of a weight without DoRA's norms; None if parts are missing."""
     factors = [_lokr_factor(file, place, parts, which) for which in ("lokr_w1", "lokr_w2")]
     whole = {
         "LoRA": all(part in parts for part in _LORA),
@@ -232,12 +232,12 @@ def _low_rank(file: str, place: str, down: Tensor, up: Tensor, scale: Callable[[
 
 
 def _matrix(factor: Tensor | LowRank) -> Tensor:
-    """Float32."""
+    """The factor as one float32 matrix."""
     return factor.float() if isinstance(factor, Tensor) else factor.up.float() @ factor.down.float()
 
 
 def _lokr_factor(file: str, place: str, parts: Mapping[str, Tensor], which: str) -> Tensor | LowRank | None:
-    """One of the two matrices of a Kronecker product, itself a product or not; a convolution's sides flat."""
+    """One factor of a Kronecker product, full or low-rank; convolution kernels are flattened."""
     if which in parts and parts[which].ndim > 1:
         return parts[which].flatten(1)
     if f"{which}_a" in parts and f"{which}_b" in parts:
@@ -246,7 +246,7 @@ def _lokr_factor(file: str, place: str, parts: Mapping[str, Tensor], which: str)
 
 
 def _magnitude(file: str, place: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    """DoRA's lengths, ready for a weight of `shape`: PEFT's are of rows, LyCORIS's of rows or of columns."""
+    """DoRA's norms, broadcastable to a weight of `shape`: PEFT has one per row, LyCORIS one per row or column."""
     if "magnitude" in parts and "dora_scale" in parts:
         raise CheckpointError(f"{file} holds a lora_magnitude_vector and a dora_scale of {place}; keep one of them.")
     given = parts["magnitude"] if "magnitude" in parts else parts["dora_scale"]

@@ -1,7 +1,7 @@
-"""Name tables: Wan 2.1's original parameter names and diffusers' or transformers' for the same modules, as data.
+"""Name tables between Wan 2.1's original parameter names and those of diffusers or transformers.
 
-A table maps a module's (or a bare parameter's) name in our files to its name in another naming; the last part of a
-parameter's name (`weight`, `bias`, `gamma`) stays. `rename` applies a table, `inverse` turns it round.
+A table maps the name of a module (or bare parameter) in our files to its name in another naming; the last component
+(`weight`, `bias`, `gamma`) does not change. `rename` applies a table, `inverse` swaps its two sides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 Value = TypeVar("Value")
 
 OUTPUT_NAMINGS = ("original", "comfyui", "diffusers")
-"""The names under which `contextanyone convert` writes."""
+"""Namings that `contextanyone convert` writes."""
 
 _TRANSFORMER = {
     "patch_embedding": "patch_embedding",
@@ -50,7 +50,7 @@ _BLOCK = {
     "cross_attn.k_img": "attn2.add_k_proj",
     "cross_attn.v_img": "attn2.add_v_proj",
     "cross_attn.norm_k_img": "attn2.norm_added_k",
-    "norm_emphasize": "norm_emphasize",  # new here; diffusers has no such module, the style is its own
+    "norm_emphasize": "norm_emphasize",  # this project's module, absent from diffusers, in diffusers' style
     **{f"emphasize_attn.{wan}": f"emphasize_attn.{diffusers}" for wan, diffusers in _ATTENTION.items()},
 }
 
@@ -74,7 +74,7 @@ _VAE_CODER = {
 _TEXT = {
     "shared": "token_embedding",
     "encoder.final_layer_norm": "norm",
-    "spiece_model": "spiece_model",  # the tokenizer, which no original file holds
+    "spiece_model": "spiece_model",  # the tokenizer, absent from original files
 }
 _TEXT_BLOCK = {
     **{f"layer.0.SelfAttention.{name}": f"attn.{name}" for name in ("q", "k", "v", "o")},
@@ -103,7 +103,7 @@ _IMAGE_THIRDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def transformer_table(num_layers: int) -> dict[str, str]:
-    """Names of the transformer, Wan's to diffusers' `WanTransformer3DModel`, with CLIP branch and emphasis."""
+    """Transformer: Wan's names -> diffusers' `WanTransformer3DModel`, with CLIP branch and Emphasize-Attention."""
     table = dict(_TRANSFORMER)
     for layer in range(num_layers):
         table |= {f"blocks.{layer}.{wan}": f"blocks.{layer}.{diffusers}" for wan, diffusers in _BLOCK.items()}
@@ -111,16 +111,16 @@ def transformer_table(num_layers: int) -> dict[str, str]:
 
 
 def vae_table(levels: int = 4, res_blocks: int = 2) -> dict[str, str]:
-    """Names of the VAE, Wan's original to diffusers' `AutoencoderKLWan`.
+    """VAE: Wan's original names -> diffusers' `AutoencoderKLWan`.
 
     Args:
-        levels: resolutions, the length of dim_mult; each but the last ends with a resampling.
-        res_blocks: residual blocks of a level in the encoder; the decoder has one more.
+        levels: number of resolutions, the length of dim_mult; each but the last ends with a resampling layer.
+        res_blocks: residual blocks per level in the encoder; the decoder has one more.
     """
     table = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
     for coder in ("encoder", "decoder"):
         table |= {f"{coder}.{wan}": f"{coder}.{diffusers}" for wan, diffusers in _VAE_CODER.items()}
-    # Wan numbers all residual blocks and resamplings of a coder in one list; diffusers does so in the encoder only.
+    # Wan numbers residual blocks and resampling layers in one list; diffusers does so in the encoder only.
     for level in range(levels):
         first = level * (res_blocks + 1)
         for index in range(first, first + res_blocks):
@@ -137,7 +137,7 @@ def vae_table(levels: int = 4, res_blocks: int = 2) -> dict[str, str]:
 
 
 def text_table(num_layers: int) -> dict[str, str]:
-    """Names of the umT5 encoder, transformers' `UMT5EncoderModel` (as in our files) to Wan's original."""
+    """umT5: names of transformers' `UMT5EncoderModel` (as in our files) -> Wan's original."""
     table = dict(_TEXT)
     for layer in range(num_layers):
         table |= _submodules(f"encoder.block.{layer}", f"blocks.{layer}", _TEXT_BLOCK)
@@ -145,7 +145,7 @@ def text_table(num_layers: int) -> dict[str, str]:
 
 
 def image_table(num_layers: int) -> dict[str, str]:
-    """Names of CLIP's vision tower, transformers' (as in our files) to Wan's original, `image_thirds` aside."""
+    """CLIP's vision tower: transformers' names (as in our files) -> Wan's original, except for `image_thirds`."""
     table = dict(_IMAGE)
     for layer in range(num_layers):
         table |= _submodules(f"vision_model.encoder.layers.{layer}", f"visual.transformer.{layer}", _IMAGE_BLOCK)
@@ -153,7 +153,7 @@ def image_table(num_layers: int) -> dict[str, str]:
 
 
 def image_thirds(num_layers: int) -> dict[str, tuple[str, str, str]]:
-    """Modules of Wan's original vision tower that keep queries, keys and values as thirds of one tensor, to ours."""
+    """Modules of Wan's original vision tower with fused queries, keys and values -> our three modules."""
     q, k, v = _IMAGE_THIRDS
     ours = {layer: f"vision_model.encoder.layers.{layer}" for layer in range(num_layers)}
     return {
@@ -186,15 +186,15 @@ def vae_from_diffusers(values: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def inverse(table: Mapping[str, str]) -> dict[str, str]:
-    """The table that leads back."""
+    """The reverse table."""
     return {theirs: ours for ours, theirs in table.items()}
 
 
 def rename(values: Mapping[str, Value], table: Mapping[str, str]) -> dict[str, Value]:
-    """The same values (tensors, shapes, anything) under their other names.
+    """Rename the keys of a mapping; the values (tensors, shapes, anything) do not change.
 
     Raises:
-        CheckpointError: names that the table does not know.
+        CheckpointError: a name is not in the table.
     """
     renamed: dict[str, Value] = {}
     unknown = []
@@ -211,7 +211,7 @@ def rename(values: Mapping[str, Value], table: Mapping[str, str]) -> dict[str, V
 
 
 def translate(name: str, table: Mapping[str, str]) -> str | None:
-    """One tensor's other name, or None where the table does not know it."""
+    """One tensor's name in the other naming, or None if the table does not have it."""
     module, _, leaf = name.rpartition(".")
     if name in table:
         return table[name]

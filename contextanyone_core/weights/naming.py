@@ -1,4 +1,4 @@
-"""How a file names its tensors: which model it is, in which naming, and each tensor's name in ours."""
+"""Tensor naming: recognises the model and the naming of a file, and maps its tensors to our names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LORA = "LoRA"
 
 COMFYUI_PREFIX = "diffusion_model."
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing put into names, wherever a module is wrapped."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing insert at wrapped modules."""
 _PREFIX = re.compile(r"(?:(?:model|module|transformer|diffusion_model|first_stage_model|base_model)\.){0,4}")
-"""What trainers, DDP, ComfyUI and PEFT put before names."""
+"""Prefixes of names by trainers, DDP, ComfyUI and PEFT."""
 _SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
 
 
@@ -37,11 +37,12 @@ class Naming:
     """One naming of one kind of model.
 
     Attributes:
-        kind, name: what it names, and what it is called: original, diffusers or transformers.
-        marks: tensors that only such a file has, all of them.
-        table: for a number of layers, names in our files to names in this naming; None where they are the same.
-        thirds: for a number of layers, this naming's modules whose tensors are three of ours in a row, to the three.
-        ignored: beginnings of names that belong to parts we have no use for.
+        kind: kind of model.
+        name: original, diffusers or transformers.
+        marks: tensors that identify it: a file with all of them has this naming.
+        table: number of layers -> table from our names to this naming; None if they are the same.
+        thirds: number of layers -> fused modules of this naming, each mapped to our three modules.
+        ignored: prefixes of names that are not needed.
         layer: what precedes the number of a layer.
     """
 
@@ -85,7 +86,7 @@ NAMINGS = (
         ),
         "vision_model.encoder.layers.",
     ),
-    Naming(  # newer transformers save the tower without its prefix
+    Naming(  # newer versions of transformers omit the tower's prefix
         IMAGE_ENCODER,
         "transformers",
         ("embeddings.class_embedding", "pre_layrnorm.weight"),
@@ -103,16 +104,16 @@ NAMINGS = (
         image_thirds,
     ),
 )
-"""Every naming that is read; a row's table leads from our names."""
+"""All supported namings; a row's table maps from our names."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of ours is in a file: under a name, whole or as a third of what is there.
+    """Location of one of our tensors in a file: a whole tensor, or a third of a fused one.
 
     Attributes:
         name: as in the file.
-        third: 0, 1 or 2 of three equal pieces along the first side; None is the whole tensor.
+        third: 0, 1 or 2 of three equal slices along the first dimension; None is the whole tensor.
     """
 
     name: str
@@ -124,12 +125,12 @@ class Named:
     """A file's tensors under our names.
 
     Attributes:
-        naming: how the file names them.
-        prefix: what stands before every name, wrappers aside.
-        places: our name -> where it is in the file.
-        scales: our name -> the name of its scale, for scaled fp8.
-        unknown: names, without the prefix, that the naming does not have; they may belong to a relative of the model.
-        num_layers: how many layers there are.
+        naming: the file's naming.
+        prefix: prefix of every name, without those of wrappers.
+        places: our name -> location in the file.
+        scales: our name -> name of its scale, for scaled fp8.
+        unknown: names, without the prefix, that the naming does not have; they may belong to a variant of the model.
+        num_layers: number of layers.
     """
 
     naming: Naming
@@ -141,13 +142,13 @@ class Named:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether the names are those of a LoRA or its relatives: small matrices for a large one, or differences."""
+    """Whether the names are those of a LoRA or a similar method: low-rank factors or differences."""
     pattern = r"\.(lora_(A|B|up|down)|lokr_w[12](_[ab])?|hada_w[12]_[ab])\b|\.(diff|diff_b|diff_m)$"
     return any(re.search(pattern, name) for name in names)
 
 
 def plain_name(name: str) -> str:
-    """A name without what torch.compile, FSDP and activation checkpointing put into it."""
+    """A name without the prefixes that torch.compile, FSDP and activation checkpointing insert."""
     return _WRAPPERS.sub("", name)
 
 
@@ -159,15 +160,15 @@ def split_prefix(name: str) -> tuple[str, str]:
 
 
 def name_tensors(names: Collection[str]) -> Named | None:
-    """The places of a file's tensors under our names, or None where the naming is not known."""
+    """A file's tensors under our names, or None if the naming is unknown."""
     found = find_naming(names)
     return None if found is None else _our_names(names, *found)
 
 
 def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:
-    """The naming of a file with these tensor names and the prefix that stands before them, or None.
+    """The naming and the prefix of a file with these tensor names, or None.
 
-    Of a checkpoint that holds several models, each with a prefix of its own, it is the first in the order of `NAMINGS`.
+    If a checkpoint holds several models under different prefixes, the first one in the order of `NAMINGS` is taken.
     """
     given = {plain_name(name) for name in names}
     prefixes = sorted({split_prefix(name)[0] for name in given})
@@ -179,11 +180,11 @@ def find_naming(names: Iterable[str]) -> tuple[Naming, str] | None:
 
 
 def _our_names(names: Collection[str], naming: Naming, prefix: str) -> Named:
-    """Every tensor's place under its name in our files.
+    """The location of every tensor, by our name.
 
     Args:
         names: tensor names as in the file.
-        naming, prefix: as `find_naming` gives them.
+        naming, prefix: from `find_naming`.
     """
     layers = _count_layers(map(plain_name, names), prefix + naming.layer)
     table = None if naming.table is None else inverse(naming.table(layers))
@@ -211,7 +212,7 @@ def _our_names(names: Collection[str], naming: Naming, prefix: str) -> Named:
             ours = {} if whole is None else {whole: Place(stored)}
         if not ours:
             unknown.append(short)
-        elif ours.keys() & places.keys():  # one tensor twice, wrapped and not
+        elif ours.keys() & places.keys():  # the same tensor twice, once under a wrapper's name
             unknown.append(stored)
         else:
             places |= ours
@@ -223,7 +224,7 @@ def _ours(name: str, table: Mapping[str, str] | None) -> str | None:
 
 
 def _count_layers(names: Iterable[str], before: str) -> int:
-    """Layers 0, 1, ... without a hole; a number far beyond them is no layer."""
+    """Number of consecutive layers 0, 1, ...; a number after a gap does not count."""
     found = set()
     for name in names:
         if name.startswith(before):

@@ -1,4 +1,4 @@
-"""What a weight file is, from its header alone: kind, family, naming, dtypes."""
+"""Recognition of a weight file from its header: kind, model family, naming, dtypes."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Recognised:
         path: as given.
         form: "safetensors", "safetensors in 3 shards", "a .pth of torch.save" or "GGUF".
         kind: one of `naming`'s kinds (`contextanyone-transformer`, `wan-transformer`, `wan-vae`, `umt5-encoder`,
-            `clip-vision`, `LoRA`), what the header states, or None.
-        family: the kind in words with its size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL". Phantom's files have the very
-            names and shapes of Wan T2V: only the name of the file, or that of its folder, can tell.
-        own_family: the same without the folder's name.
-        naming: "original", "ComfyUI", "diffusers", "transformers", or "" where it is not known.
-        stated: whether the kind stands in the file's header; else it is read off the tensor names.
-        dtypes: how many elements there are of each dtype.
-        quantisation: "" or such as "fp8_e4m3fn", "scaled fp8", "GGUF Q4_K".
+            `clip-vision`, `LoRA`), another kind that the header states, or None.
+        family: model and size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL". Phantom's files have the names and shapes of
+            Wan T2V: only the name of the file or of its folder tells them apart.
+        own_family: the same, but ignoring the folder's name.
+        naming: "original", "ComfyUI", "diffusers", "transformers", or "" if unknown.
+        stated: whether the header states the kind; otherwise it is inferred from the tensor names.
+        dtypes: number of elements of each dtype.
+        quantisation: "", "fp8_e4m3fn", "scaled fp8", "GGUF Q4_K" and so on.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Recognised:
     quantisation: str
 
     def __str__(self) -> str:
-        """In words, such as "a Wan 2.1 T2V 1.3B transformer (safetensors, ComfyUI naming, scaled fp8)"."""
+        """A phrase such as "a Wan 2.1 T2V 1.3B transformer (safetensors, ComfyUI naming, scaled fp8)"."""
         noun = {
             TRANSFORMER: "transformer", WAN: "transformer", VAE: "VAE", TEXT_ENCODER: "text encoder",
             IMAGE_ENCODER: "image encoder",
@@ -86,19 +86,19 @@ class Recognised:
 
 
 def recognise(path: str | Path) -> Recognised:
-    """Say what a weight file, an index of shards or a folder with one model is; only headers are read.
+    """Recognise a weight file, an index of shards or a folder with one model; only headers are read.
 
-    A file of no known kind is no error: its `kind` is None and `family` says what can be said.
+    A file of an unknown kind is not an error: its `kind` is None, and `family` describes what was found.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no weight file at all.
+        CheckpointError: the file is missing, damaged, or not a weight file.
     """
     container = open_container(path)
     return recognise_container(container, name_tensors(container.tensors))
 
 
 def recognise_container(container: Container, named: Named | None) -> Recognised:
-    """`recognise` for what is already open, and has its tensors named."""
+    """As `recognise`, for an open container whose tensors have been named."""
     stated = container.metadata.get("kind")
     dtypes: dict[str, int] = {}
     for info in container.tensors.values():
@@ -128,7 +128,7 @@ def recognise_container(container: Container, named: Named | None) -> Recognised
 
 
 def _describe(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bool) -> tuple[str, str]:
-    """Kind and family of tensors whose names are understood; `phantom` is what the file's name says."""
+    """Kind and family of named tensors; `phantom` is whether the file's name indicates Phantom."""
     kind = named.naming.kind
     if kind == WAN:
         return _transformer(named, tensors, phantom=phantom)

@@ -1,4 +1,4 @@
-"""safetensors files: the header, checked against the file before anything is read."""
+"""safetensors headers, validated against the file's size before any tensor is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FOREIGN = (
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; `kind` is None and `config` empty where the file says nothing."""
+    """A file's header; `kind` is None and `config` empty if the file does not state them."""
 
     kind: str | None
     config: dict[str, Any]
@@ -33,10 +33,10 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read and check a file's header without reading a tensor: sizes, offsets and dtypes must agree with the file.
+    """Read and validate a header without reading tensors: sizes, offsets and dtypes must be consistent with the file.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no safetensors file; the message says what it is.
+        CheckpointError: the file is missing, damaged, or not safetensors; the message names what was found.
     """
     path = Path(path)
     table = _read_table(path)
@@ -48,10 +48,10 @@ def read_header(path: str | Path) -> Header:
 
 
 def stated_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The config in a file's header; empty where there is none.
+    """The config in a file's header; empty if there is none.
 
     Raises:
-        CheckpointError: it is no JSON object.
+        CheckpointError: the config is not a JSON object.
     """
     try:
         config = json.loads(metadata.get("config", "{}"))
@@ -63,10 +63,10 @@ def stated_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is there and no file: opening a pipe would wait for its other end.
+    """Refuse a path that exists and is not a regular file: opening a pipe would block.
 
     Raises:
-        CheckpointError: saying what it is.
+        CheckpointError: naming what was found.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the .safetensors file inside it.")
@@ -75,7 +75,7 @@ def require_file(path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """A tensor's name in quotes, without what would steer a terminal."""
+    """A tensor's name in quotes, with control characters escaped."""
     return f"'{name}'" if name.isprintable() else repr(name)
 
 
@@ -111,7 +111,7 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
         raise CheckpointError(f"{path} is empty; {needed}.")
     if size < 10:
         raise CheckpointError(f"{path} has only {size} bytes, too few for any weights; {needed}.")
-    if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+    if start[8:9] == b"{":  # safetensors: eight bytes with the length, then JSON
         return
     for magic, what in _FOREIGN:
         if start.startswith(magic):

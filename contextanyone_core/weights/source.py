@@ -1,4 +1,4 @@
-"""A weight file as a source of tensors under our names: renamed, unscaled, unpacked, one at a time."""
+"""A weight file as a source of tensors under our names, read one at a time: renamed, fp8 unscaled, GGUF dequantised."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from .safetensors_file import stated_config
 from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
-_MAX_NOTE = 10_000  # bytes of a layer's comfy_quant
-_TOKENIZER = "spiece_model"  # the bytes of umT5's tokenizer, which are no weights
+_MAX_NOTE = 10_000  # maximum bytes of a layer's comfy_quant entry
+_TOKENIZER = "spiece_model"  # umT5's tokenizer as bytes, not a weight
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """An opened weight file; nothing is read before `read`.
+    """An opened weight file; tensor data is read by `read` only.
 
     Attributes:
-        path: as given.
-        recognised: what the file is.
-        metadata: the header's text.
-        tensors: dtype as stored and shape, by our names (Wan's original ones for transformer and VAE, transformers'
-            for the encoders).
+        path: the path that was opened.
+        recognised: kind, family and naming of the file.
+        metadata: text entries of the header.
+        tensors: stored dtype and shape by our names (Wan's original ones for transformer and VAE, transformers' for
+            the encoders).
         unknown: names that the naming does not have.
-        num_layers: blocks, as counted.
-        size_bytes: of all files together.
+        num_layers: number of blocks in the file.
+        size_bytes: total size of all files.
     """
 
     path: Path
@@ -50,10 +50,10 @@ class WeightSource:
     _named: Named | None = field(repr=False)
 
     def config(self) -> dict[str, Any]:
-        """The config in the header; where there is none, that which the shapes tell.
+        """The config from the header, else inferred from the shapes.
 
         Raises:
-            CheckpointError: the header's is no JSON object, or the shapes are of no such model.
+            CheckpointError: the header's config is not a JSON object, or the shapes fit no such model.
         """
         if "config" in self.metadata:
             return stated_config(self.path, self.metadata)
@@ -65,15 +65,15 @@ class WeightSource:
             raise CheckpointError(f"{self.path} is {self.recognised}. {error}") from error
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor by our name, on the CPU, in memory of its own; quantised values are unpacked.
+        """Read one tensor by our name, on the CPU, in its own memory; quantised values are dequantised.
 
         Args:
             name: a key of `tensors`.
-            dtype: of a floating tensor; None keeps the stored one, bf16 for what is stored in fp8 or GGUF.
+            dtype: dtype of a floating-point tensor; None keeps the stored one, or bf16 for fp8 and GGUF.
 
         Raises:
-            CheckpointError: the file cannot be read, or the dtype cannot.
-            MissingDependencyError: a GGUF tensor, without the gguf package.
+            CheckpointError: the file cannot be read, or its dtype is not supported.
+            MissingDependencyError: the tensor is GGUF and the gguf package is not installed.
         """
         place = Place(name) if self._named is None else self._named.places[name]
         stored = self._container.tensors[place.name]
@@ -96,10 +96,10 @@ class WeightSource:
 
 
 def open_source(path: str | Path) -> WeightSource:
-    """Open a weight file of any form for reading under our names.
+    """Open a weight file of any supported format for reading under our names.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or quantised in a way that is not read here.
+        CheckpointError: the file is missing or damaged, or its quantisation is not supported.
     """
     container = open_container(path)
     named = name_tensors(container.tensors)
@@ -122,7 +122,7 @@ def _info(named: Named, ours: str, place: Place, container: Container) -> Tensor
     if place.third is not None:
         shape = (shape[0] // 3, *shape[1:]) if shape else shape
     if named.naming.kind == IMAGE_ENCODER and ours.endswith(("class_embedding", "position_embedding.weight")):
-        while len(shape) > 1 and shape[0] == 1:  # the original keeps a batch of one
+        while len(shape) > 1 and shape[0] == 1:  # the original has a batch dimension of 1
             shape = shape[1:]
     return TensorInfo(stored.dtype, shape)
 
@@ -130,7 +130,7 @@ def _info(named: Named, ours: str, place: Place, container: Container) -> Tensor
 def _broadcast(path: Path, name: str, scale: Tensor, value: Tensor) -> Tensor:
     if scale.numel() == 1:
         return scale.reshape(())
-    if scale.shape[0] == value.shape[0] and scale.numel() == value.shape[0]:  # one for each row
+    if scale.shape[0] == value.shape[0] and scale.numel() == value.shape[0]:  # one scale per row
         return scale.reshape(-1, *[1] * (value.ndim - 1))
     raise CheckpointError(
         f"{path}: the scale of {name} has shape {tuple(scale.shape)}; one number or one a row is read."
@@ -138,7 +138,7 @@ def _broadcast(path: Path, name: str, scale: Tensor, value: Tensor) -> Tensor:
 
 
 def _require_fp8(container: Container) -> None:
-    """Refuse the quantisations of `comfy_quant` that are no scaled fp8."""
+    """Refuse every `comfy_quant` quantisation other than scaled fp8."""
     forms = {_format(container.tensors[name]) for name in container.tensors if name.endswith(".comfy_quant")}
     if "_quantization_metadata" in container.metadata:
         try:
@@ -156,7 +156,7 @@ def _require_fp8(container: Container) -> None:
 
 
 def _require_floats(container: Container, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse weights stored as integers: their scales are somewhere that no naming here knows."""
+    """Refuse integer weights: where their scales are stored is unknown."""
     for name, info in tensors.items():
         if info.dtype in INTEGERS and name != _TOKENIZER:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A tensor in a file: its dtype, shape and place, and how it is read without the rest of the file."""
+"""A tensor stored in a file: its dtype, shape and byte range, and reading it without the rest of the file."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ BITS = {
     "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6,
     "F4": 4,
 }  # fmt: skip
-"""Bits of one element, by safetensors' name of the dtype."""
+"""Bits per element, by safetensors' dtype name."""
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-"""What torch can hold, by safetensors' name."""
+"""Dtypes that torch supports, by safetensors' name."""
 
 COMPUTED = ("F64", "F32", "F16", "BF16")
-"""The floating dtypes in which torch's layers compute; the others are for storage."""
+"""Floating-point dtypes that torch's layers compute in; the others are for storage only."""
 
 _MAPPED = 1 << 20  # bytes
 
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL")
-"""Dtypes of what is no weight."""
+"""Dtypes of tensors that are not weights."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """dtype (safetensors' name, such as F16; ggml's for a quantised one, such as Q4_K) and shape of a stored tensor."""
+    """dtype (safetensors' name such as F16, or ggml's such as Q4_K if quantised) and shape of a stored tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,12 +47,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class StoredTensor(TensorInfo):
-    """A tensor and the bytes that hold it; whoever makes one has checked that they lie within the file.
+    """A tensor and its byte range, which its creator has checked to lie within the file.
 
     Attributes:
         file: the file that holds the bytes.
-        offset, size: where they begin, and how many they are.
-        stride: in elements, where the elements do not lie in the shape's own order; None where they do.
+        offset, size: start and length in bytes.
+        stride: strides in elements if the tensor is not contiguous; None if it is.
     """
 
     file: Path
@@ -62,10 +62,10 @@ class StoredTensor(TensorInfo):
 
 
 def read_bytes(stored: StoredTensor) -> Tensor:
-    """The tensor's bytes as uint8, read into memory of their own.
+    """The tensor's bytes as uint8, read into new memory.
 
     Raises:
-        CheckpointError: the file cannot be read, or is shorter than it was.
+        CheckpointError: the file cannot be read, or has been truncated.
     """
     buffer = _buffer(stored.size)
     try:
@@ -83,19 +83,19 @@ def read_bytes(stored: StoredTensor) -> Tensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in a tensor; made without a copy, except of fp8."""
+    """Whether a tensor holds neither NaN nor infinity; copies only fp8."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    if tensor.element_size() == 1:  # fp8 has no order
+    if tensor.element_size() == 1:  # fp8 has no comparisons
         return all(bool(piece.float().isfinite().all()) for piece in torch.split(tensor.reshape(-1), 1 << 20))
-    low, high = torch.aminmax(tensor)  # NaN comes through
+    low, high = torch.aminmax(tensor)  # propagates NaN
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor for values to come. Large ones lie in a mapping of their own, which goes back to the system when freed.
+    """An uninitialised tensor. Large ones get their own memory mapping, which is returned to the system when freed.
 
-    Weights of changing sizes, one after the other, fragment the allocator's heap until it is as large as all together.
+    Otherwise a sequence of weights of different sizes fragments the heap until it is as large as all of them together.
     """
     size = torch.Size(shape).numel() * dtype.itemsize
     if not size:
@@ -104,7 +104,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in another dtype; itself where it has it already."""
+    """The tensor in another dtype; the same tensor if it already has that dtype."""
     return tensor if tensor.dtype is dtype else empty(tuple(tensor.shape), dtype).copy_(tensor)
 
 
@@ -116,10 +116,10 @@ def _buffer(size: int) -> NDArray[np.uint8]:
 
 
 def read_plain(stored: StoredTensor) -> Tensor:
-    """The tensor as stored, for every dtype of `TORCH_DTYPES`.
+    """Read the tensor as stored, for every dtype of `TORCH_DTYPES`.
 
     Raises:
-        CheckpointError: torch has no such dtype, or as `read_bytes`.
+        CheckpointError: torch does not have the dtype, or as `read_bytes`.
     """
     if stored.dtype not in TORCH_DTYPES:
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""Files of torch.save (.pth): where their tensors lie, without unpickling anything.
+"""Files of torch.save (.pth): the locations of their tensors, found without unpickling.
 
-The structure is a pickle inside a zip archive. It is read by its opcodes with an interpreter of our own that knows
-dictionaries, numbers, text and descriptions of tensors; no name in the file is ever imported or called.
+The structure is a pickle inside a zip archive. Its opcodes are run by an interpreter of our own that supports
+dictionaries, numbers, text and tensor descriptions only; no name in the file is ever imported or called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .naming import find_naming, is_lora
 from .safetensors_file import printable
 from .tensors import BITS, StoredTensor
 
-_MAX_STRUCTURE = 100_000_000  # bytes of the pickle; Wan's have less than one million
+_MAX_STRUCTURE = 100_000_000  # maximum bytes of the pickle; Wan's have less than one million
 _DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
@@ -31,7 +31,7 @@ _LITERALS = frozenset({
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
 })  # fmt: skip
-_DEPTH = 2  # keys above a dictionary of tensors; deeper ones are an optimizer's
+_DEPTH = 2  # maximum nesting of a dictionary of tensors; deeper ones are an optimizer's
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _DAMAGE = (
     zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error,
@@ -41,7 +41,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class _Name:
-    """A name that the pickle mentions; nothing is imported."""
+    """A global name in the pickle; it is never imported."""
 
     text: str
 
@@ -62,18 +62,18 @@ class _Described:
 
 
 class _RefusalError(Exception):
-    """The pickle asks for more than tensors."""
+    """The pickle contains more than tensors."""
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a .pth file by name, read from its structure alone.
+    """Every tensor of a .pth file by name, without reading the data.
 
-    A dictionary of tensors is understood, also one or two levels down under any key, such as `state_dict` or
-    `generator_ema`. Where there are several, the one that is a model counts.
+    The dictionary of tensors may be nested one or two levels deep under any key, such as `state_dict` or
+    `generator_ema`. If there are several, the one that is a known model is taken.
 
     Raises:
-        CheckpointError: the file is damaged, older than torch 1.6's format, compressed, asks for a call, or holds
-            several models; the message names their keys.
+        CheckpointError: the file is damaged, in a format before torch 1.6, compressed, calls a function, or holds
+            several models (the message names their keys).
     """
     try:
         return _read(path)
@@ -105,13 +105,13 @@ def _read(path: Path) -> dict[str, StoredTensor]:
     described = _one_set(path, _sets(root, (), set()))
     found = {name: _stored(path, name, tensor, entries, folder) for name, tensor in described.items()}
     sizes = [info.size for info in found.values()]
-    if sum(sizes) - max(sizes) > path.stat().st_size:  # one tensor may stand under two names
+    if sum(sizes) - max(sizes) > path.stat().st_size:  # two names may share one tensor
         raise ValueError("its tensors claim more bytes than it holds")
     return found
 
 
 def _entries(path: Path) -> dict[str, tuple[int, int]]:
-    """Name -> (offset, size) of the archive's members, each stored uncompressed within the file."""
+    """Name -> (offset, size) of the archive's members, all uncompressed."""
     total, entries = path.stat().st_size, {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for info in archive.infolist():
@@ -132,7 +132,7 @@ def _entries(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _sets(root: Any, keys: tuple[str, ...], seen: set[int]) -> dict[tuple[str, ...], dict[str, _Described]]:
-    """Dictionaries of tensors by the keys that lead to them, each once; what lies inside one is not looked at."""
+    """Dictionaries of tensors by their path of keys, each once; the inside of one is not searched."""
     if not isinstance(root, dict) or id(root) in seen:
         return {}
     seen.add(id(root))
@@ -143,7 +143,7 @@ def _sets(root: Any, keys: tuple[str, ...], seen: set[int]) -> dict[tuple[str, .
 
 
 def _one_set(path: Path, sets: dict[tuple[str, ...], dict[str, _Described]]) -> dict[str, _Described]:
-    """The model among the dictionaries, if there is one only."""
+    """The only dictionary that is a known model; if none is known, the only dictionary."""
     if not sets:
         raise ValueError("it holds no dictionary of tensors")
     models = {keys: held for keys, held in sets.items() if find_naming(held) or is_lora(held)} or sets
@@ -176,7 +176,7 @@ def _stored(
 
 
 def _strides(shape: tuple[int, ...], given: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor; where a side is 1, the given stride, which means nothing, stays."""
+    """The strides of a contiguous tensor; for dimensions of size 1, where the stride is irrelevant, the given one."""
     strides, step = [], 1
     for size, stride in zip(reversed(shape), reversed(given), strict=True):
         strides.append(stride if size == 1 else step)
@@ -185,7 +185,7 @@ def _strides(shape: tuple[int, ...], given: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _interpret(data: bytes) -> Any:
-    """Run the pickle's opcodes on our own stack; whatever a tensor's file has no need of is refused."""
+    """Run the pickle's opcodes on our own stack; opcodes that a file of tensors does not need are refused."""
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(data):
         machine.step(opcode.name, argument)
@@ -193,7 +193,7 @@ def _interpret(data: bytes) -> Any:
 
 
 class _Machine:
-    """The few pickle opcodes of a dictionary of tensors."""
+    """Interpreter of the few pickle opcodes that a dictionary of tensors needs."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -201,7 +201,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """One opcode."""
+        """Execute one opcode."""
         stack = self.stack
         if name in _LITERALS:
             stack.append(argument)
@@ -239,7 +239,7 @@ class _Machine:
         elif name == "REDUCE":
             function, arguments = self._take(2)
             stack.append(_reduce(function, arguments))
-        elif name == "BUILD":  # attributes of a dictionary, such as state_dict's _metadata: not needed
+        elif name == "BUILD":  # attributes of a dictionary, such as state_dict's _metadata, are ignored
             stack.pop()
             if not isinstance(stack[-1], dict):
                 raise _RefusalError("sets attributes of an object")

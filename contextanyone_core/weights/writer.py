@@ -1,4 +1,4 @@
-"""Writing safetensors tensor by tensor: a file of any size in the memory of its largest tensor, whole or not at all."""
+"""Streaming writer for safetensors: needs the memory of the largest tensor only, and replaces the file atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def require_parent(path: Path) -> None:
-    """Refuse to write where there is no folder.
+    """Check that the folder of `path` exists.
 
     Raises:
         CheckpointError: the folder does not exist.
@@ -34,20 +34,20 @@ def write_streamed(
     metadata: Mapping[str, str],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write one safetensors file, holding one tensor at a time.
+    """Write one safetensors file with one tensor in memory at a time.
 
     Args:
-        path: the file, which appears only when it is whole.
+        path: the file, which appears only when it is complete.
         plan: dtype and shape of every tensor, by name.
-        read: gives a tensor by name; it must have the planned dtype and shape.
-        metadata: the header's text.
-        progress: called with (tensors written, of how many).
+        read: returns a tensor by name, with the planned dtype and shape.
+        metadata: text entries of the header.
+        progress: called with (tensors written, total).
 
     Raises:
-        CheckpointError: the folder does not exist, or a tensor has another dtype or shape than planned.
+        CheckpointError: the folder does not exist, or a tensor's dtype or shape differs from the plan.
         OSError: the disk is full or the folder read-only; nothing is left behind.
     """
-    order = sorted(plan, key=lambda name: (-BITS[plan[name].dtype], name))  # as the safetensors library aligns them
+    order = sorted(plan, key=lambda name: (-BITS[plan[name].dtype], name))  # the alignment of the safetensors library
     header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict(metadata)}
     position = 0
     for name in order:

@@ -1,1 +1,1 @@
-"""Ablations of the model on the character world: cells, the variants that they need, training, measuring, report."""
+"""Ablations of the model on the character world: plan, model variants, training, measurement, report."""

@@ -1,7 +1,7 @@
-"""What the code of a cell computes, as a few numbers: a cached result holds as long as they do not change.
+"""Numerical fingerprint of a cell's code: a cached result is valid as long as it does not change.
 
-Names and comments of the code may change; losses of three fixed batches on a small network of the cell's own kind may
-not. They are computed in float32 and compared loosely enough for another processor.
+The fingerprint is the losses of three fixed batches on a small network of the cell's variant, so refactoring does not
+invalidate results. It is computed in float32, and compared with a tolerance for differences between processors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SMALL = ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len")
 
 
 def fingerprint(settings: Settings) -> list[float]:
-    """Losses of three fixed batches: video and reference terms, one after the other."""
+    """Losses of three fixed batches: the video and reference terms of each, in turn."""
     tiny = ContextAnyoneConfig.tiny()
     own = {key: value for key, value in settings.network.items() if key not in _SMALL}
     image_dim = (
@@ -41,7 +41,7 @@ def fingerprint(settings: Settings) -> list[float]:
 
 
 def agree(one: list[float], two: list[float]) -> bool:
-    """Whether two fingerprints are of the same computation."""
+    """Whether two fingerprints are equal within the tolerance."""
     return len(one) == len(two) and all(
         abs(a - b) <= _TOLERANCE * max(1.0, abs(b)) for a, b in zip(one, two, strict=True)
     )

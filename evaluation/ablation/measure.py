@@ -1,4 +1,4 @@
-"""The numbers of one trained cell, on test characters: attributes kept, drift, copying of the picture, motion."""
+"""Metrics of one trained cell on test characters: attributes kept, drift, copying of the reference, motion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.evaluation.probe import Probe, join_readings, read_clips
 
 @dataclass(frozen=True)
 class Tools:
-    """The frozen networks of a measurement."""
+    """The frozen networks that a measurement uses."""
 
     vae: VideoVAE
     text_encoder: Any
@@ -39,9 +39,9 @@ class Tools:
 def measure(path: Path, settings: Settings, measuring: Measuring, tools: Tools) -> dict[str, Any]:
     """Measure an exported transformer.
 
-    Returns: per character, in the order of the test seeds, so that cells can be compared in pairs: `attributes` (share
-    kept), `first` and `last` (the same in those frames), `copied` (share of frames that show the picture's own place),
-    `motion` (optical flow over that of the rendering); and `scene` (action, place and light as asked).
+    Returns: values per character in the order of the test seeds, for paired comparisons: `attributes` (fraction kept),
+    `first` and `last` (the same in the first and last frames), `copied` (fraction of frames that show the place of the
+    reference), `motion` (optical flow relative to the rendering); and `scene` (action, place and light as prompted).
     """
     chosen = subjects(measuring.seed, measuring.count, settings.size, settings.num_frames)
     pipeline = _pipeline(path, settings, tools)
@@ -91,7 +91,7 @@ def _pipeline(path: Path, settings: Settings, tools: Tools) -> ContextAnyonePipe
 def _clips(
     pipeline: ContextAnyonePipeline, settings: Settings, generation: GenerationSettings, batch: list[Subject]
 ) -> NDArray[np.uint8]:
-    """Clips (B, T, H, W, 3) of a batch of subjects, whose prompts name no attribute."""
+    """Clips (B, T, H, W, 3) of a batch of subjects; the prompts name no attributes."""
     conditions = []
     for subject in batch:
         references = []

@@ -1,4 +1,4 @@
-"""The part that an ablation's cells train: the transformer on the world, with one variant."""
+"""The training part of an ablation's cells: the transformer on the world, in one variant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FRAMES_A_FILE = 1024
 
 
 class Settings(transformer.Settings):
-    """The transformer's settings, the variant, and the fields of the config that the cell's network has otherwise."""
+    """The transformer's settings, the variant, and the config fields that differ in the cell's network."""
 
     name: Literal["ablation"] = "ablation"  # type: ignore[assignment]
     variant: Variant = "none"
@@ -38,7 +38,7 @@ class Settings(transformer.Settings):
 
 
 class AblationPart(transformer.TransformerPart):
-    """Trains a network that differs from the model as one cell says."""
+    """Trains a network that differs from the model as specified by one cell."""
 
     settings: Settings
 
@@ -47,20 +47,20 @@ class AblationPart(transformer.TransformerPart):
         self._frames: dict[str, Tensor] = {}
 
     def starting_network(self) -> Any:
-        """The variant's network, from nothing."""
+        """The variant's network, newly initialised."""
         return as_variant(super().starting_network(), self.settings.variant)
 
     def _config(self, vae_path: Path) -> ContextAnyoneConfig:
         return replace(super()._config(vae_path), **self.settings.network)
 
     def open_data(self) -> None:
-        """The pool; where the references are frames of the clips also their first frames' CLIP tokens."""
+        """Open the pool; if the references are frames of the clips, also CLIP tokens of the first frames."""
         super().open_data()
         if self.settings.variant == "clip_frame":
             self._frames = self._first_frames()
 
     def batch(self, step: int) -> Any:
-        """Encoded pairs, changed as the variant says."""
+        """Encoded pairs, modified for the variant."""
         batch, variant = super().batch(step), self.settings.variant
         rng = numpy_generator(self.context.own_seed, step, "variant")
         if variant == "wrong_people":
@@ -78,17 +78,17 @@ class AblationPart(transformer.TransformerPart):
         return batch
 
     def encoded(self, batch: Any) -> EncodedClips:
-        """A batch as the network takes it: without CLIP tokens where it has no CLIP branch."""
+        """A batch in the network's form: without CLIP tokens if it has no CLIP branch."""
         clips = super().encoded(batch)
         return clips if self.transformer.config.image_dim is not None else replace(clips, image_embeds=None)
 
     def draws(self, clips: EncodedClips, step: int, generator: torch.Generator) -> Draws:
-        """As the objective's; without any reference for the variant `text_only`."""
+        """As in the objective; never a reference for the variant `text_only`."""
         drawn = super().draws(clips, step, generator)
         return replace(drawn, reference=None) if self.settings.variant == "text_only" else drawn
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of the captions; of the later one alone for the variant `one_prompt`."""
+        """Embeddings of the captions; only of the later one for the variant `one_prompt`."""
         if self.settings.variant == "one_prompt":
             batch = {**batch, "first": [""] * len(batch["later"])}
         return super().texts(batch, draws)
@@ -120,7 +120,7 @@ class AblationPart(transformer.TransformerPart):
 
 
 def prompt_of(variant: Variant, prompt: TwoStagePrompt) -> TwoStagePrompt:
-    """A prompt as the variant's network is asked with it."""
+    """The prompt in the form that the variant's network was trained with."""
     return TwoStagePrompt("", prompt.later) if variant == "one_prompt" else prompt
 
 

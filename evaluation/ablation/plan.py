@@ -1,4 +1,4 @@
-"""The plan of an ablation: a YAML file with a base, named cells that change it, and the claims they shall decide."""
+"""The plan of an ablation: a YAML file with a base configuration, named cells that change it, and claims to test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Section(BaseModel):
 
 
 class Measuring(_Section):
-    """How a trained cell is measured: test characters of one seed, as `training/evaluate.py` has them."""
+    """Settings of the measurement: test characters of one seed, as in `training/evaluate.py`."""
 
     seed: int = Field(0, ge=0)
     count: int = Field(100, ge=2)
@@ -36,10 +36,10 @@ class Measuring(_Section):
 
 
 class CellSettings(_Section):
-    """One cell: what it changes of the base, and its seeds.
+    """One cell: its changes of the base, and its seeds.
 
-    `part` and `network` are settings of the part and fields of the model's config; `batch_factor` and the like do not
-    exist: every cell sees as many samples as the base.
+    `part` holds settings of the part, `network` fields of the model's config. Every cell trains on as many samples as
+    the base.
     """
 
     title: str
@@ -50,7 +50,7 @@ class CellSettings(_Section):
 
 
 class Claim(_Section):
-    """A claim about two cells: `better` is ahead of `worse` in a measure ("less": it has less of it)."""
+    """A claim about two cells: `better` has a higher value of a measure than `worse` ("less": a lower one)."""
 
     text: str
     better: str
@@ -61,7 +61,7 @@ class Claim(_Section):
 
 
 class AblationPlan(_Section):
-    """The whole file. `base` is a run's configuration as `training/train.py` takes it, without a name."""
+    """The plan. `base` is a run configuration of `training/train.py` without a name."""
 
     base: Mapping[str, Any]
     measuring: Measuring = Measuring()  # type: ignore[call-arg]  # pydantic fills the defaults
@@ -76,7 +76,7 @@ class AblationPlan(_Section):
         return self
 
     def jobs(self) -> list[Job]:
-        """Every cell with each of its seeds: all first seeds before any second one, in the file's order."""
+        """All pairs of cell and seed: first the first seed of every cell in the file's order, then the second."""
         rounds = max(len(cell.seeds) for cell in self.cells.values())
         return [
             Job(name, cell, cell.seeds[index])
@@ -95,10 +95,10 @@ class Job:
     seed: int
 
     def config(self, plan: AblationPlan, out: Path) -> TrainConfig:
-        """The run that trains it.
+        """The configuration of the run that trains it.
 
         Raises:
-            InputError: a setting that the part or the run does not have.
+            InputError: the part or the run does not have a setting.
         """
         base = dict(plan.base)
         run = {**base.get("run", {}), "name": f"{self.name}-{self.seed}", "seed": self.seed, "out": str(out)}
@@ -112,7 +112,7 @@ def load_plan(path: Path) -> AblationPlan:
     """Read and check a plan.
 
     Raises:
-        InputError: the file cannot be read, or holds an unknown key or a value that cannot be met.
+        InputError: the file cannot be read, or holds an unknown key or an invalid value.
     """
     data = read_settings(path)
     try:
@@ -125,12 +125,12 @@ def load_plan(path: Path) -> AblationPlan:
 
 
 def job_hash(job: Job, plan: AblationPlan, data: str) -> str:
-    """The first 12 hex digits of a SHA-256 over everything that decides a cell's numbers but the code.
+    """The first 12 hex digits of a SHA-256 over everything that determines a cell's result, except the code.
 
-    The code is compared by what it computes: `evaluation.ablation.fingerprint`.
+    Changes of the code are detected by `evaluation.ablation.fingerprint`.
 
     Args:
-        data: hash of the pairs and of what encoded them (`TransformerPart.data_hash`).
+        data: hash of the pairs and their encoders (`TransformerPart.data_hash`).
     """
     flat = _flat(job.config(plan, Path("unused")).to_dict())
     kept = {key: value for key, value in flat.items() if key not in _UNHASHED and not key.startswith("run.log")}

@@ -1,4 +1,4 @@
-"""What an ablation leaves behind: ablations.json, table.md and plot.png."""
+"""Report of an ablation: ablations.json, table.md and plot.png."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evaluation.ablation.plan import AblationPlan
 from evaluation.ablation.statistics import MEASURES, judge, summary, values
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Measured results of every cell, one for each seed that is done."""
+"""Results of every cell, one per finished seed."""
 
 
 def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
 
 
 def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str, Any]:
-    """Write the three files; each appears whole or not at all.
+    """Write the three files, each atomically.
 
     Raises:
         OSError: the disk is full or the folder cannot be written to.
@@ -52,7 +52,7 @@ def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The numbers as Markdown, attributes in percent, drift and copying in points."""
+    """The results as a Markdown table, attributes in percent, drift and copying in percentage points."""
     lines = [
         "| cell | attributes kept | drift | picture's place copied | motion | seeds |",
         "|---|---|---|---|---|---|",
@@ -79,7 +79,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def plot(found: Mapping[str, Any]) -> bytes:
-    """A PNG: attributes kept of every measured cell with its interval, the dots are seeds."""
+    """A PNG with the attributes kept by every measured cell and their intervals; dots are single seeds."""
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""Runs what is missing of an ablation: says what it costs, trains, measures, writes one file for each cell and seed."""
+"""Runs the missing cells of an ablation: estimates the cost, trains, measures, writes one file per cell and seed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Runner:
     """The cells of a plan, with results in one folder and runs in another.
 
     Args:
-        out: one JSON file for each cell and seed; those may be committed.
-        work: run folders with checkpoints and weights; a cell's is removed once it is measured.
+        out: folder for one JSON file per cell and seed; these may be committed.
+        work: folder for runs with checkpoints and weights; a cell's is removed once it is measured.
     """
 
     def __init__(self, plan: AblationPlan, out: Path, work: Path) -> None:
@@ -45,7 +45,7 @@ class Runner:
         self._hashes: dict[str, str] = {}
 
     def results(self) -> dict[str, list[dict[str, Any]]]:
-        """What is done, by cell, in the order of the seeds."""
+        """Finished results by cell, in the order of the seeds."""
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.plan.cells}
         for job in self.plan.jobs():
             result = self._result(job)
@@ -54,14 +54,14 @@ class Runner:
         return found
 
     def run(self, only: Sequence[str], deadline: float | None) -> int | None:
-        """Compute what is missing; returns the signal that ended it early.
+        """Compute missing results; returns the signal that ended it early, if any.
 
         Args:
             only: names of cells; empty for all.
-            deadline: on `time.monotonic`; no cell is started that would not end before it.
+            deadline: time of `time.monotonic`; cells that would end after it are not started.
 
         Raises:
-            InputError: a name is no cell's.
+            InputError: there is no cell of a given name.
         """
         if unknown := sorted(set(only) - self.plan.cells.keys()):
             raise InputError(f"--cells names {', '.join(unknown)}; the cells are {', '.join(self.plan.cells)}.")
@@ -110,7 +110,7 @@ class Runner:
         return None, time.monotonic() - began
 
     def _cost(self, missing: Sequence[Job]) -> float:
-        """Seconds of one cell, as measured on a few steps of the first; said for all, before anything starts."""
+        """Estimated seconds of one cell, measured on a few steps of the first; logged for all before training."""
         job = missing[0]
         config = job.config(self.plan, self._folder(job))
         torch.manual_seed(0)
@@ -164,7 +164,7 @@ class Runner:
         return job_hash(job, self.plan, self._data(settings))
 
     def _data(self, settings: Settings) -> str:
-        """Hash of the pairs and the encoders, once for each folder of encoders."""
+        """Hash of the pairs and the encoders, cached per folder of encoders."""
         key = f"{settings.weights}:{settings.pool_seed}"
         if key not in self._hashes:
             part = AblationPart(settings, PartContext(0, torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""Means with intervals, and claims about pairs of cells: a bootstrap over training seeds and characters alike."""
+"""Means with intervals, and tests of claims about pairs of cells, by a bootstrap over training seeds and characters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = NDArray[np.float64]
 
 
 def values(results: Sequence[Mapping[str, Any]], measure: str) -> Values:
-    """One measure of a cell's results, one for each seed; shares are in percent, drift and copy in points."""
+    """One measure of a cell's results, per seed; fractions in percent, drift and copy in percentage points."""
     if measure == "drift":
         return 100 * np.asarray([np.subtract(result["first"], result["last"]) for result in results])
     name, scale = {"attributes": ("attributes", 100), "copy": ("copied", 100), "motion": ("motion", 1)}[measure]
@@ -28,14 +28,14 @@ def values(results: Sequence[Mapping[str, Any]], measure: str) -> Values:
 
 
 def summary(cell: Values) -> dict[str, Any]:
-    """Mean, 95 % interval and the mean of each seed."""
+    """Mean, 95 % confidence interval, and the mean of each seed."""
     low, high = np.percentile(_resampled(cell), [2.5, 97.5])
     return {"mean": float(cell.mean()), "ci95": [float(low), float(high)], "seeds": cell.mean(1).tolist()}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers say of a claim: the difference better - worse with its interval, and p by bootstrap."""
+    """Result of testing a claim: the difference better - worse with its interval, and the bootstrap p value."""
 
     difference: float
     ci95: tuple[float, float]
@@ -44,10 +44,10 @@ class Verdict:
 
 
 def judge(claims: Sequence[Claim], cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Verdict | None]:
-    """Confirmed, refuted or open, for each claim; None where a cell has no result yet.
+    """The verdict of each claim, confirmed, refuted or open; None if a cell has no result yet.
 
-    The p values of all claims are corrected by Holm. A claim about a cell with one seed stays open: nothing tells how
-    much another training run would differ.
+    p values are Holm-corrected over all claims. A claim about a cell with a single seed stays open, because the
+    variance between training runs is unknown.
     """
     compared = [_compare(claim, cells) for claim in claims]
     known = sorted((found.p, index) for index, found in enumerate(compared) if found is not None)
@@ -80,7 +80,7 @@ def _compare(claim: Claim, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 
 
 def _resampled(cell: Values, other: Values | None = None) -> NDArray[np.float64]:
-    """Means (or differences) over drawn seeds of each cell and over characters drawn alike for both."""
+    """Bootstrap means (or differences): seeds are resampled per cell, characters jointly for both cells."""
     rng, parts = np.random.default_rng(0), [cell] if other is None else [cell, other]
     count = cell.shape[1]
     drawn = np.empty(_RESAMPLES)

@@ -1,4 +1,4 @@
-"""Networks and batches that differ from the model in one thing each. None of them is part of the core."""
+"""Model variants for ablations, each with a single change; none is part of the core."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from contextanyone_core.model.transformer import (
 )
 
 Variant = Literal[
-    "none",  # the model as it is; the cell differs in settings only
-    "joint_attention",  # no asymmetry: references and video attend to one another
-    "clip_only",  # the video reads the references' CLIP tokens alone
-    "clip_frame",  # the reference is the clip's own first frame
-    "plain_captions",  # captions name no attribute of the person
-    "one_prompt",  # both streams read the later prompt
-    "wrong_people",  # a tenth of the references show somebody else
+    "none",  # the model itself; the cell differs in settings only
+    "joint_attention",  # symmetric attention: references and video attend to each other
+    "clip_only",  # the video is conditioned on the references' CLIP tokens only
+    "clip_frame",  # the reference is the first frame of the clip itself
+    "plain_captions",  # captions name no attributes of the person
+    "one_prompt",  # both streams get the later prompt
+    "wrong_people",  # a tenth of the references show another person
     "text_only",  # never a reference
 ]
 
@@ -46,12 +46,12 @@ def as_variant(network: ContextAnyoneTransformer, variant: Variant) -> ContextAn
 
 
 class ClipOnlyTransformer(ContextAnyoneTransformer):
-    """References are read as CLIP tokens alone: no keys of a reference stream in self-attention, no emphasis."""
+    """Conditioned on CLIP tokens only: no reference stream in self-attention, no Emphasize-Attention."""
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
     ) -> ReferenceCache:
-        """As the model's, without what the video would read of the reference stream."""
+        """As in the model, but without the reference stream's keys and values."""
         cache = super().encode_references(references, attention=attention)
         blocks = [
             BlockCache(KeysValues(*(part[:, :0] for part in block.self_attn)), None, block.image)
@@ -62,18 +62,18 @@ class ClipOnlyTransformer(ContextAnyoneTransformer):
 
 @dataclass(frozen=True)
 class JointReferences(ReferenceCache):
-    """References that wait for the video: with joint attention nothing of them can be computed before."""
+    """References of joint attention, which cannot be computed in advance: inputs for every step."""
 
     inputs: ReferenceInputs | None = None
 
 
 class JointTransformer(ContextAnyoneTransformer):
-    """No asymmetry: in self-attention every token, of the video and of the references, attends to all tokens."""
+    """Symmetric attention: in self-attention all tokens of video and references attend to all tokens."""
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
     ) -> ReferenceCache:
-        """Only the inputs: the references are computed anew in every step."""
+        """Return the inputs only: the references are recomputed in every step."""
         self._check_references(references)
         return JointReferences([], [], references)
 
@@ -88,7 +88,7 @@ class JointTransformer(ContextAnyoneTransformer):
         emphasis: float = 1.0,
         attention: AttentionFunction | None = None,
     ) -> TransformerOutput:
-        """As the model's."""
+        """As in the model."""
         if isinstance(cache, JointReferences):
             references, cache = cache.inputs, None
         if references is None:
@@ -132,7 +132,7 @@ def _joint_block(
     emphasis: float,
     attention: AttentionFunction,
 ) -> tuple[Tensor, Tensor]:
-    """A block over both streams, (B, tokens, C) each, whose self-attention has the keys of both."""
+    """Run a block over both streams, (B, tokens, C) each, with the keys of both in self-attention."""
     (x, video_stream), (y, reference_stream) = video, reference
     modulations = block._modulation(video_stream), block._modulation(reference_stream)
     hidden = [

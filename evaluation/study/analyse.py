@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+if __package__ in (None, ""):  # run as a script: its own folder on sys.path would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from contextanyone_core.atomic_file import write_text

@@ -1,4 +1,4 @@
-"""The analysis of a study: exclusions, preferences, Bradley-Terry, agreement, correlation with metrics."""
+"""Analysis of a study: exclusions, preferences, Bradley-Terry model, agreement, correlation with metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Read:
-    """What counts, and who was left out and why."""
+    """The valid answers, and the excluded raters with the reason."""
 
     answers: list[Answer]
     excluded: dict[str, str]
@@ -39,13 +39,13 @@ class Read:
 
 
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
-    """Read raters' files, and leave out raters by the study's rules.
+    """Read the raters' files, and exclude raters by the study's rules.
 
-    Left out are raters who passed less than 80 % of the checks (a check is passed where the right person's clip is
-    preferred), whose median time is under 3 seconds, or who did not finish.
+    Excluded are raters who passed less than 80 % of the attention checks (a check is passed if the clip of the right
+    person is preferred), whose median time is under 3 seconds, or who did not finish.
 
     Raises:
-        InputError: a file is of another study, of another form, or of a rater who is there twice.
+        InputError: a file belongs to another study or has another format, or two files are by the same rater.
     """
     trials = {trial["id"]: trial for trial in key["trials"]}
     answers: list[Answer] = []
@@ -69,13 +69,13 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
 
 
 def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All numbers of a study.
+    """Compute all results of a study.
 
     Args:
-        metrics: `metrics[name][system][item]`, a number where higher is better, as evaluation/run.py writes them.
+        metrics: `metrics[name][system][item]`, a number where higher is better.
 
     Raises:
-        InputError: there is no answer.
+        InputError: there are no answers.
     """
     if not answers:
         raise InputError("There are no answers to analyse: no rater is left, or no file was given.")
@@ -119,7 +119,7 @@ def _reason_to_exclude(rows: Sequence[Mapping[str, Any]], trials: Mapping[str, A
 
 
 def _preferences(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Signed mean, strict and inclusive wins of each pair of systems, with intervals over raters and items alike."""
+    """Signed mean, strict and inclusive wins of each pair of systems; intervals resample raters and items."""
     pairs: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
         pairs[answer.first, answer.second].append(answer)
@@ -143,7 +143,7 @@ def _preferences(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 
 def _bradley_terry(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Strengths of the systems (log scale, mean 0; a tie is half a win for each) with intervals."""
+    """Bradley-Terry strengths of the systems (log scale, mean 0; a tie is half a win for each) with intervals."""
     import choix
 
     systems = sorted({name for answer in answers for name in (answer.first, answer.second)})
@@ -184,7 +184,7 @@ def _alpha(answers: Sequence[Answer]) -> float | None:
 
 
 def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Spearman's rho between mean scores of comparisons and differences of a metric, with an interval over them."""
+    """Spearman's rho between mean scores of comparisons and differences of a metric; the interval resamples these."""
     from scipy.stats import spearmanr
 
     scores: dict[tuple[str, str, str], list[int]] = defaultdict(list)
@@ -206,7 +206,7 @@ def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, fl
 
 
 def _resampled(answers: Sequence[Answer], count: int = _RESAMPLES) -> list[NDArray[np.int64]]:
-    """Indices of answers for drawn raters and drawn items; an answer counts as often as both were drawn."""
+    """Indices of answers in a bootstrap sample of raters and items; an answer counts once per joint draw of both."""
     rng = np.random.default_rng(0)
     raters, rater_of = np.unique([answer.rater for answer in answers], return_inverse=True)
     items, item_of = np.unique([answer.item for answer in answers], return_inverse=True)

@@ -1,9 +1,9 @@
-"""Make the page of a user study, which needs no server.
+"""Build the static page of a user study, which needs no server.
 
     python evaluation/study/build.py --set SET.jsonl --videos ours=FOLDER phantom=FOLDER --against ours --out STUDY
 
-STUDY/page is what raters get: open index.html, or put the folder on any web host. STUDY/key.json says which clip is
-whose and stays with you. Raters send back the file that the page saves; evaluation/study/analyse.py reads them.
+STUDY/page is for the raters: open index.html, or put the folder on any web host. STUDY/key.json maps clips to systems;
+do not publish it. Raters send back the file that the page saves; evaluation/study/analyse.py reads these files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+if __package__ in (None, ""):  # run as a script: its own folder on sys.path would hide the packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from contextanyone_core.atomic_file import whole_file
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """Write the study's folder, whole or not at all.
+    """Write the study's folder atomically.
 
     Raises:
-        InputError: the folder exists, or the set and the clips do not fit.
+        InputError: the folder exists, or the clips do not match the set.
     """
     from evaluation.clip_set import read_folders, read_set
     from evaluation.study.protocol import make_trials
@@ -101,7 +101,7 @@ def _write(
 
 
 def _name(seed: int, *words: str) -> str:
-    """A file's name that tells nothing of what is in it."""
+    """A file name that does not reveal the content."""
     return hashlib.sha256(json.dumps([seed, *words]).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Both clips of a trial in one codec, size, length and rate, so that nothing but the person can tell them apart."""
+"""Both clips of a trial in the same codec, size, length and frame rate, so that these cannot identify the system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.videos import read_frames
 
 
 def write_alike(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Read clips and write them as .mp4 at 16 frames a second: each cut to the shortest, fitted into the smallest.
+    """Read clips and write them as .mp4 at 16 frames per second, cut to the shortest and fitted into the smallest.
 
     Raises:
         InputError: a clip cannot be read.
@@ -28,7 +28,7 @@ def write_alike(sources: Sequence[Path], targets: Sequence[Path]) -> None:
 
 
 def _fitted(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The whole frame inside (height, width), on white where its aspect is another."""
+    """The whole frame fitted into (height, width), padded with white if the aspect ratios differ."""
     if frame.shape[:2] == (height, width):
         return frame
     share = min(height / frame.shape[0], width / frame.shape[1])

@@ -1,8 +1,8 @@
-"""The protocol of the study, after the authors' public page: pairs of clips, five points, attention checks, exclusions.
+"""Protocol of the study, after the authors' public page: pairs of clips, five-point scale, attention checks.
 
-A trial shows a reference picture and two clips of it. The rater says which clip keeps the person's appearance better:
-A much, A slightly, about equal, B slightly, B much, scored +2 to -2 for the first system. In an attention check one
-clip shows another person.
+A trial shows a reference picture and two clips of it. The rater chooses the clip that preserves the person's appearance
+better: A much, A slightly, about equal, B slightly, B much, scored +2 to -2 for the first system. In an attention check
+one clip shows another person.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PASSED_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Trial:
-    """Two clips of one item; in a check `second` shows another item's clip, and `first` must win.
+    """Two clips of one item; in a check, `second` is another item's clip, and `first` must win.
 
     Attributes:
-        id: names the trial in the answers; says nothing of what it shows.
+        id: name of the trial in the answers; does not reveal its content.
         item: the reference's item.
         first, second: (system, item) of the clips.
         check: whether it is an attention check.
@@ -43,12 +43,12 @@ class Trial:
 
 
 def make_trials(items: Sequence[Item], systems: Sequence[str], against: str | None, seed: int) -> list[Trial]:
-    """Every pair of systems (or `against` with each other one) on every item, and four checks, in a fixed order.
+    """All pairs of systems (or of `against` with each other one) on every item, and four checks, in a fixed order.
 
-    The page draws the order and the sides for each rater.
+    The page randomises order and sides for each rater.
 
     Raises:
-        InputError: fewer than two systems or items, or `against` is none of them.
+        InputError: there are fewer than two systems or items, or `against` is not a system.
     """
     if len(systems) < 2 or len(items) < 2:
         raise InputError(f"There are {len(systems)} systems and {len(items)} items; a study needs two of each.")

@@ -1,4 +1,4 @@
-"""The step benchmark at tiny sizes: what stands in its JSON, fair turns, ratios, counted work; no timing is judged."""
+"""The step benchmark at tiny sizes: content of its JSON, interleaving, ratios, FLOPs; no timing is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phantom and plain Wan beside ours: Phantom's forward equals diffusers', its run a plain re-statement of its loop."""
+"""Phantom and plain Wan: Phantom's forward equals diffusers', its sampling an independent version of its loop."""
 
 from __future__ import annotations
 

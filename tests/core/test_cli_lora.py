@@ -1,4 +1,4 @@
-"""`generate --lora`: what is added, at which strength, is what acts and what the clip says."""
+"""`generate --lora`: LoRAs and strengths take effect, and are in the clip's record."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `inspect`, `init`, `convert` and `generate` are given in place of a file: nothing, a link, a pipe."""
+"""Invalid paths for `inspect`, `init`, `convert` and `generate`: missing files, links, pipes."""
 
 import os
 

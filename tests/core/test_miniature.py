@@ -1,4 +1,4 @@
-"""The shipped miniature: complete, small, as its card says, and working."""
+"""The shipped miniature: complete, small, consistent with its card, and working."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Reading clips: each form gives the frames that were written, upright, at their rate; the rest is refused."""
+"""Reading clips: every format returns the frames that were written, upright, at their rate; others are refused."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Clips are written whole or not at all, say what made them, and decode to what went in."""
+"""Clips are written atomically, contain their generation record, and decode to the frames that were written."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The preset of a first look: as short as it says, and it runs."""
+"""The debug preset: as short as documented, and it runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A LoRA with the new parts in full: what trains, exact resume, and a file that gives the trained network back."""
+"""LoRA training with the new layers in full: trainable parameters, exact resume, a file that restores the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeking: from any frame on, what decoding from the first frame gives, on every structure of groups of pictures."""
+"""Seeking: frames from any position equal those decoded from the first frame, for every structure of key frames."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: speed in the log, trackers; and what it refuses."""
+"""Monitoring of a run: speed in the log, trackers, and refused settings."""
 
 import json
 import sys

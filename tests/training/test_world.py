@@ -1,4 +1,4 @@
-"""The character world: determinism, the split, geometry that agrees with the pixels, captions that say true things."""
+"""The character world: determinism, the split, geometry consistent with pixels, captions consistent with frames."""
 
 import re
 
