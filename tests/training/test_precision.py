@@ -10,13 +10,14 @@ import torch
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.runtime import processor
-from training.config import TrainConfig, load_config, parse_config, presets
+from training.config import TrainConfig, load_config, parse_config
 from training.data.pool import open_pool
 from training.evaluation.settings import load_settings
 from training.loop import train
 from training.muon import orthogonal
 from training.parts.base import PartContext
 from training.parts.transformer import Settings, TransformerPart
+from training.settings import presets
 
 assert linear_part.__name__  # lists its part
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
