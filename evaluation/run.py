@@ -1,0 +1,110 @@
+"""Measure the clips of several systems on one set.
+
+    python evaluation/run.py --set SET.jsonl --videos ours=FOLDER phantom=FOLDER truth=FOLDER --base phantom --out DIR \
+      --clip openai/clip-vit-base-patch32 --dino facebook/dinov2-base
+
+DIR gets metrics.json (each item's numbers), summary.json (intervals, comparisons) and table.md. Features
+are kept in DIR/features: the same command goes on where it was interrupted. docs/EVALUATION.md has the metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from contextanyone_core.errors import InputError
+from training.commands import Parser, output_folder, run_command
+
+if TYPE_CHECKING:
+    from evaluation.metrics.measure import Instruments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = Parser(prog="run.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--set", type=Path, required=True, help="the clips, as evaluation/clip_set.py documents")
+    parser.add_argument("--videos", nargs="+", required=True, metavar="NAME=FOLDER", help="each system's clips")
+    parser.add_argument("--base", metavar="NAME", help="the system whose motion is the measure (truth, if given)")
+    parser.add_argument("--clip", metavar="MODEL", help="a CLIP: a folder or a hub name; without it no CLIP-I, CLIP-T")
+    parser.add_argument(
+        "--dino", metavar="MODEL", help="a DINO or DINOv2: a folder or a hub name; without it no DINO-I"
+    )
+    parser.add_argument("--masks", type=Path, help="folder of masks: references/ID.png and NAME/FILE")
+    parser.add_argument(
+        "--segmenter", type=Path, help="MediaPipe's wheel or a folder with its .tflite, instead of masks"
+    )
+    parser.add_argument("--device", default="cpu", help="of the backbones: cpu, cuda (cpu)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures at a time (16)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, made if needed")
+    return run_command("run.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from evaluation.clip_set import read_folders, read_set
+    from evaluation.metrics.catalogue import catalogue
+    from evaluation.metrics.evaluate import check_names, evaluate
+    from evaluation.metrics.tables import table, write_tables
+
+    if arguments.batch < 1:
+        raise InputError(f"--batch is {arguments.batch}; it must be at least 1.")
+    if arguments.masks is not None and arguments.segmenter is not None:
+        raise InputError("--masks and --segmenter both give masks; name one of them.")
+    items = read_set(arguments.set)
+    folders = read_folders(arguments.videos, items)
+    check_names(folders, arguments.base)
+    out = output_folder("--out", arguments.out)
+    instruments = _instruments(arguments, out)
+    metrics = catalogue()
+    results = evaluate(instruments, items, folders, arguments.base, metrics)
+    record = _record(instruments, arguments)
+    write_tables(results, metrics, record, out)
+    sys.stdout.write(table(results, metrics, record))
+
+
+def _instruments(arguments: argparse.Namespace, out: Path) -> Instruments:
+    from evaluation.metrics.backbones import Backbone
+    from evaluation.metrics.feature_cache import FeatureCache
+    from evaluation.metrics.measure import Instruments
+    from evaluation.metrics.person import MaskFolder, MaskSource, SegmentedMasks
+
+    place = arguments.device, arguments.batch
+    masks: MaskSource | None = None
+    if arguments.masks is not None:
+        masks = MaskFolder(arguments.masks)
+    elif arguments.segmenter is not None:
+        masks = SegmentedMasks(arguments.segmenter)
+    return Instruments(
+        FeatureCache(out / "features"),
+        None if arguments.clip is None else Backbone("clip", arguments.clip, *place),
+        None if arguments.dino is None else Backbone("dino", arguments.dino, *place),
+        masks,
+    )
+
+
+def _record(instruments: Instruments, arguments: argparse.Namespace) -> dict[str, str]:
+    """What the numbers were made with, in words for the table."""
+    from evaluation.metrics.frames import COUNT, file_digest
+
+    backbones = {"CLIP": instruments.clip, "DINO": instruments.dino}
+    found = {
+        name: "not run" if backbone is None else f"{backbone.name}, revision {backbone.revision}"
+        for name, backbone in backbones.items()
+    }
+    masks = arguments.masks or arguments.segmenter
+    return {
+        **found,
+        "masks": "none: no metric of the person alone" if masks is None else str(masks),
+        "base": arguments.base or "truth, if given",
+        "set": f"{arguments.set.name}, SHA-256 {file_digest(arguments.set)}",
+        "frames": f"{COUNT} of each clip, the middles of as many equal parts; of DINO's consistency all",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
