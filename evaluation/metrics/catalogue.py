@@ -11,6 +11,9 @@ GAPS = (1, 2, 5, 10, 20)
 IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person")
 """Similarities to the reference that are reported at matched motion too; those of faces are added by their names."""
 
+ASPECTS = ("face", "hair", "top", "lower", "shoes_accessories", "body")
+"""What VLM-Appearance asks about."""
+
 Better = Literal["higher", "lower", ""]
 
 
@@ -52,7 +55,7 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
         *(_judge_metrics() if judge else []),
         Metric("nexus", "", "OpenS2V's NexusScore as published: divided by the number of hits twice"),
         Metric("nexus_mean", "higher", "NexusScore as a mean of the hits"),
-        Metric("opens2v_face", "", "OpenS2V's rule on these faces: frames without one and zeros are left out"),
+        Metric("opens2v_face", "", "OpenS2V's FaceSim of --parts: frames without a face and zeros are left out"),
         Metric("opens2v_total", "higher", "OpenS2V's weighted sum; nothing where a part is missing"),
     ]
     return found
@@ -74,9 +77,9 @@ def _face_metrics(faces: str) -> list[Metric]:
 
 
 def _judge_metrics() -> list[Metric]:
-    aspects = ("face", "hair", "top", "lower", "shoes_accessories", "body")
     return [
         Metric("vlm_appearance", "higher", "VLM-Appearance: mean of the aspects that are visible, 0 to 10"),
-        *(Metric(f"vlm_{aspect}", "higher", f"VLM-Appearance: {aspect}, 0 to 10") for aspect in aspects),
+        *(Metric(f"vlm_{aspect}", "higher", f"VLM-Appearance: {aspect}, 0 to 10") for aspect in ASPECTS),
         Metric("vlm_order_gap", "", "VLM-Appearance: mean difference between the two orders of the frames"),
+        Metric("vlm_valid", "", "VLM-Appearance: share of answers of the asked form; the others count nowhere"),
     ]

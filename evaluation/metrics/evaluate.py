@@ -15,6 +15,7 @@ from evaluation.metrics.catalogue import IDENTITY, Metric
 from evaluation.metrics.frames import Source, file_digest
 from evaluation.metrics.matched import Numbers, add_matched
 from evaluation.metrics.measure import Instruments, measure
+from evaluation.metrics.opens2v import Parts, scores
 from evaluation.metrics.statistics import Comparison, Summary, compare_all, summarise
 
 STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
@@ -43,12 +44,28 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def check_names(folders: Mapping[str, Path], base: str | None) -> None:
-    """Refuse a system with the name of a floor row, or a base that is no system. Raises InputError."""
-    if taken := [name for name in (STILL, OTHER) if name in folders]:
-        raise InputError(f"--videos names a system {taken[0]}, which is a row of every table; choose another name.")
-    if base is not None and base not in folders:
-        raise InputError(f"--base is {base}; the systems are {', '.join(folders)}.")
+@dataclass(frozen=True)
+class Systems:
+    """What is compared.
+
+    Attributes:
+        folders: each system's clips.
+        base: the system whose motion is the measure of motion; by default the truth, if it is given.
+        parts: {system: {item: OpenS2V's parts}}, where they were computed elsewhere.
+
+    Raises: InputError for a system with the name of a floor row, or a base or parts of no system.
+    """
+
+    folders: Mapping[str, Path]
+    base: str | None = None
+    parts: Mapping[str, Mapping[str, Parts]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if taken := [name for name in (STILL, OTHER) if name in self.folders]:
+            raise InputError(f"--videos names a system {taken[0]}, which is a row of every table; choose another name.")
+        for option, name in (("--base", self.base), *(("a system of --parts", name) for name in self.parts)):
+            if name is not None and name not in self.folders:
+                raise InputError(f"{option} is {name}; the systems are {', '.join(self.folders)}.")
 
 
 def rows(items: Sequence[Item], folders: Mapping[str, Path]) -> dict[str, dict[str, Source]]:
@@ -79,23 +96,16 @@ def still(item: Item) -> Source:
     return Source(item.reference, f"references/{item.id}.png", still=True)
 
 
-def evaluate(
-    instruments: Instruments,
-    items: Sequence[Item],
-    folders: Mapping[str, Path],
-    base: str | None,
-    metrics: Sequence[Metric],
-) -> Results:
+def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, metrics: Sequence[Metric]) -> Results:
     """Measure every clip and compare the systems.
 
     Args:
-        base: the system whose motion is the measure of motion; by default the truth, if it is given.
         metrics: what the tables have.
 
     Raises: InputError where a clip, a picture or a mask cannot be read.
     """
-    sources = rows(items, folders)
-    results = Results({}, {}, list(sources), [name for name in folders if name != TRUTH])
+    sources = rows(items, systems.folders)
+    results = Results({}, {}, list(sources), [name for name in systems.folders if name != TRUTH])
     with tqdm(total=sum(map(len, sources.values())), unit="clip", file=sys.stderr, dynamic_ncols=True) as bar:
         for item in items:
             reference = still(item)
@@ -103,7 +113,8 @@ def evaluate(
                 if item.id in of_item:
                     _one(instruments, item, system, (of_item[item.id], reference), results)
                     bar.update()
-    base = base or (TRUTH if TRUTH in folders else None)
+    _add_parts(systems, items, results)
+    base = systems.base or (TRUTH if TRUTH in systems.folders else None)
     if base is None:
         results.notes.append(
             "No base and no truth were given: identity at matched motion is missing, and a clip that hardly moves "
@@ -123,6 +134,18 @@ def _one(instruments: Instruments, item: Item, system: str, clips: tuple[Source,
     results.curves.setdefault(system, {})[item.id] = measured.curve
     for source in clips:
         source.forget()
+
+
+def _add_parts(systems: Systems, items: Sequence[Item], results: Results) -> None:
+    known = {item.id for item in items}
+    for system, of_item in systems.parts.items():
+        if strange := sorted(of_item.keys() - known):
+            raise InputError(f"--parts has an item {strange[0]} of {system}, which the set has not.")
+        for item, parts in of_item.items():
+            for name, value in scores(parts).items():
+                results.numbers.setdefault(name, {}).setdefault(system, {})[item] = value
+    if systems.parts and "opens2v_total" not in results.numbers:
+        results.notes.append("No total of OpenS2V: parts are missing.")
 
 
 def _summarise(results: Results, items: Sequence[Item], metrics: Sequence[Metric]) -> None:

@@ -95,7 +95,7 @@ def file_digest(path: Path) -> str:
 
 def _folder_digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    named = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
+    named = [f"{file.relative_to(path).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 

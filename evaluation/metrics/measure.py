@@ -12,11 +12,13 @@ from evaluation.clip_set import Item
 from evaluation.metrics.backbones import Backbone
 from evaluation.metrics.catalogue import GAPS
 from evaluation.metrics.copying import background, pixel_correlation
+from evaluation.metrics.faces import FaceModel, face_numbers
 from evaluation.metrics.feature_cache import FeatureCache, Features
 from evaluation.metrics.frames import Source, chosen, positions
 from evaluation.metrics.motion import flow_lengths, per_second
 from evaluation.metrics.person import MaskSource, cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
+from evaluation.metrics.vlm import Judge, judged_numbers
 
 Numbers = dict[str, float]
 Pictures = list[NDArray[np.uint8]]
@@ -30,6 +32,8 @@ class Instruments:
     clip: Backbone | None = None
     dino: Backbone | None = None
     masks: MaskSource | None = None
+    faces: FaceModel | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ def measure(with_: Instruments, item: Item, source: Source, reference: Source) -
     _copies(with_, source, reference, numbers)
     if with_.clip is not None:
         _clip(with_, with_.clip, item, (source, reference), numbers)
+    if with_.faces is not None:
+        numbers.update(_faces(with_.cache, with_.faces, source, reference))
+    if with_.judge is not None:
+        numbers.update(judged_numbers(with_.judge.ask(source, reference)))
     curve = [] if with_.dino is None else _dino(with_, with_.dino, (source, reference), numbers)
     return Measured(numbers, curve)
 
@@ -99,6 +107,27 @@ def _dino(
         _add(numbers, "dino_i_person", _of_views(with_.cache, dino, with_.masks, clips, "person"))
         _add(numbers, "copy_background", _of_views(with_.cache, dino, with_.masks, clips, "background"))
     return [(float(second), float(value)) for second, value in zip(seconds, similarities, strict=True)]
+
+
+def _faces(cache: FeatureCache, model: FaceModel, source: Source, reference: Source) -> Numbers:
+    """The numbers of faces; none where the reference shows no face."""
+
+    def described(of: Source, view: str) -> Features:
+        def compute() -> Features:
+            frames = [of.frames[0]] if view == "first" else list(chosen(of))
+            found = [model.describe(frame) for frame in frames]
+            size = next((len(face) for face in found if face is not None), 1)
+            return np.stack([np.full(size, np.nan, np.float32) if face is None else face for face in found])
+
+        return cache.get(("face", view, model.name, model.revision, of.digest), compute)
+
+    wanted = described(reference, "first")[0]
+    if np.isnan(wanted).any():
+        return {}
+    faces = described(source, "chosen")
+    return face_numbers(
+        model.name, [None if np.isnan(face).any() else model.similarity(face, wanted) for face in faces]
+    )
 
 
 def _whole(cache: FeatureCache, backbone: Backbone, source: Source) -> Features:

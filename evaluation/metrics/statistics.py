@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -129,6 +130,12 @@ def _clusters(values: Values, reference_of: Mapping[str, str]) -> tuple[NDArray[
 
 def _drawn_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means over drawn references, (10000,). The draw depends on the number of references alone."""
-    number = len(sums)
-    drawn = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=DRAWS)
+    drawn = _draws(len(sums))
     return np.asarray((drawn @ sums) / (drawn @ counts))
+
+
+@lru_cache(maxsize=8)
+def _draws(number: int) -> NDArray[np.float64]:
+    """How often each reference is drawn, (10000, number)."""
+    drawn = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=DRAWS)
+    return drawn.astype(np.float64)
