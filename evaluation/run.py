@@ -3,7 +3,7 @@
     python evaluation/run.py --set SET.jsonl --videos ours=FOLDER phantom=FOLDER truth=FOLDER --base phantom --out DIR \
       --clip openai/clip-vit-base-patch32 --dino facebook/dinov2-base
 
-DIR gets metrics.json (each item's numbers), summary.json (intervals, comparisons) and table.md. Features
+DIR gets metrics.json (each item's numbers), summary.json (intervals, comparisons), table.md and report.html. Features
 are kept in DIR/features: the same command goes on where it was interrupted. docs/EVALUATION.md has the metrics.
 """
 
@@ -57,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from evaluation.metrics.catalogue import catalogue
     from evaluation.metrics.evaluate import Systems, evaluate
     from evaluation.metrics.opens2v import read_parts
+    from evaluation.metrics.page import write_page
     from evaluation.metrics.tables import table, write_tables
 
     if arguments.batch < 1:
@@ -75,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
     results = evaluate(instruments, items, systems, metrics)
     record = _record(instruments, arguments)
     write_tables(results, metrics, record, out)
+    write_page(results, metrics, record, (items, folders), out)
     sys.stdout.write(table(results, metrics, record))
 
 
