@@ -23,6 +23,7 @@ from contextanyone_core.errors import InputError
 from training.commands import Parser, output_folder, run_command
 
 if TYPE_CHECKING:
+    from evaluation.metrics.evaluate import Systems
     from evaluation.metrics.measure import Instruments
 
 
@@ -74,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> None:
     instruments = _instruments(arguments, out)
     metrics = catalogue("" if instruments.faces is None else instruments.faces.name, judge=arguments.vlm is not None)
     results = evaluate(instruments, items, systems, metrics)
-    record = _record(instruments, arguments)
+    record = _record(instruments, arguments, systems)
     write_tables(results, metrics, record, out)
     write_page(results, metrics, record, (items, folders), out)
     sys.stdout.write(table(results, metrics, record))
@@ -107,7 +108,7 @@ def _instruments(arguments: argparse.Namespace, out: Path) -> Instruments:
     )
 
 
-def _record(instruments: Instruments, arguments: argparse.Namespace) -> dict[str, str]:
+def _record(instruments: Instruments, arguments: argparse.Namespace, systems: Systems) -> dict[str, str]:
     """What the numbers were made with, in words for the table."""
     from evaluation.metrics.frames import COUNT, file_digest
 
@@ -123,7 +124,7 @@ def _record(instruments: Instruments, arguments: argparse.Namespace) -> dict[str
         "faces": "not run" if faces is None else f"{faces.name}, revision {faces.revision}",
         "judge": "not run" if judge is None else f"{judge.model}, prompt SHA-256 {judge.prompt_hash}",
         "masks": "none: no metric of the person alone" if masks is None else str(masks),
-        "base": arguments.base or "truth, if given",
+        "base": systems.measure_of_motion or "none",
         "set": f"{arguments.set.name}, SHA-256 {file_digest(arguments.set)}",
         "frames": f"{COUNT} of each clip, the middles of as many equal parts; of DINO's consistency all",
     }

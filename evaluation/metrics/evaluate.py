@@ -16,7 +16,7 @@ from evaluation.metrics.frames import Source, file_digest
 from evaluation.metrics.matched import Numbers, add_matched
 from evaluation.metrics.measure import Instruments, measure
 from evaluation.metrics.opens2v import Parts, scores
-from evaluation.metrics.statistics import Comparison, Summary, compare_all, summarise
+from evaluation.metrics.statistics import ALPHA, Comparison, Summary, compare_all, smallest_p, summarise
 
 STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
 """Rows of every table: the reference as a video that does not move, somebody else's clip, the real clip if given."""
@@ -59,6 +59,11 @@ class Systems:
     folders: Mapping[str, Path]
     base: str | None = None
     parts: Mapping[str, Mapping[str, Parts]] = field(default_factory=dict)
+
+    @property
+    def measure_of_motion(self) -> str | None:
+        """The system whose motion is the measure."""
+        return self.base or (TRUTH if TRUTH in self.folders else None)
 
     def __post_init__(self) -> None:
         if taken := [name for name in (STILL, OTHER) if name in self.folders]:
@@ -114,7 +119,7 @@ def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, 
                     _one(instruments, item, system, (of_item[item.id], reference), results)
                     bar.update()
     _add_parts(systems, items, results)
-    base = systems.base or (TRUTH if TRUTH in systems.folders else None)
+    base = systems.measure_of_motion
     if base is None:
         results.notes.append(
             "No base and no truth were given: identity at matched motion is missing, and a clip that hardly moves "
@@ -156,5 +161,9 @@ def _summarise(results: Results, items: Sequence[Item], metrics: Sequence[Metric
         if found:
             results.summaries[metric.name] = found
     results.comparisons = compare_all(metrics, results.numbers, results.compared, reference_of)
-    if len(set(reference_of.values())) < 6:
-        results.notes.append("With fewer than 6 references no difference can be told from chance.")
+    references, count = len(set(reference_of.values())), len(results.comparisons)
+    if count and smallest_p(references) > ALPHA / count:
+        results.notes.append(
+            f"With {references} references and {count} comparisons at once no single difference can be told from "
+            "chance: give more references, or fewer systems."
+        )

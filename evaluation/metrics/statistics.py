@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evaluation.metrics.catalogue import Metric
 
 DRAWS = 10_000
-_ALPHA = 0.05
+ALPHA = 0.05
 
 Values = Mapping[str, float]
 """One metric of one system: a number for each item's id."""
@@ -102,16 +102,20 @@ def _compare(
     summary = summarise(differences, reference_of)
     drawn = _drawn_means(*_clusters(differences, reference_of))
     p = 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
-    # A bootstrap of few references is too sure of itself: no p below what a sign test on as many could give.
-    p = min(max(p, 1 / DRAWS, 2.0 ** (1 - summary.references)), 1.0)
+    p = min(max(p, smallest_p(summary.references)), 1.0)
     return Comparison(metric, *pair, summary.mean, summary.low, summary.high, p, summary.items)
+
+
+def smallest_p(references: int) -> float:
+    """The least p that so many references allow: that of a sign test, for a bootstrap of few is too sure of itself."""
+    return max(1 / DRAWS, 2.0 ** (1 - references))
 
 
 def _holm(ps: Sequence[float]) -> list[bool]:
     """Which of the hypotheses fall at 5 % together."""
     significant = [False] * len(ps)
     for rank, index in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
-        if ps[index] > _ALPHA / (len(ps) - rank):
+        if ps[index] > ALPHA / (len(ps) - rank):
             break
         significant[index] = True
     return significant

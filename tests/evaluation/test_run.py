@@ -19,7 +19,9 @@ from evaluation.study.analysis import Answer, analyse
 from evaluation.videos import read_frames
 from training.world.render import sample
 
-ITEMS = 7
+pytestmark = pytest.mark.slow
+
+ITEMS = 3
 FRAMES = 21
 
 
@@ -31,7 +33,7 @@ def write_pictures(folder: Path, frames: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A set of seven characters: the truth, a system that blurs it, one that freezes the reference, masks, models."""
+    """A set of three characters: the truth, a system that blurs it, one that freezes the reference, masks, models."""
     import cv2
 
     folder = tmp_path_factory.mktemp("evaluation")
@@ -94,8 +96,8 @@ def test_clip_i_and_dino_i_by_hand(made, out):
     import torch
     from transformers import AutoImageProcessor, AutoModel, CLIPModel
 
-    frames = read_frames(made / "truth" / "3.mp4")[positions(FRAMES)]
-    pictures = [Image.fromarray(frame) for frame in frames] + [Image.open(made / "references" / "3.png")]
+    frames = read_frames(made / "truth" / "1.mp4")[positions(FRAMES)]
+    pictures = [Image.fromarray(frame) for frame in frames] + [Image.open(made / "references" / "1.png")]
     for name, kind in (("clip_i", "clip"), ("dino_i", "dino")):
         pixels = AutoImageProcessor.from_pretrained(made / kind)(images=pictures, return_tensors="pt")
         with torch.inference_mode():
@@ -105,7 +107,7 @@ def test_clip_i_and_dino_i_by_hand(made, out):
             else:
                 features = AutoModel.from_pretrained(made / kind)(**pixels).pooler_output
         cosines = torch.nn.functional.cosine_similarity(features[:-1], features[-1:])
-        assert numbers(out)[name]["truth"]["i3"] == pytest.approx(float(cosines.mean()), abs=1e-5)
+        assert numbers(out)[name]["truth"]["i1"] == pytest.approx(float(cosines.mean()), abs=1e-5)
 
 
 def test_a_still_reference_is_the_ceiling_and_freezing_does_not_win_where_motion_is_matched(out):
@@ -127,7 +129,7 @@ def test_a_still_reference_is_the_ceiling_and_freezing_does_not_win_where_motion
 def test_another_persons_clip_is_the_truths_of_another_reference(out):
     found = numbers(out)["motion"]
     assert found["(another person)"]["i0"] == found["truth"]["i1"]
-    assert found["(another person)"]["i6"] == found["truth"]["i0"]
+    assert found["(another person)"]["i2"] == found["truth"]["i0"]
 
 
 def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(made, out, monkeypatch):
@@ -155,7 +157,7 @@ def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(made, out,
 def test_the_study_reads_the_numbers(out):
     found = numbers(out)
     answers = [Answer("r", f"i{index}", "blurred", "frozen", index % 5 - 2) for index in range(ITEMS)]
-    correlated = analyse(answers, found)["spearman"]
+    correlated = analyse(answers, {"dino_i": found["dino_i"]})["spearman"]
     assert correlated["dino_i"]["comparisons"] == ITEMS
 
 
