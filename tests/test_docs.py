@@ -19,7 +19,7 @@ from training.parts import manifest, transformer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_MAP = ROOT / "docs" / "PAPER_MAP.md"
-PACKAGES = ("contextanyone_core", "training")
+PACKAGES = ("contextanyone_core", "training", "evaluation")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 SYMBOL = re.compile(rf"`((?:{'|'.join(PACKAGES)})\.[\w.]+)`")

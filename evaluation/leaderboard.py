@@ -1,0 +1,90 @@
+"""Write one system's row of a leaderboard from the results of evaluation/run.py.
+
+    python evaluation/leaderboard.py --results DIR --system ours --record record.json --out ours.row.json
+
+record.json says how the clips were made; nothing of it can be left out: {"weights_sha256": "...", "sampler": "euler",
+"steps": 30, "seeds": [0, 1, 2], "hardware": "1 x H100, bf16"}. The judge and the backbones are those of the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+if __package__ in (None, ""):  # started as a script: its own folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from contextanyone_core.atomic_file import write_text
+from contextanyone_core.errors import InputError
+from training.commands import Parser, refuse_output_file, run_command
+
+Text = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Record(BaseModel):
+    """How the clips of a row were made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sampler: Text
+    steps: Annotated[int, Field(ge=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    hardware: Text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = Parser(prog="leaderboard.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--results", type=Path, required=True, help="folder that evaluation/run.py wrote")
+    parser.add_argument("--system", required=True, help="whose row")
+    parser.add_argument("--record", type=Path, required=True, help="how its clips were made, in JSON")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    return run_command("leaderboard.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    refuse_output_file("--out", arguments.out)
+    row = make_row(arguments.results, arguments.system, arguments.record)
+    write_text(arguments.out, json.dumps(row, indent=1) + "\n")
+
+
+def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
+    """A row: the record, what measured, and every metric of the system with its interval.
+
+    Raises:
+        InputError: a file cannot be read, the record lacks something, no judge was asked, the system has no results.
+    """
+    summary = _read_json("--results", results / "summary.json")
+    try:
+        made = Record.model_validate(_read_json("--record", record))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"--record {record}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    measured = summary["record"]
+    if measured["judge"] == "not run":
+        raise InputError(f"--results {results} has no judge; run evaluation/run.py with --vlm and --vlm-model.")
+    metrics = {name: found[system] for name, found in summary["metrics"].items() if system in found}
+    if not metrics:
+        raise InputError(f"--system is {system}; the systems are {', '.join(summary['systems'])}.")
+    return {"system": system, **made.model_dump(), "measured_with": measured, "metrics": metrics}
+
+
+def _read_json(option: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{option} {path} cannot be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{option} {path} is not a JSON object.")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

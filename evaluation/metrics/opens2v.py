@@ -1,0 +1,110 @@
+"""OpenS2V-Eval's scores from the parts of a clip: as published, and corrected.
+
+The parts come from the benchmark's own models (a file of them is given), which are not part of this project.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from contextanyone_core.errors import InputError
+
+WEIGHTS = {
+    "aesthetics": 0.16,
+    "smoothness": 0.06,
+    "amplitude": 0.02,
+    "face": 0.20,
+    "gme": 0.12,
+    "nexus": 0.20,
+    "natural": 0.24,
+}
+"""Of the leaderboard's total; found from its published rows by least squares (residual below 0.01 points)."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Parts(BaseModel):
+    """The parts of one clip, each from 0 to 1; what was not computed is left out.
+
+    Attributes:
+        nexus_frames: for each of the frames, the similarity of the subject's crop to the reference; null for a frame
+            where the subject was not detected.
+        face_frames: for each of the frames, the similarity of the face; null without one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    aesthetics: Share | None = None
+    smoothness: Share | None = None
+    amplitude: Share | None = None
+    gme: Share | None = None
+    natural: Share | None = None
+    nexus_frames: list[Share | None] | None = None
+    face_frames: list[Annotated[float, Field(ge=-1, le=1)] | None] | None = None
+
+
+def read_parts(path: Path) -> dict[str, dict[str, Parts]]:
+    """Read {system: {item: parts}}. Raises InputError where the file cannot be read or a part is none."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, dict[str, Parts]]).validate_python(found)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"--parts {path}, {where}: {first['msg']}.") from None
+        raise InputError(f"--parts {path} cannot be read: {error}.") from None
+
+
+def scores(parts: Parts) -> dict[str, float]:
+    """`nexus`, `nexus_mean`, `opens2v_face` and `opens2v_total` of a clip; without what a missing part prevents."""
+    found: dict[str, float] = {}
+    if parts.nexus_frames is not None:
+        found["nexus"], found["nexus_mean"] = nexus_published(parts.nexus_frames), nexus_mean(parts.nexus_frames)
+    if parts.face_frames is not None and (face := face_published(parts.face_frames)) is not None:
+        found["opens2v_face"] = face
+    values: dict[str, float | None] = {
+        **{name: getattr(parts, name) for name in ("aesthetics", "smoothness", "amplitude", "gme", "natural")},
+        "face": found.get("opens2v_face"),
+        "nexus": found.get("nexus_mean"),
+    }
+    whole = total(values)
+    if whole is not None:
+        found["opens2v_total"] = whole
+    return found
+
+
+def face_published(frames: Sequence[float | None]) -> float | None:
+    """FaceSim as published: frames without a face are skipped, what is below 0 is cut to 0, zeros are dropped.
+
+    So a clip that turns away loses nothing: the `face_..._all` of this project is the other rule.
+    """
+    kept = [value for value in frames if value is not None and value > 0]
+    return sum(kept) / len(kept) if kept else None
+
+
+def nexus_mean(frames: Sequence[float | None]) -> float:
+    """The mean over frames with a hit; 0 without any."""
+    hits = [value for value in frames if value is not None]
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def nexus_published(frames: Sequence[float | None]) -> float:
+    """NexusScore as its script computes it: the mean of the hits, divided by their number a second time.
+
+    So a subject that is found in fewer frames has a higher score (OpenS2V-Nexus, issue 36).
+    """
+    hits = sum(value is not None for value in frames)
+    return nexus_mean(frames) / hits if hits else 0.0
+
+
+def total(parts: Mapping[str, float | None]) -> float | None:
+    """The leaderboard's weighted sum; None where a part is missing, never renormalised."""
+    if any(parts.get(name) is None for name in WEIGHTS):
+        return None
+    return sum(weight * float(parts[name] or 0.0) for name, weight in WEIGHTS.items())

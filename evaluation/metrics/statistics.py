@@ -1,0 +1,145 @@
+"""Means with intervals, and paired comparisons of systems: a bootstrap over references, corrected by Holm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.metrics.catalogue import Metric
+
+DRAWS = 10_000
+ALPHA = 0.05
+
+Values = Mapping[str, float]
+"""One metric of one system: a number for each item's id."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The mean of a metric over items, with a 95 % interval over references."""
+
+    mean: float
+    low: float
+    high: float
+    items: int
+    references: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean of first - second over the items that both have, its interval, p, and which one is better.
+
+    `better` is a system's name or "equal".
+    """
+
+    metric: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    items: int
+    better: str = "equal"
+
+
+def summarise(values: Values, reference_of: Mapping[str, str]) -> Summary:
+    """The mean and its interval (percentiles of 10,000 draws of references, all items of a reference together).
+
+    Args:
+        values: at least one number.
+        reference_of: the reference of each item.
+    """
+    sums, counts = _clusters(values, reference_of)
+    low, high = np.percentile(_drawn_means(sums, counts), [2.5, 97.5])
+    return Summary(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(counts))
+
+
+def compare_all(
+    metrics: Sequence[Metric],
+    numbers: Mapping[str, Mapping[str, Values]],
+    systems: Sequence[str],
+    reference_of: Mapping[str, str],
+) -> list[Comparison]:
+    """Each pair of systems by each metric that has a better side, Holm's correction over all of them together.
+
+    Args:
+        numbers: {metric: {system: {item: number}}}.
+        systems: which to compare; floor and ceiling rows are left out by not being named.
+    """
+    found = []
+    for metric in metrics:
+        of_system = numbers.get(metric.name, {})
+        for first, second in (
+            combinations([name for name in systems if of_system.get(name)], 2) if metric.better else ()
+        ):
+            compared = _compare(metric.name, (first, second), of_system, reference_of)
+            if compared is not None:
+                found.append(compared)
+    directions = {metric.name: metric.better for metric in metrics}
+    significant = _holm([comparison.p for comparison in found])
+    decided = []
+    for comparison, certain in zip(found, significant, strict=True):
+        outside = comparison.low > 0 or comparison.high < 0
+        ahead = (comparison.difference > 0) == (directions[comparison.metric] == "higher")
+        winner = comparison.first if ahead else comparison.second
+        decided.append(replace(comparison, better=winner if certain and outside else "equal"))
+    return decided
+
+
+def _compare(
+    metric: str, pair: tuple[str, str], of_system: Mapping[str, Values], reference_of: Mapping[str, str]
+) -> Comparison | None:
+    first, second = (of_system[name] for name in pair)
+    differences = {item: first[item] - second[item] for item in first if item in second}
+    if not differences:
+        return None
+    summary = summarise(differences, reference_of)
+    drawn = _drawn_means(*_clusters(differences, reference_of))
+    p = 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
+    p = min(max(p, smallest_p(summary.references)), 1.0)
+    return Comparison(metric, *pair, summary.mean, summary.low, summary.high, p, summary.items)
+
+
+def smallest_p(references: int) -> float:
+    """The least p that so many references allow: that of a sign test, for a bootstrap of few is too sure of itself."""
+    return max(1 / DRAWS, 2.0 ** (1 - references))
+
+
+def _holm(ps: Sequence[float]) -> list[bool]:
+    """Which of the hypotheses fall at 5 % together."""
+    significant = [False] * len(ps)
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        if ps[index] > ALPHA / (len(ps) - rank):
+            break
+        significant[index] = True
+    return significant
+
+
+def _clusters(values: Values, reference_of: Mapping[str, str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each reference."""
+    references = sorted({reference_of[item] for item in values})
+    place = {name: index for index, name in enumerate(references)}
+    sums, counts = np.zeros(len(references)), np.zeros(len(references))
+    for item, value in values.items():
+        sums[place[reference_of[item]]] += value
+        counts[place[reference_of[item]]] += 1
+    return sums, counts
+
+
+def _drawn_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over drawn references, (10000,). The draw depends on the number of references alone."""
+    drawn = _draws(len(sums))
+    return np.asarray((drawn @ sums) / (drawn @ counts))
+
+
+@lru_cache(maxsize=8)
+def _draws(number: int) -> NDArray[np.float64]:
+    """How often each reference is drawn, (10000, number)."""
+    drawn = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=DRAWS)
+    return drawn.astype(np.float64)

@@ -1,0 +1,208 @@
+"""The command on clips of the drawn world, with a tiny CLIP and DINO whose weights are random."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_backbones import write_clip, write_dino
+
+from contextanyone_core.media.video_io import write_clip as write_video
+from evaluation import run
+from evaluation.metrics.backbones import Backbone
+from evaluation.metrics.frames import positions
+from evaluation.study.analysis import Answer, analyse
+from evaluation.videos import read_frames
+from training.world.render import sample
+
+pytestmark = pytest.mark.slow
+
+ITEMS = 3
+FRAMES = 21
+
+
+def write_pictures(folder: Path, frames: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{index:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A set of three characters: the truth, a system that blurs it, one that freezes the reference, masks, models."""
+    import cv2
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    lines = []
+    for seed in range(ITEMS):
+        drawn, name = sample(seed, FRAMES, (64, 64)), f"{seed}.mp4"
+        (folder / "references").mkdir(exist_ok=True)
+        Image.fromarray(drawn.reference).save(folder / "references" / f"{seed}.png")
+        blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 2) for frame in drawn.video])
+        frozen = np.repeat(drawn.reference[None], FRAMES, axis=0)
+        for system, frames in (("truth", drawn.video), ("blurred", blurred), ("frozen", frozen)):
+            (folder / system).mkdir(exist_ok=True)
+            write_video(folder / system / name, frames, {})
+            masks = drawn.masks if system != "frozen" else np.repeat(drawn.reference_mask[None], FRAMES, axis=0)
+            write_pictures(folder / "masks" / system / f"{seed}", masks)
+        (folder / "masks" / "references").mkdir(exist_ok=True)
+        Image.fromarray(drawn.reference_mask).save(folder / "masks" / "references" / f"{seed}.png")
+        row = {"id": f"i{seed}", "reference": f"references/{seed}.png", "first": "A person.", "later": "It walks."}
+        lines.append(json.dumps({**row, "seed": seed, "file": name}))
+        (folder / "masks" / "references" / f"{seed}.png").rename(folder / "masks" / "references" / f"i{seed}.png")
+    (folder / "set.jsonl").write_text("\n".join(lines) + "\n")
+    write_clip(folder / "clip")
+    write_dino(folder / "dino")
+    return folder
+
+
+def words(folder: Path, out: Path, *more: str) -> list[str]:
+    systems = [f"{name}={folder / name}" for name in ("blurred", "frozen", "truth")]
+    return ["--set", str(folder / "set.jsonl"), "--videos", *systems, "--out", str(out), *more]
+
+
+def models(folder: Path) -> list[str]:
+    return ["--clip", str(folder / "clip"), "--dino", str(folder / "dino"), "--masks", str(folder / "masks")]
+
+
+@pytest.fixture(scope="module")
+def out(made) -> Path:
+    assert run.main(words(made, made / "out", *models(made))) == 0
+    return made / "out"
+
+
+def numbers(out: Path) -> dict[str, dict[str, dict[str, float]]]:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_every_metric_is_there_for_every_item(out):
+    found = numbers(out)
+    wanted = {"clip_i", "clip_i_person", "clip_t", "dino_i", "dino_i_person", "drift_slope", "consistency_20", "motion"}
+    assert wanted | {"copy_frame", "copy_background", "dino_i_matched", "subject_consistency"} <= found.keys()
+    systems = ("blurred", "frozen", "truth", "(still reference)", "(another person)")
+    assert set(found["dino_i"]) == set(systems)
+    assert {len(found[name][system]) for name in wanted for system in systems} == {ITEMS}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["record"]["CLIP"].startswith(str(out.parent / "clip"))
+    assert {row["first"] for row in summary["comparisons"]} == {"blurred"}  # floor, ceiling and truth are not compared
+
+
+def test_clip_i_and_dino_i_by_hand(made, out):
+    """The same numbers from transformers' own calls."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModel, CLIPModel
+
+    frames = read_frames(made / "truth" / "1.mp4")[positions(FRAMES)]
+    pictures = [Image.fromarray(frame) for frame in frames] + [Image.open(made / "references" / "1.png")]
+    for name, kind in (("clip_i", "clip"), ("dino_i", "dino")):
+        pixels = AutoImageProcessor.from_pretrained(made / kind)(images=pictures, return_tensors="pt")
+        with torch.inference_mode():
+            if kind == "clip":
+                model = CLIPModel.from_pretrained(made / kind)
+                features = model.visual_projection(model.vision_model(**pixels).pooler_output)
+            else:
+                features = AutoModel.from_pretrained(made / kind)(**pixels).pooler_output
+        cosines = torch.nn.functional.cosine_similarity(features[:-1], features[-1:])
+        assert numbers(out)[name]["truth"]["i1"] == pytest.approx(float(cosines.mean()), abs=1e-5)
+
+
+def test_a_still_reference_is_the_ceiling_and_freezing_does_not_win_where_motion_is_matched(out):
+    found = {
+        metric: {system: float(np.mean(list(values.values()))) for system, values in of_system.items()}
+        for metric, of_system in numbers(out).items()
+    }
+    assert found["dino_i"]["(still reference)"] == pytest.approx(1, abs=1e-5)
+    assert found["clip_i_person"]["(still reference)"] == pytest.approx(1, abs=1e-5)
+    assert found["dino_i"]["frozen"] > found["dino_i"]["blurred"]
+    assert found["dino_i_matched"]["frozen"] == 0 < found["dino_i_matched"]["blurred"]
+    assert found["motion"]["(still reference)"] == 0
+    assert found["copy_frame"]["frozen"] > 0.98 > found["copy_frame"]["truth"]
+    assert found["motion_ratio"]["truth"] == pytest.approx(1)
+    assert found["subject_consistency"]["(still reference)"] == pytest.approx(1, abs=1e-5)
+    assert (out / "table.md").read_text().count("| dino_i |") >= 1
+
+
+def test_another_persons_clip_is_the_truths_of_another_reference(out):
+    found = numbers(out)["motion"]
+    assert found["(another person)"]["i0"] == found["truth"]["i1"]
+    assert found["(another person)"]["i2"] == found["truth"]["i0"]
+
+
+def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(made, out, monkeypatch):
+    calls: list[int] = []
+    original = Backbone.pictures
+
+    def counted(self, frames):
+        calls.append(len(frames))
+        return original(self, frames)
+
+    monkeypatch.setattr(Backbone, "pictures", counted)
+    again = made / "again"
+    shutil.copytree(out, again)
+    assert run.main(words(made, again, *models(made))) == 0
+    assert calls == []
+    assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
+    files = sorted((again / "features").iterdir())
+    for file in files[::2]:
+        file.unlink()
+    assert run.main(words(made, again, *models(made))) == 0
+    assert 0 < len(calls) < len(files)
+    assert (again / "table.md").read_bytes() == (out / "table.md").read_bytes()
+
+
+def test_the_study_reads_the_numbers(out):
+    found = numbers(out)
+    answers = [Answer("r", f"i{index}", "blurred", "frozen", index % 5 - 2) for index in range(ITEMS)]
+    correlated = analyse(answers, {"dino_i": found["dino_i"]})["spearman"]
+    assert correlated["dino_i"]["comparisons"] == ITEMS
+
+
+def test_without_backbones_only_what_needs_none_is_computed(made, tmp_path):
+    systems = [f"{name}={made / name}" for name in ("blurred", "frozen")]
+    line = ["--set", str(made / "set.jsonl"), "--videos", *systems, "--out", str(tmp_path / "out")]
+    assert run.main(line) == 0
+    assert set(numbers(tmp_path / "out")) == {"motion", "copy_frame"}
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "CLIP: not run" in text
+    assert "a clip that hardly moves" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--base", "none"], "--base is none"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--dino", "there/is/none"], "--dino there/is/none cannot be loaded"),
+        (["--masks", "there_is_none"], "is no folder"),
+        (["--masks", ".", "--segmenter", "."], "name one of them"),
+        (["--segmenter", "there_is_none"], "there_is_none"),
+    ],
+)
+def test_a_mistake_is_one_line(made, tmp_path, capsys, monkeypatch, more, said):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run.main(words(made, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_masks_of_another_size_or_missing_are_named(made, tmp_path, capsys):
+    shutil.copytree(made / "masks", tmp_path / "masks")
+    line = ["--dino", str(made / "dino"), "--masks", str(tmp_path / "masks")]
+    shutil.rmtree(tmp_path / "masks" / "blurred" / "0")
+    assert run.main(words(made, tmp_path / "out", *line)) == 2
+    assert "has no blurred/0.mp4" in capsys.readouterr().err
+    write_pictures(tmp_path / "masks" / "blurred" / "0", np.zeros((3, 64, 64), np.uint8))
+    assert run.main(words(made, tmp_path / "out", *line)) == 2
+    assert "(3, 64, 64)" in capsys.readouterr().err
+
+
+def test_it_starts_as_a_script():
+    script = Path(run.__file__)
+    shown = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert "--videos" in shown.stdout
