@@ -113,6 +113,7 @@ def test_the_what_if_table_says_what_filter_then_gives(run):
             assert sum(not found.reason for found in decide(rows, changed)) == entry["kept"]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_time_and_the_same_command_give_the_same_bytes(run, tmp_path):
     path, out = config(tmp_path, len(FAULTS)), tmp_path / "killed"
     command = [sys.executable, str(ROOT / "data_pipeline" / "run.py"), str(path), "--out", str(out)]
@@ -130,6 +131,7 @@ def test_a_kill_at_any_time_and_the_same_command_give_the_same_bytes(run, tmp_pa
     assert outputs(out) == outputs(run)
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
     """Else it would go on writing beside the next run."""
     out = tmp_path / "out"
