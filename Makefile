@@ -36,7 +36,7 @@ test-all: $(STAMP) ## every test that this machine can run
 	$(BIN)/pytest
 
 types: $(STAMP) ## mypy --strict; nodes/ as a package of the repository, as ComfyUI loads it
-	$(BIN)/mypy -p contextanyone_core -p training -p benchmarks -p evaluation
+	$(BIN)/mypy -p contextanyone_core -p training -p benchmarks -p evaluation -p data_pipeline
 	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/pack
 	MYPYPATH=$(VENV)/types:stubs $(BIN)/mypy -p pack.nodes
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE, TRAINING, NODES, BENCHMARKS = "contextanyone_core", "training", "nodes", "benchmarks"
-EVALUATION = "evaluation"
+EVALUATION, PIPELINE = "evaluation", "data_pipeline"
 MAX_LINES = 420
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
@@ -69,7 +69,7 @@ def imports(path: Path) -> list[Import]:
 
 def module_file(module: str) -> Path | None:
     """The file of one of our own modules."""
-    if top(module) not in (CORE, TRAINING, NODES, BENCHMARKS, EVALUATION):
+    if top(module) not in (CORE, TRAINING, NODES, BENCHMARKS, EVALUATION, PIPELINE):
         return None
     path = ROOT.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -87,7 +87,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS, EVALUATION)
+OUR_FILES = sources(CORE, TRAINING, NODES, BENCHMARKS, EVALUATION, PIPELINE)
 
 
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -195,16 +195,23 @@ def test_every_named_library_is_used_where_it_is_named():
 
 
 def test_training_and_benchmarks_never_import_nodes_or_comfyui():
-    paths = sources(TRAINING, BENCHMARKS, EVALUATION)
+    paths = sources(TRAINING, BENCHMARKS, EVALUATION, PIPELINE)
     wrong = [(at(path), x.module) for path in paths for x in imports(path) if top(x.module) in COMFYUI]
     assert wrong == []
 
 
-def test_nothing_imports_the_benchmarks_or_the_evaluation():
-    outside = {BENCHMARKS, EVALUATION}
-    paths = sources(CORE, TRAINING, NODES, BENCHMARKS)
+def test_nothing_imports_the_benchmarks_the_evaluation_or_the_pipeline():
+    outside = {BENCHMARKS, EVALUATION, PIPELINE}
+    paths = sources(CORE, TRAINING, NODES, BENCHMARKS, EVALUATION, PIPELINE)
     own = [(path, x.module) for path in paths for x in imports(path)]
     assert [(at(path), name) for path, name in own if top(name) in outside - {path.relative_to(ROOT).parts[0]}] == []
+
+
+def test_the_pipeline_takes_of_training_the_row_model_the_world_and_the_commands():
+    allowed = ("training.data.manifest", "training.world", "training.commands")
+    own = [(path, x) for path in sources(PIPELINE) for x in imports(path) if top(x.module) == TRAINING]
+    assert own != []
+    assert [(at(path, x.line), x.module) for path, x in own if not x.module.startswith(allowed)] == []
 
 
 def test_the_row_model_imports_nothing_else_of_training():

@@ -11,6 +11,7 @@ from torch import Tensor
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.attention import AttentionFunction, KeysValues
 from contextanyone_core.model.blocks import BlockCache, Stream, TransformerBlock, _gated, _modulated
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import (
     ContextAnyoneTransformer,
     ReferenceCache,
@@ -86,13 +87,18 @@ class JointTransformer(ContextAnyoneTransformer):
         references: ReferenceInputs | None = None,
         cache: ReferenceCache | None = None,
         emphasis: float = 1.0,
+        condition: VideoCondition | None = None,
         attention: AttentionFunction | None = None,
     ) -> TransformerOutput:
         """As in the model."""
         if isinstance(cache, JointReferences):
             references, cache = cache.inputs, None
         if references is None:
-            return super().forward(latents, timesteps, text_embeds, emphasis=emphasis, attention=attention)
+            return super().forward(
+                latents, timesteps, text_embeds, emphasis=emphasis, condition=condition, attention=attention
+            )
+        if condition is not None:
+            raise InputError("A condition is given; joint attention is built without condition channels.")
         if len(references.latents) != 1:
             raise InputError(f"There are {len(references.latents)} references; joint attention is built for one.")
         attention = attention or self.attention

@@ -1,0 +1,117 @@
+"""A run's configuration: which sources, which chain, which thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from contextanyone_core.errors import InputError
+from data_pipeline.world_sources import WorldSet
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SourceSettings(_Settings):
+    """Where the videos are: a `folder` of files, or the rendered `world`."""
+
+    folder: Path | None = None
+    world: WorldSet | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SourceSettings:
+        if (self.folder is None) == (self.world is None):
+            raise ValueError("give one of folder and world")
+        return self
+
+
+class EngineSettings(_Settings):
+    """How it runs.
+
+    Attributes:
+        workers: processes. retries: attempts after the first for a stage that raises.
+        max_failed: the share of failed sources above which the command ends with 3.
+    """
+
+    workers: int = Field(default=2, ge=1, le=256)
+    retries: int = Field(default=2, ge=0, le=10)
+    max_failed: float = Field(default=0.01, ge=0, le=1)
+
+
+class PipelineSettings(_Settings):
+    """Everything of a run.
+
+    Attributes:
+        chain: `pixels` scores shots and asks no model; `world` makes pairs of rendered sources.
+        filters: thresholds, as `<stage>: {min_<score>: x, max_<score>: y}`. They belong to the chain.
+        licence: of the sources; it goes into the manifest.
+    """
+
+    chain: Literal["pixels", "world"]
+    sources: SourceSettings
+    engine: EngineSettings = EngineSettings()
+    filters: dict[str, dict[str, float]] = {}
+    source: str = Field(min_length=1)
+    license: str = Field(min_length=1)
+
+    @field_validator("filters")
+    @classmethod
+    def _bounds(cls, filters: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for stage, bounds in filters.items():
+            for name in bounds:
+                if name[:4] not in ("min_", "max_") or len(name) == 4:
+                    raise ValueError(f"{stage}.{name} must begin with min_ or max_ and name a score")
+        return filters
+
+    @model_validator(mode="after")
+    def _chain_fits(self) -> PipelineSettings:
+        if self.chain == "world" and self.sources.world is None:
+            raise ValueError("chain world needs sources.world: its models answer out of the renderer's truth")
+        return self
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> PipelineSettings:
+    """Read a YAML file, and apply `<stage>.<bound>=<number>` to its thresholds.
+
+    Raises:
+        InputError: it is missing, not YAML, or has an impossible value.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(data, dict):
+        raise InputError(f"The configuration {path} must be a mapping of settings; docs/DATA_PIPELINE.md lists them.")
+    try:
+        return _with_thresholds(PipelineSettings.model_validate(data), overrides)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_described(error)}") from None
+
+
+def _with_thresholds(settings: PipelineSettings, overrides: Sequence[str]) -> PipelineSettings:
+    filters = {stage: dict(bounds) for stage, bounds in settings.filters.items()}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        stage, _, bound = name.partition(".")
+        try:
+            number = float(value)
+        except ValueError:
+            raise InputError(
+                f"--set {override} must be <stage>.<bound>=<number>, such as person.min_area=0.1."
+            ) from None
+        filters.setdefault(stage, {})[bound] = number
+    data: dict[str, Any] = settings.model_dump(mode="json") | {"filters": filters}
+    return PipelineSettings.model_validate(data)
+
+
+def _described(error: ValidationError) -> str:
+    found = error.errors()[0]
+    place, message = ".".join(str(part) for part in found["loc"]), found["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}." if place else f"{message}."

@@ -1,0 +1,1 @@
+"""From scores to a manifest: thresholds, duplicates, splits, the account."""

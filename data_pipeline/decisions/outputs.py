@@ -1,0 +1,193 @@
+"""What a run leaves behind: the table of decisions, the manifest, the funnel, the what-if table, the card."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contextanyone_core.atomic_file import write_text
+from contextanyone_core.errors import InputError
+from data_pipeline.config import PipelineSettings
+from data_pipeline.decisions.rules import Decision, Rule, decide, reasons, rules_of, what_if
+from data_pipeline.decisions.splits import split_rows
+from data_pipeline.engine.work import Job
+from data_pipeline.rows import Part, Row, read_part, sorted_rows
+from training.data.manifest import Edit, Hashes, ManifestRow, Split, write_lines, write_manifest
+
+
+@dataclass(frozen=True)
+class Account:
+    """Every row of a run with its decision, the rules, and the funnel of stages."""
+
+    decisions: list[Decision]
+    rules: list[Rule]
+    funnel: dict[str, object]
+
+
+def parts_of(job: Job, number: int, names: Sequence[str]) -> Iterator[Part]:
+    """The parts of one stage that there are, in the order of sources."""
+    for name in names:
+        path = job.part_path(number, name)
+        if path.is_file():
+            yield read_part(path)
+
+
+def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Account:
+    """Read the parts and decide.
+
+    Raises:
+        InputError: a rule names a score that was not measured.
+    """
+    stages: dict[str, dict[str, object]] = {}
+    rows: list[Row] = []
+    entering = 0
+    for number, stage in enumerate(job.stages):
+        dropped: Counter[str] = Counter()
+        rows, sources = [], 0
+        for part in parts_of(job, number, names):
+            sources += 1
+            rows += part.rows
+            dropped.update(found.drop.reason for found in part.dropped)
+        entering = sources if number == 0 else entering
+        stages[stage.name] = {
+            "sources": sources,
+            "in": entering,
+            "out": len(rows),
+            "dropped": dict(sorted(dropped.items())),
+        }
+        entering = len(rows)
+    rows = sorted_rows(rows)
+    rules = rules_of(settings.filters, rows)
+    decisions = decide(rows, rules)
+    failed = sum(job.failure_path(name).is_file() for name in names)
+    kept = sum(not found.reason for found in decisions)
+    funnel = {
+        "sources": len(names),
+        "failed": failed,
+        "stages": stages,
+        "rows": len(rows),
+        "kept": kept,
+        "dropped": reasons(decisions),
+    }
+    return Account(decisions, rules, funnel)
+
+
+def write_outputs(job: Job, settings: PipelineSettings, account: Account) -> None:
+    """Write `decisions.jsonl`, `funnel.json`, `what_if.json`, and `manifest.jsonl` where the chain makes pairs."""
+    rows = [found.row for found in account.decisions]
+    table = ({**found.row.model_dump(), "reason": found.reason, "broken": found.broken} for found in account.decisions)
+    write_lines(job.root / "decisions.jsonl", (json.dumps(line, sort_keys=True, ensure_ascii=False) for line in table))
+    write_json(job.root / "funnel.json", account.funnel)
+    write_json(job.root / "what_if.json", what_if(rows, account.rules))
+    kept = [found.row for found in account.decisions if not found.reason]
+    if any(stage.name == "verify" for stage in job.stages):
+        pairs = zip(kept, split_rows(kept), strict=True)
+        write_manifest(job.root / "manifest.jsonl", [_pair(row, split, settings) for row, split in pairs])
+
+
+def write_json(path: Path, data: object) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def _pair(row: Row, split: Split, settings: PipelineSettings) -> ManifestRow:
+    return ManifestRow(
+        id=row.id,
+        video=row.video,
+        start_frame=row.start,
+        num_frames=row.stop - row.start,
+        width=int(row.scores["probe.width"]),
+        height=int(row.scores["probe.height"]),
+        reference=row.paths["reference"],
+        target_frame_index=int(row.scores["target.index"]),
+        mask=row.paths["mask"],
+        prompt_first=row.labels["captions.first"],
+        prompt_later=row.labels["captions.later"],
+        edit=Edit(
+            model=settings.chain, instruction=row.labels["verify.instruction"], seed=int(row.scores["verify.seed"])
+        ),
+        scores=row.scores,
+        source=settings.source,
+        license=settings.license,
+        split=split,
+        sha256=Hashes(video=row.sha256),
+    )
+
+
+def read_decisions(root: Path) -> list[dict[str, object]]:
+    """The table of decisions.
+
+    Raises:
+        InputError: the run has not written one yet.
+    """
+    path = root / "decisions.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; run the chain to its end first.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def funnel_text(account: Account) -> str:
+    """The funnel in words: stages, then reasons."""
+    funnel = account.funnel
+    lines = [f"{funnel['sources']:>8}  sources, {funnel['failed']} failed"]
+    stages = funnel["stages"]
+    if isinstance(stages, dict):
+        for name, found in stages.items():
+            words = "".join(f", {count} {reason}" for reason, count in found["dropped"].items())
+            lines.append(f"{found['out']:>8}  rows after {name} ({found['sources']} sources{words})")
+    lines.append(f"{funnel['kept']:>8}  kept by the filters")
+    dropped = funnel["dropped"]
+    if isinstance(dropped, dict):
+        lines += [f"{count:>8}    {reason}" for reason, count in dropped.items()]
+    return "\n".join(lines) + "\n"
+
+
+def what_if_text(table: dict[str, list[dict[str, float]]], rules: Sequence[Rule]) -> str:
+    """The what-if table in words; `>` marks the threshold that holds."""
+    values = {rule.name: rule.value for rule in rules}
+    lines = []
+    for name, entries in table.items():
+        lines.append(name)
+        lines += [
+            f"  {'>' if entry['threshold'] == values[name] else ' '} {entry['threshold']:<12g}{entry['kept']:>8} kept"
+            for entry in entries
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def card_text(account: Account, settings: PipelineSettings, job: Job) -> str:
+    """The card: sources, licence, stages with versions and settings, thresholds, funnel, what is not known."""
+    stages = [f"| {x.name} | {x.version} | `{json.dumps(x.settings, sort_keys=True)}` |" for x in job.stages]
+    rules = [f"| {rule.name} | {rule.value:g} |" for rule in account.rules]
+    return "\n".join(
+        [
+            "# Data card",
+            "",
+            f"Sources: {settings.source}. Licence: {settings.license}. Chain: {settings.chain}.",
+            "",
+            "## Funnel",
+            "",
+            "```",
+            funnel_text(account).rstrip(),
+            "```",
+            "",
+            "## Stages",
+            "",
+            "| stage | version | settings |",
+            "|---|---|---|",
+            *stages,
+            "",
+            "## Thresholds",
+            "",
+            "| rule | value |",
+            "|---|---|",
+            *rules,
+            "",
+            "No face embedding is stored. Skin tone, gender and age are not inferred.",
+            "Drop rates by group are not measured.",
+            "",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Running stages over sources in processes, with parts on disk."""

@@ -1,0 +1,1 @@
+"""Stages that ask models: people, identity, masks, captions, edits, verification."""

@@ -1,0 +1,1 @@
+"""Stages that read pixels: shots, cheap scores, hashes."""

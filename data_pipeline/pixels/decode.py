@@ -1,0 +1,59 @@
+"""Frames of a video file, small and few: what the pixel stages look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+
+_PAIRS = 16
+_LONG_SIDE = 256
+
+
+def frames_of(path: Path, long_side: int) -> Iterator[Frames]:
+    """Every frame in turn, RGB uint8 (H, W, 3), its long side at most `long_side` pixels.
+
+    Raises: av.error.FFmpegError where it cannot be decoded.
+    """
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+            yield _small(picture, long_side)
+
+
+def _small(picture: Frames, long_side: int) -> Frames:
+    height, width = picture.shape[:2]
+    share = long_side / max(height, width)
+    if share >= 1:
+        return picture
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@lru_cache(maxsize=4)
+def pairs_of(path: Path, start: int, stop: int) -> tuple[tuple[Frames, Frames], ...]:
+    """Up to 16 pairs of neighbouring frames, evenly over a span; one decoding serves all stages of a row.
+
+    Raises: av.error.FFmpegError where it cannot be decoded.
+    """
+    firsts = sorted({int(at) for at in np.linspace(start, max(start, stop - 2), _PAIRS)})
+    wanted = {number for first in firsts for number in (first, first + 1)}
+    found: dict[int, Frames] = {}
+    for number, picture in enumerate(frames_of(path, _LONG_SIDE)):
+        if number in wanted:
+            found[number] = picture
+        if number >= max(wanted):
+            break
+    return tuple((found[first], found.get(first + 1, found[first])) for first in firsts if first in found)
+
+
+def grey(picture: Frames) -> NDArray[np.float32]:
+    """Luma, float32 (H, W), 0 to 255."""
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.float32)

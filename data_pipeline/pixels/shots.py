@@ -1,0 +1,124 @@
+"""Probe and shots: hard cuts by PySceneDetect, dissolves by a second pass over 8 to 16 frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scenedetect import ContentDetector, detect
+
+from data_pipeline.pixels.decode import frames_of
+from data_pipeline.rows import Drop, Row
+from data_pipeline.stage import Stage
+
+_THUMB = 16  # pixels: so small that people hardly count, and places do
+
+
+@dataclass(frozen=True)
+class Probe(Stage):
+    """Counts frames by decoding them. Drops what is no video: `undecodable`, `no_frames`."""
+
+    name: ClassVar[str] = "probe"
+
+    def __call__(self, row: Row) -> Row | Drop:
+        """The row of the whole video, with its size and rate."""
+        path = self.place(row.video)
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                rate = float(stream.average_rate or 0)
+                width, height = stream.codec_context.width, stream.codec_context.height
+            count = sum(1 for _ in frames_of(path, 16))
+        except (av.error.InvalidDataError, IndexError):
+            return Drop("undecodable")
+        if count == 0:
+            return Drop("no_frames")
+        row = row.span(0, count)
+        return row.scored(self.name, frames=count, fps=rate, width=width, height=height)
+
+
+@dataclass(frozen=True)
+class Shots(Stage):
+    """One row for each shot. What lies in a dissolve belongs to none.
+
+    Attributes:
+        threshold: of PySceneDetect's ContentDetector. min_length: frames; a shorter shot joins its neighbour.
+        windows: lengths in frames in which a dissolve is looked for.
+        min_change: mean difference (0 to 255) between a window's ends that is a change of place.
+        max_residual: the share of this change that a blend of both ends may leave unexplained.
+    """
+
+    name: ClassVar[str] = "shots"
+    threshold: float = 27.0
+    min_length: int = 9
+    windows: tuple[int, ...] = (9, 13, 17)
+    min_change: float = 18.0
+    max_residual: float = 0.25
+
+    def __call__(self, row: Row) -> list[Row]:
+        """The shots in order; a video without cuts is one."""
+        path = self.place(row.video)
+        scenes = detect(str(path), ContentDetector(self.threshold, min_scene_len=self.min_length), backend="pyav")
+        thumbs = np.stack([_thumb(picture) for picture in frames_of(path, 128)])
+        dissolves = self.dissolves(thumbs)
+        cuts = [begin.frame_num for begin, _ in scenes[1:]]
+        hard = [(cut, cut) for cut in cuts if all(not a - 2 <= cut <= b + 2 for a, b in dissolves)]
+        gaps = sorted([*hard, *dissolves])  # a cut that was found within a dissolve is a part of it
+        starts = [row.start, *(after for _, after in gaps)]
+        stops = [*(before for before, _ in gaps), row.stop]
+        spans = [(a, b) for a, b in zip(starts, stops, strict=True) if b > a]
+        return [row.span(a, b).scored(self.name, frames=b - a, count=len(spans)) for a, b in spans]
+
+    def dissolves(self, thumbs: NDArray[np.float32]) -> list[tuple[int, int]]:
+        """Spans (last whole frame + 1, first whole frame) in which one place is blended into another.
+
+        Args:
+            thumbs: (T, N), all frames.
+        """
+        found: list[tuple[float, int, int]] = []
+        for window in self.windows:
+            for start in range(len(thumbs) - window):
+                stop = start + window
+                change, residual = _blend(thumbs[start : stop + 1])
+                if change >= self.min_change and residual <= self.max_residual:
+                    found.append((-change, start, stop))
+        return _disjoint(found, thumbs)
+
+
+def _thumb(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(picture, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA), np.float32).reshape(-1)
+
+
+def _blend(frames: NDArray[np.float32]) -> tuple[float, float]:
+    """How much the ends differ (mean, 0 to 255), and the share of it that no blend of them explains; 1 for a cut."""
+    first, last = frames[0], frames[-1]
+    way = last - first
+    change = float(np.abs(way).mean())
+    if change == 0:
+        return 0.0, 1.0
+    inner = frames[1:-1]
+    share = (inner - first) @ way / float(way @ way)
+    unexplained = float(np.abs(inner - first - share[:, None] * way).mean()) / change
+    between = float(((share > 0.1) & (share < 0.9)).mean())
+    steps = np.diff([0.0, *share, 1.0])
+    steady = bool((steps > -0.05).all() and (steps < 0.35).all())  # a hard cut is one step of nearly all
+    return change, unexplained if between >= 0.4 and steady else 1.0
+
+
+def _disjoint(found: list[tuple[float, int, int]], thumbs: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """The strongest of windows that overlap, each shrunk to the frames that are between both places."""
+    kept: list[tuple[int, int]] = []
+    for _, start, stop in sorted(found):
+        if all(stop <= a or start >= b for a, b in kept):
+            kept.append((start, stop))
+    spans = []
+    for start, stop in kept:
+        way = thumbs[stop] - thumbs[start]
+        share = (thumbs[start : stop + 1] - thumbs[start]) @ way / float(way @ way)
+        inside = np.flatnonzero((share > 0.04) & (share < 0.96))
+        spans.append((start + int(inside[0]), start + int(inside[-1]) + 1))
+    return spans

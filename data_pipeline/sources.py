@@ -1,0 +1,75 @@
+"""Where videos come from: a folder of files, or the character world rendered on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from contextanyone_core.atomic_file import whole_file
+from contextanyone_core.errors import InputError
+from data_pipeline.rows import Row, file_sha256
+from data_pipeline.world_sources import WorldSet, write_source
+
+ENDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"}
+
+
+class Sources(Protocol):
+    """A named list of videos."""
+
+    def names(self) -> list[str]:
+        """Every source, sorted; usable as names of files."""
+
+    def row(self, name: str, root: Path) -> Row:
+        """The source as a row of the whole video; its file is there afterwards. `root` is the output folder."""
+
+
+@dataclass(frozen=True)
+class FolderSources:
+    """The videos of a folder, by their path with `/` as `__`."""
+
+    folder: Path
+
+    def _files(self) -> dict[str, Path]:
+        found = [path for path in self.folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
+        return {path.relative_to(self.folder).as_posix().replace("/", "__"): path for path in found}
+
+    def names(self) -> list[str]:
+        """Every video of the folder.
+
+        Raises:
+            InputError: there is none, or no such folder.
+        """
+        if not self.folder.is_dir():
+            raise InputError(f"sources.folder is {self.folder}, which is no folder; name one that holds videos.")
+        names = sorted(self._files())
+        if not names:
+            raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(ENDINGS))}).")
+        return names
+
+    def row(self, name: str, root: Path) -> Row:
+        """The video as a row; its path is absolute."""
+        path = self._files()[name].resolve()
+        return Row(source=name, sha256=file_sha256(path), video=str(path))
+
+
+@dataclass(frozen=True)
+class WorldSources:
+    """Rendered sources with planted faults; each is written below the output folder when it is first needed."""
+
+    world: WorldSet
+
+    def names(self) -> list[str]:
+        """One name for each number of the set."""
+        return [f"{number:06d}" for number in range(self.world.count)]
+
+    def row(self, name: str, root: Path) -> Row:
+        """The rendered video as a row."""
+        folder = root / "sources" / name
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(folder) as beside:
+                beside.mkdir()
+                write_source(beside, self.world, int(name))
+        video = folder / "video.mp4"
+        return Row(source=name, sha256=file_sha256(video), video=f"sources/{name}/video.mp4")

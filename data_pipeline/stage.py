@@ -1,0 +1,52 @@
+"""The contract of a stage: `row -> row | Drop | rows`, pure and idempotent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data_pipeline.rows import Drop, Row, digest
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One step. Its fields are its settings; the same row gives the same answer, and files are written whole.
+
+    Attributes:
+        root: the output folder; no setting.
+        name: prefix of its scores. version: to be raised when the same settings give other answers.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    root: Path
+
+    @abstractmethod
+    def __call__(self, row: Row) -> Row | Drop | list[Row]:
+        """One row, several (a split), or why there is none."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes its answers."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "root"}
+
+    def place(self, path: str) -> Path:
+        """A path of a row on this disk."""
+        return self.root / path
+
+    def folder(self, row: Row) -> Path:
+        """The folder of a row's files, made where it is missing."""
+        folder = self.root / row.files
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def fingerprints(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """For each stage a hash of its name, version and settings, and of those of every stage before it."""
+    found, upstream = [], ""
+    for stage in stages:
+        upstream = digest(upstream, stage.name, stage.version, stage.settings)
+        found.append(upstream)
+    return tuple(found)

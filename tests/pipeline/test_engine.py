@@ -1,0 +1,159 @@
+"""The engine: parts on disk, the same bytes after a kill, failures kept apart, a dead worker survived."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from data_pipeline.engine.local import Progress, run_local
+from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
+from data_pipeline.rows import Drop, Row, read_part
+from data_pipeline.stage import Stage, fingerprints
+
+
+@dataclass(frozen=True)
+class Files:
+    """Small text files as sources: their text says what happens to them."""
+
+    folder: Path
+
+    def names(self):
+        return sorted(path.stem for path in self.folder.iterdir())
+
+    def row(self, name, root):
+        return Row(source=name, sha256=name * 8, video=str(self.folder / f"{name}.txt"), stop=10)
+
+
+@dataclass(frozen=True)
+class Split(Stage):
+    name: ClassVar[str] = "split"
+    pieces: int = 2
+
+    def __call__(self, row):
+        with (self.root / "calls.txt").open("a") as file:
+            file.write(f"{row.source}\n")
+        step = row.stop // self.pieces
+        return [row.span(at, at + step) for at in range(0, row.stop, step)]
+
+
+@dataclass(frozen=True)
+class Measure(Stage):
+    """Does what the source's text asks for: raises, dies, kills the whole run once, or is dropped."""
+
+    name: ClassVar[str] = "measure"
+    factor: float = 1.0
+
+    def __call__(self, row):
+        text = Path(row.video).read_text()
+        once = self.root / "killed"
+        if text == "raise":
+            raise ValueError("broken file")
+        if text == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if text == "once" and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if text == "drop":
+            return Drop("empty", {"measure.value": 0.0})
+        return row.scored("measure", value=self.factor * row.start)
+
+
+def job(root, texts, selection=None, stages=None):
+    folder = root / "in"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    chosen = stages or (Split(root), Measure(root))
+    return Job(root, Files(folder), chosen, selection or Selection(), retries=1, backoff=0.0)
+
+
+def parts(root):
+    return {path.relative_to(root / "parts"): path.read_bytes() for path in sorted((root / "parts").rglob("*.jsonl"))}
+
+
+def calls(root):
+    return (root / "calls.txt").read_text().split()
+
+
+def test_a_source_goes_through_and_is_not_computed_again(tmp_path):
+    work = job(tmp_path, {"a": "", "b": "drop"})
+    assert run_source(work, "a") == Done("a", 2, 3)
+    assert run_source(work, "b") == Done("b", 0, 3)
+    before = parts(tmp_path)
+    assert run_source(work, "a") == Done("a", 2, 0)
+    assert parts(tmp_path) == before
+    assert calls(tmp_path) == ["a", "b"]
+    dropped = read_part(work.part_path(1, "b")).dropped
+    assert [(found.stage, found.drop.reason) for found in dropped] == [("measure", "empty")] * 2
+
+
+def test_another_setting_recomputes_the_stage_and_those_behind_it_only(tmp_path):
+    first = job(tmp_path, {"a": ""})
+    run_source(first, "a")
+    later = job(tmp_path, {"a": ""}, stages=(Split(tmp_path), Measure(tmp_path, factor=2.0)))
+    assert run_source(later, "a").computed == 2
+    assert calls(tmp_path) == ["a"]
+    keys = [{row.key for row in read_part(work.part_path(1, "a")).rows} for work in (first, later)]
+    assert len(keys[0]) == 2
+    assert not keys[0] & keys[1]
+    assert fingerprints(first.stages)[0] == fingerprints(later.stages)[0]
+    earlier = job(tmp_path, {"a": ""}, stages=(Split(tmp_path, pieces=5), Measure(tmp_path)))
+    assert run_source(earlier, "a") == Done("a", 5, 6)
+
+
+def test_only_and_from_compute_anew(tmp_path):
+    run_source(job(tmp_path, {"a": ""}), "a")
+    assert run_source(job(tmp_path, {}, Selection("split", "split")), "a") == Done("a", 2, 1)
+    assert run_source(job(tmp_path, {}, Selection("measure")), "a").computed == 2
+    assert calls(tmp_path) == ["a", "a"]
+
+
+def test_a_stage_that_raises_is_retried_and_kept_with_its_traceback(tmp_path):
+    work = job(tmp_path, {"a": "raise"})
+    failed = run_source(work, "a")
+    assert isinstance(failed, Failed)
+    assert (failed.stage, failed.error) == ("measure", "ValueError: broken file")
+    kept = json.loads(work.failure_path("a").read_text())
+    assert "raise ValueError" in kept["traceback"]
+    assert not work.part_path(1, "a").exists()
+    (tmp_path / "in" / "a.txt").write_text("")  # mended: the same command takes it up again
+    assert isinstance(run_source(work, "a"), Done)
+    assert not work.failure_path("a").exists()
+    assert calls(tmp_path) == ["a"]
+
+
+def test_a_worker_that_dies_takes_no_other_source_with_it(tmp_path):
+    texts = dict.fromkeys("abcdefgh", "") | {"d": "die", "e": "raise"}
+    work = job(tmp_path, texts)
+    progress = Progress(tmp_path / "progress.jsonl", len(texts))
+    outcomes = {outcome.source: outcome for outcome in run_local(work, work.sources.names(), 2, progress)}
+    assert sorted(outcomes) == sorted(texts)
+    assert {name for name, outcome in outcomes.items() if isinstance(outcome, Failed)} == {"d", "e"}
+    assert outcomes["d"].stage == "worker"
+    assert work.failure_path("d").exists()
+    last = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[-1])
+    assert (last["done"], last["failed"], last["eta_s"]) == (8, 2, 0.0)
+
+
+def test_a_kill_and_another_run_give_the_bytes_of_an_undisturbed_one(tmp_path):
+    texts = dict.fromkeys("abcd", "") | {"c": "once"}
+    disturbed, plain = job(tmp_path / "x", texts), job(tmp_path / "y", dict.fromkeys(texts, ""))
+    for work in (disturbed, plain):
+        list(run_local(work, work.sources.names(), 2, Progress(work.root / "progress.jsonl", 4)))
+    assert (tmp_path / "x" / "killed").exists()
+    found = parts(tmp_path / "x")
+    assert len(found) == 8
+    root = str(tmp_path / "x").encode()
+    assert {name: text.replace(root, str(tmp_path / "y").encode()) for name, text in found.items()} == parts(
+        tmp_path / "y"
+    )
+
+
+def test_keys_tell_spans_and_sources_apart(tmp_path):
+    work = job(tmp_path, {"a": "", "b": ""})
+    for source in "ab":
+        run_source(work, source)
+    keys = [row.key for source in "ab" for row in read_part(work.part_path(1, source)).rows]
+    assert len(set(keys)) == 4

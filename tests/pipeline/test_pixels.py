@@ -1,0 +1,126 @@
+"""Shots and cheap scores on small rendered videos and on pictures made for the purpose."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from contextanyone_core.media.video_io import write_clip
+from data_pipeline.pixels.scores import (
+    Blur,
+    Dark,
+    Hashes,
+    Letterbox,
+    Motion,
+    Static,
+    Text,
+    hash_distance,
+    perceptual_hash,
+)
+from data_pipeline.pixels.shots import Probe, Shots
+from data_pipeline.rows import Drop, Row
+from data_pipeline.world_sources import FAULTS, WorldSet, read_truth, write_source
+
+CHEAP = (Blur, Dark, Static, Motion, Letterbox, Text)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A source of each fault: its rows after the pixel stages, and the folder of each."""
+    root, world = tmp_path_factory.mktemp("world"), WorldSet(count=18, seed=3)
+    found = {}
+    for fault in set(FAULTS):
+        folder = root / fault
+        folder.mkdir()
+        write_source(folder, world, FAULTS.index(fault))
+        row = Probe(root)(Row(source=fault, sha256="0" * 64, video=f"{fault}/video.mp4"))
+        rows = Shots(root)(row)
+        for stage in (*(kind(root) for kind in CHEAP), Hashes(root)):
+            rows = [stage(one) for one in rows]
+        found[fault] = rows
+    return root, found
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"shaky"}))
+def test_shots_are_the_rendered_ones(scored, fault):
+    """But of a camera that jumps: PySceneDetect may cut there, and the motion filter drops what it cuts."""
+    root, rows = scored
+    true = read_truth(root / fault)["spans"]
+    got = [(row.start, row.stop) for row in rows[fault]]
+    assert len(got) == len(true)
+    for (start, stop), (first, last) in zip(got, true, strict=True):
+        assert abs(start - first) <= 2
+        assert abs(stop - last) <= 2
+    assert all(b[0] - a[1] >= (4 if fault == "dissolve" else 0) for a, b in pairwise(got))
+
+
+@pytest.mark.parametrize(
+    ("fault", "score", "sign"),
+    [
+        ("dark", "dark.brightness", -1),
+        ("blurred", "blur.sharpness", -1),
+        ("static", "static.change", -1),
+        ("shaky", "motion.flow", 1),
+        ("letterbox", "letterbox.share", 1),
+        ("text", "text.area", 1),
+    ],
+)
+def test_a_fault_has_the_extreme_score(scored, fault, score, sign):
+    _, rows = scored
+    others = [sign * row.scores[score] for kind in ("none", "cut", "dissolve") for row in rows[kind]]
+    assert all(sign * row.scores[score] > max(others) for row in rows[fault])
+
+
+def test_sources_are_the_same_bytes_each_time(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_source(tmp_path / name, WorldSet(count=1, seed=1), 2)
+    assert (tmp_path / "a" / "video.mp4").read_bytes() == (tmp_path / "b" / "video.mp4").read_bytes()
+
+
+def test_a_file_that_is_no_video_is_dropped(tmp_path):
+    (tmp_path / "x.mp4").write_bytes(b"no video at all" * 100)
+    assert Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4")) == Drop("undecodable")
+
+
+def test_a_moving_blend_of_motion_is_no_dissolve(tmp_path):
+    """A bright square that crosses the picture changes much, but no blend of the ends explains it."""
+    frames = np.zeros((30, 64, 64, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[:, 2 * number : 2 * number + 24] = 220
+    write_clip(tmp_path / "x.mp4", frames, {})
+    row = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4"))
+    assert [(shot.start, shot.stop) for shot in Shots(tmp_path)(row)] == [(0, 30)]
+
+
+def test_text_that_moves_is_not_burnt_in(tmp_path):
+    rng = np.random.default_rng(0)
+    strokes = np.where(rng.random((6, 40)) < 0.5, 255, 0).astype(np.uint8)
+    still, moving = (np.full((20, 64, 64, 3), 60, np.uint8) for _ in range(2))
+    for number in range(20):
+        still[number, 50:56, 10:50] = strokes[..., None]
+        moving[number, 10 + 2 * number : 16 + 2 * number, 10:50] = strokes[..., None]
+    areas = []
+    for frames in (still, moving):
+        pairs = tuple((a, b) for a, b in pairwise(frames))
+        areas.append(Text(tmp_path).measure(pairs, 16.0)["area"])
+    assert areas[0] > 0.03
+    assert areas[1] == 0
+
+
+def test_a_bar_at_one_edge_is_scenery(tmp_path):
+    frames = np.full((9, 64, 64, 3), 120, np.uint8)
+    frames[:, :10] = 0
+    pairs = tuple((a, b) for a, b in pairwise(frames))
+    assert Letterbox(tmp_path).measure(pairs, 16.0) == {"share": 0.0}
+    frames[:, 54:] = 0
+    assert Letterbox(tmp_path).measure(pairs, 16.0) == {"share": pytest.approx(20 / 64)}
+
+
+def test_hashes_are_near_for_a_copy_and_far_for_another(scored):
+    _, rows = scored
+    first = rows["none"][0].labels["hashes.frames"].split()
+    other = rows["dark"][0].labels["hashes.frames"].split()
+    assert all(hash_distance(a, b) > 0.15 for a, b in zip(first, other, strict=True))
+    picture = np.random.default_rng(0).integers(0, 200, (64, 64, 3), np.uint8)
+    assert hash_distance(perceptual_hash(picture), perceptual_hash(picture + 9)) < 0.02
