@@ -216,7 +216,7 @@ def test_kept_stills_keep_the_facts_of_the_latents(exported, tmp_path, monkeypat
 
 
 def test_a_length_that_the_vae_cannot_have_is_refused():
-    with pytest.raises(ValidationError, match=r"4k \+ 1 frames are needed"):
+    with pytest.raises(ValidationError, match=r"Wan needs 4k \+ 1 frames, such as 5 or 9"):
         Settings(clip_frames=8)
 
 
