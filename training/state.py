@@ -130,15 +130,19 @@ class CheckpointStore:
         names = self._names()
         present = [name for name in names if name <= newest]
         for name in sorted(set(names) - set(present[-self.keep_last :])):
-            try:
-                shutil.rmtree(self.folder / name)
-            except OSError as error:
-                _LOG.warning("The old checkpoint %s cannot be removed: %s.", self.folder / name, error.strerror)
+            _remove("The old checkpoint", self.folder / name)
 
     def _remove_remains(self) -> None:
         """A killed process may have left half a checkpoint; `only_trainer` sees that no other one writes here."""
         for path in self.folder.glob(f"{PREFIX}*{ENDING}"):
-            shutil.rmtree(path)
+            _remove("The unfinished checkpoint", path)
+
+
+def _remove(what: str, folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        _LOG.warning("%s %s cannot be removed: %s.", what, folder, error.strerror)
 
 
 @contextmanager
