@@ -49,11 +49,8 @@ def as_variant(network: ContextAnyoneTransformer, variant: Variant) -> ContextAn
 class ClipOnlyTransformer(ContextAnyoneTransformer):
     """Conditioned on CLIP tokens only: no reference stream in self-attention, no Emphasize-Attention."""
 
-    def encode_references(
-        self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
-    ) -> ReferenceCache:
-        """As in the model, but without the reference stream's keys and values."""
-        cache = super().encode_references(references, attention=attention)
+    def _run_references(self, references: ReferenceInputs, attention: AttentionFunction) -> ReferenceCache:
+        cache = super()._run_references(references, attention)
         blocks = [
             BlockCache(KeysValues(*(part[:, :0] for part in block.self_attn)), None, block.image)
             for block in cache.blocks
