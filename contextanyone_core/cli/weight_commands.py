@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..runtime.options import DTYPES
 from ..weights.name_tables import OUTPUT_NAMINGS
-from ..weights.safetensors_file import read_header
 from .parsing import Parser, file_path, one_of, regular_path
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def init(argv: Sequence[str]) -> int:
     options = parser.parse(argv)
     _refuse_overwriting(options.out, [options.backbone, options.clip_branch])
     from ..checkpoints.init import write_starting_checkpoint
+    from ..weights.safetensors_file import read_header
 
     with _tensor_bar(options.out.name) as progress:
         config = write_starting_checkpoint(
