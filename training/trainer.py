@@ -235,7 +235,7 @@ class Trainer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         record = run_record(self.config, self.progress, self.part) | ({} if ema else {"ema": False})
-        clock = {"seconds": round(self.progress.seconds, 1)}  # not in the weights' files: equal weights are equal bytes
+        clock = {"seconds": round(self.progress.seconds, 3)}  # not in the weights' files: equal weights are equal bytes
         with self.shown(ema=ema):
             if dtype is None:
                 self.part.export(folder, record)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cv2
 
-from data_pipeline.engine.work import Done, Failed, Job, run_source, write_failure
+from data_pipeline.engine.work import Done, Failed, Job, remove_remains, run_source, write_failure
 
 _TASKS_OF_A_WORKER = 256  # then a new process takes its place: libraries that leak do not add up
 _EVERY = 2.0  # seconds between lines of progress
@@ -68,6 +68,7 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
     """
     progress._started = time.monotonic()
     waiting, suspects = deque(names), deque[str]()
+    remove_remains(job, set(names))
     while waiting or suspects:
         if suspects:
             todo, count = deque([suspects.popleft()]), 1
@@ -85,6 +86,7 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
                 write_failure(job, outcome)
             progress.add(outcome)
             yield outcome
+        remove_remains(job, set(suspects))
 
 
 def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | Failed | str]:

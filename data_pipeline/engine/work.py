@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from contextanyone_core.atomic_file import write_text
+from contextanyone_core.atomic_file import ENDING, PREFIX, write_text
 from data_pipeline.rows import Drop, Dropped, Part, Row, digest, read_part
 from data_pipeline.sources import Sources
 from data_pipeline.stage import Stage, fingerprints
@@ -90,6 +92,15 @@ def write_failure(job: Job, failed: Failed) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"source": failed.source, "stage": failed.stage, "error": failed.error, "traceback": failed.trace}
     write_text(path, json.dumps(found, indent=1) + "\n")
+
+
+def remove_remains(job: Job, sources: Collection[str]) -> None:
+    """Remove what killed workers left half-written of these sources; nobody may be working on them."""
+    for number in range(len(job.stages)):
+        for hidden in job.part_path(number, "").parent.glob(f"{PREFIX}*{ENDING}"):
+            names = [path.stem for path in (hidden / "written").glob("*.jsonl")]
+            if names and all(name in sources for name in names):  # another machine may be writing other sources
+                shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _through(job: Job, source: str, at: list[str]) -> Done:

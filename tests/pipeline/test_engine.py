@@ -151,6 +151,18 @@ def test_a_kill_and_another_run_give_the_bytes_of_an_undisturbed_one(tmp_path):
     )
 
 
+def test_what_killed_workers_left_half_written_is_removed(tmp_path):
+    work = job(tmp_path, dict.fromkeys("ab", ""))
+    folder = work.part_path(0, "a").parent
+    remains = {name: folder / f".contextanyone-{name * 16}.part" for name in ("a", "z")}
+    for name, hidden in remains.items():
+        (hidden / "written").mkdir(parents=True)
+        (hidden / "written" / f"{name}.jsonl").write_text("{")
+    list(run_local(work, work.sources.names(), 2, Progress(work.root / "progress.jsonl", 2)))
+    assert not remains["a"].exists()
+    assert remains["z"].exists()  # of a source that another machine has
+
+
 def test_keys_tell_spans_and_sources_apart(tmp_path):
     work = job(tmp_path, {"a": "", "b": ""})
     for source in "ab":
