@@ -20,6 +20,7 @@ class TrainSettings(BaseModel):
         only: train what matches one of these; none is everything.
         freeze: of that, leave out what matches one of these.
         thaw: pattern -> step: of what is trained, what matches stays as it is before that step (the first is 0).
+        lr_scale: pattern -> factor of the learning rate; the last pattern that matches a name holds for it.
         lora: in place of `only` and `freeze`: low-rank updates, and the new parts in full.
     """
 
@@ -28,6 +29,7 @@ class TrainSettings(BaseModel):
     only: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     thaw: dict[str, Annotated[int, Field(ge=1)]] = {}
+    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = {}
     lora: LoraSettings | None = None
 
     @model_validator(mode="after")
@@ -57,8 +59,8 @@ def choose_trained(transformer: ContextAnyoneTransformer, settings: TrainSetting
     """Let exactly the chosen parameters have gradients, now or later.
 
     Raises:
-        InputError: as `trained_names` and `add_lora`; a pattern of `thaw` matches nothing that is trained, or leaves
-            nothing for the first step.
+        InputError: as `trained_names` and `add_lora`; a pattern of `thaw` or `lr_scale` matches nothing that is
+            trained, or `thaw` leaves nothing for the first step.
         MissingDependencyError: a LoRA without peft.
     """
     if settings.lora is not None:
@@ -69,6 +71,7 @@ def choose_trained(transformer: ContextAnyoneTransformer, settings: TrainSetting
             parameter.requires_grad_(name in chosen)
     trained = [name for name, parameter in transformer.named_parameters() if parameter.requires_grad]
     require_matches("part.train.thaw", settings.thaw, trained, "nothing that is trained")
+    require_matches("part.train.lr_scale", settings.lr_scale, trained, "nothing that is trained")
     if len(frozen_names(trained, settings, 0)) == len(trained):
         raise InputError("part.train.thaw leaves nothing to train in the first step.")
 
@@ -77,3 +80,11 @@ def frozen_names(names: Iterable[str], settings: TrainSettings, step: int) -> li
     """Of the names, those that `thaw` still freezes at a step."""
     patterns = [pattern for pattern, thawed_at in settings.thaw.items() if step < thawed_at]
     return [name for name in names if matches(name, patterns)] if patterns else []
+
+
+def lr_scales(names: Iterable[str], settings: TrainSettings) -> dict[str, float]:
+    """The factor of the learning rate of each name."""
+    scales = dict.fromkeys(names, 1.0)
+    for pattern, factor in settings.lr_scale.items():
+        scales |= {name: factor for name in scales if matches(name, [pattern])}
+    return scales

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError
+from ..model.condition import resized_patch_weight
 from ..model.transformer import ContextAnyoneTransformer, initialise_layer
 from ..weights.checkpoint import transformer_config
 from ..weights.comparison import compare, expected_tensors
@@ -82,7 +83,7 @@ def write_starting_checkpoint(
         if not is_finite(value):
             file = out if source is None else source.path
             raise CheckpointError(f"{file} holds NaN or infinite values in {name} in {stored}.")
-        return _widened(value, wide[1]) if name == _PATCHES else value
+        return resized_patch_weight(value, wide[1]) if name == _PATCHES else value
 
     plan = {name: TensorInfo(NAMES[stored], shape) for name, shape in expected.items()}
     metadata = {
@@ -110,12 +111,6 @@ def _made_of(base: WeightSource, clip: WeightSource | None, channels: int, new_c
     backbone = f"{base.path.name}: {base.recognised}"
     made_of = {"backbone": backbone, "clip_branch": "new" if clip is None else f"{clip.path.name}: {clip.recognised}"}
     return made_of | ({"condition": "new" if new_channels else backbone} if channels else {})
-
-
-def _widened(weight: Tensor, channels: int) -> Tensor:
-    """A patch embedding (dim, C, 1, 2, 2) with zeros for further channels, which then change nothing."""
-    new = weight.new_zeros(weight.shape[0], channels - weight.shape[1], *weight.shape[2:])
-    return torch.cat([weight, new], dim=1)
 
 
 def _config(base: WeightSource, clip: WeightSource | None, condition: bool) -> ContextAnyoneConfig:

@@ -71,6 +71,12 @@ class PatchEmbedding(nn.Conv3d):
         return functional.conv3d(x, self.weight[:, : x.shape[1]].contiguous(), self.bias, self.stride)
 
 
+def resized_patch_weight(weight: Tensor, channels: int) -> Tensor:
+    """A patch embedding's weight (dim, C, 1, 2, 2) with so many inputs: further ones zero, and so unused."""
+    absent = max(channels - weight.shape[1], 0)
+    return functional.pad(weight[:, :channels], (0, 0, 0, 0, 0, 0, 0, absent))
+
+
 def with_absent_channels(x: Tensor, channels: int) -> Tensor:
     """Latents (B, C, T, h, w) with zeros up to `channels`, for a host's own layer, which needs all of them."""
     absent = channels - x.shape[1]

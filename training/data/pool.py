@@ -25,10 +25,21 @@ from contextanyone_core.encoders.image import ImageEncoder
 from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.encoders.vae import VideoVAE
 from training.data.frames import latent_masks
+from training.data.world_poses import drawn_poses
 from training.files import write_tensors
 from training.randomness import numpy_generator, seed_for
 from training.vae_forward import encode_whole
-from training.world import ATTRIBUTES, TEST_SEED_START, Character, Scene, WorldSample, random_frame, sample
+from training.world import (
+    ATTRIBUTES,
+    TEST_SEED_START,
+    VERSION,
+    Character,
+    Scene,
+    WorldSample,
+    posed_sample,
+    random_frame,
+    sample,
+)
 from training.world.scene import ACTIONS, LIGHTS, PLACES
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +51,8 @@ _WHITE_SHARE = 0.1  # references with the person on white, as an artist's cut-ou
 class PoolKey:
     """Which pairs a pool holds; ``encoders`` is a hash of what encoded them (`encoders_hash`).
 
-    ``apart_from`` is another pool, none of whose pairs this one has.
+    ``posed`` pairs come with their poses, and half of them move freely (`posed_sample`). ``apart_from`` is another
+    pool, none of whose pairs this one has.
     """
 
     encoders: str
@@ -48,13 +60,15 @@ class PoolKey:
     num_frames: int
     size: int
     pairs: int
+    posed: bool = False
     apart_from: PoolKey | None = None
 
     def folder(self, root: Path) -> Path:
         """The pool's folder; its name does not depend on the number of pairs, so that a pool can grow."""
         other = self.apart_from
         apart = "" if other is None else f"-apart-from-seed{other.seed}x{other.pairs}"
-        return root / f"{self.encoders}-seed{self.seed}-{self.num_frames}x{self.size}{apart}"
+        posed = "-posed" if self.posed else ""
+        return root / f"{self.encoders}-world{VERSION}-seed{self.seed}-{self.num_frames}x{self.size}{posed}{apart}"
 
     def world_seed(self, index: int) -> int:
         """The seed that a pair is rendered from: of a training character, and of no pair of ``apart_from``."""
@@ -71,7 +85,8 @@ class Pool:
 
     ``latents`` (n, 16, t, h, w), ``masks`` (n, 1, t, h, w) the person's share of each latent in [0, 1],
     ``reference_latents`` (n, 16, 1, h, w), ``image_embeds`` (n, tokens, D), all float16; ``labels`` (n, 11) int64: the
-    eight attributes, then action, place and light.
+    eight attributes, then action, place and light. Of a posed pool also ``poses`` (n, 16, t, h, w), the latents of the
+    drawn poses, and ``free`` (n,) bool, whether the person moves as no word says.
     """
 
     latents: Tensor
@@ -79,6 +94,8 @@ class Pool:
     reference_latents: Tensor
     image_embeds: Tensor
     labels: Tensor
+    poses: Tensor | None = None
+    free: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -92,6 +109,10 @@ class Pool:
         """The scene of a pair's clip."""
         action, place, light = self.labels[index].tolist()[-3:]
         return Scene(ACTIONS[action], PLACES[place], LIGHTS[light])
+
+    def moves_freely(self, index: int) -> bool:
+        """Whether no word says how the person of a pair moves."""
+        return self.free is not None and bool(self.free[index])
 
 
 def encoders_hash(vae: VideoVAE, image_encoder: ImageEncoder) -> str:
@@ -156,16 +177,26 @@ def _encode_shard(key: PoolKey, shard: int, vae: VideoVAE, image_encoder: ImageE
 
 def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
     seed, size = key.world_seed(index), (key.size, key.size)
-    pair = sample(seed, key.num_frames, size) if key.num_frames > 1 else random_frame(seed, size)
+    pair = _pair(key, seed, size)
     reference = _images(_reference(pair, numpy_generator(key.seed, index, "white reference"))[None])
     tokens = image_encoder.encode(clip_picture(reference[:, :, 0], image_encoder.image_size))
-    return {
+    tensors = {
         "latents": _encode(_images(pair.video), vae),
         "masks": latent_masks(torch.from_numpy(pair.masks)).half(),
         "reference_latents": _encode(reference, vae),
         "image_embeds": tokens[0].half().cpu(),
         "labels": torch.tensor([*pair.character.labels(), *pair.scene.labels()]),
     }
+    if key.posed:
+        poses = drawn_poses(pair.keypoints, size, numpy_generator(key.seed, index, "stretched limb"))
+        tensors |= {"poses": _encode(_images(poses), vae), "free": torch.tensor(pair.free)}
+    return tensors
+
+
+def _pair(key: PoolKey, seed: int, size: tuple[int, int]) -> WorldSample:
+    if key.posed:
+        return posed_sample(seed, key.num_frames, size)
+    return sample(seed, key.num_frames, size) if key.num_frames > 1 else random_frame(seed, size)
 
 
 def _encode(images: Tensor, vae: VideoVAE) -> Tensor:

@@ -230,3 +230,15 @@ def default_groups(
         {"params": [p for p in trained if id(p) not in with_decay], "lr_scale": lr_scale, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def scaled_groups(groups: Iterable[ParameterGroup], scales: Mapping[nn.Parameter, float]) -> list[ParameterGroup]:
+    """Split groups by the factors of some parameters' learning rate; the others keep their group's."""
+    split: list[ParameterGroup] = []
+    for group in groups:
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        for scale, params in by_scale.items():
+            split.append({**group, "params": params, "lr_scale": scale * group.get("lr_scale", 1.0)})
+    return split

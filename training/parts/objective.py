@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
@@ -28,6 +29,8 @@ class ObjectiveSettings(PartSettings):
     reconstruct: Literal["target", "reference"] = "target"
     drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
     drop_text: float = Field(default=0.1, ge=0, lt=1)  # of the samples
+    drop_pose: float = Field(default=0.15, ge=0, le=1)  # of the samples, where the network has condition channels
+    drop_start: float = Field(default=0.5, ge=0, le=1)  # likewise; the others show their first one or two latent frames
     sigmas: SigmaDistribution = "logit_normal"
     shift: float = Field(default=2.0, gt=0)
     uniform: float = Field(default=0.2, ge=0, le=1)
@@ -43,6 +46,8 @@ class EncodedClips:
             of all of them; None without a CLIP branch.
         target: (B, 16, R, h, w), what the reference stream must reconstruct; target_weights: (B, 1, R, h, w), its
             weights, None for equal ones.
+        poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
+        conditioned: whether the network has condition channels, and so is shown poses and first frames.
     """
 
     latents: Tensor
@@ -51,6 +56,20 @@ class EncodedClips:
     image_embeds: Tensor | None
     target: Tensor
     target_weights: Tensor | None
+    poses: Tensor | None = None
+    conditioned: bool = False
+
+
+@dataclass(frozen=True)
+class ConditionDraws:
+    """What each sample is shown in the condition channels.
+
+    Attributes:
+        keep_pose: (B,) bool. start_frames: (B,), how many clean latent frames; 0 for none.
+    """
+
+    keep_pose: Tensor
+    start_frames: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,12 +88,14 @@ class Draws:
         sigma: (B,), noise levels of the clips. noise: (B, 16, t, h, w).
         keep_text: whether each sample's video stream gets its prompt; the others get the empty one.
         reference: None if this batch drops its references.
+        condition: None if the network has no condition channels.
     """
 
     sigma: Tensor
     noise: Tensor
     keep_text: list[bool]
     reference: ReferenceDraws | None
+    condition: ConditionDraws | None = None
 
 
 def draw(
@@ -101,8 +122,9 @@ def draw(
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
     dropping = draws[0] if common is None else torch.rand((), generator=common)
+    condition = _draw_condition(settings, clips, generator)
     if dropping < settings.drop_reference:
-        return Draws(sigma, noise, keep_text, None)
+        return Draws(sigma, noise, keep_text, None, condition)
     halves = torch.rand(2, count, generator=generator)
     # Half of the references clean, half with sigma in (0, 0.1].
     levels = torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])).to(device)
@@ -111,15 +133,33 @@ def draw(
         noise,
         keep_text,
         ReferenceDraws(levels, torch.randn(clips.reference_latents.shape, generator=generator).to(device)),
+        condition,
     )
 
 
+def _draw_condition(
+    settings: ObjectiveSettings, clips: EncodedClips, generator: torch.Generator
+) -> ConditionDraws | None:
+    """A still is never its own start: the network would copy it."""
+    if not clips.conditioned:
+        return None
+    count, frames = clips.latents.shape[0], clips.latents.shape[2]
+    pose, start, second = torch.rand(3, count, generator=generator)
+    shown = (1 + (second < 0.5).long()).clamp(max=frames - 1)
+    start_frames = torch.where(start < settings.drop_start, torch.zeros_like(shown), shown)
+    return ConditionDraws((pose >= settings.drop_pose).to(clips.latents.device), start_frames.to(clips.latents.device))
+
+
 def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:
-    """Draws of a validation: one noise level for all, clean references, nothing dropped; only the noise is random."""
+    """Draws of a validation: one noise level for all, clean references, nothing dropped, no start."""
     count, device = len(clips.latents), clips.latents.device
     noise = torch.randn(clips.latents.shape, generator=generator).to(device)
     clean = ReferenceDraws(torch.zeros(count, device=device), torch.zeros_like(clips.reference_latents))
-    return Draws(torch.full((count,), sigma, device=device), noise, [True] * count, clean)
+    condition = None
+    if clips.conditioned:
+        every = torch.ones(count, dtype=torch.bool, device=device)
+        condition = ConditionDraws(every, torch.zeros(count, dtype=torch.long, device=device))
+    return Draws(torch.full((count,), sigma, device=device), noise, [True] * count, clean, condition)
 
 
 def dual_guidance_step(
@@ -175,15 +215,28 @@ def _velocity_and_reconstruction(
 ) -> tuple[Tensor, list[Tensor]]:
     """Both streams: what the video's says (B, 16, t, h, w), and what the reference's of each reference."""
     video_text, first_text = texts
+    condition = _condition(clips, draws.condition)
     if draws.reference is None or first_text is None:
-        return transformer(noisy, 1000.0 * draws.sigma, video_text).velocity, []
+        return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
     tokens = [] if clips.image_embeds is None else [clips.image_embeds]
     each = list(torch.split(noised, 1, dim=2))
     references = ReferenceInputs(each, first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
-    output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references)
+    output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references, condition=condition)
     outputs = zip(each, output.reference_output, strict=True)
     return output.velocity, [reconstruction(one, found.float()) for one, found in outputs]
+
+
+def _condition(clips: EncodedClips, draws: ConditionDraws | None) -> VideoCondition | None:
+    """Poses and first frames as drawn; zeros for the samples without. One shape in every step."""
+    if draws is None:
+        return None
+    poses = torch.zeros_like(clips.latents) if clips.poses is None else clips.poses
+    shown = torch.arange(clips.latents.shape[2], device=clips.latents.device) < draws.start_frames[:, None]
+    return VideoCondition(
+        pose=poses * draws.keep_pose[:, None, None, None, None],
+        start=clips.latents * shown[:, None, :, None, None],
+    )
 
 
 def _phantom_velocity(

@@ -79,7 +79,9 @@ class TransformerPart(TransformerTraining):
         if settings.attribute_weight > 0:
             self._ask_for_attributes()
         encoders = encoders_hash(self.vae, self.image_encoder)
-        self._key = PoolKey(encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs)
+        self._key = PoolKey(
+            encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs, self.conditioned
+        )
         self._held_out: Pool | None = None
 
     def starting_network(self) -> ContextAnyoneTransformer:
@@ -174,6 +176,8 @@ class TransformerPart(TransformerTraining):
             batch["image_embeds"].float(),
             target=latents[:, :, :1] if ground_truth else references,
             target_weights=weights[:, :, :1] if ground_truth else None,
+            poses=batch["poses"].float() if self.conditioned else None,
+            conditioned=self.conditioned,
         )
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
@@ -220,9 +224,11 @@ def _captioned(pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator) 
     for index in chosen.tolist():
         character, scene = pool.character(index), pool.scene(index)
         first.append(first_caption(character, scene, draw_named(rng, silent_share=0.6), rng))
-        later.append(later_caption(character, scene, draw_named(rng, silent_share=0.8), rng))
+        named = draw_named(rng, silent_share=0.8)
+        later.append(later_caption(character, scene, named, rng, action_named=not pool.moves_freely(index)))
     rows = torch.from_numpy(chosen)
-    return {
+    poses = {} if pool.poses is None else {"poses": pool.poses[rows]}
+    return poses | {
         "latents": pool.latents[rows],
         "masks": pool.masks[rows],
         "reference_latents": pool.reference_latents[rows],

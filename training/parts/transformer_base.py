@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
+from contextanyone_core.model.condition import resized_patch_weight
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import merge_loras, save_lora
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
-from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups
+from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups, scaled_groups
 from training.parts.objective import (
     Draws,
     EncodedClips,
@@ -33,13 +34,14 @@ from training.parts.objective import (
     loss_terms,
 )
 from training.recompute import Recompute, recompute_blocks
-from training.trainable import TrainSettings, choose_trained, frozen_names
+from training.trainable import TrainSettings, choose_trained, frozen_names, lr_scales
 
 
 class TransformerSettings(ObjectiveSettings):
     """The objective, what is trained, and how the network is run."""
 
     gap: float | None = Field(default=None, ge=0)  # latent frames; None: as in `init.from`, 10 without one
+    condition: bool | None = None  # channels for poses and first frames; None: as in `init.from`, false without one
     emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as in `init.from`, true without one
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
@@ -56,9 +58,11 @@ class TransformerSettings(ObjectiveSettings):
 
     @model_validator(mode="after")
     def _stream_of_its_own(self) -> Self:
-        if self.reading == "phantom" and (self.gap is not None or self.emphasize is not None):
+        settings = (self.gap, self.emphasize, self.condition)
+        if self.reading == "phantom" and any(setting is not None for setting in settings):
             raise ValueError(
-                "part.gap and part.emphasize need a reference stream; with part.reading: phantom leave them out"
+                "part.gap, part.emphasize and part.condition need a reference stream; with part.reading: phantom "
+                "leave them out"
             )
         return self
 
@@ -68,7 +72,9 @@ class TransformerSettings(ObjectiveSettings):
             return backbone_config(config)
         gap = config.gap if self.gap is None else self.gap
         emphasize = config.emphasize if self.emphasize is None else self.emphasize
-        return replace(config, gap=gap, emphasize=emphasize)
+        conditioned = config.condition_dim > 0 if self.condition is None else self.condition
+        condition_dim = 2 * config.in_dim if conditioned else 0
+        return replace(config, gap=gap, emphasize=emphasize, condition_dim=condition_dim)
 
 
 class TransformerTraining:
@@ -87,13 +93,21 @@ class TransformerTraining:
             compile_for_buckets(transformer)
         recompute_blocks(transformer, settings.recompute)
 
+    @property
+    def conditioned(self) -> bool:
+        """Whether the network has channels for poses and first frames."""
+        return self.transformer.config.condition_dim > 0
+
     def modules(self) -> dict[str, nn.Module]:
         """The transformer; its encoders stay frozen."""
         return {"transformer": self.transformer}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """What `part.train` chooses, by default all of it (Paper: all DiT blocks are fine-tuned)."""
-        return default_groups(self.modules(), hidden=_hidden)
+        groups = default_groups(self.modules(), hidden=_hidden)
+        named = dict(self.transformer.named_parameters())
+        scales = lr_scales(named, self.settings.train)
+        return scaled_groups(groups, {named[name]: scale for name, scale in scales.items()})
 
     def frozen(self, step: int) -> list[nn.Parameter]:
         """The parameters that `part.train.thaw` still freezes at a step."""
@@ -193,13 +207,15 @@ def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer
 
 def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
     """The config of Wan's part of a network."""
-    return replace(config, emphasize=False, image_dim=None)
+    return replace(config, emphasize=False, image_dim=None, condition_dim=0)
 
 
 def _with_config(network: ContextAnyoneTransformer, config: ContextAnyoneConfig) -> ContextAnyoneTransformer:
-    """The same weights in a network of another config, which has no parameters beyond theirs."""
+    """The same weights in a network of another config: the parameters that it has, and zeros for condition channels."""
     other = ContextAnyoneTransformer(config)
     state = network.state_dict()
+    patches = "patch_embedding.weight"
+    state[patches] = resized_patch_weight(state[patches], config.patch_channels)
     other.load_state_dict({name: state[name] for name in other.state_dict()})
     return other
 

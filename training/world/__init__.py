@@ -5,7 +5,17 @@ from training.world.attributes import ATTRIBUTES, TEST_SEED_START, Character, dr
 from training.world.captions import first_caption, later_caption, neutral_prompts
 from training.world.figure import KEYPOINTS, USUAL_LIMBS, Limbs
 from training.world.motion import FreeMotion, free_motion
-from training.world.render import Clip, Shot, WorldSample, draw_shot, posed_sample, random_frame, render_clip, sample
+from training.world.render import (
+    VERSION,
+    Clip,
+    Shot,
+    WorldSample,
+    draw_shot,
+    posed_sample,
+    random_frame,
+    render_clip,
+    sample,
+)
 from training.world.scene import ACTIONS, LIGHTS, PLACES, Scene, draw_scene
 
 __all__ = [
@@ -17,6 +27,7 @@ __all__ = [
     "PLACES",
     "TEST_SEED_START",
     "USUAL_LIMBS",
+    "VERSION",
     "Character",
     "Clip",
     "FreeMotion",

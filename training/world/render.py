@@ -16,6 +16,9 @@ from training.world.motion import FreeMotion, free_motion
 from training.world.places import GROUND, draw_place
 from training.world.scene import Scene, draw_scene
 
+VERSION = 1
+"""Counts changes of what is drawn or said for a seed; data on disk is kept apart by it."""
+
 _LIGHT_ON_PLACE = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.80, 0.66), "night": (0.46, 0.50, 0.74)}
 _LIGHT_ON_PERSON = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.92, 0.84), "night": (0.74, 0.77, 0.94)}
 
@@ -164,6 +167,8 @@ def posed_sample(
     motion = free_motion(rng, held_out=held_out) if moves_freely else None
     shot = replace(draw_shot(scene, rng), limbs=limbs, free=motion)
     reference_shot = replace(draw_shot(reference_scene, rng), limbs=limbs)
+    if num_frames == 1:  # as in `random_frame`
+        shot, reference_shot = _wander(shot, rng), _wander(reference_shot, rng)
     clip = render_clip(character, shot, np.arange(num_frames, dtype=np.float64), size)
     still = render_clip(character, reference_shot, np.array([float(rng.uniform(0, 16))]), size)
     prompts = _captions(character, scene, (0.35, 0.6), rng, action_named=not moves_freely)
