@@ -111,15 +111,13 @@ def encode_condition(
     """
     if not asked.asked:
         return None
-    import torch
-
-    from ..media.image_io import picture_to_images
+    from ..media.image_io import frames_to_images, picture_to_images
 
     style = STYLES[pipeline.config.pose_style]
     frames = None if asked.poses is None else draw_poses(asked.poses, style)
     if asked.drawn is not None:
         frames = recolour(asked.drawn, style.background)
-    pose = None if frames is None else torch.stack([picture_to_images(frame) for frame in frames], dim=2)
+    pose = None if frames is None else frames_to_images(frames)
     start = None if asked.start is None else picture_to_images(asked.start)
     return cast("ContextAnyonePipeline", pipeline).encode_condition(pose, start, size)
 

@@ -83,6 +83,13 @@ def picture_to_images(picture: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1.0
 
 
+def frames_to_images(frames: NDArray[np.uint8]) -> torch.Tensor:
+    """Convert frames, uint8 (T, H, W, 3), to float32 images (1, 3, T, H, W) in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+
+
 def images_to_frames(images: torch.Tensor) -> NDArray[np.uint8]:
     """Convert images (1, 3, T, H, W) or (3, T, H, W) in [-1, 1] to frames, uint8 (T, H, W, 3), rounded and clamped.
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,18 +20,21 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
+from contextanyone_core.media.image_io import frames_to_images
 from contextanyone_core.model.attention import torch_attention
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.pose.drawing import MINIATURE, draw_poses
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from training.data import pool as pool_module
 from training.data.pool import PoolKey, encoders_hash, open_pool
+from training.data.world_poses import world_poses
 from training.files import write_tensors
 from training.parts.base import PartContext
-from training.parts.objective import dual_guidance_step, fixed_draws
+from training.parts.objective import draw, dual_guidance_step, fixed_draws
 from training.parts.transformer import Settings, TransformerPart
 from training.parts.transformer_base import compile_for_buckets, explicit_attention, starting_network
 from training.randomness import seed_for
-from training.world import TEST_SEED_START, sample
+from training.world import TEST_SEED_START, posed_sample, sample
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +124,7 @@ def test_a_held_out_pool_has_no_pair_of_the_other(tmp_path):
     assert not seeds & {apart.world_seed(index) for index in range(64)}
     assert own.world_seed(3) == seed_for(0, 3, "pool") % TEST_SEED_START
     assert apart.folder(tmp_path) not in (plain.folder(tmp_path), replace(own, seed=1).folder(tmp_path))
-    assert plain.folder(tmp_path).name == "test-seed1-17x128"
+    assert plain.folder(tmp_path).name == "test-world1-seed1-17x128"
 
 
 def test_a_run_knows_its_encoders_and_pairs_by_their_content(part, tiny_folder, tmp_path):
@@ -373,6 +377,100 @@ def test_settings_that_a_file_cannot_meet_are_refused(tiny_folder, tmp_path):
     context = PartContext(0, torch.device("cpu"), tmp_path / "plain.safetensors")
     with pytest.raises(InputError, match=r"has no Emphasize-Attention; contextanyone init adds it"):
         starting_network(Settings(weights=tiny_folder, emphasize=True), context, pytest.fail)
-    for given in ({"gap": 3.0}, {"emphasize": False}):
-        with pytest.raises(ValidationError, match=r"part\.gap and part\.emphasize need a reference stream"):
+    for given in ({"gap": 3.0}, {"emphasize": False}, {"condition": True}):
+        with pytest.raises(
+            ValidationError, match=r"part\.gap, part\.emphasize and part\.condition need a reference stream"
+        ):
             Settings(weights=tiny_folder, reading="phantom", **given)
+
+
+@pytest.fixture
+def posed_part(tiny_folder, tmp_path):
+    torch.manual_seed(0)
+    small = {"num_frames": 5, "size": 32, "batch": 2, "pairs": 4, "sample_steps": 1, "condition": True}
+    settings = Settings(weights=tiny_folder, pools=tmp_path / "pools", **small)
+    init = tiny_folder / "transformer.safetensors"
+    return TransformerPart(settings, PartContext(seed=5, device=torch.device("cpu"), init_from=init))
+
+
+def test_a_narrow_network_is_widened_by_channels_that_change_nothing(posed_part, part):
+    wide, narrow = posed_part.transformer, part.transformer
+    assert (wide.config.condition_dim, wide.config.pose_style) == (32, "miniature")
+    assert torch.equal(wide.patch_embedding.weight[:, :16], narrow.patch_embedding.weight)
+    assert not wide.patch_embedding.weight[:, 16:].any()
+    batch = _short(posed_part.batch(0))
+    clips = posed_part.encoded(batch)
+    draws = fixed_draws(clips, 0.5, torch.Generator().manual_seed(0))
+    plain = replace(draws, condition=None)
+    texts = posed_part.texts(batch, draws)
+    ours, _ = dual_guidance_step(wide, posed_part.settings, clips, draws, texts)
+    theirs, _ = dual_guidance_step(narrow, part.settings, replace(clips, conditioned=False), plain, texts)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_posed_pool_holds_poses_and_free_motions_whose_captions_name_no_action(posed_part, part):
+    pool = posed_part.pool
+    assert pool.poses.shape == pool.latents.shape
+    assert pool.free.tolist() == [posed_sample(posed_part._key.world_seed(i), 1, (32, 32)).free for i in range(4)]
+    assert part.pool.poses is None
+    assert posed_part._key.folder(Path()) != part._key.folder(Path())
+    pair = posed_sample(posed_part._key.world_seed(0), 5, (32, 32))
+    drawn = draw_poses(world_poses(pair.keypoints, (32, 32)), MINIATURE)
+    expected = posed_part.vae.encode(frames_to_images(drawn))
+    torch.testing.assert_close(pool.poses[:1].float(), expected, atol=0.05, rtol=0.05)
+    batch = posed_part.batch(0)
+    moving = {"walk", "wav", "jump", "danc", "sit", "seat"}
+    said = [any(word in text for word in moving) for text in batch["later"]]
+    rows = [int((pool.latents == latents).flatten(1).all(1).nonzero()[0]) for latents in batch["latents"]]
+    assert [not pool.moves_freely(row) for row in rows] == said
+
+
+def test_poses_and_starts_are_dropped_by_sample_and_a_still_has_no_start(posed_part):
+    clips = posed_part.encoded(posed_part.batch(0))
+    many = replace(clips, latents=clips.latents.expand(2, -1, -1, -1, -1).repeat(500, 1, 1, 1, 1))
+    generator = torch.Generator().manual_seed(3)
+    shown = draw(posed_part.settings, many, generator).condition
+    assert abs(shown.keep_pose.float().mean() - 0.85) < 0.04
+    assert abs((shown.start_frames == 0).float().mean() - 0.5) < 0.05
+    assert set(shown.start_frames.tolist()) == {0, 1}  # two latent frames at most one of which is given
+    still = replace(many, latents=many.latents[:, :, :1])
+    assert not draw(posed_part.settings, still, generator).condition.start_frames.any()
+
+
+def test_the_random_numbers_of_a_step_are_the_same_with_and_without_channels(posed_part, part):
+    clips = posed_part.encoded(posed_part.batch(0))
+    both = [
+        draw(posed_part.settings, replace(clips, conditioned=given), torch.Generator().manual_seed(9))
+        for given in (True, False)
+    ]
+    assert torch.equal(both[0].sigma, both[1].sigma)
+    assert torch.equal(both[0].noise, both[1].noise)
+    assert both[0].keep_text == both[1].keep_text
+
+
+def test_pose_and_start_reach_the_video_stream_and_train_their_channels(posed_part):
+    batch = _short(posed_part.batch(0))
+    loss, _ = posed_part.loss(batch, 0, torch.Generator().manual_seed(1))
+    loss.mean().backward()
+    gradient = posed_part.transformer.patch_embedding.weight.grad
+    assert gradient[:, 16:32].abs().max() > 0
+    assert gradient[:, 32:].abs().max() > 0
+
+
+def test_the_learning_rate_of_a_pattern_is_scaled(tiny_folder, tmp_path):
+    train = {"lr_scale": {"patch_embedding.*": 5.0, "*.bias": 2.0}}
+    small = {"num_frames": 1, "size": 32, "batch": 2, "pairs": 2, "train": train}
+    settings = Settings(weights=tiny_folder, pools=tmp_path / "pools", **small)
+    init = tiny_folder / "transformer.safetensors"
+    part = TransformerPart(settings, PartContext(seed=5, device=torch.device("cpu"), init_from=init))
+    scale = {id(p): group["lr_scale"] for group in part.parameter_groups() for p in group["params"]}
+    named = dict(part.transformer.named_parameters())
+    assert len(scale) == len(named)
+    assert scale[id(named["patch_embedding.weight"])] == 5.0
+    assert scale[id(named["patch_embedding.bias"])] == 2.0
+    assert scale[id(named["blocks.0.self_attn.q.weight"])] == 1.0
+    decay = {id(p): group.get("weight_decay") for group in part.parameter_groups() for p in group["params"]}
+    assert decay[id(named["patch_embedding.bias"])] == 0.0
+    wrong = settings.model_copy(update={"train": settings.train.model_copy(update={"lr_scale": {"patches.*": 2}})})
+    with pytest.raises(InputError, match=r"part\.train\.lr_scale has the pattern patches\.\*, which matches nothing"):
+        TransformerPart(wrong, PartContext(seed=5, device=torch.device("cpu"), init_from=init))

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from contextanyone_core.encoders.image import ImageEncoder
 from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.encoders.vae import VideoVAE
+from contextanyone_core.media.image_io import frames_to_images
 from training.data.frames import latent_masks
 from training.data.world_poses import drawn_poses
 from training.files import write_tensors
@@ -178,10 +179,10 @@ def _encode_shard(key: PoolKey, shard: int, vae: VideoVAE, image_encoder: ImageE
 def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
     seed, size = key.world_seed(index), (key.size, key.size)
     pair = _pair(key, seed, size)
-    reference = _images(_reference(pair, numpy_generator(key.seed, index, "white reference"))[None])
+    reference = frames_to_images(_reference(pair, numpy_generator(key.seed, index, "white reference"))[None])
     tokens = image_encoder.encode(clip_picture(reference[:, :, 0], image_encoder.image_size))
     tensors = {
-        "latents": _encode(_images(pair.video), vae),
+        "latents": _encode(frames_to_images(pair.video), vae),
         "masks": latent_masks(torch.from_numpy(pair.masks)).half(),
         "reference_latents": _encode(reference, vae),
         "image_embeds": tokens[0].half().cpu(),
@@ -189,7 +190,7 @@ def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEn
     }
     if key.posed:
         poses = drawn_poses(pair.keypoints, size, numpy_generator(key.seed, index, "stretched limb"))
-        tensors |= {"poses": _encode(_images(poses), vae), "free": torch.tensor(pair.free)}
+        tensors |= {"poses": _encode(frames_to_images(poses), vae), "free": torch.tensor(pair.free)}
     return tensors
 
 
@@ -215,8 +216,3 @@ def _reference(pair: WorldSample, rng: np.random.Generator) -> np.ndarray[tuple[
         return pair.reference
     share = pair.reference_mask.astype(np.float32)[..., None] / 255.0
     return np.asarray(np.round(pair.reference * share + 255.0 * (1.0 - share)), np.uint8)
-
-
-def _images(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
-    """(T, H, W, 3) uint8 to (1, 3, T, H, W) in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from contextanyone_core.encoders.vae import VideoVAE
-from contextanyone_core.media.image_io import images_to_frames
+from contextanyone_core.media.image_io import frames_to_images, images_to_frames
 from training.evaluation.characters import Subject
 from training.evaluation.clips import Clips
 
@@ -22,8 +22,7 @@ def psnr(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> float:
 
 def vae_round_trip(vae: VideoVAE, subject: Subject) -> Clips:
     """The subject's rendered clip, encoded and decoded: (T, H, W, 3) uint8."""
-    images = torch.from_numpy(subject.drawn.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
-    return images_to_frames(vae.decode(vae.encode(images)).cpu())
+    return images_to_frames(vae.decode(vae.encode(frames_to_images(subject.drawn.video))).cpu())
 
 
 def reconstruction_psnr(pictures: Sequence[torch.Tensor], chosen: Sequence[Subject]) -> dict[str, float]:

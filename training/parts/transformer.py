@@ -23,14 +23,18 @@ from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
+from contextanyone_core.media.image_io import frames_to_images, picture_to_images
 from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.pose.drawing import MINIATURE as MINIATURE_POSES
+from contextanyone_core.pose.drawing import draw_poses
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.processor import fast_dtype
 from contextanyone_core.weights.safetensors_file import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
+from training.data.world_poses import world_poses
 from training.files import file_sha256
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
@@ -38,7 +42,7 @@ from training.parts.objective import Draws, EncodedClips
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import numpy_generator
 from training.settings import MINIATURE, ShippedPath
-from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, sample
+from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, posed_sample, sample
 from training.world.captions import draw_named, first_caption, later_caption
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +64,11 @@ class Settings(TransformerSettings):
     sample_steps: int = Field(12, ge=1)
     attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
     validation_pairs: int = Field(64, ge=1)  # of a pool that has none of the pairs above
+
+    def network_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
+        """As its base; poses are drawn as the pool draws them."""
+        config = super().network_config(config)
+        return replace(config, pose_style="miniature") if config.condition_dim else config
 
 
 class TransformerPart(TransformerTraining):
@@ -198,16 +207,22 @@ class TransformerPart(TransformerTraining):
         return ContextAnyonePipeline(self.transformer, self.vae, self.text_encoder, image_encoder, kind)
 
     def sample(self, step: int, folder: Path) -> None:
-        """Six test characters, prompts that name no attribute: reference, then every fourth frame."""
+        """Six test characters, prompts that name no attribute: reference, then every fourth frame; poses if it takes them."""
         size, length = self.settings.size, self.settings.num_frames
-        pairs = [sample(TEST_SEED_START + 500 + i, length, (size, size)) for i in range(6)]
+        drawn = posed_sample if self.conditioned else sample
+        pairs = [drawn(TEST_SEED_START + 500 + i, length, (size, size)) for i in range(6)]
         pipeline = self.pipeline()
         settings = GenerationSettings(num_frames=length, width=size, height=size, steps=self.settings.sample_steps)
         conditions = []
         for pair in pairs:
-            picture = torch.from_numpy(pair.reference).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+            picture = picture_to_images(pair.reference)
             encoded = pipeline.dual_encoder.encode(picture, settings.size)
-            conditions.append(pipeline.conditions([encoded], TwoStagePrompt(*neutral_prompts(pair.scene))))
+            prompt = TwoStagePrompt(*neutral_prompts(pair.scene, action_named=not pair.free))
+            given = pipeline.conditions([encoded], prompt)
+            if self.conditioned:
+                poses = frames_to_images(draw_poses(world_poses(pair.keypoints, (size, size)), MINIATURE_POSES))
+                given = replace(given, video=pipeline.encode_condition(poses, None, (size, size)))
+            conditions.append(given)
         batch = stack_conditions(conditions)
         with torch.compiler.set_stance("force_eager"):  # other shapes than in training: not worth a compilation
             latents = pipeline.sample_latents(batch, settings, pipeline.noise(list(range(6)), settings))
