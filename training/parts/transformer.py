@@ -207,7 +207,7 @@ class TransformerPart(TransformerTraining):
         return ContextAnyonePipeline(self.transformer, self.vae, self.text_encoder, image_encoder, kind)
 
     def sample(self, step: int, folder: Path) -> None:
-        """Six test characters, prompts that name no attribute: reference, then every fourth frame; poses if it takes them."""
+        """Six test characters, prompts that name no attribute, poses if used: reference, then every fourth frame."""
         size, length = self.settings.size, self.settings.num_frames
         drawn = posed_sample if self.conditioned else sample
         pairs = [drawn(TEST_SEED_START + 500 + i, length, (size, size)) for i in range(6)]
