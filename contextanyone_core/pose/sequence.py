@@ -97,7 +97,7 @@ class PoseSequence:
 
     def at(self, frames: Sequence[int] | slice) -> PoseSequence:
         """A copy with only the given frames."""
-        return self.with_points(self.whole[frames])
+        return self.with_points(self.whole[frames if isinstance(frames, slice) else list(frames)])
 
     def moved(self, factor: float, shift: tuple[float, float], size: tuple[int, int]) -> PoseSequence:
         """Every point scaled by `factor` and moved by `shift` = (x, y), on a canvas of `size` = (height, width)."""

@@ -28,6 +28,7 @@ class _Entries(NamedTuple):
     target: Entry
     first: Tensor
     video: Tensor
+    pose: Entry | None = None
 
 
 class CachedData:
@@ -47,7 +48,7 @@ class CachedData:
                 f"No row of the split {settings.split} of {settings.manifest} can be used: run training/cache.py with "
                 "this configuration, which says why, and mend or add rows."
             )
-        self._folder = settings.cache
+        self._folder, self._posed = settings.cache, settings.poses is not None
         self._stores = {kind: ShardStore(settings.cache / kind) for kind in KINDS}
 
     @property
@@ -87,9 +88,9 @@ class CachedData:
         Returns:
             `latents` (B, 16, t, h, w), `masks` (B, 1, t, h, w), `reference_latents`, `target_latents`
             (B, 16, R, h, w), `target_masks`, `reference_masks` (B, 1, R, h, w), `image_embeds` (B, R * N, D) if there
-            are any, `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows
-            that are left out. R is the number of references of each row, N of CLIP tokens of one. Where a row has no
-            mask it is 1.
+            are any, `poses` (B, 16, t, h, w) if the settings use them, zeros for a row without, `first_text`,
+            `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that are left out. R is
+            the number of references of each row, N of CLIP tokens of one. Where a row has no mask it is 1.
 
         Raises:
             CheckpointError: no row of the bucket can be read.
@@ -98,13 +99,16 @@ class CachedData:
         read = [(row, entries) for row in chosen if (entries := self._read(row)) is not None]
         kept = {row.id for row, _ in read}
         unreadable = [row.id for row in chosen if row.id not in kept]
-        return _joined(read or [self._stand_in(numbers[0])], text_len) | {"unreadable": unreadable}
+        return self._joined(read or [self._stand_in(numbers[0])], text_len) | {"unreadable": unreadable}
 
     def row(self, number: int, text_len: int) -> Batch | None:
         """One row as a batch; None, with a warning, where the disk no longer gives it."""
         row = self.rows[number]
         entries = self._read(row)
-        return None if entries is None else _joined([(row, entries)], text_len) | {"unreadable": []}
+        return None if entries is None else self._joined([(row, entries)], text_len) | {"unreadable": []}
+
+    def _joined(self, read: Sequence[tuple[CachedRow, _Entries]], text_len: int) -> Batch:
+        return _joined(read, text_len) | ({"poses": _poses([entries for _, entries in read])} if self._posed else {})
 
     def _stand_in(self, number: int) -> tuple[CachedRow, _Entries]:
         """The next row after one, in the order of all, that has its bucket and can be read."""
@@ -125,10 +129,11 @@ class CachedData:
             references = [stores["reference"].read(key) for key in row.keys.references()]
             targets = [self._target(row, clip), *references[1:]]
             first, video = (stores["text"].read(key)["text_embeds"] for key in _text_keys(row))
+            pose = None if row.keys.pose is None else stores["pose"].read(row.keys.pose)
         except CheckpointError as error:
             _LOG.warning("The row %s is skipped: %s", row.id, error)
             return None
-        return _Entries(clip, _behind(references), _behind(targets), first, video)
+        return _Entries(clip, _behind(references), _behind(targets), first, video, pose)
 
     def _target(self, row: CachedRow, clip: Entry) -> Entry:
         """What the stream must reconstruct of the first reference: the row's own target, or the clip's first frame."""
@@ -150,7 +155,7 @@ def padded_text(text_embeds: Tensor, text_len: int) -> Tensor:
 
 def _joined(read: Sequence[tuple[CachedRow, _Entries]], text_len: int) -> Batch:
     """Rows of one bucket put together."""
-    clips, references, targets, firsts, videos = zip(*(entries for _, entries in read), strict=True)
+    clips, references, targets, firsts, videos, _ = zip(*(entries for _, entries in read), strict=True)
     batch: Batch = {
         "latents": _stacked(clips, "latents"),
         "masks": torch.stack([_mask(clip) for clip in clips]),
@@ -165,6 +170,12 @@ def _joined(read: Sequence[tuple[CachedRow, _Entries]], text_len: int) -> Batch:
     if "image_embeds" in references[0]:
         batch["image_embeds"] = _stacked(references, "image_embeds")
     return batch
+
+
+def _poses(read: Sequence[_Entries]) -> Tensor:
+    """Latents of the poses (B, 16, t, h, w); zeros, which mean that there is none, for a row without."""
+    absent = torch.zeros_like(read[0].clip["latents"])
+    return torch.stack([absent if entries.pose is None else entries.pose["latents"] for entries in read])
 
 
 def _behind(pictures: Sequence[Entry]) -> Entry:

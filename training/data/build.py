@@ -24,6 +24,7 @@ from training.data.encode import (
     encode_text,
     encoder_hashes,
     prepare_clip,
+    prepare_pose,
     prepare_reference,
     prepare_target,
     prompt_of,
@@ -61,7 +62,7 @@ class CacheBuilder:
         self.manifest = read_manifest(settings.manifest).of_split(settings.split)
         self.folder = self.manifest.folder
         self.checked = check_files(self.manifest, settings.buckets, decode=False, share=self.share)
-        self.keys = [row_keys(clip, self.encoders.hashes) for clip in self.checked.clips]
+        self.keys = [row_keys(clip, self.encoders.hashes, settings.poses) for clip in self.checked.clips]
         self.empty = text_key("", self.encoders.hashes)
         self.stores = {kind: ShardStore(settings.cache / kind) for kind in KINDS}
         self.failed = settings.cache / "failed"
@@ -76,7 +77,7 @@ class CacheBuilder:
             Stopped: the share was asked to end; what is encoded by then is written.
         """
         self._verify()
-        for kind in ("clip", "reference", "target"):
+        for kind in ("clip", "reference", "target", "pose"):
             self._encode_pictures(kind)
         self._encode_texts()
         return self._finish()
@@ -115,6 +116,8 @@ class CacheBuilder:
                 work[keys.clip] = Job(clip, partial(prepare_clip, self.folder, clip))
             elif kind == "target" and keys.target is not None:
                 work[keys.target] = Job(clip, partial(prepare_target, self.folder, clip))
+            elif kind == "pose" and keys.pose is not None and self.settings.poses is not None:
+                work[keys.pose] = Job(clip, partial(prepare_pose, self.folder, clip, self.settings.poses, keys.pose))
             elif kind == "reference":
                 for index, key in enumerate(keys.references()):
                     work[key] = Job(clip, partial(self._reference, clip, index))
@@ -129,7 +132,7 @@ class CacheBuilder:
         store, by_bucket = self.stores[kind], dict[Bucket, list[tuple[str, Job]]]()
         for key, job in self._work(kind):
             if key not in store:
-                bucket = job.clip.bucket if kind == "clip" else Bucket(1, *job.clip.bucket[1:3])
+                bucket = job.clip.bucket if kind in ("clip", "pose") else Bucket(1, *job.clip.bucket[1:3])
                 by_bucket.setdefault(bucket, []).append((key, job))
         total = sum(len(jobs) for jobs in by_bucket.values())
         if kind == "reference" and total:
@@ -215,7 +218,7 @@ class CacheBuilder:
             present.update(store)
         rows, dropped = [], list(checked.dropped)
         for clip in checked.clips:
-            keys = row_keys(clip, self.encoders.hashes)
+            keys = row_keys(clip, self.encoders.hashes, self.settings.poses)
             absent = [key for key in keys.all() if key not in present]
             failed = [self._failure(key) for key in absent if self._failure(key).is_file()]
             if len(failed) < len(absent):

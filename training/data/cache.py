@@ -1,6 +1,6 @@
 """The cache of encoded rows: built once by `training/cache.py`, by any number of processes, and read in training.
 
-    CACHE/clip|reference|target|text/*.safetensors   entries by content, shared by all manifests and runs
+    CACHE/clip|reference|target|pose|text/*.safetensors   entries by content, shared by all manifests and runs
     CACHE/failed/<key>.json                          what could not be encoded, and why
     CACHE/index-<hash>.json                          for one manifest, split and choice of buckets: which entry is what
     CACHE/.checked/                                  hashes of the encoders' files
@@ -29,7 +29,7 @@ from training.data.facts import FactStore
 from training.data.manifest import Drop
 from training.data.settings import DataSettings
 
-KINDS = ("clip", "reference", "target", "text")
+KINDS = ("clip", "reference", "target", "pose", "text")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def index_path(settings: DataSettings) -> Path:
     except OSError as error:
         raise InputError(f"The manifest {settings.manifest} cannot be read: {error.strerror}.") from None
     buckets = settings.buckets.model_copy(update={"max_tokens": None})  # as it was where indexes were written without
-    chosen = [settings.split, buckets.model_dump(mode="json", exclude={"budget"})]
+    chosen: list[Any] = [settings.split, buckets.model_dump(mode="json", exclude={"budget"})]
+    if settings.poses is not None:
+        chosen.append(settings.poses)
     digest.update(json.dumps(chosen, sort_keys=True).encode())
     return settings.cache / f"index-{digest.hexdigest()[:12]}.json"
 
@@ -127,9 +129,11 @@ def _keys(data: dict[str, Any]) -> RowKeys:
 
 
 def row_as_data(row: CachedRow) -> dict[str, Any]:
-    """A row for the index and for the hash of the data; what only rows with several references have is left out."""
+    """A row for the index and for the hash of the data; what only some rows have is left out."""
     data = asdict(row)
     if row.bucket.references == 1:
         data["bucket"] = list(row.bucket[:3])
         del data["keys"]["more_references"]
+    if row.keys.pose is None:
+        del data["keys"]["pose"]
     return data

@@ -6,10 +6,11 @@ References are prepared, and prompts encoded, by the code that generation uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,15 @@ from contextanyone_core.encoders.reference import check_picture, clip_picture, p
 from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
+from contextanyone_core.media.image_io import frames_to_images
+from contextanyone_core.pose.drawing import STYLES, draw_poses
+from contextanyone_core.pose.pose_file import read_pose_file
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.buckets import Bucket
 from training.data.check import CheckedClip, Unusable
 from training.data.facts import Facts, FactStore
 from training.data.frames import latent_masks, to_images
+from training.data.limb_stretch import stretched
 from training.data.manifest import ManifestRow
 from training.data.media import content_hash, read_frames, read_masks, read_pose
 from training.data.shards import Entry, half, key_of
@@ -101,7 +106,7 @@ class Encoders:
 class RowKeys:
     """The keys of everything that is encoded of one row, and the prompts; target is None for the clip's own frame.
 
-    `more_references` are those after the first.
+    `more_references` are those after the first; pose is None where poses are not used or the row has none.
     """
 
     clip: str
@@ -110,19 +115,24 @@ class RowKeys:
     first: str
     video: str
     more_references: tuple[str, ...] = ()
+    pose: str | None = None
 
     def references(self) -> list[str]:
         """The keys of all references."""
         return [self.reference, *self.more_references]
 
     def all(self) -> list[str]:
-        """The keys, without the absent one."""
-        keys = (self.clip, *self.references(), self.target, self.first, self.video)
+        """The keys, without the absent ones."""
+        keys = (self.clip, *self.references(), self.target, self.pose, self.first, self.video)
         return [key for key in keys if key is not None]
 
 
-def row_keys(clip: CheckedClip, encoders: dict[str, str]) -> RowKeys:
-    """The keys of a row: functions of its files' contents, of how they are used, and of the encoders' files."""
+def row_keys(clip: CheckedClip, encoders: dict[str, str], poses: str | None) -> RowKeys:
+    """The keys of a row: functions of its files' contents, of how they are used, and of the encoders' files.
+
+    Args:
+        poses: the style in which poses are drawn; None leaves them out.
+    """
     row, hashes, size = clip.line.row, clip.hashes, [clip.bucket.height, clip.bucket.width]
     vae = {"version": _VERSION, "vae": encoders["vae"], "size": size}
     frames = {"indexes": clip.indexes, "box": clip.placement.box}
@@ -139,6 +149,9 @@ def row_keys(clip: CheckedClip, encoders: dict[str, str]) -> RowKeys:
     elif row.target_frame_index is not None:
         place = {"index": row.target_frame_index, "box": clip.placement.box}
         target = key_of(kind="target", video=hashes["video"], mask=hashes.get("mask"), **place, **vae)
+    pose = None
+    if poses is not None and row.pose is not None:
+        pose = key_of(kind="pose", pose=hashes["pose"], style=poses, **frames, **vae)
     prompt = prompt_of(row)
     return RowKeys(
         clip=key_of(kind="clip", **companions, **frames, **vae),
@@ -147,6 +160,7 @@ def row_keys(clip: CheckedClip, encoders: dict[str, str]) -> RowKeys:
         first=text_key(prompt.reference_text, encoders),
         video=text_key(prompt.video_text, encoders),
         more_references=tuple(references[1:]),
+        pose=pose,
     )
 
 
@@ -230,6 +244,22 @@ def prepare_target(folder: Path, clip: CheckedClip) -> Prepared:
             mask = read_masks(folder / row.mask, index)[:, :, y0:y1, x0:x1]
     ready = {} if mask is None else finite({"mask": _padded_mask(mask, size)})
     return Prepared(pad_picture(to_images(frame)[:, :, 0], size)[:, :, None], ready)
+
+
+def prepare_pose(folder: Path, clip: CheckedClip, style: str, key: str) -> Prepared:
+    """The row's pose, drawn at the bucket's size as the condition channels get it; in some rows one limb stretched.
+
+    Args:
+        key: of the entry; the random draws are a function of it.
+    """
+    assert clip.line.row.pose is not None
+    poses = read_pose_file(folder / clip.line.row.pose).at(clip.indexes)
+    whole = poses.whole
+    height, width = clip.bucket.height, clip.bucket.width
+    whole[..., :2] = clip.placement.move(whole[..., :2].astype(np.float32))
+    placed = replace(poses.with_points(whole), width=width, height=height)
+    drawn = draw_poses(stretched(placed, np.random.default_rng(int(key, 16))), STYLES[style])
+    return Prepared(frames_to_images(drawn), {})
 
 
 def encode_prepared(batch: Sequence[Prepared], encoders: Encoders) -> list[Entry | Unusable]:

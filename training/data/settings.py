@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +21,8 @@ class DataSettings(BaseModel):
         cache: folder of the encoded rows; several manifests and runs may share one.
         encoders: folder of the frozen encoders: vae, text_encoder and, for the CLIP branch, image_encoder.
         buckets: sizes and lengths.
+        poses: how the rows' poses are drawn and encoded for the condition channels: as Wan2.1-Fun-Control knows them,
+            or on grey as the miniature does. None: poses are not used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,3 +32,4 @@ class DataSettings(BaseModel):
     cache: Path = Path("runs/cache")
     encoders: ShippedPath = MINIATURE
     buckets: BucketSettings = BucketSettings()
+    poses: Literal["full", "miniature"] | None = None

@@ -159,6 +159,8 @@ class ManifestPart(TransformerTraining):
             None if tokens is None else tokens.float(),
             target=batch[f"{aim}_latents"].float(),
             target_weights=self._weights(batch[f"{aim}_masks"]),
+            poses=batch["poses"].float() if "poses" in batch else None,
+            conditioned=self.conditioned,
         )
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
