@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contextanyone_core.prompts import TwoStagePrompt
-from training.world import ATTRIBUTES, TEST_SEED_START, Character, WorldSample, first_caption, neutral_prompts, sample
+from training.world import (
+    ATTRIBUTES,
+    TEST_SEED_START,
+    Character,
+    WorldSample,
+    first_caption,
+    neutral_prompts,
+    posed_sample,
+    sample,
+)
+
+Motion = Literal["asked", "free", "held_out"]
+"""An action that the prompt names, a motion that no word names, and one of the family that training never had."""
 
 CONTRADICTED = 2
 """How many attributes a contradicting prompt names, each with a value that the picture does not show."""
@@ -23,11 +36,16 @@ class Subject:
     seed: int
     size: int
     num_frames: int
+    motion: Motion | None = None
 
     @cached_property
     def drawn(self) -> WorldSample:
-        """The rendered clip with its reference picture."""
-        return sample(self.seed, self.num_frames, (self.size, self.size))
+        """The rendered clip with its reference picture; with a `motion`, of a body with limbs of any length."""
+        size = (self.size, self.size)
+        if self.motion is None:
+            return sample(self.seed, self.num_frames, size)
+        free, held_out = self.motion != "asked", self.motion == "held_out"
+        return posed_sample(self.seed, self.num_frames, size, free=free, held_out=held_out)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -42,7 +60,7 @@ class Subject:
     @property
     def neutral(self) -> TwoStagePrompt:
         """The plainest prompts for the scene, naming no attribute: only the reference can tell who it is."""
-        return TwoStagePrompt(*neutral_prompts(self.drawn.scene))
+        return TwoStagePrompt(*neutral_prompts(self.drawn.scene, action_named=not self.drawn.free))
 
     @property
     def captions(self) -> TwoStagePrompt:
@@ -70,10 +88,10 @@ class Contradiction:
     claimed: NDArray[np.int64]
 
 
-def subjects(seed: int, count: int, size: int, num_frames: int) -> list[Subject]:
+def subjects(seed: int, count: int, size: int, num_frames: int, motion: Motion | None = None) -> list[Subject]:
     """The test characters of an evaluation; different seeds give different ones, and a larger count adds to them."""
     start = first_seed(seed)
-    return [Subject(start + index, size, num_frames) for index in range(count)]
+    return [Subject(start + index, size, num_frames, motion) for index in range(count)]
 
 
 def first_seed(seed: int) -> int:

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from contextanyone_core.encoders.reference import EncodedReference
 from contextanyone_core.errors import InputError
-from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, stack_conditions
+from contextanyone_core.generation.pipeline import (
+    Conditions,
+    ContextAnyonePipeline,
+    GenerationSettings,
+    stack_conditions,
+)
 from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.media.image_io import images_to_frames, picture_to_images
 from contextanyone_core.prompts import TwoStagePrompt
@@ -57,10 +62,20 @@ class ClipMaker:
         generation = self.settings.generation(emphasis=0.0 if variant == "emphasis_0" else 1.0)
         for start in range(0, len(chosen), self.settings.batch_size):
             indices = range(start, min(start + self.settings.batch_size, len(chosen)))
-            conditions = stack_conditions([self._conditions(variant, index, chosen) for index in indices])
-            noise = self.pipeline.noise([chosen[index].seed for index in indices], generation)
-            latents = self.pipeline.sample_latents(conditions, generation, noise)
-            yield self._frames(latents, variant)
+            conditions = [self._conditions(variant, index, chosen) for index in indices]
+            yield self.generate(conditions, [chosen[index].seed for index in indices], variant, generation)
+
+    def generate(
+        self, conditions: Sequence[Conditions], seeds: Sequence[int], variant: str, generation: GenerationSettings
+    ) -> Clips:
+        """One batch of clips, each from its own seed's noise.
+
+        Raises:
+            InputError: as `Maker.make`.
+        """
+        noise = self.pipeline.noise(list(seeds), generation)
+        latents = self.pipeline.sample_latents(stack_conditions(conditions), generation, noise)
+        return self._frames(latents, variant)
 
     def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
         """As `Maker`."""

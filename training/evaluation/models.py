@@ -17,6 +17,7 @@ from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipel
 from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.weights.checkpoint import load_transformer
 from contextanyone_core.weights.locate import need_part
+from training.evaluation.pose_reader import PoseReader, load_pose_reader
 from training.evaluation.probe import Probe, load_probe
 from training.evaluation.settings import EvaluateSettings, torch_dtype
 
@@ -26,11 +27,12 @@ _PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "probe")
 
 @dataclass(frozen=True)
 class Models:
-    """The pipeline that is measured, the probe that measures, and the file of each part."""
+    """The pipeline that is measured, what measures, and the file of each part; a pose reader if it follows poses."""
 
     pipeline: ContextAnyonePipeline | VacePipeline
     probe: Probe
     files: dict[str, Path]
+    pose_reader: PoseReader | None = None
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file."""
@@ -65,7 +67,11 @@ def load_models(settings: EvaluateSettings) -> Models:
         image_encoder = load_image_encoder(files["image_encoder"], device=device)
     text_encoder = load_text_encoder(files["text_encoder"], device=device)
     pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.kind)
-    return Models(pipeline, load_probe(files["probe"]), files)
+    reader = None
+    if transformer.config.condition_dim and settings.variants.poses > 0:
+        files["pose_reader"] = _find("pose_reader", settings)
+        reader = load_pose_reader(files["pose_reader"])
+    return Models(pipeline, load_probe(files["probe"]), files, reader)
 
 
 def _load_vace(settings: EvaluateSettings) -> Models:

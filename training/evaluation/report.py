@@ -21,7 +21,18 @@ _TITLES = {
     "shuffled_reference_own": "another one's reference, against its own character",
     "emphasis_0": "reference, emphasis 0",
     "contradicting_prompt": "reference, prompt contradicts two attributes",
+    "pose_other_body": "reference, another body's pose fitted to it",
     "vae_round_trip": "rendered clips through the VAE",
+}
+_POSES = {
+    "ceiling": "renderings through the VAE",
+    "asked": "a pose of the asked action",
+    "free": "a motion that no word names",
+    "held_out": "a motion of a family that training never had",
+    "other_body": "another body's pose, fitted",
+    "other_body_seated": "the same, the body measured seated",
+    "another_clip": "another clip's pose given",
+    "none": "no pose given",
 }
 _COLUMNS = 5  # frames of each clip on the contact sheet
 _MARGIN, _HEADER = 4, 18
@@ -75,7 +86,26 @@ def _rest(metrics: dict[str, Any]) -> list[str]:
         part = metrics["contradiction"]
         items.append(("contradicted attributes as in the picture", f"{_percent(part['follows_picture'])} %", ""))
         items.append(("contradicted attributes as in the prompt", f"{_percent(part['follows_prompt'])} %", ""))
+    if "pose" in metrics:
+        items += _pose_items(metrics)
     return [_row(["", "measured", "wanted"]), _row(["---"] * 3), *(_row(item) for item in items)]
+
+
+def _pose_items(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    poses = metrics["pose"]
+    least = f"at least {_percent(0.9 * poses['ceiling']['within_5_percent'])} %"
+    items = []
+    for name, title in _POSES.items():
+        if name in poses:
+            low, high = poses[name]["ci95"]
+            share = f"{_percent(poses[name]['within_5_percent'])} % ({_percent(low)} to {_percent(high)})"
+            wanted = least if name in ("asked", "free", "held_out", "other_body") else ""
+            items.append((f"joints within 5 % of the height: {title}", share, wanted))
+            items.append((f"their mean distance: {title}", f"{poses[name]['mean_px']:.2f} px", ""))
+    bones = poses["other_body"]["bones"]
+    items.append(("bone lengths off the reference's", f"{_percent(bones['reference'])} %", "the lower"))
+    items.append(("bone lengths off the driver's", f"{_percent(bones['driver'])} %", "the higher"))
+    return [*items, ("seam after a start frame", f"{metrics['start']['seam_ratio']:.2f}", "at most 1.5")]
 
 
 def _row(cells: list[str] | tuple[str, ...]) -> str:

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from training.evaluation.accuracy import attributes_right, chance, confidence, drift, scene_accuracy, summary
 from training.evaluation.characters import Subject, first_seed, neighbour, subjects
-from training.evaluation.clips import Clips, Maker, make_maker
+from training.evaluation.clips import ClipMaker, Clips, Maker, make_maker
 from training.evaluation.fidelity import psnr, reconstruction_psnr, vae_round_trip
 from training.evaluation.models import Models
 from training.evaluation.motion import mean_flow, motion_ratio
+from training.evaluation.poses import measure_poses
 from training.evaluation.probe import Probe, Reading, join_readings, read_clips
 from training.evaluation.probe_check import check_probe
 from training.evaluation.settings import EvaluateSettings
@@ -66,6 +67,10 @@ def evaluate(models: Models, settings: EvaluateSettings, seed: int, count: int) 
                     metrics |= _scene_and_motion(reading, clips, chosen[:number], models.probe)
                 if variant == "contradicting_prompt":
                     metrics["contradiction"] = _contradiction(reading, chosen[:number])
+    if models.pose_reader is not None and isinstance(maker, ClipMaker):
+        with _timed(clock, "poses"):
+            metrics |= measure_poses(maker, models.pose_reader, models.probe, seed, settings.variants.posed(count))
+            rows["pose_other_body"] = metrics["pose"]["other_body"].pop("attributes")
     metrics["attribute_accuracy"] = rows
     with _timed(clock, "reconstruction"):
         part = chosen[: settings.vae_clips]

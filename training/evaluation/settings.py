@@ -35,11 +35,20 @@ class VariantShares(_Section):
     shuffled_reference: float = Field(0.25, ge=0, le=1)
     emphasis_0: float = Field(0.25, ge=0, le=1)
     contradicting_prompt: float = Field(0.25, ge=0, le=1)
+    poses: float = Field(0.25, ge=0, le=1)  # each row of the poses, of a model that follows them
 
     def counts(self, count: int) -> dict[str, int]:
         """How many characters each row gets, of `count`: at least 2 where the share is not 0."""
         shares = {name: float(getattr(self, name)) for name in VARIANTS}
-        return {name: min(count, max(2, round(share * count))) for name, share in shares.items() if share > 0}
+        return {name: _number(share, count) for name, share in shares.items() if share > 0}
+
+    def posed(self, count: int) -> int:
+        """How many of `count` characters each row of the poses gets."""
+        return _number(self.poses, count) if self.poses > 0 else 0
+
+
+def _number(share: float, count: int) -> int:
+    return min(count, max(2, round(share * count)))
 
 
 class EvaluateSettings(_Section):

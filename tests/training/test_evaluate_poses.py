@@ -1,0 +1,86 @@
+"""The evaluation of poses: numbers on joints that are known, and the whole of it on a tiny widened model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.encoders.text import load_text_encoder
+from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.generation.pipeline import ContextAnyonePipeline
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from training.evaluation.characters import subjects
+from training.evaluation.clips import ClipMaker
+from training.evaluation.pose_reader import PoseReader, PoseReaderConfig
+from training.evaluation.poses import _bones_off, driven_by_others, driven_by_own, following, measure_poses
+from training.evaluation.probe import Probe, ProbeConfig
+from training.evaluation.report import _pose_items
+from training.evaluation.settings import EvaluateSettings
+
+
+def test_joints_that_are_found_where_they_are_count_and_others_do_not():
+    driven = driven_by_own(subjects(0, 3, 64, 5, "free"))
+    joints = driven.joints
+    assert following(joints, joints, 64)["within_5_percent"] == 1.0
+    assert following(joints, joints, 64)["mean_px"] == 0.0
+    height = (joints[..., 1].max(2) - joints[..., 1].min(2)).max(1).min()
+    assert following(joints + (0.049 * height, 0), joints, 64)["within_5_percent"] == 1.0
+    far = joints.copy()
+    far[:, :, 4] += 0.2 * 64
+    assert following(far, joints, 64)["within_5_percent"] == pytest.approx(13 / 14, abs=0.01)
+    outside = joints.copy()
+    outside[:, :, 4] = -5  # not in the frame: it can be found nowhere
+    assert following(far, outside, 64)["within_5_percent"] == 1.0
+
+
+def test_the_motions_differ_and_a_free_one_is_not_named():
+    asked, free, held_out = (subjects(0, 4, 64, 5, motion) for motion in ("asked", "free", "held_out"))
+    assert [subject.drawn.free for subject in (*asked, *free, *held_out)] == [False] * 4 + [True] * 8
+    actions = ("walk", "wav", "jump", "danc", "sit")
+    assert all(any(word in subject.neutral.later for word in actions) for subject in asked)
+    assert not any(word in subject.neutral.later for subject in (*free, *held_out) for word in actions)
+
+
+def test_another_bodys_pose_has_the_characters_bones_and_not_the_drivers():
+    chosen = [subject for subject in subjects(0, 12, 128, 9, "asked") if subject.drawn.scene.action != "sitting"]
+    drivers = [*chosen[1:], chosen[0]]
+    driven = driven_by_others(chosen, drivers)
+    own, other = _bones_off(driven.joints, chosen), _bones_off(driven.joints, drivers)
+    assert own < 0.05
+    assert other > 2 * own
+
+
+@pytest.fixture(scope="module")
+def maker(tiny_folder):
+    torch.manual_seed(0)
+    config = replace(ContextAnyoneConfig.tiny(), text_len=256, condition_dim=32, pose_style="miniature")
+    network = ContextAnyoneTransformer(config)
+    for parameter in network.parameters():  # nothing is zero, so that conditions reach the clips
+        torch.nn.init.normal_(parameter, std=0.1)
+    text = load_text_encoder(tiny_folder / "text_encoder.safetensors")
+    text.text_len = config.text_len
+    vae = VideoVAE(load_vae(tiny_folder / "vae.safetensors"))
+    image = load_image_encoder(tiny_folder / "image_encoder.safetensors")
+    pipeline = ContextAnyonePipeline(network, vae, text, image)
+    return ClipMaker(pipeline, EvaluateSettings(size=32, num_frames=5, steps=1, batch_size=3))
+
+
+def test_every_promised_row_is_measured(maker):
+    torch.manual_seed(0)
+    reader = PoseReader(PoseReaderConfig(32, (8, 8, 8, 8))).eval().requires_grad_(False)
+    probe = Probe(ProbeConfig(side=32, channels=(8, 8, 8, 8), action_width=8)).eval()
+    found = measure_poses(maker, reader, probe, 0, 3)
+    rows = found["pose"]
+    assert {"asked", "free", "held_out", "other_body", "another_clip", "none", "ceiling"} <= set(rows)
+    for row in rows.values():
+        assert 0 <= row["ci95"][0] <= row["ci95"][1] <= 1
+        assert np.isfinite(row["mean_px"])
+    assert rows["asked"]["mean_px"] != rows["none"]["mean_px"]  # the pose reached the clips
+    assert set(rows["other_body"]["bones"]) == {"reference", "driver"}
+    assert rows["other_body"]["attributes"]["n"] == rows["other_body"]["n"]
+    assert found["start"]["seam_ratio"] > 0
+    titles = [title for title, _, _ in _pose_items(found)]
+    assert "seam after a start frame" in titles
