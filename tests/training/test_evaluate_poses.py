@@ -27,7 +27,7 @@ def test_joints_that_are_found_where_they_are_count_and_others_do_not():
     assert following(joints, joints, 64)["within_5_percent"] == 1.0
     assert following(joints, joints, 64)["mean_px"] == 0.0
     height = (joints[..., 1].max(2) - joints[..., 1].min(2)).max(1).min()
-    assert following(joints + (0.049 * height, 0), joints, 64)["within_5_percent"] == 1.0
+    assert following(joints + np.array([0.049 * height, 0.0]), joints, 64)["within_5_percent"] == 1.0
     far = joints.copy()
     far[:, :, 4] += 0.2 * 64
     assert following(far, joints, 64)["within_5_percent"] == pytest.approx(13 / 14, abs=0.01)
