@@ -34,7 +34,7 @@ def test_the_card_is_of_these_files():
     named = {}
     for card in (MINIATURE / "card").glob("*.json"):
         named |= json.loads(card.read_text(encoding="utf-8")).get("files", {})
-    assert set(named) >= {f"{part}.safetensors" for part in (*PARTS, "probe")}
+    assert set(named) >= {f"{part}.safetensors" for part in (*PARTS, "probe", "pose_reader")}
     for name, facts in named.items():
         assert hashlib.sha256((MINIATURE / name).read_bytes()).hexdigest() == facts["sha256"], name
 
