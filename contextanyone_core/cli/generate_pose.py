@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..media.image_io import read_picture
-from ..media.video_io import FPS
-from ..pose.drawing import STYLES, draw_poses
-from ..pose.drawn import recolour
-from ..pose.fitting import FITS, fit
+from ..pose.drawing import STYLES
+from ..pose.driving import DrivingPose, default_fit, driven_by
+from ..pose.fitting import FITS
 from ..pose.reading import PoseSource, is_keypoints, read_poses
-from ..pose.resample import clip_of, prepare
-from ..pose.sequence import SEEN, Pixels, PoseSequence
 from .parsing import Parser, file_path, one_of, real, whole
 from .pose_inputs import read_drawn, stated_body
 
@@ -37,16 +34,15 @@ _FOR_KEYPOINTS = ("fit", "body", "person")
 
 @dataclass(frozen=True)
 class AskedCondition:
-    """What the video shall follow: keypoints on its own canvas or a drawn video of its size, and a start frame."""
+    """What the video shall follow: poses, cut to its frames and placed on its canvas, and a start frame."""
 
-    poses: PoseSequence | None = None
-    drawn: Pixels | None = None
+    pose: DrivingPose | None = None
     start: NDArray[np.uint8] | None = None
 
     @property
     def asked(self) -> bool:
         """Whether there is any."""
-        return not (self.poses is None and self.drawn is None and self.start is None)
+        return not (self.pose is None and self.start is None)
 
 
 def add_pose_options(parser: Parser) -> None:
@@ -92,14 +88,15 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
         if given is not None and not given.exists():
             raise InputError(f"{given}: there is no such file.")
     if is_keypoints(path):
-        return AskedCondition(_poses(options), None, start)
+        return AskedCondition(_for_clip(_keypoints(options), options), start)
     for name in _FOR_KEYPOINTS:
         if getattr(options, f"pose_{name}") is not None:
             raise InputError(
                 f"--pose-{name} is for keypoints, and {path} is a video of drawn poses; give keypoints, or leave "
                 "it out."
             )
-    return AskedCondition(None, _drawn(path, options), start)
+    drawn = DrivingPose(str(path), read_drawn(path, options.size))
+    return AskedCondition(_for_clip(drawn, options), start)
 
 
 def encode_condition(
@@ -113,11 +110,7 @@ def encode_condition(
         return None
     from ..media.image_io import frames_to_images, picture_to_images
 
-    style = STYLES[pipeline.config.pose_style]
-    frames = None if asked.poses is None else draw_poses(asked.poses, style)
-    if asked.drawn is not None:
-        frames = recolour(asked.drawn, style.background)
-    pose = None if frames is None else frames_to_images(frames)
+    pose = None if asked.pose is None else frames_to_images(asked.pose.pictures(STYLES[pipeline.config.pose_style]))
     start = None if asked.start is None else picture_to_images(asked.start)
     return cast("ContextAnyonePipeline", pipeline).encode_condition(pose, start, size)
 
@@ -142,10 +135,10 @@ def condition_record(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _fit(options: argparse.Namespace) -> str:
-    return str(options.pose_fit or ("bones" if options.pose_body else "none"))
+    return str(options.pose_fit or default_fit(options.pose_body is not None))
 
 
-def _poses(options: argparse.Namespace) -> PoseSequence:
+def _keypoints(options: argparse.Namespace) -> DrivingPose:
     path: Path = options.pose
     if options.pose_body is not None and _fit(options) == "none":
         raise InputError("--pose-body is given and --pose-fit none leaves it aside; give one of them.")
@@ -156,28 +149,14 @@ def _poses(options: argparse.Namespace) -> PoseSequence:
             "--out body.json, and give --pose-body body.json."
         )
     read = read_poses(path, PoseSource(person=options.pose_person, choose="choose one, such as --pose-person 1"))
-    poses = fit(prepare(read), body, _fit(options))
-    _say_cut(path, poses.num_frames, options.frames)
-    poses = clip_of(poses, options.frames)
-    if not (poses.body[..., 2] > SEEN).any():
-        raise InputError(f"{path} shows nobody in its first {options.frames} frames at {FPS} a second; ask for more.")
-    return poses.placed(options.size)
+    return driven_by(read, body, options.pose_fit, str(path))
 
 
-def _drawn(path: Path, options: argparse.Namespace) -> Pixels:
-    frames = read_drawn(path, options.size)
-    _say_cut(path, len(frames), options.frames)
-    if len(frames) < options.frames:
-        longest = len(frames) - (len(frames) - 1) % 4
-        raise InputError(
-            f"{path} has {len(frames)} frames at {FPS} a second, the clip {options.frames}; ask for at most {longest}."
-        )
-    return frames[: options.frames]
-
-
-def _say_cut(path: Path, given: int, needed: int) -> None:
-    if given > needed:
-        _log.warning("%s has %d frames at %d a second; the first %d are used", path, given, FPS, needed)
+def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
+    """Cut and placed for the clip; a cut is said."""
+    if told := pose.what_is_cut(options.frames):
+        _log.warning(told)
+    return pose.for_clip(options.frames, options.size)
 
 
 def _named(path: Path) -> dict[str, str]:

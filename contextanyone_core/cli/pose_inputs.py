@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
 from ..media.read_video import open_video
-from ..media.video_io import FPS
 from ..pose.body import Body, body_of, read_personal_body
-from ..pose.drawn import inspect_drawn
+from ..pose.drawn import at_rate, check_size, inspect_drawn
 from ..pose.pose_file import states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.sequence import Pixels
@@ -41,16 +39,8 @@ def read_drawn(path: Path, size: tuple[int, int] | None) -> Pixels:
     Raises: InputError for another size, or a video without a plain background.
     """
     video = open_video(path)
-    frames = np.stack(list(video.frames))
-    if video.fps != FPS:  # whole frames are taken: a mixture of two would show two skeletons
-        count = int((len(frames) - 1) / video.fps * FPS + 1e-3) + 1
-        frames = frames[np.rint(np.arange(count) * (video.fps / FPS)).astype(int).clip(0, len(frames) - 1)]
-    height, width = frames.shape[1:3]
-    if (height, width) != (size or (height, width)) or width % 16 or height % 16:
-        raise InputError(
-            f"{path} is {width} x {height} pixels; drawn poses are never resized, and a video's sides are "
-            "multiples of 16. Give keypoints, which are drawn at any size."
-        )
+    frames = at_rate(np.stack(list(video.frames)), video.fps)
+    check_size(frames, size, str(path))
     if not inspect_drawn(frames).shows_skeleton:
         _log.warning("%s shows no skeleton in the colours of DWPose on its plain background.", path)
     return frames

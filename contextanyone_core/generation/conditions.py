@@ -11,6 +11,11 @@ from ..errors import InputError, ShapeError
 from ..model.condition import VideoCondition
 from ..model.transformer import ReferenceInputs
 
+WHOLE_RUN = (0.0, 1.0)
+"""The window of steps that a pose acts in by default: all of them."""
+
+_SAME_LEVEL = 1e-4  # relative; a host may have rounded the level
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -43,6 +48,32 @@ def check_batch(conditions: Conditions, videos: int) -> None:
             raise ShapeError(f"noise is for {videos} videos, the {name} for {len(tensor)}.")
 
 
+def check_window(window: tuple[float, float]) -> None:
+    """Refuse a window of steps that is none.
+
+    Raises:
+        InputError: the two are no shares of the steps in their order.
+    """
+    start, end = window
+    if not 0 <= start <= end <= 1:
+        raise InputError(
+            f"The pose acts from {start:g} to {end:g}; two shares of the steps from 0 to 1 are needed, the lower first."
+        )
+
+
+def share_before(sigma: float, sigmas: Sequence[float]) -> float:
+    """Share of a run's steps that lie before the one which a noise level belongs to.
+
+    A level between two steps, where a sampler looks twice in a step, belongs to the earlier one.
+
+    Args:
+        sigma: the noise level of a pass.
+        sigmas: levels of the run's steps, falling, and the last one's end.
+    """
+    reached = sum(level >= sigma * (1 - _SAME_LEVEL) for level in sigmas[:-1])
+    return max(reached - 1, 0) / max(len(sigmas) - 1, 1)
+
+
 def condition_at(
     video: VideoCondition | None, share: float, strength: float, window: tuple[float, float]
 ) -> VideoCondition | None:
@@ -54,7 +85,7 @@ def condition_at(
         strength: factor of the pose's latents; at 0 there is no pose.
         window: the shares between which the pose acts, the first included, the second not.
     """
-    if video is None or video.pose is None or (strength == 1 and window == (0.0, 1.0)):
+    if video is None or video.pose is None or (strength == 1 and window == WHOLE_RUN):
         return video
     acts = strength != 0 and window[0] <= share < window[1]
     return replace(video, pose=strength * video.pose if acts else None)

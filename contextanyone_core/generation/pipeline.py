@@ -11,8 +11,9 @@ from typing import Self
 import torch
 
 from ..config import ContextAnyoneConfig
+from ..encoders.condition import encode_condition
 from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandTextEncoder
-from ..encoders.reference import DualEncoder, EncodedReference, fitted_size, pad_picture
+from ..encoders.reference import DualEncoder, EncodedReference
 from ..encoders.vae import VideoVAE
 from ..errors import InputError
 from ..model.condition import NO_CHANNELS, VideoCondition
@@ -29,7 +30,7 @@ from ..sampling.names import check_sampler_name
 from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateStream, TemporalConcatenation
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
-from .conditions import Conditions, check_batch, condition_at, stack_conditions
+from .conditions import Conditions, check_batch, check_window, condition_at, stack_conditions
 from .load import check_parts, load_parts
 
 __all__ = [
@@ -97,11 +98,7 @@ class GenerationSettings:
         check_sampler_name(self.sampler)
         require_number("emphasis", self.emphasis, zero=True)
         require_number("pose_strength", self.pose_strength, zero=True)
-        if not 0 <= self.pose_window[0] <= self.pose_window[1] <= 1:
-            start, end = self.pose_window
-            raise InputError(
-                f"The pose acts from {start:g} to {end:g}; two shares of the steps from 0 to 1 are needed."
-            )
+        check_window(self.pose_window)
         for name in ("shift", "gap"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), zero=False)
@@ -319,15 +316,7 @@ class ContextAnyonePipeline(LatentSampler):
         """
         if not self.config.condition_dim:
             raise InputError(NO_CHANNELS)
-        if start is not None:
-            height, width = start.shape[2:]
-            if fitted_size((height, width), size) != size:
-                raise InputError(
-                    f"The start frame is {width} x {height} pixels, the video {size[1]} x {size[0]}; it is the video's "
-                    "first frame, so it must have the same aspect: crop it."
-                )
-            start = self.vae.encode(pad_picture(start, size)[:, :, None])
-        return VideoCondition(None if pose is None else self.vae.encode(pose), start)
+        return encode_condition(self.vae, pose, start, size)
 
     def generate(
         self,

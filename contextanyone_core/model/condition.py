@@ -77,6 +77,11 @@ def resized_patch_weight(weight: Tensor, channels: int) -> Tensor:
     return functional.pad(weight[:, :channels], (0, 0, 0, 0, 0, 0, 0, absent))
 
 
+def with_absent_frames(start: Tensor, frames: int) -> Tensor:
+    """Latents (B, C, n, h, w) of a start with zeros up to `frames`, for a host that cuts conditions with the video."""
+    return functional.pad(start, (0, 0, 0, 0, 0, max(0, frames - start.shape[2])))
+
+
 def with_absent_channels(x: Tensor, channels: int) -> Tensor:
     """Latents (B, C, T, h, w) with zeros up to `channels`, for a host's own layer, which needs all of them."""
     absent = channels - x.shape[1]
@@ -101,4 +106,4 @@ def _filled(name: str, part: Tensor | None, latents: Tensor) -> Tensor:
             f"The {name} latents are a batch of {len(part)}, the video's of {len(latents)}; one size, or 1, is needed."
         )
     part = part.to(latents.dtype).expand(len(latents), -1, -1, -1, -1)
-    return functional.pad(part, (0, 0, 0, 0, 0, frames - part.shape[2]))
+    return with_absent_frames(part, frames)

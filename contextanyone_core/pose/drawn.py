@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..media.video_io import FPS
 from .drawing import FACE_DOT, HAND_COLORS, HAND_DOT, JOINT_COLORS, LIMB_COLORS, Color
 from .sequence import Pixels
 
@@ -27,6 +28,32 @@ class Drawn:
 
     background: Color
     shows_skeleton: bool
+
+
+def at_rate(frames: Pixels, fps: float) -> Pixels:
+    """Drawn frames (T, H, W, 3) at 16 per second: whole frames, because a mixture of two would show two skeletons."""
+    if fps == FPS:
+        return frames
+    count = int((len(frames) - 1) / fps * FPS + 1e-3) + 1
+    chosen: Pixels = frames[np.rint(np.arange(count) * (fps / FPS)).astype(int).clip(0, len(frames) - 1)]
+    return chosen
+
+
+def check_size(frames: Pixels, size: tuple[int, int] | None, name: str) -> None:
+    """Check that drawn frames (T, H, W, 3) can be used as they are.
+
+    Args:
+        size: (height, width) of the video to be made; None is their own.
+        name: of the video, for messages.
+
+    Raises: InputError for another size, or sides that are no multiples of 16.
+    """
+    height, width = frames.shape[1:3]
+    if (height, width) != (size or (height, width)) or width % 16 or height % 16:
+        raise InputError(
+            f"{name} is {width} x {height} pixels; drawn poses are never resized, and a video's sides are "
+            "multiples of 16. Give keypoints, which are drawn at any size."
+        )
 
 
 def inspect_drawn(frames: Pixels) -> Drawn:

@@ -1,0 +1,98 @@
+"""The poses that a video follows, from keypoints or a drawn video: cut to its frames and drawn at its size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..media.video_io import FPS
+from .body import Body
+from .drawing import PoseStyle, draw_poses
+from .drawn import check_size, recolour
+from .fitting import fit
+from .resample import clip_of, prepare
+from .sequence import SEEN, Pixels, PoseSequence
+
+_PREVIEW_WIDTH = 2.0  # half width of a limb in previews, in pixels
+
+
+@dataclass(frozen=True, eq=False)
+class DrivingPose:
+    """The poses that a video follows, at 16 frames per second.
+
+    Attributes:
+        name: where they come from, for messages.
+        poses: one person's keypoints on their own canvas, or a video of drawn poses, uint8 (T, H, W, 3), as large as
+            the video to be made.
+    """
+
+    name: str
+    poses: PoseSequence | Pixels
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return self.poses.num_frames if isinstance(self.poses, PoseSequence) else len(self.poses)
+
+    def what_is_cut(self, num_frames: int) -> str:
+        """What to tell the user where a clip of `num_frames` uses only the first of these frames; else empty."""
+        if self.num_frames <= num_frames:
+            return ""
+        return f"{self.name} has {self.num_frames} frames at {FPS} a second; the first {num_frames} are used"
+
+    def for_clip(self, num_frames: int, size: tuple[int, int]) -> DrivingPose:
+        """Cut to a clip's frames, keypoints also placed on its canvas of `size` = (height, width).
+
+        Raises: InputError if there are fewer frames, nobody is visible in them, or a drawn video has another size.
+        """
+        poses = self.poses
+        if isinstance(poses, PoseSequence):
+            cut = clip_of(poses, num_frames)
+            if not (cut.body[..., 2] > SEEN).any():
+                raise InputError(
+                    f"{self.name} shows nobody in its first {num_frames} frames at {FPS} a second; ask for more."
+                )
+            return DrivingPose(self.name, cut.placed(size))
+        check_size(poses, size, self.name)
+        if len(poses) < num_frames:
+            longest = len(poses) - (len(poses) - 1) % 4
+            raise InputError(
+                f"{self.name} has {len(poses)} frames at {FPS} a second, the clip {num_frames}; ask for at most "
+                f"{longest}."
+            )
+        return DrivingPose(self.name, poses[:num_frames])
+
+    def pictures(self, style: PoseStyle) -> Pixels:
+        """Drawn in a style, uint8 (T, H, W, 3), at the size of the canvas; a drawn video is put on its background.
+
+        Raises: InputError as `recolour`.
+        """
+        if isinstance(self.poses, PoseSequence):
+            return draw_poses(self.poses, style)
+        return recolour(self.poses, style.background)
+
+    def preview(self, longest: int, num_frames: int) -> Pixels:
+        """The first frames to look at, uint8 (T, H, W, 3), the longer side at most `longest` pixels."""
+        if not isinstance(self.poses, PoseSequence):
+            step = -(-max(self.poses.shape[1:3]) // longest)
+            return self.poses[:num_frames, ::step, ::step]
+        poses = self.poses.at(slice(num_frames))
+        factor = longest / max(poses.height, poses.width)
+        size = (max(1, round(poses.height * factor)), max(1, round(poses.width * factor)))
+        return draw_poses(poses.placed(size), PoseStyle(half_width=_PREVIEW_WIDTH))
+
+
+def driven_by(poses: PoseSequence, body: Body | None, how: str | None, name: str) -> DrivingPose:
+    """Keypoints as a video follows them: at 16 frames per second, gaps filled, fitted to a body.
+
+    Args:
+        how: one of `fitting.FITS`; None is `default_fit`.
+
+    Raises: InputError as `fit` and `prepare`.
+    """
+    return DrivingPose(name, fit(prepare(poses), body, how or default_fit(body is not None)))
+
+
+def default_fit(has_body: bool) -> str:
+    """The fit where none is asked for: `bones` with a body, else `none`."""
+    return "bones" if has_body else "none"
