@@ -21,6 +21,7 @@ class ContextAnyoneExtension(ComfyExtension):
         from .apply import ApplyContextAnyone
         from .guidance import ContextAnyoneGuider, ContextAnyoneSampler
         from .loaders import ContextAnyoneExamplePicture, LoadContextAnyone, LoadContextAnyoneMiniature
+        from .pose import ContextAnyoneExamplePose, ContextAnyonePose
         from .prompt import ContextAnyonePrompt
         from .reference import ContextAnyoneReference
 
@@ -28,7 +29,9 @@ class ContextAnyoneExtension(ComfyExtension):
             LoadContextAnyone,
             LoadContextAnyoneMiniature,
             ContextAnyoneExamplePicture,
+            ContextAnyoneExamplePose,
             ContextAnyoneReference,
+            ContextAnyonePose,
             ContextAnyonePrompt,
             ApplyContextAnyone,
             ContextAnyoneGuider,

@@ -7,6 +7,7 @@ from typing import Unpack
 from comfy_api.latest import io
 
 from ._comfy.notes import note_on
+from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
     PromptNames,
     ReferencePicture,
@@ -20,10 +21,13 @@ from ._comfy.types import Conditioning, Model
 from .inputs import (
     CATEGORY,
     RANGES,
+    FollowingSettings,
     Reference,
     SizeSettings,
     check_numbers,
     emphasis_input,
+    following_inputs,
+    following_of,
     gap_input,
     own_number,
     size_inputs,
@@ -36,7 +40,7 @@ _NAMES = PromptNames(
 )
 
 
-class ApplySettings(SizeSettings):
+class ApplySettings(SizeSettings, FollowingSettings):
     """The widgets of Apply ContextAnyone."""
 
     batch_size: int
@@ -66,6 +70,7 @@ class ApplyContextAnyone(io.ComfyNode):
                 RANGES["batch_size"].whole("batch_size", 1, "Videos at a time, of one character.", advanced=True),
                 emphasis_input(),
                 gap_input(),
+                *following_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, checked against all that is connected."),
@@ -84,13 +89,15 @@ class ApplyContextAnyone(io.ComfyNode):
         length: int | None = None,
         emphasis: float | None = None,
         gap: float | None = None,
+        pose_strength: float | None = None,
     ) -> bool:
         """Numbers that no video can be made with are told before the run.
 
         Raises:
             InputError: naming the first of them.
         """
-        check_numbers(width=width, height=height, length=length, emphasis=emphasis, gap=gap)
+        sizes = {"width": width, "height": height, "length": length}
+        check_numbers(**sizes, emphasis=emphasis, gap=gap, pose_strength=pose_strength)
         return True
 
     @classmethod
@@ -107,8 +114,8 @@ class ApplyContextAnyone(io.ComfyNode):
         Raises:
             InputError, ShapeError: something that is connected does not fit; the message says what to do.
         """
-        check_numbers(**settings)
-        reference = given_references(reference)
+        check_numbers(**{name: settings.get(name) for name in RANGES})
+        reference, following = given_references(reference), following_of(settings)
         size = (settings["height"], settings["width"])
         applied = apply_references(
             model,
@@ -122,5 +129,7 @@ class ApplyContextAnyone(io.ComfyNode):
         )
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
         unseen = without_references_of(model, applied, negative)
-        note = note_on(model, reference, "Apply ContextAnyone")
+        values, cut = condition_values(config_of(model), following, reference, size, settings["length"])
+        applied, unseen = follow(values, applied, unseen)
+        note = note_on(model, reference, "Apply ContextAnyone", cut)
         return io.NodeOutput(model, applied, unseen, {"samples": latents}, ui=note)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, check_interval, make_guidance
 from ._comfy.notes import note_on
+from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
     PromptNames,
     ReferencePicture,
@@ -27,12 +28,15 @@ from .inputs import (
     LATER_TOOLTIP,
     NEGATIVE_TOOLTIP,
     RANGES,
+    FollowingSettings,
     Reference,
     SizeSettings,
     check_choice,
     check_numbers,
     check_prompts,
     emphasis_input,
+    following_inputs,
+    following_of,
     gap_input,
     own_number,
     prompt_input,
@@ -49,7 +53,7 @@ _NAMES = PromptNames(
 )
 
 
-class SamplerSettings(SizeSettings):
+class SamplerSettings(SizeSettings, FollowingSettings):
     """The widgets of ContextAnyone Sampler."""
 
     first: str
@@ -167,6 +171,7 @@ class ContextAnyoneSampler(io.ComfyNode):
                     tooltip="Of the noise. The same seed gives the same video.",
                 ),
                 *_advanced_inputs(),
+                *following_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The video: VAE Decode makes frames of it."),
@@ -200,7 +205,7 @@ class ContextAnyoneSampler(io.ComfyNode):
         """
         _check(settings)
         prompt = TwoStagePrompt(settings["first"], settings["later"])
-        reference = given_references(reference)
+        reference, following = given_references(reference), following_of(settings)
         size = (settings["height"], settings["width"])
         config = config_of(model)
         guidance = _guidance(model, settings)
@@ -215,6 +220,8 @@ class ContextAnyoneSampler(io.ComfyNode):
             gap=own_number(settings["gap"]),
             names=_NAMES,
         )
+        values, cut = condition_values(config, following, reference, size, settings["length"])
+        positive, negative = follow(values, positive, negative)
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),
@@ -224,7 +231,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             seed=settings["seed"],
         )
         shown = empty_latents(config, size, 1, 1) if redrawn is None else redrawn
-        note = note_on(model, reference, "ContextAnyone Sampler")
+        note = note_on(model, reference, "ContextAnyone Sampler", cut)
         return io.NodeOutput({"samples": video}, {"samples": shown}, ui=note)
 
 

@@ -6,16 +6,24 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from comfy_api.latest import io
 
 from ..contextanyone_core.errors import InputError
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ..contextanyone_core.shapes import check_frames, check_side, require_whole
+from ._comfy.poses import Following
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._comfy.types import Vae
 
 CATEGORY = "ContextAnyone"
 Reference = io.Custom("CONTEXTANYONE_REFERENCE")
+Pose = io.Custom("CONTEXTANYONE_POSE")
+Keypoints = io.Custom("POSE_KEYPOINT")
 
 FIRST_TOOLTIP = 'How the first picture of the video looks: "A woman with red hair standing in a park."'
 LATER_TOOLTIP = 'What happens then: "The same woman is waving at the beach."'
@@ -24,6 +32,10 @@ EMPHASIS_TOOLTIP = (
     "Strength of Emphasize-Attention, the second look at the reference in every block: 1 as trained, 0 without, above "
     "1 holds on to the picture harder."
 )
+POSE_TOOLTIP = "From ContextAnyone Pose: how the person moves. The model has to be made for poses."
+STRENGTH_TOOLTIP = "Factor of the pose: 1 as trained, 0 is no pose."
+START_TOOLTIP = "The video's first frame, of the video's aspect. The model has to be made for it."
+FOLLOWING_VAE_TOOLTIP = "The video VAE, for pose and start_frame. With a reference it is not needed: its VAE is taken."
 GAP_TOOLTIP = "Latent frames between the reference and the video in time. 0 takes the model's own (10)."
 
 
@@ -70,8 +82,14 @@ RANGES = {
     "shift": _SCALE,
     "guidance_low": Range(0.0, 1.0, 0.01),
     "guidance_high": Range(0.0, 1.0, 0.01),
+    "person": Range(0, 999, 1),
+    "fps": Range(0.0, 1000.0, 0.01),
+    "pose_strength": Range(0.0, 10.0, 0.05),
+    "pose_start": Range(0.0, 1.0, 0.01),
+    "pose_end": Range(0.0, 1.0, 0.01),
 }
-_WHOLE = ("width", "height", "length", "batch_size", "steps", "seed")
+_WHOLE = ("width", "height", "length", "batch_size", "steps", "seed", "person")
+_FROM_ZERO = ("seed", "person")
 
 
 class SizeSettings(TypedDict):
@@ -80,6 +98,39 @@ class SizeSettings(TypedDict):
     width: int
     height: int
     length: int
+
+
+class FollowingSettings(TypedDict, total=False):
+    """What a video follows, of the nodes that make one."""
+
+    pose: object
+    pose_strength: float
+    start_frame: Tensor
+    vae: Vae
+
+
+def following_inputs() -> list[io.InputBase]:
+    """Pose, start frame and their VAE, last so that saved workflows keep their values."""
+    return [
+        Pose.Input("pose", optional=True, tooltip=POSE_TOOLTIP),
+        RANGES["pose_strength"].input("pose_strength", 1.0, STRENGTH_TOOLTIP, advanced=True, optional=True),
+        io.Image.Input("start_frame", optional=True, tooltip=START_TOOLTIP),
+        io.Vae.Input("vae", optional=True, tooltip=FOLLOWING_VAE_TOOLTIP),
+    ]
+
+
+def following_of(settings: FollowingSettings) -> Following:
+    """What is connected of these inputs.
+
+    Raises:
+        InputError: one of them is null: the node in front gave nothing.
+    """
+    for name in ("pose", "start_frame", "vae"):
+        if name in settings and settings[name] is None:
+            raise InputError(f"{name} is null; connect what gives it, or disconnect the input.")
+    return Following(
+        settings.get("pose"), settings.get("pose_strength", 1.0), settings.get("start_frame"), settings.get("vae")
+    )
 
 
 def size_inputs() -> list[io.Int.Input]:
@@ -128,7 +179,7 @@ def check_numbers(**given: object) -> None:
 def _check(name: str, value: object) -> None:
     allowed = RANGES[name]
     if name in _WHOLE:
-        number: float = require_whole(name, value, int(allowed.low) if name == "seed" else 1)
+        number: float = require_whole(name, value, 0 if name in _FROM_ZERO else 1)
     else:
         number = _finite(name, value, allowed)
     if number > allowed.high:

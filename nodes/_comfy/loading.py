@@ -58,7 +58,8 @@ def load_by_name(name: str, weight_dtype: str) -> tuple[Model, str]:
         raise CheckpointError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
     with file_names_only(Path(path)):
         source = _open(Path(path))
-        return load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype]), _abilities(source.recognised)
+        model = load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype])
+        return model, _abilities(source.recognised, follows_poses=model.model.config.condition_dim > 0)
 
 
 @contextmanager
@@ -127,9 +128,10 @@ def _model_class(found: Recognised) -> type[ContextAnyoneModel]:
     return PhantomModel if found.family.startswith(MODELS["phantom"].family) else ContextAnyoneModel
 
 
-def _abilities(found: Recognised) -> str:
+def _abilities(found: Recognised, *, follows_poses: bool) -> str:
     if found.kind == TRANSFORMER:
-        return f"{found}: follows reference pictures."
+        return f"{found}: follows reference pictures{', poses and a start frame' if follows_poses else ''}."
     if _model_class(found) is PhantomModel:
         return f"{found}: follows reference pictures, in Phantom's way. It has no emphasis, no gap and no CLIP branch."
-    return f"{found}: plain text to video. It was not trained to follow reference pictures."
+    can = "follows poses and a start frame" if follows_poses else "plain text to video"
+    return f"{found}: {can}. It was not trained to follow reference pictures."

@@ -19,11 +19,13 @@ import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
+from ...contextanyone_core.model.condition import with_absent_frames
 from ...contextanyone_core.model.transformer import ReferenceInputs
 from ...contextanyone_core.runtime.memory import forward_bytes
 from ...contextanyone_core.weights.recognition import FAMILY
 from ...contextanyone_core.weights.saved_header import HEADER, header_tensor
-from .network import ContextAnyoneNetwork
+from .given import require_channels
+from .network import ContextAnyoneNetwork, PoseActs
 from .run import KeyedReferences, with_runs
 
 REFERENCES = "contextanyone_references"
@@ -31,9 +33,19 @@ REFERENCES = "contextanyone_references"
 FIRST_PROMPT = "contextanyone_first_prompt"
 """Key of a conditioning that holds the first-frame prompt's embeddings (1, L, text_dim)."""
 EMPHASIS = "contextanyone_emphasis"
+POSE = "contextanyone_pose"
+"""Key of a conditioning that holds the raw latents (1, 16, T, h, w) of the drawn poses."""
+POSE_STRENGTH = "contextanyone_pose_strength"
+POSE_START = "contextanyone_pose_start"
+POSE_END = "contextanyone_pose_end"
+START_FRAME = "contextanyone_start_frame"
+"""Key of a conditioning that holds the raw latents (1, 16, 1, h, w) of the clean first frame."""
+CONDITION = (POSE, POSE_STRENGTH, POSE_START, POSE_END, START_FRAME)
+"""Keys of what the video follows, the same in every pass."""
 
 _NETWORK_REFERENCES = "references"
 """Name of the network's argument that is `KeyedReferences`."""
+_NETWORK_POSE = "pose"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -124,6 +136,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         if text is not None:
             out["c_crossattn"] = comfy.conds.CONDRegular(fit_text_embeds(text, self.config, _prompt_name(kwargs)))
         out["emphasis"] = comfy.conds.CONDConstant(float(kwargs.get(EMPHASIS, 1.0)))
+        out |= self._condition(kwargs)
         applied = kwargs.get(REFERENCES)
         if applied is None:
             return out
@@ -132,6 +145,28 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         inputs = ReferenceInputs(latents, text, list(applied.image_embeds), gap=applied.gap)
         out[_NETWORK_REFERENCES] = ReferenceCondition(KeyedReferences(inputs, applied.key))
         return out
+
+    def _condition(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Pose and start frame as conditionings of the video's size, so that ComfyUI cuts them as it cuts the video."""
+        out: dict[str, Any] = {}
+        pose, start = given.get(POSE), given.get(START_FRAME)
+        require_channels(self.config, pose=pose, start_frame=start)
+        if pose is not None:
+            out[_NETWORK_POSE] = comfy.conds.CONDNoiseShape(self.process_latent_in(pose))
+            acts = PoseActs(given.get(POSE_STRENGTH, 1.0), (given.get(POSE_START, 0.0), given.get(POSE_END, 1.0)))
+            out["pose_acts"] = comfy.conds.CONDConstant(acts)
+        if start is not None:
+            whole = with_absent_frames(self.process_latent_in(start), given["noise"].shape[2])
+            out["start"] = comfy.conds.CONDNoiseShape(whole)
+        return out
+
+    def resize_cond_for_context_window(
+        self, cond_key: str, cond_value: Any, window: Any, x_in: torch.Tensor, device: Any, **_: Any
+    ) -> Any:
+        """A pose belongs to its frames: a context window gets its own, whatever frames of others it retains."""
+        if cond_key != _NETWORK_POSE:
+            return None
+        return comfy.conds.CONDNoiseShape(window.get_tensor(cond_value.cond, device, dim=2))
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """Sizes of the references, for the memory that ComfyUI plans with before anything is loaded."""

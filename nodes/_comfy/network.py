@@ -5,16 +5,26 @@ A subclass, not a holder: the keys stay `diffusion_model.blocks...`, so that LoR
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention
 import comfy.patcher_extension
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
+from ...contextanyone_core.generation.conditions import WHOLE_RUN, condition_at, share_before
+from ...contextanyone_core.model.condition import VideoCondition
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache
 from .run import KeyedReferences, current_run
+
+
+class PoseActs(NamedTuple):
+    """How much a pose acts, and in which shares of the steps."""
+
+    strength: float = 1.0
+    window: tuple[float, float] = WHOLE_RUN
 
 
 class ContextAnyoneNetwork(ContextAnyoneTransformer):
@@ -60,15 +70,32 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         transformer_options: dict[str, Any],
         emphasis: float = 1.0,
         references: KeyedReferences | None = None,
-        **_: Any,  # `control`, and the conditionings of other models
+        **more: Any,  # pose and start; `control`, and the conditionings of other models
     ) -> torch.Tensor:
         attention = partial(host_attention, options=transformer_options)
         cache: ReferenceCache | None = None
         if references is not None:
             encode = partial(self.encode_references, attention=attention)
             cache = current_run(transformer_options).cache(references, x, encode)
-        output = super().forward(x, timestep, context, cache=cache, emphasis=emphasis, attention=attention)
+        output = super().forward(
+            x,
+            timestep,
+            context,
+            cache=cache,
+            emphasis=emphasis,
+            condition=condition_now(more, transformer_options),
+            attention=attention,
+        )
         return output.velocity
+
+
+def condition_now(given: Mapping[str, Any], options: Mapping[str, Any]) -> VideoCondition | None:
+    """Pose and start frame of one call, out of the network's keyword arguments; outside its window there is no pose."""
+    video, acts = VideoCondition(given.get("pose"), given.get("start")), given.get("pose_acts", PoseActs())
+    share = 0.0
+    if acts.window != WHOLE_RUN and "sample_sigmas" in options:  # else no step is asked for: a GPU would have to wait
+        share = share_before(float(options["sigmas"].flatten()[0]), options["sample_sigmas"].tolist())
+    return condition_at(video, share, acts.strength, acts.window)
 
 
 def host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, options: dict[str, Any]) -> Any:

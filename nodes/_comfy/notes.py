@@ -19,18 +19,25 @@ THRESHOLD = "contextanyone_familiar_psnr"
 _LOG = logging.getLogger(__name__)
 
 
-def note_on(model: Model, reference: tuple[ReferencePicture, ...], node: str) -> dict[str, list[str]] | None:
+def note_on(
+    model: Model, reference: tuple[ReferencePicture, ...], node: str, *more: str
+) -> dict[str, list[str]] | None:
     """The UI output of a node that applies references: why the character will hardly be kept, or None.
 
     Args:
         model: a MODEL of ours.
         node: the node's name on the page.
+        more: what else there is to say; empty texts are nothing.
     """
-    words = [_on_plain_wan(model, reference), _on_strange_pictures(reference)]
-    told = [f"{node}: {text}" for text in words if text]
-    for text in told:
+    return told(node, _on_plain_wan(model, reference), _on_strange_pictures(reference), *more)
+
+
+def told(node: str, *words: str) -> dict[str, list[str]] | None:
+    """The UI output of a node that has something to say, also said in the log; None without."""
+    said = [f"{node}: {text}" for text in words if text]
+    for text in said:
         _LOG.warning(text)
-    return {NOTE: told} if told else None
+    return {NOTE: said} if said else None
 
 
 def _on_plain_wan(model: Model, reference: tuple[ReferencePicture, ...]) -> str:

@@ -23,7 +23,7 @@ from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
 from ...contextanyone_core.shapes import VideoShape
 from .given import checked_images, checked_masks, require_conditioning, require_given
-from .model import EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
+from .model import CONDITION, EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
 from .types import Clip, ClipVision, Conditioning, Model, Vae
 
 _NO_TEXT = "\0\0embedding"
@@ -31,14 +31,14 @@ _NO_TEXT = "\0\0embedding"
 
 
 class HostVAE:
-    """ComfyUI's VAE for images (B, 3, T, H, W) in [-1, 1], as the core's encoders are called."""
+    """ComfyUI's VAE for images (1, 3, T, H, W) in [-1, 1], as the core's encoders are called."""
 
     def __init__(self, vae: Vae) -> None:
         self.vae = vae
 
     def encode(self, images: torch.Tensor, /) -> torch.Tensor:
-        """Raw latents (B, 16, 1, h, w) of pictures."""
-        latents: torch.Tensor = self.vae.encode((images[:, :, 0].movedim(1, -1) + 1.0) / 2.0)
+        """Raw latents (1, 16, t, h, w) of a picture or a video (1, 3, T, H, W)."""
+        latents: torch.Tensor = self.vae.encode((images[0].movedim(0, -1) + 1.0) / 2.0)
         return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -226,6 +226,13 @@ def with_references_of(positive: Conditioning, negative: Conditioning) -> Condit
     seen: dict[str, Any] = next((extras for _, extras in positive if extras.get(REFERENCES) is not None), {})
     values = {key: seen[key] for key in (REFERENCES, EMPHASIS) if key in seen}
     return node_helpers.conditioning_set_values(negative, values)
+
+
+def with_condition_of(positive: Conditioning, other: Conditioning) -> Conditioning:
+    """Another CONDITIONING with pose and start frame of the positive one: they are in every pass."""
+    found: dict[str, Any] = next((extras for _, extras in positive if extras.keys() & set(CONDITION)), {})
+    values = {key: found[key] for key in CONDITION if key in found}
+    return node_helpers.conditioning_set_values(other, values) if values else other
 
 
 def without_references_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:

@@ -15,7 +15,7 @@ import torch
 from ...contextanyone_core.sampling.flow import sigma_schedule
 from ...contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance
 from .given import require_conditioning
-from .references import config_of, references_of, with_references_of, without_references_of
+from .references import config_of, references_of, with_condition_of, with_references_of, without_references_of
 from .run import current_run
 from .types import Conditioning, Model
 
@@ -46,6 +46,7 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         config_of(model)
         require_conditioning(positive=positive, negative=negative)
         super().__init__(model)
+        negative = with_condition_of(positive, negative)
         self.reconstructions: list[torch.Tensor] = []
         self._references = references_of(positive)
         if isinstance(guidance, DualGuidance) and self._references is None:  # both negative passes would be the same

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyui import ROOT
+from safetensors import safe_open
 
 FOLDER = ROOT / "workflows"
 Prompt = dict[str, Any]
@@ -21,7 +22,11 @@ LOADERS = {
     "VAELoader": ("vae", 2),
     "CLIPVisionLoader": ("clip_vision", 3),
     "LoraLoaderModelOnly": ("loras", None),
+    "CheckpointLoaderSimple": ("checkpoints", None),
 }
+DETECTOR = "SDPoseKeypointExtractor"  # needs its own public file; the pack's example stands in for what it finds
+EXAMPLE_POSE = {"class_type": "ContextAnyoneExamplePose", "inputs": {"motion": "dance", "length": 17}}
+TRANSFORMER = ROOT / "contextanyone_core" / "miniature" / "transformer.safetensors"
 MINIATURE = "ContextAnyoneMiniatureLoader"
 MINIATURE_SIZE = {"width": 128, "height": 128, "length": 17}
 SMALL_SIZE = {"width": 64, "height": 64, "length": 5}  # where only the way through the server matters
@@ -46,6 +51,15 @@ def is_miniature(path: Path) -> bool:
     return MINIATURE in path.read_text(encoding="utf-8")
 
 
+def cannot_follow(path: Path) -> str:
+    """Why the miniature cannot run a workflow: it has a pose, and the shipped file no channels for one; else empty."""
+    with safe_open(TRANSFORMER, framework="np") as file:
+        follows = json.loads(file.metadata()["config"]).get("condition_dim", 0) > 0
+    if follows or "ContextAnyonePose" not in path.read_text(encoding="utf-8"):
+        return ""
+    return "the shipped miniature has no condition channels (condition_dim is 0): it follows no pose"
+
+
 def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     """Nodes of a workflow and of its subgraphs, without those that are switched off."""
     inner = [node for graph in workflow.get("definitions", {}).get("subgraphs", []) for node in graph["nodes"]]
@@ -58,15 +72,16 @@ def offered_models(workflow: dict[str, Any]) -> set[str]:
 
 
 def wanted_files(workflow: dict[str, Any]) -> set[str]:
-    """Paths under models/ of the files that the loaders of a workflow name."""
-    found = [node for node in nodes_of(workflow) if node["type"] in LOADERS]
-    return {f"{LOADERS[node['type']][0]}/{node['widgets_values'][0]}" for node in found}
+    """Paths of the files that the loaders of a workflow name: models, and videos of the user's own."""
+    named = [(node["type"], node["widgets_values"][0]) for node in nodes_of(workflow) if node.get("widgets_values")]
+    found = {f"models/{LOADERS[kind][0]}/{file}" for kind, file in named if kind in LOADERS}
+    return found | {f"input/{file}" for kind, file in named if kind == "LoadVideo"}
 
 
 @contextmanager
 def stand_ins(base: Path, workflow: dict[str, Any]) -> Iterator[None]:
     """Empty files of the names that a workflow's loaders want, while the context lasts."""
-    files = [base / "models" / name for name in wanted_files(workflow)]
+    files = [base / name for name in wanted_files(workflow)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -82,7 +97,11 @@ def with_miniature(prompt: Prompt, steps: int) -> Prompt:
     slots = {
         node_id: LOADERS[node["class_type"]][1] for node_id, node in prompt.items() if node["class_type"] in LOADERS
     }
-    swapped = {node_id: node for node_id, node in prompt.items() if node_id not in slots}
+    swapped = {
+        node_id: EXAMPLE_POSE if node["class_type"] == DETECTOR else node
+        for node_id, node in prompt.items()
+        if node_id not in slots
+    }
     changes = MINIATURE_SIZE | {"steps": steps}
     for node_id, node in swapped.items():
         inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()}

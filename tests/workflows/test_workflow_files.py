@@ -16,7 +16,9 @@ PUBLIC = ("https://huggingface.co/Comfy-Org/", "https://huggingface.co/Kijai/")
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
 NARROWEST = 225  # what the new design of nodes draws at least
 TITLE = 30  # a node's title stands above its position
+FOLDERS = {"text_encoders", "vae", "clip_vision", "loras", "diffusion_models", "checkpoints"}
 NOTE, BYPASSED = "MarkdownNote", 4
+MOTIONS = {path.stem for path in (ROOT / "assets" / "poses").glob("*.json")}
 EXAMPLES = {path.name for path in (ROOT / "assets" / "examples").glob("*.png")}
 
 
@@ -38,8 +40,8 @@ def ours(flow):
     return [node for node in flow["nodes"] if node["type"].startswith("ContextAnyone")]
 
 
-def test_the_six_are_there():
-    assert [path.stem[:3] for path in FLOWS] == ["01_", "02_", "03_", "04_", "05_", "06_"]
+def test_the_eight_are_there():
+    assert [path.stem[:3] for path in FLOWS] == [f"0{number}_" for number in range(1, 9)]
 
 
 def test_form_is_what_the_page_saves(flow):
@@ -101,6 +103,10 @@ def test_pictures_come_with_the_pack_or_with_comfyui(flow):
             assert values["picture"] in EXAMPLES
         if node["type"] == "LoadImage":
             assert values["image"] == "example.png"
+        if node["type"] == "LoadVideo":  # ComfyUI ships no video: the user's own
+            assert values["file"] == "dance.mp4"
+        if node["type"] == "ContextAnyoneExamplePose":
+            assert values["motion"] in MOTIONS
 
 
 def test_a_note_says_what_it_is_and_what_to_try(flow):
@@ -119,7 +125,7 @@ def test_models_for_download_are_public_and_in_the_note(flow):
             assert model["name"] == node["widgets_values"][0]
             assert model["url"].startswith(PUBLIC)
             assert model["url"].endswith("/" + model["name"])
-            assert model["directory"] in {"text_encoders", "vae", "clip_vision", "loras"}
+            assert model["directory"] in FOLDERS
             assert model["url"] in text
     files = [node for node in flow["nodes"] if re.fullmatch(r"(CLIP|VAE|CLIPVision)Loader", node["type"])]
     assert len(offered) >= len(files)

@@ -12,12 +12,16 @@ NODE_IDS = [
     "ContextAnyoneLoader",
     "ContextAnyoneMiniatureLoader",
     "ContextAnyoneExamplePicture",
+    "ContextAnyoneExamplePose",
     "ContextAnyoneReference",
+    "ContextAnyonePose",
     "ContextAnyonePrompt",
     "ContextAnyoneApply",
     "ContextAnyoneGuider",
     "ContextAnyoneSampler",
 ]
+# ComfyUI itself, and what it cannot run without.
+OF_COMFYUI = ("comfy", "comfy_api", "comfy_extras", "torch", "safetensors")
 # What the command line and the trainer need and a ComfyUI may lack, or what takes long to import.
 HEAVY = ("diffusers", "transformers", "accelerate", "cv2", "imageio", "peft", "pydantic", "sentencepiece", "scipy")
 
@@ -41,8 +45,8 @@ def check_nothing_heavy_is_imported():
     assert brought == []
 
 
-def check_imports_are_the_pack_and_the_standard_library():
-    own, allowed = graph.PACK.module, {*sys.stdlib_module_names, "comfy", "comfy_api", "comfy_extras", "torch"}
+def check_imports_are_the_pack_the_standard_library_and_comfyuis_own():
+    own, allowed = graph.PACK.module, {*sys.stdlib_module_names, *OF_COMFYUI}
     others = [name for name in graph.PACK.new_modules if not name.startswith(own)]
     foreign = {name for name in others if name.split(".")[0] not in allowed}
     assert foreign == set()
