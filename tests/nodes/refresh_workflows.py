@@ -17,7 +17,7 @@ import av
 import comfyui
 import page
 import workflow_files
-from comfyui_server import Server
+from comfyui_server import Finished, Server
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -56,16 +56,17 @@ def refresh(browser: Any, server: Server, path: Path) -> int:
         tab.drop(path, nodes=len(workflow["nodes"]))
         prompt = tab.prompt()
         workflow_files.api_form(path).write_text(json.dumps(prompt, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        video = None
+        video = poses = None
         if workflow_files.is_miniature(path):
             done = server.wait(tab.run())
             if done.status != "success":
                 sys.stderr.write(f"{path.stem}: {done.error}\n")
                 return 1
-            video = next(server.path(file) for file in done.files() if file["filename"].endswith(".mp4"))
+            video = made(server, done, ".mp4")
+            poses = made(server, done, ".webp")
         shot = server.base / f"{path.stem}.png"
         tab.screenshot(shot)
-        thumbnail(shot, video, prompt).save(path.with_suffix(".jpg"), quality=88)
+        thumbnail(shot, video, poses, prompt).save(path.with_suffix(".jpg"), quality=88)
         if path.stem == FIRST:
             Image.open(shot).convert("RGB").resize((1600, 889), Image.Resampling.LANCZOS).save(SCREENSHOT, quality=85)
         help_pictures(tab, path, server.base / "node.png")
@@ -74,20 +75,35 @@ def refresh(browser: Any, server: Server, path: Path) -> int:
     return 0
 
 
-def thumbnail(shot: Path, video: Path | None, prompt: workflow_files.Prompt) -> Image.Image:
-    """References, then frames of the clip; for a graph that did not run, the graph."""
+def made(server: Server, done: Finished, ending: str) -> Path | None:
+    """The first file of an ending that a run left: the video, or the preview of the poses that it follows."""
+    return next((server.path(file) for file in done.files() if file["filename"].endswith(ending)), None)
+
+
+def thumbnail(shot: Path, video: Path | None, poses: Path | None, prompt: workflow_files.Prompt) -> Image.Image:
+    """References, then frames of the clip, each under its pose if it has one; the graph where it did not run.
+
+    The poses are a clip's own, as long as the video.
+    """
     if video is None:
         return Image.open(shot).convert("RGB").crop(GRAPH)
     names = [node["inputs"]["picture"] for node in prompt.values() if "picture" in node["inputs"]]
     with av.open(str(video)) as clip:
         frames = [frame.to_image() for frame in clip.decode(video=0)]
     count = TILES - len(names)
-    chosen = [frames[(2 * index + 1) * len(frames) // (2 * count)] for index in range(count)]
-    pictures = [Image.open(EXAMPLES / name).convert("RGB") for name in names] + chosen
-    sheet = Image.new("RGB", (TILES * TILE + GAP, TILE), "white")
+    chosen = [(2 * index + 1) * len(frames) // (2 * count) for index in range(count)]
+    pictures = [Image.open(EXAMPLES / name).convert("RGB") for name in names] + [frames[index] for index in chosen]
+    top = 0 if poses is None else TILE
+    sheet = Image.new("RGB", (TILES * TILE + GAP, top + TILE), "white")
     for index, picture in enumerate(pictures):
         left = index * TILE + (GAP if index >= len(names) else 0)
-        sheet.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (left, 0))
+        sheet.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
+    if poses is not None:
+        with Image.open(poses) as drawn:
+            for place, index in enumerate(chosen, start=len(names)):
+                drawn.seek(index)
+                small = drawn.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
+                sheet.paste(small, (place * TILE + GAP, 0))
     return sheet
 
 
