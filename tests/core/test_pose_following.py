@@ -231,7 +231,7 @@ def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys
         (("--pose", "dance.json", "--pose-strength", "nan"), "from 0 to 100"),
         (("--pose", "dance.json", "--pose-start", "0.6", "--pose-end", "0.5"), "lower share first"),
         (("--pose", "dance.json", "--pose-end", "2"), "from 0 to 1"),
-        (("--pose", "dance.json", "--model", "wan"), "--model wan leave --pose and --start-frame out"),
+        (("--pose", "dance.json", "--model", "phantom"), "--model phantom leave --pose and --start-frame out"),
         (("--start-frame", "start.png", "--model", "vace"), "--model vace leave --pose"),
         (("--pose-body", "dance.json"), "--pose-body belongs to --pose"),
         (("--pose-strength", "0"), "--pose-strength belongs to --pose"),
