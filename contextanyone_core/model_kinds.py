@@ -23,7 +23,7 @@ class ModelKind:
         emphasis: whether it has Emphasize-Attention.
         negative: its own negative prompt, at full size.
         hosted: whether it runs in diffusers, and not on our transformer.
-        conditions: whether there are files of it that take poses and a start frame.
+        conditions: whether there are files of it, or LoRAs, with which it takes poses and a start frame.
     """
 
     name: str
@@ -80,7 +80,7 @@ MODELS = {
     kind.name: kind
     for kind in (
         ModelKind("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE, conditions=True),
-        ModelKind("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE),
+        ModelKind("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE, conditions=True),
         ModelKind("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
         ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )

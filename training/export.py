@@ -14,7 +14,7 @@ from training.commands import Parser, output_folder, run_command
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-def export_run(run: Path, out: Path, dtype: str | None = None, *, ema: bool = True) -> None:
+def export_run(run: Path, out: Path, dtype: str | None = None, *, ema: bool = True, pose_lora: bool = False) -> None:
     """Write the shipped files of a run's newest checkpoint into out, on the CPU. The run's folder is only read.
 
     What the part is built from must be there as in training: its encoders, `init.from`, and the manifest's cache; a
@@ -23,16 +23,19 @@ def export_run(run: Path, out: Path, dtype: str | None = None, *, ema: bool = Tr
     Args:
         dtype: one of `DTYPES`; None for the part's own, fp16.
         ema: the average of the weights; else the weights themselves.
+        pose_lora: write the change of a widened Wan T2V as a LoRA file instead (`training.pose_lora`).
 
     Raises:
-        InputError: run is not the folder of a run, or has no checkpoint yet, or its part has no other dtype.
+        InputError: run is not the folder of a run, or has no checkpoint yet, or its part has no other dtype, or the
+            run is none for a pose LoRA.
     """
     import torch  # late, with all that follows: --help shall be quick
 
     from training.config import load_config
     from training.distributed import one_process
+    from training.pose_lora import export_pose_lora
     from training.state import CheckpointStore
-    from training.trainer import build_trainer
+    from training.trainer import build_trainer, run_record
 
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not the folder of a run: it has no config.yaml.")
@@ -41,8 +44,15 @@ def export_run(run: Path, out: Path, dtype: str | None = None, *, ema: bool = Tr
         raise InputError(f"{run} has no checkpoint yet.")
     output_folder("--out", out)
     trainer = build_trainer(load_config(run / "config.yaml"), checkpoint, one_process().alone())
-    trainer.export(out, None if dtype is None else getattr(torch, DTYPES[dtype]), ema=ema)
-    sys.stdout.write(f"{out}: step {checkpoint.progress.step}\n")
+    chosen = None if dtype is None else getattr(torch, DTYPES[dtype])
+    written = out
+    if pose_lora:
+        record = run_record(trainer.config, trainer.progress, trainer.part) | ({} if ema else {"ema": False})
+        with trainer.shown(ema=ema):
+            written = export_pose_lora(trainer.part, out, record, chosen or torch.float16)
+    else:
+        trainer.export(out, chosen, ema=ema)
+    sys.stdout.write(f"{written}: step {checkpoint.progress.step}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,8 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="the averaged weights (the default), or not"
     )
+    parser.add_argument(
+        "--pose-lora",
+        action="store_true",
+        help="of a run that widened Wan T2V: a LoRA file, with which stock Wan T2V follows poses",
+    )
     options = parser.parse_args(argv)
-    return run_command("export.py", lambda: export_run(options.run, options.out, options.dtype, ema=options.ema))
+    given = {"ema": options.ema, "pose_lora": options.pose_lora}
+    return run_command("export.py", lambda: export_run(options.run, options.out, options.dtype, **given))
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def read_request(argv: Sequence[str]) -> Request:
         check_name(options.out)
         clips = clips_from_options(options.first, options.later, options.seed, options.out)
     read = [*options.reference, *([options.prompts] if options.prompts else []), *(lora.path for lora in options.lora)]
-    read += [path for path in (options.pose, options.pose_body, options.start_frame) if path is not None]
+    posed = (options.pose, options.pose_body, options.pose_models, options.start_frame)
+    read += [path for path in posed if path is not None]
     process = this_process(os.environ)
     share = process.share(clips)
     for clip in share:
@@ -135,7 +136,7 @@ def _execution(options: argparse.Namespace) -> Execution:
         compile=options.compile,
         memory=options.memory,
         step_cache=options.step_cache,
-        video=Video(VideoShape(options.frames, height, width), len(options.reference)),
+        video=Video(VideoShape(options.frames, height, width), len(options.reference), options.pose is not None),
     )
 
 

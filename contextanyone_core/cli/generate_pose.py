@@ -19,7 +19,7 @@ from ..pose.driving import DrivingPose, default_fit, driven_by
 from ..pose.fitting import FITS
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from .parsing import Parser, file_path, one_of, real, whole
-from .pose_inputs import read_drawn, stated_body
+from .pose_inputs import read_body, read_drawn, require_content
 
 if TYPE_CHECKING:
     from ..generation.pipeline import ContextAnyonePipeline
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_STRENGTH = 100.0
-_WITH_POSE = ("fit", "body", "person", "strength", "start", "end")
-_FOR_KEYPOINTS = ("fit", "body", "person")
+_WITH_POSE = ("fit", "body", "models", "person", "strength", "start", "end")
+_FOR_KEYPOINTS = ("fit", "body", "models", "person")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,18 @@ def add_pose_options(parser: Parser) -> None:
         help="poses to follow: OpenPose's JSON (file or folder), POSE_KEYPOINT, COCO, safetensors, or a drawn video",
     )
     add("--pose-fit", type=one_of("fit", *FITS), help=f"{', '.join(FITS)}; default: bones with --pose-body, else none")
-    add("--pose-body", type=file_path, metavar="FILE", help="whose body: keypoints of the person, or a personal file")
+    add(
+        "--pose-body",
+        type=file_path,
+        metavar="FILE",
+        help="whose body: keypoints, a picture or clip of the person, or a personal file",
+    )
+    add(
+        "--pose-models",
+        type=file_path,
+        metavar="PATH",
+        help="for a picture or clip of the person: the wheel mediapipe 0.10.21, or its folder",
+    )
     add("--pose-person", type=whole(1, 999), metavar="N", help="which person, by number; needed if there are several")
     add("--pose-strength", type=real(0, _MAX_STRENGTH), metavar="S", help="1 as trained (default), 0 none")
     add("--pose-start", type=real(0, 1), metavar="SHARE", help="of the steps, from which on the pose acts (0)")
@@ -84,9 +95,7 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
     low, high = pose_window(options)
     if low > high:
         raise InputError(f"the pose acts from --pose-start {low:g} to --pose-end {high:g}; give the lower share first.")
-    for given in (path, options.pose_body):
-        if given is not None and not given.exists():
-            raise InputError(f"{given}: there is no such file.")
+    require_content(path, options.pose_body)
     if is_keypoints(path):
         return AskedCondition(_for_clip(_keypoints(options), options), start)
     for name in _FOR_KEYPOINTS:
@@ -124,6 +133,7 @@ def condition_record(options: argparse.Namespace) -> dict[str, Any]:
         record["pose"] = _named(options.pose) | {
             "fit": _fit(options),
             "body": None if body is None else _named(body),
+            "models": None if options.pose_models is None else _named(options.pose_models),
             "person": options.pose_person,
             "strength": 1.0 if strength is None else strength,
             "start": low,
@@ -142,13 +152,12 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
     path: Path = options.pose
     if options.pose_body is not None and _fit(options) == "none":
         raise InputError("--pose-body is given and --pose-fit none leaves it aside; give one of them.")
-    body = None if options.pose_body is None else stated_body(options.pose_body)
-    if options.pose_body is not None and body is None:
-        raise InputError(
-            f"{options.pose_body} is no file of keypoints; estimate them first: contextanyone pose FILE --models PATH "
-            "--out body.json, and give --pose-body body.json."
-        )
+    if options.pose_models is not None and options.pose_body is None:
+        raise InputError("--pose-models estimates the body of --pose-body; give a picture or clip, or leave it out.")
     read = read_poses(path, PoseSource(person=options.pose_person, choose="choose one, such as --pose-person 1"))
+    body = None
+    if options.pose_body is not None:
+        body = read_body(options.pose_body, options.pose_models, option="--pose-models")
     return driven_by(read, body, options.pose_fit, str(path))
 
 

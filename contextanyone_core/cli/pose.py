@@ -6,34 +6,29 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..atomic_file import whole_files
 from ..errors import InputError
 from ..media.contact_sheet import contact_sheet, frame_choice
-from ..media.read_video import open_video
 from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip
-from ..pose.body import Body, body_of
 from ..pose.drawing import STYLES, PoseStyle, draw_figure, draw_poses
-from ..pose.drawn import recolour
-from ..pose.estimation import PoseEstimator, estimated
+from ..pose.driving import DrivingPose
 from ..pose.fitting import FITS, fit
 from ..pose.openpose import to_json
 from ..pose.pose_file import pose_file_bytes
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare
-from ..pose.sequence import SEEN, Pixels, PoseSequence
+from ..pose.sequence import Pixels, PoseSequence
 from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
-from .pose_inputs import read_drawn, stated_body
+from .pose_inputs import estimate_poses, read_body, read_drawn, require_content
 
 KEYPOINTS = (".json", ".safetensors")
 _log = logging.getLogger(__name__)
-_SHEET_SIDE = 320  # longest side of a frame on the contact sheet, in pixels
 _OVER = PoseStyle(half_width=2.0)
 
 
@@ -49,7 +44,8 @@ def pose(argv: Sequence[str]) -> int:
         save_clip(options.out, frames, contact_sheet([], frames), _record(options))
     else:
         poses, over = _poses(options)
-        poses = fit(prepare(poses, smooth=options.smooth), _body(options), options.fit)
+        body = None if options.body is None else read_body(options.body, options.models, options.canvas)
+        poses = fit(prepare(poses, smooth=options.smooth), body, options.fit)
         if options.frames is not None:
             poses = clip_of(poses, options.frames)
         if options.size is not None:
@@ -123,9 +119,8 @@ def _check(options: argparse.Namespace) -> None:
     options.fit = options.fit or ("bones" if options.body else "none")
     if options.body and options.fit == "none":
         raise InputError("--body is given and --fit none leaves it aside; give one of them.")
+    require_content(options.source, options.body)
     for path in (options.source, options.body):
-        if path is not None and not path.exists():
-            raise InputError(f"{path}: there is no such file.")
         if path is not None and options.out.resolve() == path.resolve():
             raise InputError(f"--out {options.out} would overwrite what is read; give another name.")
     if ending_of(options.out) in KEYPOINTS:
@@ -155,28 +150,9 @@ def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
         )
     if options.canvas is not None or (options.fps is not None and not options.source.is_dir()):
         raise InputError(f"{options.source} has its own size and rate; --canvas and --fps are for files without these.")
-    poses, pictures = _estimated(options.source, options.models)
+    poses, pictures = estimate_poses(options.source, options.models)
     over = [_with_skeleton(pictures[index], poses, index) for index in frame_choice(len(pictures))]
     return (poses if options.fps is None else replace(poses, fps=options.fps)), over
-
-
-def _estimated(path: Path, models: Path | None) -> tuple[PoseSequence, list[Pixels]]:
-    """Poses of a video or a picture, and its frames scaled down for the contact sheet."""
-    from tqdm import tqdm
-
-    estimator, small = _estimator(path, models), []
-    video = open_video(path)
-    with tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def noted() -> Iterator[Pixels]:
-            for frame in bar:
-                small.append(np.asarray(Image.fromarray(frame).reduce(-(-max(frame.shape[:2]) // _SHEET_SIDE))))
-                yield frame
-
-        poses = estimated(noted(), video.fps, estimator)
-    if not (poses.body[..., 2] > SEEN).any():
-        raise InputError(f"{path} shows nobody whom the estimator finds in any of its {poses.num_frames} frames.")
-    return poses, small
 
 
 def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
@@ -186,32 +162,13 @@ def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
     return frame
 
 
-def _estimator(path: Path, models: Path | None) -> PoseEstimator:
-    from ..pose.blazepose import BlazePose
-
-    if models is None:
-        raise InputError(
-            f"{path} is no file of keypoints; to estimate poses give the models, --models PATH: the wheel of "
-            "pip download --no-deps mediapipe==0.10.21, or a folder with its .tflite files."
-        )
-    return BlazePose(models)
-
-
-def _body(options: argparse.Namespace) -> Body | None:
-    path: Path | None = options.body
-    if path is None:
-        return None
-    stated = stated_body(path, options.canvas)
-    return body_of(_estimated(path, options.models)[0]) if stated is None else stated
-
-
 def _drawn_frames(options: argparse.Namespace) -> Pixels:
-    frames = recolour(read_drawn(options.source, options.size), STYLES[options.style].background)
-    if options.frames is not None and len(frames) < options.frames:
-        raise InputError(
-            f"{options.source} has {len(frames)} frames at {FPS} a second; asked for are {options.frames}."
-        )
-    return frames[: options.frames]
+    frames = read_drawn(options.source, options.size)
+    drawn = DrivingPose(str(options.source), frames)
+    if options.frames is not None:
+        height, width = frames.shape[1:3]
+        drawn = drawn.for_clip(options.frames, (height, width))
+    return drawn.pictures(STYLES[options.style])
 
 
 def _write(options: argparse.Namespace, poses: PoseSequence, over: list[Pixels]) -> None:

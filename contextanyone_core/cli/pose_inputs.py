@@ -1,32 +1,96 @@
-"""What poses can be taken from beside files of keypoints: drawn videos, and whose body they are fitted to."""
+"""What poses are taken from beside files of keypoints: videos of people, drawn videos, and whose body they fit."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from ..errors import InputError
 from ..media.read_video import open_video
 from ..pose.body import Body, body_of, read_personal_body
 from ..pose.drawn import at_rate, check_size, inspect_drawn
+from ..pose.estimation import PoseEstimator, estimated
 from ..pose.pose_file import states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
-from ..pose.sequence import Pixels
+from ..pose.sequence import SEEN, Pixels, PoseSequence
 
 _log = logging.getLogger(__name__)
+_SHEET_SIDE = 320  # longest side of a frame that is kept for a contact sheet, in pixels
 
 
-def stated_body(path: Path, canvas: tuple[int, int] | None = None) -> Body | None:
-    """The body that keypoints or a personal file state; None for a picture or clip, which needs an estimator.
+def require_content(*paths: Path | None) -> None:
+    """Check that the given files and folders exist and are not empty files.
 
-    Raises: InputError for a file that cannot be read or shows no body.
+    Raises: InputError, naming the first that does not serve.
+    """
+    for path in paths:
+        if path is not None and not path.exists():
+            raise InputError(f"{path}: there is no such file.")
+        if path is not None and path.is_file() and not path.stat().st_size:
+            raise InputError(f"{path} is empty; a file of keypoints or a video is needed.")
+
+
+def read_body(
+    path: Path, models: Path | None, canvas: tuple[int, int] | None = None, *, option: str = "--models"
+) -> Body:
+    """The body that keypoints or a personal file state, or that an estimator finds in a picture or clip of a person.
+
+    Args:
+        path: the file, or a folder of pictures.
+        models: as `estimate_poses`.
+        canvas: (height, width) of the picture, where a file of keypoints does not state it.
+        option: as `estimate_poses`.
+
+    Raises: InputError for a file that cannot be read or shows no body, or without models where they are needed.
     """
     if path.suffix.lower() == ".safetensors" and not states_keypoints(path):
         return read_personal_body(path)
     if is_keypoints(path):
         return body_of(read_poses(path, PoseSource(canvas, choose="a body is one person's")))
-    return None
+    return body_of(estimate_poses(path, models, option=option)[0])
+
+
+def estimate_poses(path: Path, models: Path | None, *, option: str = "--models") -> tuple[PoseSequence, list[Pixels]]:
+    """Poses of a video or a picture, and its frames scaled down for a contact sheet; a progress bar on stderr.
+
+    Args:
+        path: a video, an animation, a picture or a folder of pictures.
+        models: the wheel mediapipe 0.10.21, or a folder with its networks.
+        option: what names the models on the command line, for messages.
+
+    Raises: InputError without models, or if nobody is found; MissingDependencyError without the extra `pose`.
+    """
+    from tqdm import tqdm
+
+    estimator, small = _estimator(path, models, option), []
+    video = open_video(path)
+    with tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def noted() -> Iterator[Pixels]:
+            for frame in bar:
+                small.append(np.asarray(Image.fromarray(frame).reduce(-(-max(frame.shape[:2]) // _SHEET_SIDE))))
+                yield frame
+
+        poses = estimated(noted(), video.fps, estimator)
+    if not (poses.body[..., 2] > SEEN).any():
+        raise InputError(f"{path} shows nobody whom the estimator finds in any of its {poses.num_frames} frames.")
+    return poses, small
+
+
+def _estimator(path: Path, models: Path | None, option: str) -> PoseEstimator:
+    from ..pose.blazepose import BlazePose
+
+    if models is None:
+        raise InputError(
+            f"{path} is no file of keypoints; to estimate poses give the models, {option} PATH: the wheel of "
+            "pip download --no-deps mediapipe==0.10.21, or a folder with its .tflite files."
+        )
+    return BlazePose(models)
 
 
 def read_drawn(path: Path, size: tuple[int, int] | None) -> Pixels:

@@ -18,7 +18,7 @@ from ..errors import InputError, ShapeError
 
 NO_CHANNELS = (
     "A pose or a start frame is given, and this model has no condition channels (condition_dim is 0); leave them out, "
-    "or use a model made by contextanyone init from Wan2.1-Fun-1.3B-Control or with --condition."
+    "or use a model made by contextanyone init from Wan2.1-Fun-1.3B-Control or with --condition, or a pose LoRA."
 )
 
 

@@ -20,7 +20,7 @@ from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError
 from .attention import AttentionFunction, KeysValues, torch_attention
 from .blocks import BlockCache, Head, ImageEmbedding, Stream, TransformerBlock
-from .condition import PatchEmbedding, VideoCondition, with_absent_channels
+from .condition import PatchEmbedding, VideoCondition, resized_patch_weight, with_absent_channels
 from .precision import full_precision
 from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
 
@@ -136,6 +136,14 @@ class ContextAnyoneTransformer(nn.Module):
         self.head = Head(config, ops, **factory)
         if ops is nn and not self.head.modulation.is_meta:
             initialise(self)
+
+    def add_condition_channels(self) -> None:
+        """Give the patch embedding inputs for pose and start frame, zero at first; nothing where it has them."""
+        self.config = replace(self.config, condition_dim=2 * self.config.in_dim)
+        patches = self.patch_embedding
+        wide = resized_patch_weight(patches.weight.detach(), self.config.patch_channels)
+        patches.weight = nn.Parameter(wide, requires_grad=patches.weight.requires_grad)
+        patches.in_channels = self.config.patch_channels
 
     def forward(
         self,

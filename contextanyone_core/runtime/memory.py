@@ -54,8 +54,9 @@ _TILE = 256  # pixels per side, diffusers' default
 _CLIP_TOKENS = 257
 _TEXT_WORK = 300 << 20  # three prompts of 512 tokens through umT5-XXL
 # Live elements per pixel of a frame at the peak of Wan's VAE (width 96), measured on meta tensors. The VAE decodes four
-# frames at a time, so this does not grow with the length of the video.
-_DECODING, _ENCODING = 5080, 970
+# frames at a time, so this does not grow with the length of the video. A clip is encoded so too: beside that its frames
+# and some of their latents are held, `_PER_FRAME` elements a pixel.
+_DECODING, _ENCODING, _ENCODING_CLIP, _PER_FRAME = 5080, 970, 3700, 4
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def stage_bytes(
         dtype_size: bytes per element of the compute dtype.
     """
     shape = video.shape
-    encoding = _ENCODING * sizes.vae_width // 96 * shape.height * shape.width * dtype_size
+    encoding = encode_bytes(shape if video.pose else shape.picture, dtype_size, sizes.vae_width)
     working = _denoising_bytes(mode, config, video, dtype_size)
     decoding = decode_bytes(shape, dtype_size, sizes.vae_width, tiled=mode != "high")
     vae, image = sizes.vae * dtype_size, sizes.image * dtype_size
@@ -112,6 +113,14 @@ def stage_bytes(
         "denoise": vae + transformer + working,
         "decode": vae + decoding,
     }
+
+
+def encode_bytes(video: VideoShape, dtype_size: int, width: int = 96) -> int:
+    """Peak bytes of encoding one picture or clip with Wan's VAE of this width, without its weights."""
+    pixels, frames = video.height * video.width * dtype_size, video.num_frames
+    if frames == 1:
+        return _ENCODING * width // 96 * pixels
+    return (_ENCODING_CLIP * width // 96 + _PER_FRAME * frames) * pixels
 
 
 def decode_bytes(video: VideoShape, dtype_size: int, width: int = 96, *, tiled: bool) -> int:

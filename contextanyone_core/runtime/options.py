@@ -29,10 +29,11 @@ class LoraFile:
 
 
 class Video(NamedTuple):
-    """The video that the memory mode `auto` plans for: its size, and the number of references."""
+    """The video that the memory mode `auto` plans for: its size, the number of references, whether it has a pose."""
 
     shape: VideoShape
     references: int = 1
+    pose: bool = False
 
 
 FULL_SIZE = Video(VideoShape(81, 480, 832))

@@ -26,6 +26,7 @@ _PARTS = {
     "diff_m": "modulation",
     "w_norm": "weight",
     "b_norm": "bias",
+    "reshape_weight": "reshape",
     **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
     **{name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
@@ -49,7 +50,6 @@ _METHODS = {
     "vera_lambda_b": "VeRA",
     "vera_lambda_d": "VeRA",
     "set_weight": "a weight that replaces the model's",
-    "reshape_weight": "a weight of another shape",
     "modules_to_save": "a module that PEFT trained in full",
     "weight": "a weight that was trained in full",
     "bias": "a bias that was trained in full",

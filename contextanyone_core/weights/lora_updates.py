@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 
@@ -116,7 +116,7 @@ def build(
     file: str,
     place: str,
     parts: Mapping[str, Tensor],
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     stated_scale: Callable[[int | None], float] | None,
 ) -> Built:
     """Build the update of one module from its tensors in a file.

@@ -20,11 +20,11 @@ from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.model_kinds import MODELS
 from contextanyone_core.runtime.memory import (
-    _ENCODING,
     _TEXT_WORK,
     MODES,
     ModelSizes,
     decode_bytes,
+    encode_bytes,
     fitting_mode,
     stage_bytes,
 )
@@ -80,13 +80,24 @@ def test_decoding_is_within_20_percent_of_every_allocation(half, video, tiled):
     assert decode_bytes(video, 2, tiled=tiled) == pytest.approx(peak, rel=0.2)
 
 
-def test_encoding_a_reference(half):
+@pytest.mark.parametrize("video", [VideoShape(1, 480, 832), VideoShape(9, 480, 832), VideoShape(33, 256, 256)])
+def test_encoding_a_reference_and_a_pose(half, video):
     with FakeTensorMode():
         vae = build_vae(VAE).eval()
         assert sum(p.numel() for p in vae.parameters()) == SIZES["14B"].vae
-        images = torch.randn(1, 3, 1, 480, 832)
+        images = torch.randn(1, 3, video.num_frames, video.height, video.width)
         peak = measured(vae, lambda: VideoVAE(vae).encode(images))
-    assert pytest.approx(peak, rel=0.2) == _ENCODING * 480 * 832 * 2
+    assert encode_bytes(video, 2) == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pose_is_encoded_where_references_are(mode):
+    posed = FULL_SIZE._replace(pose=True)
+    without, found = (stage_bytes(mode, SIZES["1.3B"], CONFIGS["1.3B"], video) for video in (FULL_SIZE, posed))
+    pose, reference = encode_bytes(posed.shape, 2), encode_bytes(posed.shape.picture, 2)
+    assert pose > 3 * reference
+    assert {stage for stage in found if found[stage] != without[stage]} == {"references"}
+    assert found["references"] >= pose
 
 
 def test_the_text_encoder(half):

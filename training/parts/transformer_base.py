@@ -119,6 +119,11 @@ class TransformerTraining:
         named = self.transformer.named_parameters() if self.settings.train.lora is not None else ()
         return [parameter for name, parameter in named if name in self._fixed]
 
+    def start(self) -> ContextAnyoneTransformer:
+        """The network of `init.from`, which there is, as the training started from it."""
+        assert self.context.init_from is not None
+        return _read(self.settings, self.context.init_from)
+
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch in the form of the objective."""
         raise NotImplementedError
@@ -172,8 +177,7 @@ class TransformerTraining:
         """Write as `export` does, in a dtype."""
         extra, network = {"record": json.dumps(dict(record))}, self.transformer
         if self.settings.train.lora is not None:
-            assert self.context.init_from is not None  # as `starting_network` has it
-            network = _read(self.settings, self.context.init_from)
+            network = self.start()
             lora = trained_lora(self.transformer, self.settings.train.lora, network)
             save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra)
             merge_loras(network, [(lora, 1.0)])
