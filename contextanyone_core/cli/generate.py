@@ -28,7 +28,7 @@ from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
 from .generate_pose import AskedCondition, encode_condition, read_condition
-from .parsing import PARTS
+from .parsing import COMPONENTS
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def _execution(options: argparse.Namespace) -> Execution:
 def _load(request: Request) -> Pipeline:
     options, kind = request.options, request.kind
     if not options.weights.is_dir():
-        raise CheckpointError(f"--weights {options.weights} is no folder; it must hold the files {', '.join(PARTS)}.")
+        raise CheckpointError(
+            f"--weights {options.weights} is no folder; it must hold the files {', '.join(COMPONENTS)}."
+        )
     import torch
 
     from ..generation.pipeline import ContextAnyonePipeline
@@ -170,11 +172,11 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
     """Warn of pictures out of the model's training domain; they are used nevertheless."""
     from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
-    from ..weights.locate import need_part
+    from ..weights.locate import need_component
     from ..weights.source import open_source
 
     options = request.options
-    threshold = domain_threshold(open_source(need_part(options.weights, "vae")).metadata)
+    threshold = domain_threshold(open_source(need_component(options.weights, "vae")).metadata)
     if threshold is None:
         return
     for path, picture in zip(options.reference, request.pictures, strict=True):

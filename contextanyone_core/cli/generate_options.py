@@ -144,7 +144,7 @@ def _add_execution(parser: Parser) -> None:
         "--memory",
         type=one_of("memory", *MEMORIES),
         default="auto",
-        help="high: everything on the card; balanced: each part while it works; low: block by block, in fp8; "
+        help="high: everything on the card; balanced: each component while it works; low: block by block, in fp8; "
         "auto (default): the first that fits",
     )
     add(

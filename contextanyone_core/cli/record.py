@@ -15,7 +15,7 @@ from ..media.video_io import contact_path, read_metadata
 from ..model_kinds import ModelKind
 from .clips import Clip
 from .generate_pose import condition_record, pose_window
-from .parsing import PARTS, package_version
+from .parsing import COMPONENTS, package_version
 
 if TYPE_CHECKING:
     from ..generation.pipeline import ContextAnyonePipeline, GenerationSettings
@@ -116,13 +116,13 @@ def is_made(clip: Clip, record: dict[str, Any]) -> bool:
 
 
 def _weights(folder: Path, kind: ModelKind) -> dict[str, str]:
-    """SHA-256 of every weight file of the model's parts, each shard included, by its path in the folder."""
+    """SHA-256 of every weight file of the model's components, each shard included, by its path in the folder."""
     from ..weights.container import open_container
     from ..weights.file_hash import sha256_of
-    from ..weights.locate import find_part
+    from ..weights.locate import find_component
 
-    found = [find_part(folder, part, kind) for part in PARTS]
-    held = {tensor.file for part in found if part is not None for tensor in open_container(part).tensors.values()}
+    found = [find_component(folder, component, kind) for component in COMPONENTS]
+    held = {tensor.file for path in found if path is not None for tensor in open_container(path).tensors.values()}
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in sorted(held)}
 
 

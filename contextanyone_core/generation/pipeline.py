@@ -30,7 +30,7 @@ from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateS
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
 from .conditions import Conditions, check_batch, condition_at, stack_conditions
-from .load import check_parts, load_parts
+from .load import check_components, load_components
 
 __all__ = [
     "MINIATURE",
@@ -137,8 +137,8 @@ class LatentSampler:
         transformer: in its compute dtype.
         reference_mode: how it is conditioned on references.
         device: compute device; None is the device of the weights.
-        execution: how it is run (set up by `load.load_parts`). Used here: whether the weights are on the device only
-            while sampling, and whether a step cache is active.
+        execution: how it is run (set up by `load.load_components`). Used here: whether the weights are on the device
+            only while sampling, and whether a step cache is active.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class ContextAnyonePipeline(LatentSampler):
         execution, device: as for `LatentSampler`.
 
     Raises:
-        CheckpointError: the parts do not belong together.
+        CheckpointError: the components do not belong together.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class ContextAnyonePipeline(LatentSampler):
     ) -> None:
         super().__init__(transformer, REFERENCE_MODES[kind.name], device=device, execution=execution)
         self.kind = kind
-        check_parts(self.config, text_encoder, image_encoder)
+        check_components(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
         self.dual_encoder = DualEncoder(vae, image_encoder)
@@ -275,7 +275,7 @@ class ContextAnyonePipeline(LatentSampler):
         kind: ModelKind = MODELS["contextanyone"],
         execution: Execution = PLAIN,
     ) -> Self:
-        """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_parts`), strictly.
+        """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_components`), strictly.
 
         Args:
             folder: folder with the weight files.
@@ -289,9 +289,9 @@ class ContextAnyonePipeline(LatentSampler):
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed, or a kernel's package.
         """
         device = check_device(device)
-        parts, settled = load_parts(Path(folder), device, dtype, kind, execution)
-        encoders = (parts.vae, parts.text_encoder, parts.image_encoder)
-        return cls(parts.transformer, *encoders, kind, execution=settled, device=device)
+        components, settled = load_components(Path(folder), device, dtype, kind, execution)
+        encoders = (components.vae, components.text_encoder, components.image_encoder)
+        return cls(components.transformer, *encoders, kind, execution=settled, device=device)
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:

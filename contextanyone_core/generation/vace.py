@@ -27,7 +27,7 @@ from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import EVERYWHERE, CfgGuidance, make_guidance
 from ..sampling.schedulers import Sampler, make_sampler
 from ..weights.checkpoint import load_tensors, require_finite
-from ..weights.locate import need_part
+from ..weights.locate import need_component
 from .pipeline import GenerationResult, GenerationSettings, Progress
 
 _SHIFT = 16.0  # VACE's published inference
@@ -69,8 +69,8 @@ class VacePipeline:
         """
         device, folder = check_device(device), Path(folder)
         transformer = _load_transformer(folder / "transformer", dtype).to(device)
-        vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device))
-        return cls(transformer, vae, load_text_encoder(need_part(folder, "text_encoder"), dtype, device))
+        vae = VideoVAE(load_vae(need_component(folder, "vae"), dtype, device))
+        return cls(transformer, vae, load_text_encoder(need_component(folder, "text_encoder"), dtype, device))
 
     @property
     def device(self) -> torch.device:

@@ -46,7 +46,7 @@ class Execution:
         loras: merged into the transformer's weights, in this order.
         attention: one of `ATTENTIONS`.
         compile: whether the blocks are compiled.
-        memory: one of `MEMORIES`. `high`: all parts stay on the device. `balanced`: each part is there only while it
+        memory: one of `MEMORIES`. `high`: all components stay on the device. `balanced`: each is there only while it
             computes, encoders are loaded on demand, the video is decoded in tiles. `low`: as balanced, and the
             transformer's blocks are streamed, with matrices in fp8. `auto`: the first of these that fits.
         video: the size and references that `auto` plans for.

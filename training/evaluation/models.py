@@ -16,7 +16,7 @@ from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline
 from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.weights.checkpoint import load_transformer
-from contextanyone_core.weights.locate import need_part
+from contextanyone_core.weights.locate import need_component
 from training.evaluation.pose_reader import PoseReader, load_pose_reader
 from training.evaluation.probe import Probe, load_probe
 from training.evaluation.settings import EvaluateSettings, torch_dtype
@@ -80,7 +80,7 @@ def _load_vace(settings: EvaluateSettings) -> Models:
         raise InputError("model is vace, and weights is not given; there are no shipped ones: set weights=FOLDER.")
     device = measuring_device()
     pipeline = VacePipeline.from_folder(settings.weights, device, torch_dtype(settings.dtype))
-    files = {part: need_part(settings.weights, part) for part in ("vae", "text_encoder")}
+    files = {name: need_component(settings.weights, name) for name in ("vae", "text_encoder")}
     files |= {"transformer": settings.weights / "transformer", "probe": _find("probe", settings)}
     return Models(pipeline, load_probe(files["probe"]), files)
 
