@@ -31,7 +31,7 @@ from benchmarks.video import stages
 from contextanyone_core.cli.parsing import Parser, one_of, whole
 from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.memory import MODES, stage_bytes
 from contextanyone_core.runtime.options import Execution, Video

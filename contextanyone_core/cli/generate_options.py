@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..model_kinds import MODELS
+from ..model_specs import MODELS
 from ..runtime.options import ATTENTIONS, DTYPES, MEMORIES, LoraFile
 from ..sampling.names import GUIDANCES, SAMPLERS
 from .generate_pose import add_pose_options

@@ -20,7 +20,7 @@ from ..encoders.text import TEXT_KEYS, load_text_encoder
 from ..encoders.vae import VAE_KEYS, VideoVAE, load_vae
 from ..errors import CheckpointError
 from ..model.transformer import ContextAnyoneTransformer
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from ..runtime.compile import check_compiler, compile_blocks
 from ..runtime.devices import free_bytes
 from ..runtime.kernels import make_attention
@@ -49,7 +49,7 @@ class Components:
 
 
 def load_components(
-    folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution
+    folder: Path, device: torch.device, dtype: torch.dtype, spec: ModelSpec, execution: Execution
 ) -> tuple[Components, Execution]:
     """Load transformer, VAE, text encoder and image encoder of a folder (`locate.find_component`), strictly.
 
@@ -62,12 +62,12 @@ def load_components(
         InputError: the device or dtype does not support the requested execution.
     """
     name, attention = make_attention(execution.attention, device, dtype)
-    execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, kind, execution))
-    execution.check(kind)
+    execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, spec, execution))
+    execution.check(spec)
     if execution.compile:
         check_compiler(device)
     away = execution.memory != "high"
-    transformer = _load_transformer(folder, torch.device("cpu") if away else device, dtype, kind)
+    transformer = _load_transformer(folder, torch.device("cpu") if away else device, dtype, spec)
     merge_loras(transformer, [(load_lora(lora.path, transformer), lora.strength) for lora in execution.loras])
     transformer.attention = attention
     if execution.compile:
@@ -94,13 +94,13 @@ def _load_encoders(
 
 
 def _load_transformer(
-    folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind
+    folder: Path, device: torch.device, dtype: torch.dtype, spec: ModelSpec
 ) -> ContextAnyoneTransformer:
-    path = need_component(folder, "transformer", kind)
-    transformer = load_transformer(path, dtype=dtype, device=device, plain=not kind.emphasis)
-    if transformer.config.emphasize and kind.references and not kind.emphasis:  # without a reference ours is plain Wan
+    path = need_component(folder, "transformer", spec)
+    transformer = load_transformer(path, dtype=dtype, device=device, plain=not spec.emphasis)
+    if transformer.config.emphasize and spec.references and not spec.emphasis:  # without a reference ours is plain Wan
         raise CheckpointError(
-            f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
+            f"{path} is a ContextAnyone transformer; --model {spec.name} needs the --weights of {spec.title}."
         )
     return transformer
 
@@ -120,7 +120,7 @@ def check_components(config: ContextAnyoneConfig, text: AnyTextEncoder, image: A
             )
 
 
-def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution) -> str:
+def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, spec: ModelSpec, execution: Execution) -> str:
     """The memory mode to run in: as requested, or what `auto` selects; anything but `high` is logged.
 
     Raises:
@@ -131,7 +131,7 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     free = free_bytes(device)
     if free is None:
         return "high"
-    config, sizes = model_sizes(folder, kind)
+    config, sizes = model_sizes(folder, spec)
     stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
     if execution.step_cache is not None:
         kept = step_cache_bytes(config, execution.video.shape, dtype.itemsize)
@@ -143,13 +143,13 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     return mode
 
 
-def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, ModelSizes]:
+def model_sizes(folder: Path, spec: ModelSpec) -> tuple[ContextAnyoneConfig, ModelSizes]:
     """The config of the transformer in a folder, and the numbers of parameters of all its components, from the headers.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another kind.
     """
-    transformer = open_source(need_component(folder, "transformer", kind))
+    transformer = open_source(need_component(folder, "transformer", spec))
     config = transformer_config(transformer, plain=True)
     text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER, TEXT_KEYS), _encoder(folder, "vae", VAE, VAE_KEYS)
     image = 0

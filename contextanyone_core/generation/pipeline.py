@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..model.condition import NO_CHANNELS, VideoCondition
 from ..model.losses import reconstruction
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs, forget_tables
-from ..model_kinds import MODELS, ModelKind
+from ..model_specs import MODELS, ModelSpec
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached
 from ..runtime.options import PLAIN, Execution
@@ -241,7 +241,7 @@ class ContextAnyonePipeline(LatentSampler):
     Args:
         transformer: in its compute dtype.
         vae, text_encoder, image_encoder: the encoders; no image encoder for a transformer without the CLIP branch.
-        kind: which of the models of `REFERENCE_MODES` the transformer is.
+        spec: which of the models of `REFERENCE_MODES` the transformer is.
         execution, device: as for `LatentSampler`.
 
     Raises:
@@ -254,13 +254,13 @@ class ContextAnyonePipeline(LatentSampler):
         vae: VideoVAE,
         text_encoder: AnyTextEncoder,
         image_encoder: AnyImageEncoder | None,
-        kind: ModelKind = MODELS["contextanyone"],
+        spec: ModelSpec = MODELS["contextanyone"],
         *,
         execution: Execution = PLAIN,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(transformer, REFERENCE_MODES[kind.name], device=device, execution=execution)
-        self.kind = kind
+        super().__init__(transformer, REFERENCE_MODES[spec.name], device=device, execution=execution)
+        self.spec = spec
         check_components(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
@@ -272,7 +272,7 @@ class ContextAnyonePipeline(LatentSampler):
         folder: Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        kind: ModelKind = MODELS["contextanyone"],
+        spec: ModelSpec = MODELS["contextanyone"],
         execution: Execution = PLAIN,
     ) -> Self:
         """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_components`), strictly.
@@ -280,7 +280,7 @@ class ContextAnyonePipeline(LatentSampler):
         Args:
             folder: folder with the weight files.
             device, dtype: compute device and dtype.
-            kind: which of the models of `REFERENCE_MODES` it is.
+            spec: which of the models of `REFERENCE_MODES` it is.
             execution: LoRAs, attention kernel, memory mode and so on.
 
         Raises:
@@ -289,9 +289,9 @@ class ContextAnyonePipeline(LatentSampler):
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed, or a kernel's package.
         """
         device = check_device(device)
-        components, settled = load_components(Path(folder), device, dtype, kind, execution)
+        components, settled = load_components(Path(folder), device, dtype, spec, execution)
         encoders = (components.vae, components.text_encoder, components.image_encoder)
-        return cls(components.transformer, *encoders, kind, execution=settled, device=device)
+        return cls(components.transformer, *encoders, spec, execution=settled, device=device)
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -369,7 +369,7 @@ class ContextAnyonePipeline(LatentSampler):
     @property
     def own_negative(self) -> str:
         """The model's default negative prompt."""
-        return self.kind.own_negative(self.config.text_len)
+        return self.spec.own_negative(self.config.text_len)
 
     def check_prompt(self, prompt: TwoStagePrompt, negative: str = DEFAULT_NEGATIVE) -> None:
         """Check the length of the prompts, before anything expensive.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from ..shapes import VideoShape
 
 ATTENTIONS = ("sdpa", "flash", "sage", "auto")
@@ -60,7 +60,7 @@ class Execution:
     video: Video = FULL_SIZE
     step_cache: float | None = None
 
-    def check(self, kind: ModelKind) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Check that the model supports the options, and that they can be combined.
 
         Raises:
@@ -74,9 +74,9 @@ class Execution:
             f"--memory {self.memory}": self.memory in ("low", "balanced"),
         }
         for option, given in asked.items():
-            if given and kind.hosted:
+            if given and spec.hosted:
                 raise InputError(
-                    f"{option} is for the models on our transformer; with --model {kind.name} leave it out."
+                    f"{option} is for the models on our transformer; with --model {spec.name} leave it out."
                 )
         if self.compile and self.memory == "low":
             raise InputError(

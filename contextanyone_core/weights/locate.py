@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from .naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
 from .recognition import PHANTOM_FAMILY, Recognised, recognise
 
@@ -33,7 +33,7 @@ class _Search:
 
     folder: Path
     component: str
-    model: ModelKind | None
+    model: ModelSpec | None
 
     @cached_property
     def named(self) -> Path | None:
@@ -81,7 +81,7 @@ _RULES: tuple[Callable[[_Search], list[Path]], ...] = (
 """Search rules in order; the first one that finds files decides, and must find exactly one."""
 
 
-def find_component(folder: Path, component: str, kind: ModelKind | None = None) -> Path | None:
+def find_component(folder: Path, component: str, spec: ModelSpec | None = None) -> Path | None:
     """The file or folder of a component, by the first of `_RULES` that finds one, or None.
 
     Wan's and Phantom's downloads are found without renaming.
@@ -89,12 +89,12 @@ def find_component(folder: Path, component: str, kind: ModelKind | None = None) 
     Args:
         folder: the folder to search.
         component: `transformer`, `vae`, `text_encoder` or `image_encoder`.
-        kind: the model, if the folder may hold transformers of several.
+        spec: the model, if the folder may hold transformers of several.
 
     Raises:
         CheckpointError: several files match, or a file that was examined is damaged.
     """
-    search = _Search(folder, component, kind if component == "transformer" else None)
+    search = _Search(folder, component, spec if component == "transformer" else None)
     found = next(filter(None, (rule(search) for rule in _RULES)), [])
     if len(found) > 1:
         raise CheckpointError(
@@ -109,13 +109,13 @@ def weight_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.name.endswith(_ENDINGS) and _whole(path)]
 
 
-def need_component(folder: Path, component: str, kind: ModelKind | None = None) -> Path:
+def need_component(folder: Path, component: str, spec: ModelSpec | None = None) -> Path:
     """As `find_component`, but the component must exist.
 
     Raises:
         CheckpointError: the component was not found, or as `find_component`.
     """
-    path = find_component(folder, component, kind) if folder.is_dir() else None
+    path = find_component(folder, component, spec) if folder.is_dir() else None
     if path is None:
         raise CheckpointError(
             f"{folder / component}.safetensors is missing, and no other file there serves as the "
@@ -125,19 +125,19 @@ def need_component(folder: Path, component: str, kind: ModelKind | None = None) 
     return path
 
 
-def misnamed_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
+def misnamed_transformer(folder: Path, spec: ModelSpec) -> Recognised | None:
     """The transformer that `need_component` finds, if its name says that it was not trained as this model; else None.
 
     Raises:
         CheckpointError: as `need_component`.
     """
-    if not (kind.family and kind.references) or kind.hosted:
+    if not (spec.family and spec.references) or spec.hosted:
         return None
-    found = recognise(need_component(folder, "transformer", kind))
-    return None if found.kind != WAN or _of_model([found], kind) else found
+    found = recognise(need_component(folder, "transformer", spec))
+    return None if found.kind != WAN or _of_model([found], spec) else found
 
 
-def _of_model(found: list[Recognised], model: ModelKind) -> list[Recognised]:
+def _of_model(found: list[Recognised], model: ModelSpec) -> list[Recognised]:
     """The model's own transformers. If a file is called Phantom, the name of the common folder is ignored."""
     if not model.family:
         return [item for item in found if item.kind == TRANSFORMER]

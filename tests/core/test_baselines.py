@@ -19,7 +19,7 @@ from contextanyone_core.errors import CheckpointError, ShapeError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
@@ -69,7 +69,7 @@ def wan_folder(tiny_folder: Path, tiny_config: ContextAnyoneConfig, tmp_path_fac
 
 @pytest.fixture(scope="module")
 def phantom(wan_folder: Path) -> ContextAnyonePipeline:
-    return ContextAnyonePipeline.from_folder(wan_folder, kind=MODELS["phantom"])
+    return ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["phantom"])
 
 
 def pictures() -> list[torch.Tensor]:
@@ -137,14 +137,14 @@ def test_a_reference_of_another_size_is_refused(phantom: ContextAnyonePipeline) 
 
 
 def test_wan_is_phantom_without_a_reference(wan_folder: Path, phantom: ContextAnyonePipeline) -> None:
-    wan = ContextAnyonePipeline.from_folder(wan_folder, kind=MODELS["wan"])
+    wan = ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["wan"])
     settings = replace(SETTINGS, guidance=CfgGuidance(5.0))
     assert torch.equal(wan.generate([], PROMPT, SETTINGS).latents, phantom.generate([], PROMPT, settings).latents)
 
 
 def test_the_negative_prompt_of_each(phantom: ContextAnyonePipeline) -> None:
     assert phantom.own_negative == DEFAULT_NEGATIVE  # a small text encoder has never seen the long one
-    assert {name: kind.own_negative(512) == WAN_NEGATIVE for name, kind in MODELS.items()} == {
+    assert {name: spec.own_negative(512) == WAN_NEGATIVE for name, spec in MODELS.items()} == {
         "contextanyone": False,
         "wan": True,
         "phantom": True,
@@ -154,7 +154,7 @@ def test_the_negative_prompt_of_each(phantom: ContextAnyonePipeline) -> None:
 
 def test_our_weights_are_no_wan(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="--model phantom needs the --weights of Phantom"):
-        ContextAnyonePipeline.from_folder(tiny_folder, kind=MODELS["phantom"])
+        ContextAnyonePipeline.from_folder(tiny_folder, spec=MODELS["phantom"])
 
 
 def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -53,20 +53,20 @@ def load_models(settings: EvaluateSettings) -> Models:
     """
     if settings.weights is not None and not settings.weights.is_dir():
         raise InputError(f"weights is {settings.weights}, which is not a folder.")
-    if settings.model == VacePipeline.kind.name:
+    if settings.model == VacePipeline.spec.name:
         return _load_vace(settings)
     files = {name: _find(name, settings) for name in _PARTS}
     device = measuring_device()
-    dtype, plain = torch_dtype(settings.dtype), not settings.kind.emphasis
+    dtype, plain = torch_dtype(settings.dtype), not settings.spec.emphasis
     transformer = load_transformer(files["transformer"], dtype=dtype, device=device, plain=plain)
-    if plain and settings.kind.references and transformer.config.emphasize:
+    if plain and settings.spec.references and transformer.config.emphasize:
         raise CheckpointError(f"{files['transformer']} is a ContextAnyone transformer; model is {settings.model}.")
     vae = VideoVAE(load_vae(files["vae"], torch_dtype(settings.vae_dtype), device), transformer.config)
     image_encoder = None
     if transformer.config.image_dim is not None:
         image_encoder = load_image_encoder(files["image_encoder"], device=device)
     text_encoder = load_text_encoder(files["text_encoder"], device=device)
-    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.kind)
+    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.spec)
     reader = None
     if transformer.config.condition_dim and settings.variants.poses > 0:
         files["pose_reader"] = _find("pose_reader", settings)
