@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import GIB
 from benchmarks.measure import synchronise
 from benchmarks.options import add_shared, case_sizes, chosen_kernel, frame_of_result, make_case, open_device, tell
-from benchmarks.random_files import plan_parts, write_random_files
+from benchmarks.random_files import plan_components, write_random_files
 from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, write_report
 from benchmarks.stack import UMT5_LAYERS, full_sizes, small_sizes
 from benchmarks.steps import Case
@@ -31,7 +31,7 @@ from benchmarks.video import stages
 from contextanyone_core.cli.parsing import Parser, one_of, whole
 from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.memory import MODES, stage_bytes
 from contextanyone_core.runtime.options import Execution, Video
@@ -58,7 +58,7 @@ def measure(options: Namespace) -> dict[str, Any]:
         folder = Path(name)
         tell("write the weights")
         sizes = small_sizes() if options.small else full_sizes(options.text_layers)
-        write_random_files(plan_parts(sizes), folder, dtype, lambda part: tell(f"  {part}"))
+        write_random_files(plan_components(sizes), folder, dtype, lambda component: tell(f"  {component}"))
         modes = [_run(options, folder, case, mode, device) for mode in options.modes]
     shown = {"frames": case.frames, "width": case.width, "height": case.height, "references": case.references}
     found = frame_of_result(options, device, _TITLE, "steps", "text_layers")

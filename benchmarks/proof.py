@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.machine import GIB, describe_device, describe_versions
 from benchmarks.options import tell
-from benchmarks.random_files import plan_parts, write_random_files
+from benchmarks.random_files import plan_components, write_random_files
 from benchmarks.report import gib, markdown_table
 from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
 from contextanyone_core.atomic_file import write_text
@@ -58,8 +58,8 @@ def prove(options: Namespace) -> dict[str, Any]:
         OSError: the disk is full.
     """
     sizes = small_sizes() if options.small else full_sizes(options.text_layers)
-    parts = plan_parts(sizes)
-    parameters = {name: part.parameters for name, part in parts.items()}
+    components = plan_components(sizes)
+    parameters = {name: component.parameters for name, component in components.items()}
     if is_slow(_DTYPE, _CPU):
         tell(f"computed in bfloat16, {SLOW_HERE}")
     _require_memory(sum(parameters.values()) * _DTYPE.itemsize + _BESIDE)
@@ -67,7 +67,7 @@ def prove(options: Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="contextanyone-proof-", dir=options.scratch) as name:
         folder = Path(name)
         with _timed(seconds, "write the weights"):
-            write_random_files(parts, folder, _DTYPE, lambda part: tell(f"  {part}"))
+            write_random_files(components, folder, _DTYPE, lambda component: tell(f"  {component}"))
         with _timed(seconds, "load"):
             pipeline = ContextAnyonePipeline.from_folder(folder, _CPU, _DTYPE)
     loaded = peak_memory(_CPU)
@@ -112,7 +112,10 @@ def _describe(
 
 def text(found: dict[str, Any]) -> str:
     """The result in words and two tables."""
-    rows = [(part, f"{count / 1e6:,.1f}", gib(count * _DTYPE.itemsize)) for part, count in found["parameters"].items()]
+    rows = [
+        (component, f"{count / 1e6:,.1f}", gib(count * _DTYPE.itemsize))
+        for component, count in found["parameters"].items()
+    ]
     total = sum(found["parameters"].values())
     rows.append(("all", f"{total / 1e6:,.1f}", gib(total * _DTYPE.itemsize)))
     layers = found["options"]["text_layers"]
@@ -122,7 +125,7 @@ def text(found: dict[str, Any]) -> str:
             NOISE,
             f"The text encoder has {layers} of umT5-XXL's {UMT5_LAYERS} layers; video {found['video']}, "
             f"{found['options']['steps']} steps, bfloat16, {found['machine']['threads']} threads.\n",
-            markdown_table(("part", "million parameters", "GiB"), rows),
+            markdown_table(("component", "million parameters", "GiB"), rows),
             markdown_table(("stage", "seconds"), times),
             f"Peak memory {gib(found['peak_bytes'])} GiB ({gib(found['peak_bytes_after_loading'])} after loading), "
             f"allowed {found['limit_bytes'] / GIB:.2f}.\n",

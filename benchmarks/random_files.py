@@ -26,7 +26,7 @@ _SMALL = 0.02
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """One weight file: its kind, its config, and the shape of every tensor."""
 
     kind: str
@@ -39,40 +39,40 @@ class Part:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
 
-def plan_parts(sizes: StackSizes) -> dict[str, Part]:
+def plan_components(sizes: StackSizes) -> dict[str, Component]:
     """Transformer, VAE, text and image encoder, by file name."""
     config = sizes.transformer
     hosts = {"vae": (VAE, sizes.vae), "text_encoder": (TEXT_ENCODER, sizes.text)}
     hosts |= {"image_encoder": (IMAGE_ENCODER, sizes.image)}
     model = ContextAnyoneTransformer(config, device="meta")
-    parts = {"transformer": Part(TRANSFORMER, config.to_dict(), expected_tensors(model))}
+    components = {"transformer": Component(TRANSFORMER, config.to_dict(), expected_tensors(model))}
     for name, (kind, values) in hosts.items():
         shapes = host_tensors(kind, values) or {}
-        parts[name] = Part(kind, values, {key: shape for key, shape in shapes.items() if key != SPIECE})
-    return parts
+        components[name] = Component(kind, values, {key: shape for key, shape in shapes.items() if key != SPIECE})
+    return components
 
 
 def write_random_files(
-    parts: Mapping[str, Part], folder: Path, dtype: torch.dtype, progress: Callable[[str], None]
+    components: Mapping[str, Component], folder: Path, dtype: torch.dtype, progress: Callable[[str], None]
 ) -> None:
     """Write the files in the form that `ContextAnyonePipeline.from_folder` reads.
 
     Args:
-        folder: an existing folder, for one safetensors file per part.
-        progress: called with each part's name before it is written.
+        folder: an existing folder, for one safetensors file per component.
+        progress: called with each component's name before it is written.
 
     Raises:
         OSError: the disk is full.
     """
-    for name, part in parts.items():
+    for name, component in components.items():
         progress(name)
-        plan = {key: TensorInfo(NAMES[dtype], shape) for key, shape in part.shapes.items()}
+        plan = {key: TensorInfo(NAMES[dtype], shape) for key, shape in component.shapes.items()}
         held: dict[str, Tensor] = {}
-        if part.kind == TEXT_ENCODER:
+        if component.kind == TEXT_ENCODER:
             held[SPIECE] = torch.frombuffer(bytearray(borrowed_tokenizer()), dtype=torch.uint8)
             plan[SPIECE] = TensorInfo(NAMES[torch.uint8], tuple(held[SPIECE].shape))
         read = partial(_read, plan, dtype, held)
-        header = {"kind": part.kind, "config": json.dumps(dict(part.config), sort_keys=True)}
+        header = {"kind": component.kind, "config": json.dumps(dict(component.config), sort_keys=True)}
         write_streamed(folder / f"{name}.safetensors", plan, read, header)
 
 

@@ -16,7 +16,7 @@ from contextanyone_core.encoders.text import TextEncoder, build_text_model, load
 from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline
 from contextanyone_core.generation.vace import VacePipeline
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 
 UMT5_LAYERS = 24
 """Number of layers of the published umT5-XXL."""
@@ -58,7 +58,7 @@ def small_sizes() -> StackSizes:
 
 
 class Stacks:
-    """Pipelines of the models of `model_kinds.MODELS` on one device; networks that several use are created once."""
+    """Pipelines of the models of `model_specs.MODELS` on one device; networks that several use are created once."""
 
     def __init__(self, sizes: StackSizes, device: torch.device, dtype: torch.dtype) -> None:
         self.sizes, self.device, self.dtype = sizes, device, dtype

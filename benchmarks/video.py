@@ -31,7 +31,7 @@ from benchmarks.step_case import count_flops
 from benchmarks.steps import Case, random_inputs
 from contextanyone_core.cli.parsing import Parser, one_of, whole
 from contextanyone_core.generation.pipeline import GenerationSettings
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.reference_modes import SeparateStream
 from training.commands import run_command

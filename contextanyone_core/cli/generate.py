@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, InputError
 from ..media.image_io import read_picture
 from ..media.video_io import check_name, check_output, save_clip
-from ..model_kinds import MODELS, ModelKind, is_full_size
+from ..model_specs import MODELS, ModelSpec, is_full_size
 from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
 from ..sampling.guidance import EVERYWHERE, check_interval
@@ -28,7 +28,7 @@ from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import SMALL_SIZE, generate_parser
 from .generate_pose import AskedCondition, encode_condition, read_condition
-from .parsing import PARTS
+from .parsing import COMPONENTS
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Request:
     """A parsed command, checked as far as possible without torch; `clips` is the share of this process."""
 
-    kind: ModelKind
+    spec: ModelSpec
     options: argparse.Namespace
     execution: Execution
     process: Process
@@ -71,7 +71,7 @@ def generate(argv: Sequence[str]) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     pipeline = _load(request)
     _check_prompts(pipeline, request)
-    if not request.pictures and request.kind.references:
+    if not request.pictures and request.spec.references:
         _note("no --reference is given: plain text to video")
     _warn_of_other_domains(pipeline, request)
     _warn_of_mismatches(pipeline, request)
@@ -95,8 +95,8 @@ def read_request(argv: Sequence[str]) -> Request:
     Raises: InputError.
     """
     options = generate_parser().parse(argv)
-    kind = MODELS[options.model]
-    kind.check(
+    spec = MODELS[options.model]
+    spec.check(
         guidance=options.guidance,
         references=len(options.reference),
         emphasis=options.emphasis,
@@ -104,10 +104,10 @@ def read_request(argv: Sequence[str]) -> Request:
         condition=options.pose is not None or options.start_frame is not None,
     )
     check_interval(options.guidance_interval or EVERYWHERE)
-    if options.reference_scale is not None and (options.guidance or kind.guidances[0]) != "dual":
+    if options.reference_scale is not None and (options.guidance or spec.guidances[0]) != "dual":
         raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
     execution = _execution(options)
-    execution.check(kind)
+    execution.check(spec)
     if options.prompts is not None:
         if options.later:
             raise InputError("--later and --prompts exclude each other; put the later prompts into the file.")
@@ -125,7 +125,7 @@ def read_request(argv: Sequence[str]) -> Request:
             check_output(clip.out)
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     pictures = [read_picture(path) for path in options.reference]
-    return Request(kind, options, execution, process, share, pictures, read_condition(options))
+    return Request(spec, options, execution, process, share, pictures, read_condition(options))
 
 
 def _execution(options: argparse.Namespace) -> Execution:
@@ -141,9 +141,11 @@ def _execution(options: argparse.Namespace) -> Execution:
 
 
 def _load(request: Request) -> Pipeline:
-    options, kind = request.options, request.kind
+    options, spec = request.options, request.spec
     if not options.weights.is_dir():
-        raise CheckpointError(f"--weights {options.weights} is no folder; it must hold the files {', '.join(PARTS)}.")
+        raise CheckpointError(
+            f"--weights {options.weights} is no folder; it must hold the files {', '.join(COMPONENTS)}."
+        )
     import torch
 
     from ..generation.pipeline import ContextAnyonePipeline
@@ -157,9 +159,9 @@ def _load(request: Request) -> Pipeline:
     dtype = getattr(torch, options.dtype)
     if is_slow(dtype, device):
         _note(f"warning: --dtype is {options.dtype}, {SLOW_HERE}")
-    if kind.name == VacePipeline.kind.name:
+    if spec.name == VacePipeline.spec.name:
         return VacePipeline.from_folder(options.weights, device, dtype)
-    return ContextAnyonePipeline.from_folder(options.weights, device, dtype, kind, request.execution)
+    return ContextAnyonePipeline.from_folder(options.weights, device, dtype, spec, request.execution)
 
 
 def _check_prompts(pipeline: Pipeline, request: Request) -> None:
@@ -171,11 +173,11 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
     """Warn of pictures out of the model's training domain; they are used nevertheless."""
     from ..generation.domain_check import domain_threshold, round_trip_psnr
     from ..media.image_io import picture_to_images
-    from ..weights.locate import need_part
+    from ..weights.locate import need_component
     from ..weights.source import open_source
 
     options = request.options
-    threshold = domain_threshold(open_source(need_part(options.weights, "vae")).metadata)
+    threshold = domain_threshold(open_source(need_component(options.weights, "vae")).metadata)
     if threshold is None:
         return
     for path, picture in zip(options.reference, request.pictures, strict=True):
@@ -191,9 +193,9 @@ def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
     """Warn of weights whose name indicates another model, and of the miniature's video size with a full-size model."""
     from ..weights.locate import misnamed_transformer
 
-    found = misnamed_transformer(request.options.weights, request.kind)
+    found = misnamed_transformer(request.options.weights, request.spec)
     if found is not None:
-        _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.kind.title} all the same")
+        _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.spec.title} all the same")
     if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:
         _note("128x128, the default, is the miniature's; Wan's models know --size 832x480 --frames 81 --steps 50")
 

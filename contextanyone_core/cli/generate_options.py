@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..model_kinds import MODELS
+from ..model_specs import MODELS
 from ..runtime.options import ATTENTIONS, DTYPES, MEMORIES, LoraFile
 from ..sampling.names import GUIDANCES, SAMPLERS
 from .generate_pose import add_pose_options
@@ -144,7 +144,7 @@ def _add_execution(parser: Parser) -> None:
         "--memory",
         type=one_of("memory", *MEMORIES),
         default="auto",
-        help="high: everything on the card; balanced: each part while it works; low: block by block, in fp8; "
+        help="high: everything on the card; balanced: each component while it works; low: block by block, in fp8; "
         "auto (default): the first that fits",
     )
     add(

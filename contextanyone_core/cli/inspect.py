@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
 from ..media.video_io import ENDINGS, ending_of, read_metadata
-from .parsing import PARTS, Parser, regular_path
+from .parsing import COMPONENTS, Parser, regular_path
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Description
@@ -39,11 +39,11 @@ def inspect(argv: Sequence[str]) -> int:
 
 
 def _folder(path: Path) -> Iterator[str]:
-    """A report on each model in a folder, including the parts of a diffusers pipeline."""
+    """A report on each model in a folder, including the components of a diffusers pipeline."""
     from ..weights.locate import weight_files
 
     models = weight_files(path)
-    models += [part for part in sorted(path.iterdir()) if part.is_dir() and weight_files(part)]
+    models += [inner for inner in sorted(path.iterdir()) if inner.is_dir() and weight_files(inner)]
     if not models and any(path.glob("*.safetensors")):
         models = [path]  # shards without an index; opening them reports the error
     if not models:
@@ -52,8 +52,8 @@ def _folder(path: Path) -> Iterator[str]:
         )
     for model in models:
         yield "\n".join(_describe(model) if len(models) == 1 else _described_or_not(model))
-    absent = [f"{part}.safetensors" for part in PARTS if _is_absent(path, part)]
-    if len(absent) < len(PARTS):
+    absent = [f"{name}.safetensors" for name in COMPONENTS if _is_absent(path, name)]
+    if len(absent) < len(COMPONENTS):
         yield f"missing files: {', '.join(absent) or 'none'}"
 
 
@@ -65,12 +65,12 @@ def _described_or_not(path: Path) -> list[str]:
         return [f"file:        {path}", f"unreadable:  {error}"]
 
 
-def _is_absent(folder: Path, part: str) -> bool:
-    """Whether `generate` finds no file for a part; an ambiguous or damaged file counts as present."""
-    from ..weights.locate import find_part
+def _is_absent(folder: Path, component: str) -> bool:
+    """Whether `generate` finds no file for a component; an ambiguous or damaged file counts as present."""
+    from ..weights.locate import find_component
 
     try:
-        return find_part(folder, part) is None
+        return find_component(folder, component) is None
     except CheckpointError:
         return False
 

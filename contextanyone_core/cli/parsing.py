@@ -15,7 +15,7 @@ from ..shapes import frames_mistake, side_mistake
 
 MAX_SEED = 2**63 - 1
 _LARGEST_SIDE = 4096
-PARTS = ("transformer", "vae", "text_encoder", "image_encoder")
+COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """Weight files of a model's folder, without the extension .safetensors."""
 """torch's dtypes in which models run and are written."""
 

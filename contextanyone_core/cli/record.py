@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..media.video_io import contact_path, read_metadata
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from .clips import Clip
 from .generate_pose import condition_record, pose_window
-from .parsing import PARTS, package_version
+from .parsing import COMPONENTS, package_version
 
 if TYPE_CHECKING:
     from ..generation.pipeline import ContextAnyonePipeline, GenerationSettings
@@ -40,7 +40,7 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> G
     height, width = options.size
     low, high = options.guidance_interval or EVERYWHERE
     guidance = make_guidance(
-        options.guidance or pipeline.kind.guidances[0],
+        options.guidance or pipeline.spec.guidances[0],
         pipeline.config,
         guidance_scale=options.guidance_scale,
         reference_scale=options.reference_scale,
@@ -70,17 +70,17 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
     execution = pipeline.execution
     settings = asdict(settings_of(pipeline, options, options.seed))
     del settings["seed"], settings["pose_strength"], settings["pose_window"]  # they stand beside the pose's name
-    settings |= {"guidance": {"name": options.guidance or pipeline.kind.guidances[0]} | settings["guidance"]}
+    settings |= {"guidance": {"name": options.guidance or pipeline.spec.guidances[0]} | settings["guidance"]}
     settings |= {"shift": options.shift or pipeline.config.shift, "gap": pipeline.config.gap}
-    if not pipeline.kind.emphasis:  # neither is used
+    if not pipeline.spec.emphasis:  # neither is used
         del settings["emphasis"], settings["gap"]
     return {
         "generator": "contextanyone",
-        "model": pipeline.kind.name,
+        "model": pipeline.spec.name,
         "negative": negative_prompt(pipeline, options),
         "settings": settings | {"device": options.device, "dtype": options.dtype},
         "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
-        "weights": _weights(options.weights, pipeline.kind),
+        "weights": _weights(options.weights, pipeline.spec),
         "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory", "step_cache")},
         "loras": [
             {"name": lora.path.name, "sha256": sha256_of(lora.path), "strength": lora.strength}
@@ -115,14 +115,14 @@ def is_made(clip: Clip, record: dict[str, Any]) -> bool:
     return bool(found == json.loads(json.dumps(metadata_of(clip, record))))
 
 
-def _weights(folder: Path, kind: ModelKind) -> dict[str, str]:
-    """SHA-256 of every weight file of the model's parts, each shard included, by its path in the folder."""
+def _weights(folder: Path, spec: ModelSpec) -> dict[str, str]:
+    """SHA-256 of every weight file of the model's components, each shard included, by its path in the folder."""
     from ..weights.container import open_container
     from ..weights.file_hash import sha256_of
-    from ..weights.locate import find_part
+    from ..weights.locate import find_component
 
-    found = [find_part(folder, part, kind) for part in PARTS]
-    held = {tensor.file for part in found if part is not None for tensor in open_container(part).tensors.values()}
+    found = [find_component(folder, component, spec) for component in COMPONENTS]
+    held = {tensor.file for path in found if path is not None for tensor in open_container(path).tensors.values()}
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in sorted(held)}
 
 

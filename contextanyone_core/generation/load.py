@@ -1,4 +1,4 @@
-"""Loading the parts of a model from a folder, set up for the requested execution.
+"""Loading the components of a model from a folder, set up for the requested execution.
 
 The memory mode for `auto` is selected from the files' headers, before any weights are loaded.
 """
@@ -20,7 +20,7 @@ from ..encoders.text import TEXT_KEYS, load_text_encoder
 from ..encoders.vae import VAE_KEYS, VideoVAE, load_vae
 from ..errors import CheckpointError
 from ..model.transformer import ContextAnyoneTransformer
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from ..runtime.compile import check_compiler, compile_blocks
 from ..runtime.devices import free_bytes
 from ..runtime.kernels import make_attention
@@ -29,7 +29,7 @@ from ..runtime.offload import StreamedTransformer, store_in_fp8
 from ..runtime.options import Execution
 from ..runtime.step_cache import check_step_cache
 from ..weights.checkpoint import load_transformer, transformer_config
-from ..weights.locate import need_part
+from ..weights.locate import need_component
 from ..weights.lora import load_lora, merge_loras
 from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
 from ..weights.source import WeightSource, open_source
@@ -39,7 +39,7 @@ _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """The networks of a `ContextAnyonePipeline`; no image encoder for a transformer without the CLIP branch."""
 
     transformer: ContextAnyoneTransformer
@@ -48,13 +48,13 @@ class Parts:
     image_encoder: AnyImageEncoder | None
 
 
-def load_parts(
-    folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution
-) -> tuple[Parts, Execution]:
-    """Load transformer, VAE, text encoder and image encoder of a folder (`locate.find_part`), strictly.
+def load_components(
+    folder: Path, device: torch.device, dtype: torch.dtype, spec: ModelSpec, execution: Execution
+) -> tuple[Components, Execution]:
+    """Load transformer, VAE, text encoder and image encoder of a folder (`locate.find_component`), strictly.
 
     Returns:
-        The parts, and the execution with `auto` resolved.
+        The components, and the execution with `auto` resolved.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another model or does not fit the others; a LoRA likewise.
@@ -62,12 +62,12 @@ def load_parts(
         InputError: the device or dtype does not support the requested execution.
     """
     name, attention = make_attention(execution.attention, device, dtype)
-    execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, kind, execution))
-    execution.check(kind)
+    execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, spec, execution))
+    execution.check(spec)
     if execution.compile:
         check_compiler(device)
     away = execution.memory != "high"
-    transformer = _load_transformer(folder, torch.device("cpu") if away else device, dtype, kind)
+    transformer = _load_transformer(folder, torch.device("cpu") if away else device, dtype, spec)
     merge_loras(transformer, [(load_lora(lora.path, transformer), lora.strength) for lora in execution.loras])
     transformer.attention = attention
     if execution.compile:
@@ -77,9 +77,9 @@ def load_parts(
     if execution.memory == "low":
         store_in_fp8(transformer, dtype)
         transformer = StreamedTransformer(transformer, device)
-    vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device), transformer.config, tiled=away)
+    vae = VideoVAE(load_vae(need_component(folder, "vae"), dtype, device), transformer.config, tiled=away)
     text_encoder, image_encoder = _load_encoders(folder, device, dtype, transformer.config, away=away)
-    return Parts(transformer, vae, text_encoder, image_encoder), execution
+    return Components(transformer, vae, text_encoder, image_encoder), execution
 
 
 def _load_encoders(
@@ -88,24 +88,24 @@ def _load_encoders(
     image: AnyImageEncoder | None = None
     if config.image_dim is not None:
         load_image = OnDemandImageEncoder if away else load_image_encoder
-        image = load_image(need_part(folder, "image_encoder"), dtype, device)
+        image = load_image(need_component(folder, "image_encoder"), dtype, device)
     load_text = OnDemandTextEncoder if away else load_text_encoder
-    return load_text(need_part(folder, "text_encoder"), dtype, device), image
+    return load_text(need_component(folder, "text_encoder"), dtype, device), image
 
 
 def _load_transformer(
-    folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind
+    folder: Path, device: torch.device, dtype: torch.dtype, spec: ModelSpec
 ) -> ContextAnyoneTransformer:
-    path = need_part(folder, "transformer", kind)
-    transformer = load_transformer(path, dtype=dtype, device=device, plain=not kind.emphasis)
-    if transformer.config.emphasize and kind.references and not kind.emphasis:  # without a reference ours is plain Wan
+    path = need_component(folder, "transformer", spec)
+    transformer = load_transformer(path, dtype=dtype, device=device, plain=not spec.emphasis)
+    if transformer.config.emphasize and spec.references and not spec.emphasis:  # without a reference ours is plain Wan
         raise CheckpointError(
-            f"{path} is a ContextAnyone transformer; --model {kind.name} needs the --weights of {kind.title}."
+            f"{path} is a ContextAnyone transformer; --model {spec.name} needs the --weights of {spec.title}."
         )
     return transformer
 
 
-def check_parts(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyImageEncoder | None) -> None:
+def check_components(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyImageEncoder | None) -> None:
     """Check that the encoders fit the transformer.
 
     Raises:
@@ -120,7 +120,7 @@ def check_parts(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyIma
             )
 
 
-def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: ModelKind, execution: Execution) -> str:
+def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, spec: ModelSpec, execution: Execution) -> str:
     """The memory mode to run in: as requested, or what `auto` selects; anything but `high` is logged.
 
     Raises:
@@ -131,7 +131,7 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     free = free_bytes(device)
     if free is None:
         return "high"
-    config, sizes = model_sizes(folder, kind)
+    config, sizes = model_sizes(folder, spec)
     stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
     if execution.step_cache is not None:
         kept = step_cache_bytes(config, execution.video.shape, dtype.itemsize)
@@ -143,13 +143,13 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     return mode
 
 
-def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, ModelSizes]:
-    """The config of the transformer in a folder, and the numbers of parameters of all its parts, from the headers.
+def model_sizes(folder: Path, spec: ModelSpec) -> tuple[ContextAnyoneConfig, ModelSizes]:
+    """The config of the transformer in a folder, and the numbers of parameters of all its components, from the headers.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another kind.
     """
-    transformer = open_source(need_part(folder, "transformer", kind))
+    transformer = open_source(need_component(folder, "transformer", spec))
     config = transformer_config(transformer, plain=True)
     text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER, TEXT_KEYS), _encoder(folder, "vae", VAE, VAE_KEYS)
     image = 0
@@ -167,8 +167,8 @@ def model_sizes(folder: Path, kind: ModelKind) -> tuple[ContextAnyoneConfig, Mod
     )
 
 
-def _encoder(folder: Path, part: str, kind: str, keys: frozenset[str]) -> WeightSource:
-    source = open_source(need_part(folder, part))
+def _encoder(folder: Path, component: str, kind: str, keys: frozenset[str]) -> WeightSource:
+    source = open_source(need_component(folder, component))
     checked_config(source, kind, keys)
     return source
 

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..model.condition import NO_CHANNELS, VideoCondition
 from ..model.losses import reconstruction
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs, forget_tables
-from ..model_kinds import MODELS, ModelKind
+from ..model_specs import MODELS, ModelSpec
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached
 from ..runtime.options import PLAIN, Execution
@@ -31,7 +31,7 @@ from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateS
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
 from .conditions import Conditions, check_batch, check_window, condition_at, stack_conditions
-from .load import check_parts, load_parts
+from .load import check_components, load_components
 
 __all__ = [
     "MINIATURE",
@@ -134,8 +134,8 @@ class LatentSampler:
         transformer: in its compute dtype.
         reference_mode: how it is conditioned on references.
         device: compute device; None is the device of the weights.
-        execution: how it is run (set up by `load.load_parts`). Used here: whether the weights are on the device only
-            while sampling, and whether a step cache is active.
+        execution: how it is run (set up by `load.load_components`). Used here: whether the weights are on the device
+            only while sampling, and whether a step cache is active.
     """
 
     def __init__(
@@ -238,11 +238,11 @@ class ContextAnyonePipeline(LatentSampler):
     Args:
         transformer: in its compute dtype.
         vae, text_encoder, image_encoder: the encoders; no image encoder for a transformer without the CLIP branch.
-        kind: which of the models of `REFERENCE_MODES` the transformer is.
+        spec: which of the models of `REFERENCE_MODES` the transformer is.
         execution, device: as for `LatentSampler`.
 
     Raises:
-        CheckpointError: the parts do not belong together.
+        CheckpointError: the components do not belong together.
     """
 
     def __init__(
@@ -251,14 +251,14 @@ class ContextAnyonePipeline(LatentSampler):
         vae: VideoVAE,
         text_encoder: AnyTextEncoder,
         image_encoder: AnyImageEncoder | None,
-        kind: ModelKind = MODELS["contextanyone"],
+        spec: ModelSpec = MODELS["contextanyone"],
         *,
         execution: Execution = PLAIN,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(transformer, REFERENCE_MODES[kind.name], device=device, execution=execution)
-        self.kind = kind
-        check_parts(self.config, text_encoder, image_encoder)
+        super().__init__(transformer, REFERENCE_MODES[spec.name], device=device, execution=execution)
+        self.spec = spec
+        check_components(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
         self.dual_encoder = DualEncoder(vae, image_encoder)
@@ -269,15 +269,15 @@ class ContextAnyonePipeline(LatentSampler):
         folder: Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        kind: ModelKind = MODELS["contextanyone"],
+        spec: ModelSpec = MODELS["contextanyone"],
         execution: Execution = PLAIN,
     ) -> Self:
-        """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_parts`), strictly.
+        """Load transformer, VAE, text encoder and image encoder of a folder (`load.load_components`), strictly.
 
         Args:
             folder: folder with the weight files.
             device, dtype: compute device and dtype.
-            kind: which of the models of `REFERENCE_MODES` it is.
+            spec: which of the models of `REFERENCE_MODES` it is.
             execution: LoRAs, attention kernel, memory mode and so on.
 
         Raises:
@@ -286,9 +286,9 @@ class ContextAnyonePipeline(LatentSampler):
             MissingDependencyError: diffusers, transformers or sentencepiece is not installed, or a kernel's package.
         """
         device = check_device(device)
-        parts, settled = load_parts(Path(folder), device, dtype, kind, execution)
-        encoders = (parts.vae, parts.text_encoder, parts.image_encoder)
-        return cls(parts.transformer, *encoders, kind, execution=settled, device=device)
+        components, settled = load_components(Path(folder), device, dtype, spec, execution)
+        encoders = (components.vae, components.text_encoder, components.image_encoder)
+        return cls(components.transformer, *encoders, spec, execution=settled, device=device)
 
     @classmethod
     def miniature(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -358,7 +358,7 @@ class ContextAnyonePipeline(LatentSampler):
     @property
     def own_negative(self) -> str:
         """The model's default negative prompt."""
-        return self.kind.own_negative(self.config.text_len)
+        return self.spec.own_negative(self.config.text_len)
 
     def check_prompt(self, prompt: TwoStagePrompt, negative: str = DEFAULT_NEGATIVE) -> None:
         """Check the length of the prompts, before anything expensive.

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, InputError
 from ..late_import import host_class
 from ..media.image_io import images_to_frames
 from ..model.condition import VideoCondition
-from ..model_kinds import MODELS
+from ..model_specs import MODELS
 from ..prompts import TwoStagePrompt, check_prompts
 from ..runtime.conv3d import OneDnnConv3d
 from ..runtime.devices import check_device
@@ -27,7 +27,7 @@ from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import EVERYWHERE, CfgGuidance, make_guidance
 from ..sampling.schedulers import Sampler, make_sampler
 from ..weights.checkpoint import load_tensors, require_finite
-from ..weights.locate import need_part
+from ..weights.locate import need_component
 from .pipeline import GenerationResult, GenerationSettings, Progress
 
 _SHIFT = 16.0  # VACE's published inference
@@ -46,7 +46,7 @@ class VacePipeline:
         vae, text_encoder: the encoders.
     """
 
-    kind = MODELS["vace"]
+    spec = MODELS["vace"]
     execution = PLAIN
 
     def __init__(self, transformer: Any, vae: VideoVAE, text_encoder: TextEncoder) -> None:
@@ -69,8 +69,8 @@ class VacePipeline:
         """
         device, folder = check_device(device), Path(folder)
         transformer = _load_transformer(folder / "transformer", dtype).to(device)
-        vae = VideoVAE(load_vae(need_part(folder, "vae"), dtype, device))
-        return cls(transformer, vae, load_text_encoder(need_part(folder, "text_encoder"), dtype, device))
+        vae = VideoVAE(load_vae(need_component(folder, "vae"), dtype, device))
+        return cls(transformer, vae, load_text_encoder(need_component(folder, "text_encoder"), dtype, device))
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +81,7 @@ class VacePipeline:
     @property
     def own_negative(self) -> str:
         """The negative prompt of a run that names none."""
-        return self.kind.own_negative(self.config.text_len)
+        return self.spec.own_negative(self.config.text_len)
 
     def check_prompt(self, prompt: TwoStagePrompt, negative: str) -> None:
         """Refuse prompts that do not fit.
@@ -121,7 +121,7 @@ class VacePipeline:
             ShapeError: a reference is not (1, 3, H, W).
         """
         if condition is not None:
-            raise InputError(f"{self.kind.title} takes no pose and no start frame; leave them out.")
+            raise InputError(f"{self.spec.title} takes no pose and no start frame; leave them out.")
         negative = self.own_negative if negative is None else negative
         self.check_prompt(prompt, negative)
         embeds = self.text_encoder.encode([prompt.video_text, negative]).to(self.device)

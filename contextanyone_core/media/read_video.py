@@ -1,11 +1,14 @@
-"""Reading the frames of a clip one at a time as upright RGB: a video, an animation, a folder of pictures, a picture."""
+"""Reading the frames of a clip one at a time as upright RGB: a video, an animation, a folder of pictures, a picture.
+
+Transparency is over white, pixels are square; what cannot be shown faithfully is refused.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,16 +16,22 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import InputError, MissingDependencyError
-from .image_io import read_animation, read_picture
+from .image_io import over_white, read_animation, read_picture
 from .video_io import FPS
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 """File extensions of a folder's frames."""
 ANIMATIONS = (*PICTURES, ".gif", ".apng")
 """File extensions that Pillow reads, animated or not."""
-_SQUARE = "scale=iw*sar:ih,setsar=1"  # converts non-square pixels
+_SQUARE = "scale=iw*max(sar\\,1):ih/min(sar\\,1),setsar=1"  # the side that is shown longer is stretched
+_MAX_STRETCH = 4  # of a pixel's sides; beyond it the number is a mistake
+_HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}  # transfer functions, as ffmpeg prints them
+_ALPHA = re.compile(r"\b(yuva4|gbrap|rgba|bgra|argb|abgr|ya8|ya16|pal8)")  # pixel formats with transparency
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own decoders drop the alpha of a WebM
+_Pictures = Generator[NDArray[np.uint8], None, None]
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,9 @@ def open_video(path: Path) -> VideoFrames:
         path: a video file (decoded by imageio-ffmpeg's ffmpeg), an animated GIF, WebP, PNG or AVIF, a folder of
             pictures in natural order, or a picture; folders and single pictures have 16 frames per second.
 
-    Raises: InputError if the file does not exist, cannot be decoded or has no frames, or (while reading) if frames
-        differ in size; MissingDependencyError for a video file without imageio-ffmpeg.
+    Raises: InputError if the file does not exist, cannot be decoded or has no frames, is HDR, is rotated by no multiple
+        of 90 degrees or has pixels far from square, or (while reading) if frames differ in size;
+        MissingDependencyError for a video file without imageio-ffmpeg.
     """
     if path.is_dir():
         return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in frame_files(path))))
@@ -92,18 +102,56 @@ def _animation(path: Path) -> VideoFrames:
 
 
 def _decoded(path: Path) -> VideoFrames:
+    """A video file as a player shows it: its default stream, upright, with square pixels, over white."""
+    frames, remarks = _start(path, "rgb24")
+    first = next(frames)  # by now ffmpeg has described the stream
+    stream, metadata, rate = _description(remarks)
+    _refuse_unfaithful(path, stream, metadata)
+    with_alpha = re.search("alpha_mode *: 1", metadata)
+    if with_alpha or _ALPHA.search(stream):
+        frames.close()
+        codec = re.search("Video: ([a-z0-9]+)", stream)
+        decoder = _ALPHA_DECODERS.get(codec[1]) if codec and with_alpha else None
+        frames, _ = _start(path, "rgba", decoder)
+        first = next(frames)
+    return VideoFrames(rate, chain([first], frames))
+
+
+def _start(path: Path, pixels: str, decoder: str | None = None) -> tuple[_Pictures, IO[bytes]]:
+    """Frames from a new ffmpeg process, and the file with what it prints, which closes with the frames."""
     remarks = tempfile.TemporaryFile()  # noqa: SIM115
-    words = ["-hide_banner", "-nostdin", "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
-    decoder = subprocess.Popen(
-        [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"],
+    chosen = ["-c:v", decoder] if decoder else []
+    words = ["-hide_banner", "-nostdin", *chosen, "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
+    process = subprocess.Popen(
+        [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"],
         stdout=subprocess.PIPE,
         stderr=remarks,
     )
-    frames = _from_pipe(path, decoder, remarks)
-    first = next(frames)  # by now ffmpeg has printed its output rate
+    return _from_pipe(path, process, remarks), remarks
+
+
+def _description(remarks: IO[bytes]) -> tuple[str, str, float]:
+    """What ffmpeg prints of the stream that it decodes: its line, its metadata, and the output's frame rate."""
     remarks.seek(0)
-    rate = re.search(rb"Output #0.*?([0-9.]+) fps", remarks.read(), re.DOTALL)
-    return VideoFrames(float(rate[1]) if rate else FPS, chain([first], frames))
+    source, _, rest = remarks.read().decode(errors="replace").partition("Stream mapping:")
+    mapped = re.search(r"Stream #0:(\d+)", rest)
+    found = mapped and re.search(rf"^  (Stream #0:{mapped[1]}\b.*)\n((?:    .*\n)*)", source, re.MULTILINE)
+    rate = re.search(r"Output #0.*?([0-9.]+) fps", rest, re.DOTALL)
+    return found[1] if found else "", found[2] if found else "", float(rate[1]) if rate else FPS
+
+
+def _refuse_unfaithful(path: Path, stream: str, metadata: str) -> None:
+    if "(attached pic)" in stream:
+        raise InputError(f"{path} has no video in it, only a cover picture.")
+    if transfer := next((name for key, name in _HDR.items() if f"/{key}" in stream), None):
+        raise InputError(f"{path} is HDR ({transfer}); convert it to SDR, BT.709, first.")
+    sides = re.search(r"SAR (\d+):(\d+)", stream)
+    aspect = int(sides[1]) / int(sides[2]) if sides and int(sides[1]) and int(sides[2]) else 1.0
+    if not 1 / _MAX_STRETCH <= aspect <= _MAX_STRETCH:
+        raise InputError(f"{path} has pixels {aspect:g} times as wide as high; write it with square ones.")
+    rotation = re.search(r"rotation of (-?[0-9.]+) degrees", metadata)
+    if rotation and float(rotation[1]) % 90:
+        raise InputError(f"{path} is rotated by {float(rotation[1]):g} degrees; write it upright.")
 
 
 def _ffmpeg() -> str:
@@ -116,26 +164,29 @@ def _ffmpeg() -> str:
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
-def _from_pipe(path: Path, decoder: subprocess.Popen[bytes], remarks: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
-    """Frames of a stream of PPM pictures, at least one, else InputError; closing the iterator ends the process."""
+def _from_pipe(path: Path, process: subprocess.Popen[bytes], remarks: IO[bytes]) -> _Pictures:
+    """Frames of a stream of PAM pictures, at least one, else InputError; closing the iterator ends the process."""
     count = 0
-    pipe = decoder.stdout
+    pipe = process.stdout
     assert pipe is not None
     try:
         with remarks, pipe:
-            while pipe.readline().strip() == b"P6":
-                width, height = (int(side) for side in pipe.readline().split())
-                pipe.readline()  # the maximum value, 255
-                content = pipe.read(3 * width * height)
-                if len(content) < 3 * width * height:
+            while pipe.readline().strip() == b"P7":
+                header: dict[bytes, bytes] = {}
+                while (words := pipe.readline().split()) and words != [b"ENDHDR"]:
+                    header[words[0]] = words[-1]
+                width, height, depth = (int(header.get(key, 0)) for key in (b"WIDTH", b"HEIGHT", b"DEPTH"))
+                content = pipe.read(depth * width * height)
+                if len(content) < depth * width * height:
                     break
                 count += 1
-                yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
-            if decoder.wait() or not count:
+                frame = np.frombuffer(content, np.uint8).reshape(height, width, depth)
+                yield frame if depth == 3 else np.asarray(over_white(Image.fromarray(frame)))
+            if process.wait() or not count:
                 remarks.seek(0)
-                lines = remarks.read().decode(errors="replace").strip().splitlines() or ["no video in it"]
-                raise InputError(f"{path} cannot be decoded as a video ({lines[-1][-200:]}).")
+                printed = remarks.read().decode(errors="replace").strip().splitlines() or ["no video in it"]
+                raise InputError(f"{path} cannot be decoded as a video ({printed[-1][-200:]}).")
     finally:
-        if decoder.poll() is None:
-            decoder.kill()
-        decoder.wait()
+        if process.poll() is None:
+            process.kill()
+        process.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from ..shapes import VideoShape
 
 ATTENTIONS = ("sdpa", "flash", "sage", "auto")
@@ -47,7 +47,7 @@ class Execution:
         loras: merged into the transformer's weights, in this order.
         attention: one of `ATTENTIONS`.
         compile: whether the blocks are compiled.
-        memory: one of `MEMORIES`. `high`: all parts stay on the device. `balanced`: each part is there only while it
+        memory: one of `MEMORIES`. `high`: all components stay on the device. `balanced`: each is there only while it
             computes, encoders are loaded on demand, the video is decoded in tiles. `low`: as balanced, and the
             transformer's blocks are streamed, with matrices in fp8. `auto`: the first of these that fits.
         video: the size and references that `auto` plans for.
@@ -61,7 +61,7 @@ class Execution:
     video: Video = FULL_SIZE
     step_cache: float | None = None
 
-    def check(self, kind: ModelKind) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Check that the model supports the options, and that they can be combined.
 
         Raises:
@@ -75,9 +75,9 @@ class Execution:
             f"--memory {self.memory}": self.memory in ("low", "balanced"),
         }
         for option, given in asked.items():
-            if given and kind.hosted:
+            if given and spec.hosted:
                 raise InputError(
-                    f"{option} is for the models on our transformer; with --model {kind.name} leave it out."
+                    f"{option} is for the models on our transformer; with --model {spec.name} leave it out."
                 )
         if self.compile and self.memory == "low":
             raise InputError(

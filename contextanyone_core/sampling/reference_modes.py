@@ -118,7 +118,7 @@ REFERENCE_MODES: dict[str, ReferenceMode] = {
     "wan": SeparateStream,
     "phantom": TemporalConcatenation,
 }
-"""Reference mode of each of `model_kinds.MODELS` that runs on our transformer."""
+"""Reference mode of each of `model_specs.MODELS` that runs on our transformer."""
 
 
 def append_references(latents: Tensor, references: list[Tensor]) -> Tensor:

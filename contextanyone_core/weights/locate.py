@@ -1,4 +1,4 @@
-"""Locating the parts of a model in a folder: by our file names, else by the headers of the files."""
+"""Locating the components of a model in a folder: by our file names, else by the headers of the files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..model_kinds import ModelKind
+from ..model_specs import ModelSpec
 from .naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
 from .recognition import PHANTOM_FAMILY, Recognised, recognise
 
@@ -29,22 +29,22 @@ _ENDINGS = (".safetensors", ".safetensors.index.json", ".pth", ".gguf")
 
 @dataclass(frozen=True)
 class _Search:
-    """A search for one part of a model in a folder; `model` is None if any model's part will do."""
+    """A search for one component of a model in a folder; `model` is None if any model's component will do."""
 
     folder: Path
-    part: str
-    model: ModelKind | None
+    component: str
+    model: ModelSpec | None
 
     @cached_property
     def named(self) -> Path | None:
-        """`<part>.safetensors`, else a non-empty folder `<part>/`."""
-        file, inner = self.folder / f"{self.part}.safetensors", self.folder / self.part
+        """`<component>.safetensors`, else a non-empty folder `<component>/`."""
+        file, inner = self.folder / f"{self.component}.safetensors", self.folder / self.component
         return file if file.is_file() else inner if inner.is_dir() and any(inner.iterdir()) else None
 
     @cached_property
     def recognised(self) -> list[Recognised]:
-        """Files of the folder that are such a part according to their headers."""
-        return [item for item in map(recognise, weight_files(self.folder)) if item.kind in _KINDS[self.part]]
+        """Files of the folder that are such a component according to their headers."""
+        return [item for item in map(recognise, weight_files(self.folder)) if item.kind in _KINDS[self.component]]
 
 
 def _by_the_models_name(search: _Search) -> list[Path]:
@@ -52,7 +52,7 @@ def _by_the_models_name(search: _Search) -> list[Path]:
     return [path] if path is not None and path.is_file() else []
 
 
-def _by_the_parts_name(search: _Search) -> list[Path]:
+def _by_the_components_name(search: _Search) -> list[Path]:
     if search.named is None:
         return []
     others = search.model is not None and search.model.family and search.named.is_file()
@@ -63,7 +63,7 @@ def _by_family(search: _Search) -> list[Path]:
     return [] if search.model is None else [item.path for item in _of_model(search.recognised, search.model)]
 
 
-def _ours_by_the_parts_name(search: _Search) -> list[Path]:
+def _ours_by_the_components_name(search: _Search) -> list[Path]:
     return [] if search.named is None else [search.named]
 
 
@@ -73,33 +73,33 @@ def _by_header(search: _Search) -> list[Path]:
 
 _RULES: tuple[Callable[[_Search], list[Path]], ...] = (
     _by_the_models_name,  # phantom.safetensors, so that models can share their encoders
-    _by_the_parts_name,  # transformer.safetensors or transformer/; not ours, where Wan's or Phantom's is asked for
+    _by_the_components_name,  # transformer.safetensors or transformer/; not ours, where Wan's or Phantom's is asked for
     _by_family,  # any name, where the header and the file's name say that it is the model's
-    _ours_by_the_parts_name,  # our file nevertheless, if no other is the model's
-    _by_header,  # any name, where the header says that it is such a part
+    _ours_by_the_components_name,  # our file nevertheless, if no other is the model's
+    _by_header,  # any name, where the header says that it is such a component
 )
 """Search rules in order; the first one that finds files decides, and must find exactly one."""
 
 
-def find_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path | None:
-    """The file or folder of a part, by the first of `_RULES` that finds one, or None.
+def find_component(folder: Path, component: str, spec: ModelSpec | None = None) -> Path | None:
+    """The file or folder of a component, by the first of `_RULES` that finds one, or None.
 
     Wan's and Phantom's downloads are found without renaming.
 
     Args:
         folder: the folder to search.
-        part: `transformer`, `vae`, `text_encoder` or `image_encoder`.
-        kind: the model, if the folder may hold transformers of several.
+        component: `transformer`, `vae`, `text_encoder` or `image_encoder`.
+        spec: the model, if the folder may hold transformers of several.
 
     Raises:
         CheckpointError: several files match, or a file that was examined is damaged.
     """
-    search = _Search(folder, part, kind if part == "transformer" else None)
+    search = _Search(folder, component, spec if component == "transformer" else None)
     found = next(filter(None, (rule(search) for rule in _RULES)), [])
     if len(found) > 1:
         raise CheckpointError(
-            f"{folder} holds several files for the {part}: {', '.join(path.name for path in found)}. Keep one of them "
-            f"there, or call one {part}.safetensors if it is such a file."
+            f"{folder} holds several files for the {component}: {', '.join(path.name for path in found)}. Keep one of "
+            f"them there, or call one {component}.safetensors if it is such a file."
         )
     return found[0] if found else None
 
@@ -109,34 +109,35 @@ def weight_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.name.endswith(_ENDINGS) and _whole(path)]
 
 
-def need_part(folder: Path, part: str, kind: ModelKind | None = None) -> Path:
-    """As `find_part`, but the part must exist.
+def need_component(folder: Path, component: str, spec: ModelSpec | None = None) -> Path:
+    """As `find_component`, but the component must exist.
 
     Raises:
-        CheckpointError: the part was not found, or as `find_part`.
+        CheckpointError: the component was not found, or as `find_component`.
     """
-    path = find_part(folder, part, kind) if folder.is_dir() else None
+    path = find_component(folder, component, spec) if folder.is_dir() else None
     if path is None:
         raise CheckpointError(
-            f"{folder / part}.safetensors is missing, and no other file there serves as the {part.replace('_', ' ')}, "
-            f"such as Wan's {_PUBLIC[part]}. All files of a model belong into one folder."
+            f"{folder / component}.safetensors is missing, and no other file there serves as the "
+            f"{component.replace('_', ' ')}, such as Wan's {_PUBLIC[component]}. All files of a model belong into one "
+            "folder."
         )
     return path
 
 
-def misnamed_transformer(folder: Path, kind: ModelKind) -> Recognised | None:
-    """The transformer that `need_part` finds, if its name indicates that it was not trained as this model; else None.
+def misnamed_transformer(folder: Path, spec: ModelSpec) -> Recognised | None:
+    """The transformer that `need_component` finds, if its name says that it was not trained as this model; else None.
 
     Raises:
-        CheckpointError: as `need_part`.
+        CheckpointError: as `need_component`.
     """
-    if not (kind.family and kind.references) or kind.hosted:
+    if not (spec.family and spec.references) or spec.hosted:
         return None
-    found = recognise(need_part(folder, "transformer", kind))
-    return None if found.kind != WAN or _of_model([found], kind) else found
+    found = recognise(need_component(folder, "transformer", spec))
+    return None if found.kind != WAN or _of_model([found], spec) else found
 
 
-def _of_model(found: list[Recognised], model: ModelKind) -> list[Recognised]:
+def _of_model(found: list[Recognised], model: ModelSpec) -> list[Recognised]:
     """The model's own transformers. If a file is called Phantom, the name of the common folder is ignored."""
     if not model.family:
         return [item for item in found if item.kind == TRANSFORMER]

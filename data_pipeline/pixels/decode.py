@@ -1,4 +1,4 @@
-"""Frames of a video file, small and few: what the pixel stages look at."""
+"""Frames of a video file, small and few: what the pixel stages look at, as training reads them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from training.data.video import video_frames
 
 Frames = NDArray[np.uint8]
 
@@ -18,14 +19,12 @@ _LONG_SIDE = 256
 
 
 def frames_of(path: Path, long_side: int) -> Iterator[Frames]:
-    """Every frame in turn, RGB uint8 (H, W, 3), its long side at most `long_side` pixels.
+    """Every frame in turn, upright RGB uint8 (H, W, 3), its long side at most `long_side` pixels.
 
-    Raises: av.error.FFmpegError where it cannot be decoded.
+    Raises: MediaError where it cannot be decoded, or not be shown faithfully.
     """
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-            yield _small(picture, long_side)
+    for picture in video_frames(path):
+        yield _small(picture, long_side)
 
 
 def _small(picture: Frames, long_side: int) -> Frames:
@@ -41,7 +40,7 @@ def _small(picture: Frames, long_side: int) -> Frames:
 def pairs_of(path: Path, start: int, stop: int) -> tuple[tuple[Frames, Frames], ...]:
     """Up to 16 pairs of neighbouring frames, evenly over a span; one decoding serves all stages of a row.
 
-    Raises: av.error.FFmpegError where it cannot be decoded.
+    Raises: as `frames_of`.
     """
     firsts = sorted({int(at) for at in np.linspace(start, max(start, stop - 2), _PAIRS)})
     wanted = {number for first in firsts for number in (first, first + 1)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +13,31 @@ from scenedetect import ContentDetector, detect
 from data_pipeline.pixels.decode import frames_of
 from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
+from training.data.video import MediaError, open_stream, video_frames
 
 _THUMB = 16  # pixels: so small that people hardly count, and places do
 
 
 @dataclass(frozen=True)
 class Probe(Stage):
-    """Counts frames by decoding them. Drops what is no video: `undecodable`, `no_frames`."""
+    """Counts frames by decoding them. Drops what is no video, or not to be shown faithfully: `undecodable`."""
 
     name: ClassVar[str] = "probe"
+    version: ClassVar[int] = 2
 
     def __call__(self, row: Row) -> Row | Drop:
-        """The row of the whole video, with its size and rate."""
+        """The row of the whole video, with its size and rate as it is shown. Raises OSError if the file is missing."""
         path = self.place(row.video)
+        path.stat()
         try:
-            with av.open(str(path)) as container:
-                stream = container.streams.video[0]
+            with open_stream(path) as (_, stream):
                 rate = float(stream.average_rate or 0)
-                width, height = stream.codec_context.width, stream.codec_context.height
-            count = sum(1 for _ in frames_of(path, 16))
-        except (av.error.InvalidDataError, IndexError):
+            sizes = [picture.shape[:2] for picture in video_frames(path)]
+        except MediaError:
             return Drop("undecodable")
-        if count == 0:
+        if not sizes:
             return Drop("no_frames")
+        (height, width), count = sizes[0], len(sizes)
         row = row.span(0, count)
         return row.scored(self.name, frames=count, fps=rate, width=width, height=height)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from contextanyone_core.encoders.vae import VideoVAE
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.media.image_io import images_to_frames, picture_to_images
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.sampling.guidance import CfgGuidance
 from contextanyone_core.weights.checkpoint import load_transformer
 from evaluation.ablation.part import Settings, prompt_of
@@ -83,9 +83,9 @@ def _pipeline(path: Path, settings: Settings, tools: Tools) -> ContextAnyonePipe
     phantom = settings.reading == "phantom"
     network = as_variant(load_transformer(path, dtype=torch.float32, plain=phantom), settings.variant)
     image_encoder = None if network.config.image_dim is None else tools.image_encoder
-    kind = MODELS["phantom" if phantom else "contextanyone"]
+    spec = MODELS["phantom" if phantom else "contextanyone"]
     vae = VideoVAE(tools.vae.vae, network.config)
-    return ContextAnyonePipeline(network, vae, tools.text_encoder, image_encoder, kind)
+    return ContextAnyonePipeline(network, vae, tools.text_encoder, image_encoder, spec)
 
 
 def _clips(

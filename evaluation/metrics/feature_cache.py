@@ -14,7 +14,7 @@ from contextanyone_core.atomic_file import whole_file
 
 Features = NDArray[np.float32]
 
-_VERSION = 1  # of what is computed; another number leaves all old entries unused
+_VERSION = 2  # of what is computed; another number leaves all old entries unused
 
 
 class FeatureCache:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import read_picture
+from contextanyone_core.media.read_video import open_video
+from contextanyone_core.media.video_io import FPS
 from contextanyone_core.weights.file_hash import sha256_of
 from evaluation.videos import read_frames
 
@@ -21,9 +22,6 @@ Frames = NDArray[np.uint8]
 
 COUNT = 16
 """How many frames of a clip the metrics of single frames take."""
-
-FOLDER_RATE = 16.0
-"""Frames a second of a folder of pictures: Wan's."""
 
 _STILL_FRAMES = 33
 
@@ -61,17 +59,10 @@ class Source:
 
     @cached_property
     def rate(self) -> float:
-        """Frames a second. Raises InputError where the video does not say."""
-        if self.still or self.path.is_dir():
-            return FOLDER_RATE
-        try:
-            with av.open(str(self.path)) as container:
-                rate = container.streams.video[0].average_rate
-        except (OSError, av.FFmpegError, IndexError) as error:
-            raise InputError(f"{self.path} cannot be read as a clip: {error}.") from None
-        if not rate:
-            raise InputError(f"{self.path} does not say how many frames a second it has.")
-        return float(rate)
+        """Frames a second. Raises InputError if the video cannot be read."""
+        if self.still:
+            return float(FPS)
+        return open_video(self.path).fps
 
     @cached_property
     def digest(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.errors import CheckpointError, ContextAnyoneError
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
-from ...contextanyone_core.model_kinds import MODELS
+from ...contextanyone_core.model_specs import MODELS
 from ...contextanyone_core.weights.checkpoint import require_finite, transformer_config
 from ...contextanyone_core.weights.comparison import compare, expected_tensors
 from ...contextanyone_core.weights.naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, plain_name

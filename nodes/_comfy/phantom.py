@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
-from ...contextanyone_core.model_kinds import MODELS
+from ...contextanyone_core.model_specs import MODELS
 from ...contextanyone_core.runtime.memory import forward_bytes
 from ...contextanyone_core.sampling.reference_modes import append_references
 from .model import ContextAnyoneModel, reference_numbers

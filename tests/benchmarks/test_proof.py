@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import proof
-from benchmarks.random_files import plan_parts, random_tensor
+from benchmarks.random_files import plan_components, random_tensor
 from benchmarks.stack import full_sizes, small_sizes
 from contextanyone_core.media.video_io import read_metadata
 
@@ -25,16 +25,16 @@ def test_a_tiny_run_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads((tmp_path / "made" / "proof.json").read_text())
     assert found["note"] == proof.NOISE
     assert found["video"] == [1, 3, 5, 32, 32]
-    parts = plan_parts(small_sizes())
-    assert found["parameters"] == {name: part.parameters for name, part in parts.items()}
+    components = plan_components(small_sizes())
+    assert found["parameters"] == {name: component.parameters for name, component in components.items()}
     assert 0 < found["peak_bytes_after_loading"] <= found["peak_bytes"] < found["limit_bytes"] == 20 * 10**9
     assert set(found["seconds"]) == {"write the weights", "load", "generate"}
     assert all(Path(file).is_file() for file in found["files"])
     assert read_metadata(tmp_path / "made" / "proof.mp4")["note"] == proof.NOISE
 
 
-def test_the_parts_have_the_published_sizes() -> None:
-    counted = {name: part.parameters for name, part in plan_parts(full_sizes()).items()}
+def test_the_components_have_the_published_sizes() -> None:
+    counted = {name: component.parameters for name, component in plan_components(full_sizes()).items()}
     assert counted["text_encoder"] == 5_680_910_336
     assert counted["vae"] == 126_892_531
     assert counted["image_encoder"] == 630_766_080

@@ -15,7 +15,7 @@ from contextanyone_core.encoders.image import build_image_model
 from contextanyone_core.encoders.loading import on_meta
 from contextanyone_core.encoders.text import build_text_model
 from contextanyone_core.encoders.vae import build_vae
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 
 
 def test_all_four_models_run_and_stand_in_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

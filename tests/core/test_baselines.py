@@ -19,13 +19,13 @@ from contextanyone_core.errors import CheckpointError, ShapeError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
 from contextanyone_core.weights.checkpoint import save_transformer
-from contextanyone_core.weights.locate import find_part, misnamed_transformer, need_part
+from contextanyone_core.weights.locate import find_component, misnamed_transformer, need_component
 from contextanyone_core.weights.name_tables import rename, transformer_table
 from contextanyone_core.weights.recognition import recognise
 
@@ -69,7 +69,7 @@ def wan_folder(tiny_folder: Path, tiny_config: ContextAnyoneConfig, tmp_path_fac
 
 @pytest.fixture(scope="module")
 def phantom(wan_folder: Path) -> ContextAnyonePipeline:
-    return ContextAnyonePipeline.from_folder(wan_folder, kind=MODELS["phantom"])
+    return ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["phantom"])
 
 
 def pictures() -> list[torch.Tensor]:
@@ -137,14 +137,14 @@ def test_a_reference_of_another_size_is_refused(phantom: ContextAnyonePipeline) 
 
 
 def test_wan_is_phantom_without_a_reference(wan_folder: Path, phantom: ContextAnyonePipeline) -> None:
-    wan = ContextAnyonePipeline.from_folder(wan_folder, kind=MODELS["wan"])
+    wan = ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["wan"])
     settings = replace(SETTINGS, guidance=CfgGuidance(5.0))
     assert torch.equal(wan.generate([], PROMPT, SETTINGS).latents, phantom.generate([], PROMPT, settings).latents)
 
 
 def test_the_negative_prompt_of_each(phantom: ContextAnyonePipeline) -> None:
     assert phantom.own_negative == DEFAULT_NEGATIVE  # a small text encoder has never seen the long one
-    assert {name: kind.own_negative(512) == WAN_NEGATIVE for name, kind in MODELS.items()} == {
+    assert {name: spec.own_negative(512) == WAN_NEGATIVE for name, spec in MODELS.items()} == {
         "contextanyone": False,
         "wan": True,
         "phantom": True,
@@ -154,48 +154,50 @@ def test_the_negative_prompt_of_each(phantom: ContextAnyonePipeline) -> None:
 
 def test_our_weights_are_no_wan(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="--model phantom needs the --weights of Phantom"):
-        ContextAnyonePipeline.from_folder(tiny_folder, kind=MODELS["phantom"])
+        ContextAnyonePipeline.from_folder(tiny_folder, spec=MODELS["phantom"])
 
 
 def test_parts_by_name_and_by_header(wan_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """Wan's own download needs no renaming; beside it Phantom's file is found by its name."""
     shutil.copy(wan_file, tmp_path / "diffusion_pytorch_model.safetensors")
     shutil.copy(tiny_folder / "vae.safetensors", tmp_path / "Wan2.1_VAE.safetensors")
-    assert find_part(tmp_path, "transformer") == tmp_path / "diffusion_pytorch_model.safetensors"
-    assert find_part(tmp_path, "vae") == tmp_path / "Wan2.1_VAE.safetensors"
-    assert find_part(tmp_path, "image_encoder") is None
+    assert find_component(tmp_path, "transformer") == tmp_path / "diffusion_pytorch_model.safetensors"
+    assert find_component(tmp_path, "vae") == tmp_path / "Wan2.1_VAE.safetensors"
+    assert find_component(tmp_path, "image_encoder") is None
     shutil.copy(wan_file, tmp_path / "Phantom-Wan-1.3B.safetensors")
-    assert need_part(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "Phantom-Wan-1.3B.safetensors"
-    assert need_part(tmp_path, "transformer", MODELS["wan"]) == tmp_path / "diffusion_pytorch_model.safetensors"
+    assert need_component(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "Phantom-Wan-1.3B.safetensors"
+    assert need_component(tmp_path, "transformer", MODELS["wan"]) == tmp_path / "diffusion_pytorch_model.safetensors"
     with pytest.raises(CheckpointError, match="several files for the transformer"):
-        find_part(tmp_path, "transformer")
+        find_component(tmp_path, "transformer")
     with pytest.raises(CheckpointError, match=r"text_encoder\.safetensors is missing"):
-        need_part(tmp_path, "text_encoder")
+        need_component(tmp_path, "text_encoder")
     save_file({"a": torch.zeros(1)}, tmp_path / "transformer.safetensors")
-    assert find_part(tmp_path, "transformer") == tmp_path / "transformer.safetensors"
+    assert find_component(tmp_path, "transformer") == tmp_path / "transformer.safetensors"
     (tmp_path / "phantom.safetensors").touch()
-    assert find_part(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "phantom.safetensors"
-    assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == tmp_path / "transformer.safetensors"
+    assert find_component(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "phantom.safetensors"
+    assert find_component(tmp_path, "transformer", MODELS["contextanyone"]) == tmp_path / "transformer.safetensors"
 
 
 def test_ours_beside_the_public_files(wan_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
     wan, ours = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "my_character.safetensors"
     shutil.copy(tiny_folder / "transformer.safetensors", ours)
     for model in ("contextanyone", "wan"):
-        assert find_part(tmp_path, "transformer", MODELS[model]) == ours  # alone it runs as Wan too
+        assert find_component(tmp_path, "transformer", MODELS[model]) == ours  # alone it runs as Wan too
     shutil.copy(wan_file, wan)
-    assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == ours
-    assert find_part(tmp_path, "transformer", MODELS["wan"]) == wan
+    assert find_component(tmp_path, "transformer", MODELS["contextanyone"]) == ours
+    assert find_component(tmp_path, "transformer", MODELS["wan"]) == wan
     ours = ours.rename(tmp_path / "transformer.safetensors")
-    assert find_part(tmp_path, "transformer", MODELS["contextanyone"]) == ours
-    assert find_part(tmp_path, "transformer", MODELS["wan"]) == wan
-    assert find_part(tmp_path, "transformer", MODELS["phantom"]) == ours  # which is refused, and says of what it is
+    assert find_component(tmp_path, "transformer", MODELS["contextanyone"]) == ours
+    assert find_component(tmp_path, "transformer", MODELS["wan"]) == wan
+    assert (
+        find_component(tmp_path, "transformer", MODELS["phantom"]) == ours
+    )  # which is refused, and says of what it is
     shutil.copy(wan_file, tmp_path / "Phantom-Wan-1.3B.safetensors")
-    assert find_part(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "Phantom-Wan-1.3B.safetensors"
-    assert find_part(tmp_path, "transformer", MODELS["wan"]) == wan
+    assert find_component(tmp_path, "transformer", MODELS["phantom"]) == tmp_path / "Phantom-Wan-1.3B.safetensors"
+    assert find_component(tmp_path, "transformer", MODELS["wan"]) == wan
     ours.unlink()
     with pytest.raises(CheckpointError, match="several files for the transformer"):
-        find_part(tmp_path, "transformer", MODELS["contextanyone"])
+        find_component(tmp_path, "transformer", MODELS["contextanyone"])
 
 
 def test_in_a_folder_called_phantom_the_files_own_names_tell(wan_file: Path, tmp_path: Path) -> None:
@@ -204,8 +206,8 @@ def test_in_a_folder_called_phantom_the_files_own_names_tell(wan_file: Path, tmp
     shutil.copy(wan_file, folder / "diffusion_pytorch_model.safetensors")
     assert recognise(folder / "diffusion_pytorch_model.safetensors").family.startswith("Phantom-Wan")
     shutil.copy(wan_file, folder / "Phantom-Wan-1.3B.safetensors")
-    assert need_part(folder, "transformer", MODELS["phantom"]) == folder / "Phantom-Wan-1.3B.safetensors"
-    assert need_part(folder, "transformer", MODELS["wan"]) == folder / "diffusion_pytorch_model.safetensors"
+    assert need_component(folder, "transformer", MODELS["phantom"]) == folder / "Phantom-Wan-1.3B.safetensors"
+    assert need_component(folder, "transformer", MODELS["wan"]) == folder / "diffusion_pytorch_model.safetensors"
     for model in ("phantom", "wan"):
         assert misnamed_transformer(folder, MODELS[model]) is None
     (folder / "Phantom-Wan-1.3B.safetensors").rename(tmp_path / "wan2.1_t2v_1.3B.safetensors")
@@ -214,7 +216,7 @@ def test_in_a_folder_called_phantom_the_files_own_names_tell(wan_file: Path, tmp
     assert strange is not None
     assert strange.family.startswith("Wan 2.1 T2V")
     with pytest.raises(CheckpointError, match=r"serves as the vae, such as Wan's Wan2\.1_VAE\.pth"):
-        need_part(folder, "vae")
+        need_component(folder, "vae")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from contextanyone_core.encoders.text import build_text_model
 from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
 from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.runtime.memory import (
     _TEXT_WORK,
     MODES,

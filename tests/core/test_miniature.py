@@ -11,7 +11,7 @@ from contextanyone_core import cli
 from contextanyone_core.encoders.reference import pad_picture
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.image_io import picture_to_images, read_picture
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.weights.checkpoint import describe
 
@@ -60,13 +60,13 @@ def test_phantoms_miniature_lies_beside_ours_in_fp8_and_hears_the_reference():
     path = MINIATURE / "phantom.safetensors"
     assert path.stat().st_size <= 12_000_000
     assert describe(path).recognised.dtypes.keys() == {"F8_E4M3", "BF16"}
-    phantom = ContextAnyonePipeline.from_folder(MINIATURE, kind=MODELS["phantom"])
+    phantom = ContextAnyonePipeline.from_folder(MINIATURE, spec=MODELS["phantom"])
     clips = [_small_clip(phantom, [torch.full((1, 3, 64, 64), value)]) for value in (-0.5, 0.5)]
     assert (clips[0] - clips[1]).abs().mean() > 0.01
 
 
 def test_plain_wan_is_ours_without_a_reference(pipeline):
-    wan = ContextAnyonePipeline.from_folder(MINIATURE, kind=MODELS["wan"])
+    wan = ContextAnyonePipeline.from_folder(MINIATURE, spec=MODELS["wan"])
     assert torch.equal(_small_clip(wan, []), _small_clip(pipeline, []))
 
 

@@ -86,6 +86,9 @@ def test_rotated_and_mirrored_videos_are_upright(tmp_path):
         (("-display_rotation", 180), ("bottom right", (48, 64))),
         (("-display_hflip",), ("top right", (48, 64))),
         (("-display_vflip",), ("bottom left", (48, 64))),
+        (("-display_rotation", 270), ("top right", (64, 48))),
+        (("-display_rotation", 90, "-display_hflip"), ("bottom right", (64, 48))),
+        (("-display_rotation", 270, "-display_hflip"), ("top left", (64, 48))),
     ):
         ffmpeg(*options, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mp4")
         assert red_corner(tmp_path / "b.mp4") == expected, options
@@ -110,6 +113,62 @@ def test_other_forms_of_pixels_become_rgb_of_eight_bits(tmp_path, pixels):
     frames = list(open_video(tmp_path / "b.mp4").frames)
     assert len(frames) == 6
     assert np.abs(frames[5][40].astype(int) - 160).max() < 8  # grey below the corner
+
+
+def _with_alpha(path, *words):
+    """The clip with an opaque red corner and transparent below it, where the hidden colour is green."""
+    hidden = np.full((6, 48, 64, 1), 255, np.uint8)
+    pictures = clip()
+    pictures[:, 16:], hidden[:, 16:] = (20, 200, 20), 0
+    raw = np.concatenate([pictures, hidden], axis=-1).tobytes()
+    source = ["-f", "rawvideo", "-pix_fmt", "rgba", "-s", "64x48", "-r", "16", "-i", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, *words, str(path)]
+    subprocess.run(command, check=True, input=raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.webm", ["-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p"]),
+        ("b.webm", ["-c:v", "libvpx", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0"]),
+        ("a.mov", ["-c:v", "qtrle", "-pix_fmt", "argb"]),
+        ("b.mov", ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"]),
+        ("a.mkv", ["-c:v", "ffv1", "-pix_fmt", "bgra"]),
+    ],
+)
+def test_transparent_videos_are_over_white_as_pictures_are(tmp_path, name, words):
+    _with_alpha(tmp_path / name, *words)
+    video = open_video(tmp_path / name)
+    frames = np.stack(list(video.frames))
+    assert frames.shape == (6, 48, 64, 3)
+    assert video.fps == 16
+    assert frames[:, 30:].min() > 240
+    assert red_corner(tmp_path / name) == ("top left", (48, 64))
+
+
+def test_what_cannot_be_shown_faithfully_is_refused(tmp_path):
+    write_clip(tmp_path / "a.mp4", clip(), {})
+    for transfer, name in (("smpte2084", "PQ"), ("arib-std-b67", "HLG")):
+        ffmpeg("-i", tmp_path / "a.mp4", "-vf", f"setparams=color_trc={transfer}", tmp_path / "hdr.mp4")
+        with pytest.raises(InputError, match=rf"hdr.mp4 is HDR \({name}\); convert it to SDR"):
+            open_video(tmp_path / "hdr.mp4")
+    ffmpeg("-display_rotation", 30, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "askew.mp4")
+    with pytest.raises(InputError, match=r"rotated by -?30 degrees"):
+        open_video(tmp_path / "askew.mp4")
+    ffmpeg("-i", tmp_path / "a.mp4", "-vf", "setsar=9", tmp_path / "wide.mp4")
+    with pytest.raises(InputError, match="9 times as wide as high"):
+        open_video(tmp_path / "wide.mp4")
+    Image.fromarray(clip()[0]).save(tmp_path / "cover.png")
+    song = ["-f", "lavfi", "-i", "sine=d=1", "-i", tmp_path / "cover.png", "-map", "0", "-map", "1"]
+    ffmpeg(*song, "-c:v", "png", "-disposition:v", "attached_pic", tmp_path / "song.m4a")
+    with pytest.raises(InputError, match="has no video in it"):
+        open_video(tmp_path / "song.m4a")
+
+
+def test_high_pixels_become_square_without_losing_lines(tmp_path):
+    write_clip(tmp_path / "a.mp4", clip(), {})
+    ffmpeg("-i", tmp_path / "a.mp4", "-vf", "setsar=1/2", tmp_path / "high.mp4")
+    assert next(open_video(tmp_path / "high.mp4").frames).shape == (96, 64, 3)
 
 
 def test_reading_may_stop_early(tmp_path):

@@ -1,17 +1,23 @@
 """The arithmetic of the metrics against values by hand, and planted truths: frozen clips, copies, ties, differences."""
 
+import subprocess
+
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from contextanyone_core.errors import InputError
+from contextanyone_core.media.video_io import write_clip
 from evaluation.metrics.catalogue import Metric, catalogue
 from evaluation.metrics.copying import background, pixel_correlation
 from evaluation.metrics.feature_cache import FeatureCache
-from evaluation.metrics.frames import COUNT, positions
+from evaluation.metrics.frames import COUNT, Source, positions
 from evaluation.metrics.matched import add_matched
 from evaluation.metrics.motion import flow_lengths, per_second, ratio
 from evaluation.metrics.person import cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
+from evaluation.videos import read_frames
 
 SCORE = [Metric("score", "higher", ""), Metric("fault", "lower", ""), Metric("shown", "", "")]
 
@@ -30,6 +36,22 @@ def test_frames_are_the_middles_of_equal_parts(length):
     if length >= 2 * COUNT + 1:
         assert taken[0] > 0
         assert any(place % 2 for place in taken)
+
+
+def test_clips_are_read_as_a_player_shows_them(tmp_path):
+    write_clip(tmp_path / "a.mp4", np.full((6, 48, 64, 3), 90, np.uint8), {})
+    words = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+    turned = [*words, "-display_rotation", "90", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "turned.mp4"]
+    wide = [*words, "-i", tmp_path / "a.mp4", "-vf", "setsar=2,fps=8", tmp_path / "wide.mp4"]
+    for command in (turned, wide):
+        subprocess.run(list(map(str, command)), check=True)
+    assert read_frames(tmp_path / "a.mp4").shape == (6, 48, 64, 3)
+    assert read_frames(tmp_path / "turned.mp4").shape == (6, 64, 48, 3)
+    assert read_frames(tmp_path / "wide.mp4").shape == (3, 48, 128, 3)
+    assert Source(tmp_path / "wide.mp4", "").rate == 8
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match=r"b\.mp4 cannot be decoded"):
+        read_frames(tmp_path / "b.mp4")
 
 
 def test_similarities_by_hand():

@@ -1,11 +1,14 @@
 """Shots and cheap scores on small rendered videos and on pictures made for the purpose."""
 
+import subprocess
 from itertools import pairwise
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from contextanyone_core.media.video_io import write_clip
+from data_pipeline.pixels.decode import frames_of
 from data_pipeline.pixels.scores import (
     Blur,
     Dark,
@@ -81,6 +84,33 @@ def test_sources_are_the_same_bytes_each_time(tmp_path):
 def test_a_file_that_is_no_video_is_dropped(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"no video at all" * 100)
     assert Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4")) == Drop("undecodable")
+
+
+def test_videos_are_looked_at_as_training_reads_them(tmp_path):
+    """Upright, with square pixels, the default stream: a file has another stream first, and is turned."""
+    frames = np.full((6, 48, 64, 3), 60, np.uint8)
+    frames[:, :16, :20] = (230, 20, 20)
+    write_clip(tmp_path / "a.mp4", frames, {})
+    words = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+    turned = [*words, "-display_rotation", "90", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "turned.mp4"]
+    subprocess.run(list(map(str, turned)), check=True)
+    small = ["-f", "lavfi", "-i", "color=blue:s=32x32:r=1:d=1", "-i", tmp_path / "a.mp4", "-map", "0:v", "-map", "1:v"]
+    marks = ["-disposition:v:0", "0", "-disposition:v:1", "default", "-vf:v:1", "setsar=2", tmp_path / "two.mkv"]
+    subprocess.run(list(map(str, [*words, *small, *marks])), check=True)
+    for name, size, red in (("turned.mp4", (48, 64), (50, 8)), ("two.mkv", (128, 48), (8, 20))):
+        row = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video=name))
+        assert isinstance(row, Row)
+        measured = tuple(row.scores[f"probe.{key}"] for key in ("width", "height", "frames", "fps"))
+        assert measured == (*size, 6, 16)
+        picture = next(frames_of(tmp_path / name, 256)).astype(int)
+        assert picture.shape == (*size[::-1], 3)
+        assert picture[red][0] > 200
+        assert picture[red][1] < 60
+
+
+def test_a_missing_file_is_a_failure_and_no_drop(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4"))
 
 
 def test_a_moving_blend_of_motion_is_no_dissolve(tmp_path):

@@ -41,7 +41,7 @@ def video_times(path: Path) -> list[float]:
         MediaError: it cannot be read, or holds no frame.
         MissingDependencyError: PyAV is not installed.
     """
-    with _opened(path) as (container, stream):
+    with open_stream(path) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
         if not packets:
             raise MediaError(f"{path} holds no frame.")
@@ -74,7 +74,7 @@ def video_sizes(path: Path, start: int) -> Iterator[tuple[int, int]]:
         MediaError: a frame is missing or cannot be decoded.
         MissingDependencyError: PyAV is not installed.
     """
-    times = presentation_times(partial(_opened, path), path)
+    times = presentation_times(partial(open_stream, path), path)
     for number, (frame, _) in enumerate(_decoded(path, start), start):
         if times is not None and (number == len(times) or frame.pts != times[number]):
             raise MediaError(f"{path}: frame {number} does not decode.")
@@ -82,8 +82,13 @@ def video_sizes(path: Path, start: int) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A container and the video stream that a player shows."""
+def open_stream(path: Path) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container, and the video stream that a player shows.
+
+    Raises:
+        MediaError: it cannot be read, or has no video; also for what PyAV raises within the context.
+        MissingDependencyError: PyAV is not installed.
+    """
     try:
         import av
     except ImportError as error:
@@ -136,14 +141,14 @@ def _joined(clocks: list[list[float]]) -> list[float]:
 
 def _decoded(path: Path, start: int) -> Iterator[tuple[Any, float]]:
     """PyAV's frames from number `start` on, each with how many times as wide as high its pixels are."""
-    with _opened(path) as (container, stream):
+    with open_stream(path) as (container, stream):
         aspect = float(stream.sample_aspect_ratio or 1)
         name = _ALPHA_DECODERS.get(stream.codec_context.name)
         if name is not None and stream.metadata.get("alpha_mode") == "1":
             for frame in islice(_with_alpha(container, stream, name), start, None):
                 yield frame, aspect
             return
-    for frame in frames_from(partial(_opened, path), path, start):
+    for frame in frames_from(partial(open_stream, path), path, start):
         yield frame, aspect
 
 

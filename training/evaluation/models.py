@@ -16,7 +16,7 @@ from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline
 from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.weights.checkpoint import load_transformer
-from contextanyone_core.weights.locate import need_part
+from contextanyone_core.weights.locate import need_component
 from training.evaluation.pose_reader import PoseReader, load_pose_reader
 from training.evaluation.probe import Probe, load_probe
 from training.evaluation.settings import EvaluateSettings, torch_dtype
@@ -53,20 +53,20 @@ def load_models(settings: EvaluateSettings) -> Models:
     """
     if settings.weights is not None and not settings.weights.is_dir():
         raise InputError(f"weights is {settings.weights}, which is not a folder.")
-    if settings.model == VacePipeline.kind.name:
+    if settings.model == VacePipeline.spec.name:
         return _load_vace(settings)
     files = {name: _find(name, settings) for name in _PARTS}
     device = measuring_device()
-    dtype, plain = torch_dtype(settings.dtype), not settings.kind.emphasis
+    dtype, plain = torch_dtype(settings.dtype), not settings.spec.emphasis
     transformer = load_transformer(files["transformer"], dtype=dtype, device=device, plain=plain)
-    if plain and settings.kind.references and transformer.config.emphasize:
+    if plain and settings.spec.references and transformer.config.emphasize:
         raise CheckpointError(f"{files['transformer']} is a ContextAnyone transformer; model is {settings.model}.")
     vae = VideoVAE(load_vae(files["vae"], torch_dtype(settings.vae_dtype), device), transformer.config)
     image_encoder = None
     if transformer.config.image_dim is not None:
         image_encoder = load_image_encoder(files["image_encoder"], device=device)
     text_encoder = load_text_encoder(files["text_encoder"], device=device)
-    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.kind)
+    pipeline = ContextAnyonePipeline(transformer, vae, text_encoder, image_encoder, settings.spec)
     reader = None
     if transformer.config.condition_dim and settings.variants.poses > 0:
         files["pose_reader"] = _find("pose_reader", settings)
@@ -80,7 +80,7 @@ def _load_vace(settings: EvaluateSettings) -> Models:
         raise InputError("model is vace, and weights is not given; there are no shipped ones: set weights=FOLDER.")
     device = measuring_device()
     pipeline = VacePipeline.from_folder(settings.weights, device, torch_dtype(settings.dtype))
-    files = {part: need_part(settings.weights, part) for part in ("vae", "text_encoder")}
+    files = {name: need_component(settings.weights, name) for name in ("vae", "text_encoder")}
     files |= {"transformer": settings.weights / "transformer", "probe": _find("probe", settings)}
     return Models(pipeline, load_probe(files["probe"]), files)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import GenerationSettings
-from contextanyone_core.model_kinds import MODELS, ModelKind
+from contextanyone_core.model_specs import MODELS, ModelSpec
 from contextanyone_core.runtime.processor import SLOW_HERE, fast_dtype, is_slow
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from training.data.buckets import FrameCount
@@ -78,7 +78,7 @@ class EvaluateSettings(_Section):
     threads: int | None = Field(None, ge=1)
 
     @property
-    def kind(self) -> ModelKind:
+    def spec(self) -> ModelSpec:
         """What `model` can be asked for."""
         return MODELS[self.model]
 
@@ -93,10 +93,10 @@ class EvaluateSettings(_Section):
 
     def counts(self, count: int) -> dict[str, int]:
         """How many of `count` characters each row gets that the model has; scene and motion are the first row's."""
-        if not self.kind.references:
+        if not self.spec.references:
             return {"text_only": count}
         counts = self.variants.counts(count)
-        return {name: number for name, number in counts.items() if self.kind.emphasis or name != "emphasis_0"}
+        return {name: number for name, number in counts.items() if self.spec.emphasis or name != "emphasis_0"}
 
     def generation(self, *, emphasis: float = 1.0) -> GenerationSettings:
         """The same as the pipeline's settings; its seed is not used, every clip has its own.

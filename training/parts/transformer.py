@@ -26,7 +26,7 @@ from contextanyone_core.generation.pipeline import ContextAnyonePipeline, Genera
 from contextanyone_core.media.image_io import frames_to_images, picture_to_images
 from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from contextanyone_core.model_kinds import MODELS
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.pose.drawing import MINIATURE as MINIATURE_POSES
 from contextanyone_core.pose.drawing import draw_poses
 from contextanyone_core.prompts import TwoStagePrompt
@@ -203,8 +203,8 @@ class TransformerPart(TransformerTraining):
     def pipeline(self) -> ContextAnyonePipeline:
         """The pipeline over the present weights."""
         image_encoder = None if self.transformer.config.image_dim is None else self.image_encoder
-        kind = MODELS[self.settings.reading]
-        return ContextAnyonePipeline(self.transformer, self.vae, self.text_encoder, image_encoder, kind)
+        spec = MODELS[self.settings.reading]
+        return ContextAnyonePipeline(self.transformer, self.vae, self.text_encoder, image_encoder, spec)
 
     def sample(self, step: int, folder: Path) -> None:
         """Six test characters, prompts that name no attribute, poses if used: reference, then every fourth frame."""

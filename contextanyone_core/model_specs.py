@@ -11,7 +11,7 @@ _WAN_TEXT_LEN = 512
 
 
 @dataclass(frozen=True)
-class ModelKind:
+class ModelSpec:
     """One of the models and the options that it supports.
 
     Attributes:
@@ -77,12 +77,12 @@ def is_full_size(text_len: int) -> bool:
 
 
 MODELS = {
-    kind.name: kind
-    for kind in (
-        ModelKind("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE, conditions=True),
-        ModelKind("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE, conditions=True),
-        ModelKind("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
-        ModelKind("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
+    spec.name: spec
+    for spec in (
+        ModelSpec("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE, conditions=True),
+        ModelSpec("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE, conditions=True),
+        ModelSpec("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
+        ModelSpec("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )
 }
 """Models by name; the first is the default."""
