@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +43,8 @@ class World:
         rank, size: its number, of how many processes. device: where its network runs.
         sharded: whether each process holds only a shard of the network (FSDP2).
         copies: of a sharded network; its gradients are averaged over them (HSDP).
+        keeps_gathered: whether blocks stay gathered from the forward to the backward pass, which then needs no second
+            gather (accelerate's `fsdp_reshard_after_forward: false`).
         group: a gloo group for decisions, which neither wait for the GPU nor run into NCCL's timeout of ten minutes.
         zero: DeepSpeed's zero_optimization, if that shards the optimizer.
     """
@@ -52,6 +54,7 @@ class World:
     device: torch.device
     sharded: bool = False
     copies: int = 1
+    keeps_gathered: bool = False
     group: dist.ProcessGroup | None = None
     zero: dict[str, Any] | None = None
 
@@ -113,7 +116,8 @@ def open_world() -> Iterator[World]:
     sharded = _asked("FSDP")
     copies = _copies(state.num_processes) if sharded and _asked("PARALLELISM_CONFIG") else 1
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    yield World(state.process_index, state.num_processes, state.device, sharded, copies, group, zero)
+    keeps = sharded and os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false"
+    yield World(state.process_index, state.num_processes, state.device, sharded, copies, keeps, group, zero)
     dist.destroy_process_group()
 
 
@@ -164,17 +168,22 @@ def _refuse(where: str, keys: list[str]) -> None:
         )
 
 
-def shard(modules: dict[str, nn.Module], world: World) -> None:
-    """Shard the parameters over the processes; they are gathered block by block as they are used (FSDP2).
+def shard(modules: dict[str, nn.Module], world: World, *, bf16: bool) -> None:
+    """Shard the float32 parameters over the processes; they are gathered block by block as they are used (FSDP2).
 
-    Consecutive ranks share a copy: with a `dp_shard_size` of a node's size, those of one node.
+    Blocks are gathered in bf16 where the run computes in bf16, and their gradients averaged in float32; what lies
+    outside the blocks, whose layers compute in float32, is gathered as it is. Consecutive ranks share a copy: with a
+    `dp_shard_size` of a node's size, those of one node.
     """
+    # Forward inputs are not cast: the residual stream, modulations and rotary tables are float32.
+    low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = low if bf16 else MixedPrecisionPolicy(cast_forward_inputs=False)
     shape = (world.size,) if world.copies == 1 else (world.copies, world.size // world.copies)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shares")[-len(shape) :])
     for module in modules.values():
         for block in [inner for inner in module.modules() if isinstance(inner, TransformerBlock)]:
-            fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not world.keeps_gathered)
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 
 
 LossFunction = Callable[[Any, int, torch.Generator], tuple[Tensor, Metrics]]

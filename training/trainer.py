@@ -68,7 +68,7 @@ class Trainer:
             by = "FSDP" if world.sharded else "DeepSpeed"
             raise InputError(f"optim.optimizer is muon, which needs whole matrices: {by} holds shares of them.")
         if world.sharded:
-            shard(self.modules, world)
+            shard(self.modules, world, bf16=config.precision == "bf16")
         self.trained = {name: p for name, p in _named_parameters(self.modules).items() if p.requires_grad}
         self.optimizer = make_optimizer(part.parameter_groups(), config.optim)
         self.ema = Ema(self.trained, config.optim.ema_decay)

@@ -19,7 +19,7 @@ from ..pose.driving import DrivingPose, default_fit, driven_by
 from ..pose.fitting import FITS
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from .parsing import Parser, file_path, one_of, real, whole
-from .pose_inputs import read_body, read_drawn, require_content
+from .pose_inputs import read_body, read_drawn, require_content, warn_without_skeleton
 
 if TYPE_CHECKING:
     from ..generation.pipeline import ContextAnyonePipeline
@@ -104,8 +104,10 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
                 f"--pose-{name} is for keypoints, and {path} is a video of drawn poses; give keypoints, or leave "
                 "it out."
             )
-    drawn = DrivingPose(str(path), read_drawn(path, options.size))
-    return AskedCondition(_for_clip(drawn, options), start)
+    frames = read_drawn(path, options.size)
+    clip = _for_clip(DrivingPose(str(path), frames), options)
+    warn_without_skeleton(path, frames)
+    return AskedCondition(clip, start)
 
 
 def encode_condition(
@@ -163,9 +165,10 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
 
 def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
     """Cut and placed for the clip; a cut is said."""
+    cut = pose.for_clip(options.frames, options.size)
     if told := pose.what_is_cut(options.frames):
         _log.warning(told)
-    return pose.for_clip(options.frames, options.size)
+    return cut
 
 
 def _named(path: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare
 from ..pose.sequence import Pixels, PoseSequence
 from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
-from .pose_inputs import estimate_poses, read_body, read_drawn, require_content
+from .pose_inputs import estimate_poses, read_body, read_drawn, require_content, warn_without_skeleton
 
 KEYPOINTS = (".json", ".safetensors")
 _log = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ def _drawn_frames(options: argparse.Namespace) -> Pixels:
     if options.frames is not None:
         height, width = frames.shape[1:3]
         drawn = drawn.for_clip(options.frames, (height, width))
+    warn_without_skeleton(options.source, frames)
     return drawn.pictures(STYLES[options.style])
 
 

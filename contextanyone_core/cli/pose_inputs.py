@@ -94,17 +94,24 @@ def _estimator(path: Path, models: Path | None, option: str) -> PoseEstimator:
 
 
 def read_drawn(path: Path, size: tuple[int, int] | None) -> Pixels:
-    """The frames of a drawn video, uint8 (T, H, W, 3), on its own background; without a skeleton, a warning.
+    """The frames of a drawn video, uint8 (T, H, W, 3), on its own background.
 
     Args:
         path: a video, an animation or a folder of pictures.
         size: (height, width) that it must have; None takes its own.
 
-    Raises: InputError for another size, or a video without a plain background.
+    Raises: InputError for another size.
     """
     video = open_video(path)
     frames = at_rate(np.stack(list(video.frames)), video.fps)
     check_size(frames, size, str(path))
+    return frames
+
+
+def warn_without_skeleton(path: Path, frames: Pixels) -> None:
+    """Log a warning if a drawn video shows no skeleton.
+
+    Raises: InputError if it has no plain background.
+    """
     if not inspect_drawn(frames).shows_skeleton:
         _log.warning("%s shows no skeleton in the colours of DWPose on its plain background.", path)
-    return frames

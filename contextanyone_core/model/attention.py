@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .precision import under_autocast
+from .precision import normed
 from .rope import RotaryTable, apply_rotary
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -57,12 +57,12 @@ class Projections(nn.Module):
     def queries(self, x: Tensor, rotary: RotaryTable | None = None) -> Tensor:
         """Normed, rotated queries (B, tokens, C) of x (B, tokens, C)."""
         projected = self.q(x)
-        return self._rotated(_normed(self.norm_q, projected), rotary).to(projected.dtype)
+        return self._rotated(normed(self.norm_q, projected), rotary).to(projected.dtype)
 
     def keys_values(self, x: Tensor, rotary: RotaryTable | None = None) -> KeysValues:
         """Normed, rotated keys and the values of x (B, tokens, C)."""
         values = self.v(x)
-        return KeysValues(self._rotated(_normed(self.norm_k, self.k(x)), rotary).to(values.dtype), values)
+        return KeysValues(self._rotated(normed(self.norm_k, self.k(x)), rotary).to(values.dtype), values)
 
     def _rotated(self, x: Tensor, rotary: RotaryTable | None) -> Tensor:
         if rotary is None:
@@ -109,7 +109,7 @@ class CrossAttention(Projections):
     def image_keys_values(self, tokens: Tensor) -> KeysValues:
         """Keys and values of embedded CLIP tokens (B, N, C)."""
         values = self.v_img(tokens)
-        return KeysValues(_normed(self.norm_k_img, self.k_img(tokens)).to(values.dtype), values)
+        return KeysValues(normed(self.norm_k_img, self.k_img(tokens)).to(values.dtype), values)
 
     def forward(self, x: Tensor, text: Tensor, image: KeysValues | None, attention: AttentionFunction) -> Tensor:
         """Attention of x (B, tokens, C) over the text (B, text_len, C) and, optionally, CLIP keys and values."""
@@ -134,10 +134,3 @@ class EmphasizeAttention(Projections):
         """Attention of x (B, tokens, C) over the references' keys and values: (B, tokens, C)."""
         out: Tensor = self.o(attention(self.queries(x, rotary), *read, self.heads))
         return out
-
-
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    if under_autocast(x.device):  # the norm's weights are float32, and a mixed pair has no fused kernel
-        x = x.float()
-    normed: Tensor = norm(x)
-    return normed

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..config import ContextAnyoneConfig
 from .attention import AttentionFunction, CrossAttention, EmphasizeAttention, KeysValues, SelfAttention
-from .precision import full_precision
+from .precision import full_precision, normed
 from .rope import RotaryTable
 
-Mode = Literal["video", "reference"]
-"""Which of the two streams runs through a block."""
+Mode = Literal["video", "reference", "both"]
+"""Which of the two streams runs through a block: one of them, or the reference's and then the video's."""
 
 
 class BlockCache(NamedTuple):
@@ -34,6 +34,14 @@ class Stream(NamedTuple):
     text: Tensor  # (B, text_len, C)
     rotary: RotaryTable
     lengths: Sequence[int]
+
+
+class ReferenceStream(NamedTuple):
+    """The reference stream before a block: tokens (B, tokens of all references, C), embedded CLIP tokens (B, N, C)."""
+
+    tokens: Tensor
+    stream: Stream
+    image: Tensor | None
 
 
 class TransformerBlock(nn.Module):
@@ -59,12 +67,27 @@ class TransformerBlock(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
 
     def forward(self, x: Tensor, stream: Stream, *inputs: Any, mode: Mode = "video") -> Any:
-        """Run one stream through the block; arguments and result of `denoise_video` or `encode_reference`.
+        """Run streams through the block; arguments and result of `denoise_video`, `encode_reference` or `run_both`.
 
         Both streams enter here, so that hooks on `forward` run at every use of the weights.
         """
-        run = self.encode_reference if mode == "reference" else self.denoise_video
+        run: Any = {"video": self.denoise_video, "reference": self.encode_reference, "both": self.run_both}[mode]
         return run(x, stream, *inputs)
+
+    def run_both(
+        self, x: Tensor, stream: Stream, reference: ReferenceStream, emphasis: float, attention: AttentionFunction
+    ) -> tuple[Tensor, Tensor]:
+        """Run the reference stream, then the video stream x (B, tokens, C), in one use of the weights.
+
+        Weights that are gathered, or copied to the device, for each call are needed once for both. Keys and values of
+        the references live no longer than the call.
+
+        Returns:
+            The tokens of the video and of the references after the block.
+        """
+        tokens, own, image = reference
+        tokens, cache = self.encode_reference(tokens, own, image, attention)
+        return self.denoise_video(x, stream, cache, emphasis, attention), tokens
 
     def encode_reference(
         self, x: Tensor, stream: Stream, image: Tensor | None, attention: AttentionFunction
@@ -83,12 +106,12 @@ class TransformerBlock(nn.Module):
         own = self.self_attn.keys_values(h, stream.rotary)
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend_apart(queries, own, stream.lengths, attention), gate1)
-        x = x + self.cross_attn(self.norm3(x), stream.text, None, attention)
+        x = x + self.cross_attn(normed(self.norm3, x), stream.text, None, attention)
         emphasize = None
         if self.norm_emphasize is not None and self.emphasize_attn is not None:
             # Paper: which features of the reference are emphasized is not stated: those at the position in the block
             # where the video queries them, after both attentions, through the same norm.
-            emphasize = self.emphasize_attn.keys_values(self.norm_emphasize(x), stream.rotary)
+            emphasize = self.emphasize_attn.keys_values(normed(self.norm_emphasize, x), stream.rotary)
         x = _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
         clip = None if image is None else self.cross_attn.image_keys_values(image)
         return x, BlockCache(own, emphasize, clip)
@@ -106,10 +129,11 @@ class TransformerBlock(nn.Module):
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
         image = None if cache is None else _batched_pair(cache.image, x)
-        x = x + self.cross_attn(self.norm3(x), stream.text, image, attention)
+        x = x + self.cross_attn(normed(self.norm3, x), stream.text, image, attention)
         emphasized = None if cache is None or emphasis == 0 else _batched_pair(cache.emphasize, x)
         if emphasized is not None and self.norm_emphasize is not None and self.emphasize_attn is not None:
-            x = x + emphasis * self.emphasize_attn(self.norm_emphasize(x), emphasized, stream.rotary, attention)
+            h = normed(self.norm_emphasize, x)
+            x = x + emphasis * self.emphasize_attn(h, emphasized, stream.rotary, attention)
         return _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
 
     def _modulation(self, stream: Stream) -> tuple[Tensor, ...]:

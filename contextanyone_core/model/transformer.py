@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError
 from .attention import AttentionFunction, KeysValues, torch_attention
-from .blocks import BlockCache, Head, ImageEmbedding, Stream, TransformerBlock
+from .blocks import BlockCache, Head, ImageEmbedding, ReferenceStream, Stream, TransformerBlock
 from .condition import PatchEmbedding, VideoCondition, resized_patch_weight, with_absent_channels
 from .precision import full_precision
 from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
@@ -183,21 +183,25 @@ class ContextAnyoneTransformer(nn.Module):
         _check_batch("text_embeds", text_embeds, len(latents))
         _check_timesteps(timesteps, len(latents))
         conditioned = (condition or VideoCondition()).beside(latents, self.config)
-        reference_output = None
-        if references is not None:
-            cache = self._run_references(references, attention)
-            reference_output = cache.outputs
-        if cache is not None and len(keys := cache.blocks[0].self_attn.keys) != 1:
-            _check_batch("references", keys, len(latents))
+        own, reference_time = (None, None) if references is None else self._embed_references(references)
+        first = own.tokens if own is not None else None if cache is None else cache.blocks[0].self_attn.keys
+        if first is not None and len(first) != 1:
+            _check_batch("references", first, len(latents))
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
         x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):
-            x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
-        velocity = self._unpatch(self.head(x, time_embeds), grid)  # b c t h w
-        return TransformerOutput(velocity, reference_output)
+            if own is not None:
+                x, tokens = block(x, stream, own, emphasis, attention, mode="both")
+                own = own._replace(tokens=tokens)
+            else:
+                x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
+        outputs = None
+        if references is not None and own is not None and reference_time is not None:
+            outputs = self._reference_outputs(references, own.tokens, reference_time)
+        return TransformerOutput(self._unpatch(self.head(x, time_embeds), grid), outputs)  # b c t h w
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
@@ -207,31 +211,37 @@ class ContextAnyoneTransformer(nn.Module):
         Raises:
             ShapeError: a tensor does not fit the config, or batch sizes differ.
         """
-        return self._run_references(references, attention or self.attention)
+        own, time_embeds = self._embed_references(references)
+        x, blocks = own.tokens, []
+        for block in self.blocks:
+            x, kept = block(x, own.stream, own.image, attention or self.attention, mode="reference")
+            blocks.append(kept)
+        return ReferenceCache(blocks, self._reference_outputs(references, x, time_embeds))
 
-    def _run_references(self, references: ReferenceInputs, attention: AttentionFunction) -> ReferenceCache:
+    def _embed_references(self, references: ReferenceInputs) -> tuple[ReferenceStream, Tensor]:
+        """The reference stream before the first block, and its embedded timesteps (B, C)."""
         self._check_references(references)
         latents, first = references.latents, references.latents[0]
         grids = [self._grid(item) for item in latents]
-        lengths = [math.prod(grid) for grid in grids]
         timesteps = references.timesteps
         if timesteps is None:
             timesteps = torch.zeros(first.shape[0], device=first.device)
         time_embeds, modulation = self._embed_time(timesteps, first)
         gap = self.config.gap if references.gap is None else references.gap
         table = _table(tuple(grids), gap, self.config.head_dim, first.device)
+        lengths = [math.prod(grid) for grid in grids]
         stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
         image = None
         if references.image_embeds and self.img_emb is not None:
             image = self.img_emb(torch.cat(references.image_embeds, dim=1))  # b (CLIP tokens of all references) c
         x = torch.cat([self._embed_patches(item) for item in latents], dim=1)  # b (tokens of all references) c
-        blocks = []
-        for block in self.blocks:
-            x, kept = block(x, stream, image, attention, mode="reference")
-            blocks.append(kept)
-        patches = self.head(x, time_embeds).split(lengths, dim=1)
-        outputs = [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
-        return ReferenceCache(blocks, outputs)
+        return ReferenceStream(x, stream, image), time_embeds
+
+    def _reference_outputs(self, references: ReferenceInputs, x: Tensor, time_embeds: Tensor) -> list[Tensor]:
+        """The reference stream's own output, one (B, out_dim, 1, h, w) per reference, from its last tokens."""
+        grids = [self._grid(item) for item in references.latents]
+        patches = self.head(x, time_embeds).split([math.prod(grid) for grid in grids], dim=1)
+        return [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
 
     def _embed_time(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         with full_precision(like.device):

@@ -16,9 +16,9 @@ from ..model.transformer import ContextAnyoneTransformer
 def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> None:
     """Compile the blocks' `forward`; compilation happens at the first call.
 
-    Each path through the block is one full graph: the video stream with and without a cache, and the reference stream.
-    So a run compiles at most three graphs, for any number of blocks, steps and passes; each video size compiles its
-    own. Attach other libraries' hooks to the blocks after this call, never before.
+    Each path through the block is one full graph: the video stream with and without a cache, and the reference stream;
+    in training both streams in one. So a run compiles at most three graphs, for any number of blocks, steps and passes;
+    each video size compiles its own. Attach other libraries' hooks to the blocks after this call, never before.
 
     Args:
         transformer: only the `forward` of its blocks is replaced.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,13 +49,35 @@ def as_variant(network: ContextAnyoneTransformer, variant: Variant) -> ContextAn
 class ClipOnlyTransformer(ContextAnyoneTransformer):
     """Conditioned on CLIP tokens only: no reference stream in self-attention, no Emphasize-Attention."""
 
-    def _run_references(self, references: ReferenceInputs, attention: AttentionFunction) -> ReferenceCache:
-        cache = super()._run_references(references, attention)
+    def encode_references(
+        self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
+    ) -> ReferenceCache:
+        """As in the model; of each block the keys and values of the CLIP tokens alone."""
+        cache = super().encode_references(references, attention=attention)
         blocks = [
             BlockCache(KeysValues(*(part[:, :0] for part in block.self_attn)), None, block.image)
             for block in cache.blocks
         ]
         return ReferenceCache(blocks, cache.outputs)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        references: ReferenceInputs | None = None,
+        cache: ReferenceCache | None = None,
+        attention: AttentionFunction | None = None,
+        **options: Any,
+    ) -> TransformerOutput:
+        """As in the model; references are always run by `encode_references`."""
+        outputs = None
+        if references is not None:
+            cache = self.encode_references(references, attention=attention)
+            outputs = cache.outputs
+        found = super().forward(latents, timesteps, text_embeds, cache=cache, attention=attention, **options)
+        return TransformerOutput(found.velocity, outputs)
 
 
 @dataclass(frozen=True)

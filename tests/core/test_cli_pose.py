@@ -198,7 +198,7 @@ def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
     assert "chooses in a file" in refused("plain.mp4", "--person", 2, "--out", "out.json")
     assert "no plain background" in refused("photo.mp4", "--drawn", "--out", "out.mp4")
     assert "never resized" in refused("drawn.mp4", "--drawn", "--size", "416x256", "--out", "out.mp4")
-    assert "asked for are 13" in refused("drawn.mp4", "--drawn", "--frames", 13, "--out", "out.mp4")
+    assert "ask for at most 9" in refused("drawn.mp4", "--drawn", "--frames", 13, "--out", "out.mp4")
     assert "keeps pictures" in refused("drawn.mp4", "--drawn", "--out", "out.json")
     assert "takes a video" in refused("dance.json", "--drawn", "--out", "out.mp4")
 

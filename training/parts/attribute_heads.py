@@ -61,7 +61,10 @@ class StreamTap:
         return kept
 
     def _keep(self, block: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> None:
-        if options.get("mode") == "reference":
+        mode = options.get("mode")
+        if mode == "both":
+            self.video, self.reference = output
+        elif mode == "reference":
             self.reference = output[0]
         else:
             self.video = output

@@ -238,7 +238,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def compile_for_buckets(transformer: ContextAnyoneTransformer) -> None:
-    """Compile the repeated block once for each of its two streams and each shape, of which every bucket has its own."""
+    """Compile the repeated block for each shape, of which every bucket has its own, with references and without."""
     # With and without references, in training and in validation: buckets four times, and eight is torch's own limit.
     torch._dynamo.config.recompile_limit = 256
     compile_blocks(transformer)

@@ -78,7 +78,7 @@ class RunPlan:
 
     def ways(self) -> list[Share]:
         """How the processes can share the work."""
-        return ways_to_share(self.cost, self.model, self.world, self.batches)
+        return ways_to_share(self.cost, self.model, self.world, self.batches, bf16=self.config.precision != "fp32")
 
     def step_seconds(self, rate: float) -> float:
         """Of a step of the costliest batches at a rate in FLOP/s; data and communication not counted."""

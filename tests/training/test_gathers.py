@@ -1,0 +1,97 @@
+"""What FSDP2 gathers in a step, counted on two processes: each block once for both streams, in each pass, in bf16."""
+
+import multiprocessing
+import os
+import socket
+from typing import Any
+
+import pytest
+import tiny_part
+import torch
+from accelerate import PartialState
+from processes import difference, finish, load, make_config, start
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from training.config import TrainConfig
+from training.distributed import open_world
+from training.trainer import build_trainer
+
+assert tiny_part.__name__  # it lists its part
+
+
+class Gathers(TorchDispatchMode):
+    """The tensors that all-gathers fill, by their bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation is torch.ops.c10d._allgather_base_.default:
+            self.sizes.append(args[0].nbytes)
+        return operation(*args, **(kwargs or {}))
+
+
+def _steps(config: TrainConfig, environment: dict[str, str], found: Any) -> None:
+    """Two steps, with a reference and without; rank 0 puts what each gathered, and the bytes of blocks and rest."""
+    PartialState._reset_state()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with open_world() as world:
+        trainer = build_trainer(config, None, world)
+        counts = []
+        for step in range(2):
+            with Gathers() as gathers:
+                record = trainer.step(trainer.part.batch(step))
+            assert ("reference" in record) == (step == 0)
+            counts.append(gathers.sizes)
+        if world.first:
+            found.put(counts)
+
+
+def counted(config: TrainConfig, **environment: str) -> list[list[int]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    ranks = [place | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    processes = [fork.Process(target=_steps, args=(config, rank, queue)) for rank in ranks]
+    for process in processes:
+        process.start()
+    found: list[list[int]] = queue.get(timeout=60)
+    finish(processes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "recompute", "keeps", "gathers"),
+    [("fp32", "none", "true", 2), ("bf16", "full", "true", 2), ("bf16", "none", "false", 1)],
+)
+def test_every_block_is_gathered_once_for_each_pass(tmp_path, precision, recompute, keeps, gathers):
+    config = make_config(tmp_path, {"name": "tiny", "recompute": recompute}).model_copy(update={"precision": precision})
+    with_reference, without = counted(config, FSDP_RESHARD_AFTER_FORWARD=keeps)
+    network = ContextAnyoneTransformer(ContextAnyoneConfig.tiny())
+    blocks = sum(parameter.numel() for parameter in network.blocks.parameters())
+    rest = sum(parameter.numel() for parameter in network.parameters()) - blocks
+    width = 4 if precision == "fp32" else 2
+    for sizes in (with_reference, without):
+        assert len(sizes) == 1 + gathers * len(network.blocks)
+        padding = 1.02  # of rows that two processes cannot halve
+        assert gathers * width * blocks + 4 * rest <= sum(sizes) <= padding * (gathers * width * blocks + 4 * rest)
+
+
+def test_bf16_shares_equal_whole_networks_in_bf16(tmp_path):
+    """DDP casts each float32 weight where it is used, FSDP2 gathers it in bf16; masters are float32 in both."""
+    optim = {"lr": 1e-3, "schedule": "constant"}
+    found = []
+    for name, environment in (("whole", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
+        config = make_config(tmp_path / name, {"name": "tiny"}, {"steps": 3}, **optim)
+        finish(start(config.model_copy(update={"precision": "bf16"}), **environment))
+        found.append(load(tmp_path / name, 3))
+    whole, shares = found
+    assert all(tensor.dtype == torch.float32 for tensor in shares.tensors["model"].values())
+    assert difference(shares.tensors["model"], whole.tensors["model"]) < 1e-2
