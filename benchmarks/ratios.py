@@ -30,6 +30,7 @@ STEP_RATIOS = (
     Ratio("ours / VACE", "ours {mode}", "vace {mode}", at_most=0.75),
     Ratio("diffusers eager / plain Wan", "wan-diffusers eager", "wan {mode}", at_least=1.15),
     Ratio("plain Wan / diffusers", "wan {mode}", "wan-diffusers {mode}", at_most=1.0),
+    Ratio("with a pose / ours", "ours-pose {mode}", "ours {mode}", at_most=1.01),
     Ratio("uncached / ours", "ours-uncached {mode}", "ours {mode}"),
     Ratio("dual / ours", "ours-dual {mode}", "ours {mode}"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,9 +17,10 @@ from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guid
 from contextanyone_core.sampling.reference_modes import SeparateStream, TemporalConcatenation
 from contextanyone_core.shapes import VideoShape
 
-VARIANTS = ("wan", "wan-diffusers", "ours", "ours-uncached", "ours-dual", "phantom", "vace")
-"""Plain Wan in our transformer and in diffusers; ours with the cache (cfg), without it, with dual guidance; others."""
-CACHED = ("ours", "ours-dual")
+VARIANTS = ("wan", "wan-diffusers", "ours", "ours-pose", "ours-uncached", "ours-dual", "phantom", "vace")
+"""Plain Wan in our transformer and in diffusers; ours with the cache (cfg), with a pose and a start frame beside that,
+without the cache, with dual guidance; others. Ours has condition channels, which the pose alone uses."""
+CACHED = ("ours", "ours-pose", "ours-dual")
 _SIGMA = 0.5
 _CLIP_PICTURE, _CLIP_PATCH = 224, 14
 
@@ -51,6 +52,7 @@ class Inputs:
     text_embeds: Tensor
     negative_embeds: Tensor
     references: ReferenceInputs
+    condition: VideoCondition
 
 
 class Conditioned(Protocol):
@@ -109,6 +111,29 @@ class Uncached(SeparateStream):
         return torch.as_tensor(output.velocity)
 
 
+class Posed(SeparateStream):
+    """Our model with a pose and a start frame in every pass."""
+
+    def __init__(
+        self, transformer: ContextAnyoneTransformer, references: ReferenceInputs, condition: VideoCondition
+    ) -> None:
+        super().__init__(transformer, references)
+        self._condition = condition
+
+    def velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        with_reference: bool,
+        condition: VideoCondition | None = None,
+    ) -> Tensor:
+        """As `SeparateStream.velocity`."""
+        given = condition or self._condition
+        return super().velocity(latents, timesteps, text_embeds, with_reference=with_reference, condition=given)
+
+
 class DiffusersWan:
     """diffusers' Wan network, text to video."""
 
@@ -154,7 +179,7 @@ class Networks:
         """The network of a variant of VARIANTS."""
         kind = variant.partition("-")[0] if variant != "wan-diffusers" else variant
         makers = {
-            "ours": partial(random_transformer, self.config),
+            "ours": partial(random_transformer, replace(self.config, condition_dim=2 * self.config.in_dim)),
             "wan": partial(random_transformer, plain(self.config)),
             "phantom": partial(random_transformer, plain(self.config)),
             "wan-diffusers": partial(diffusers_wan, self.config),
@@ -184,7 +209,8 @@ def random_inputs(config: ContextAnyoneConfig, case: Case, device: torch.device,
     references = ReferenceInputs([random(*still) for _ in range(case.references)], random(*text), clip)
     timesteps = torch.full((1,), 1000 * _SIGMA, device=device)
     latents = random(*case.shape.latents_shape(config))
-    return Inputs(latents, timesteps, random(*text), random(*text), references)
+    condition = VideoCondition(random(*latents.shape), random(*still))
+    return Inputs(latents, timesteps, random(*text), random(*text), references, condition)
 
 
 @torch.no_grad()
@@ -197,6 +223,8 @@ def make_step(variant: str, networks: Networks, inputs: Inputs) -> Step:
         return Step(network, SeparateStream(network, None), cfg, inputs)
     if variant == "wan-diffusers":
         return Step(network, DiffusersWan(network), cfg, inputs)
+    if variant == "ours-pose":
+        return Step(network, Posed(network, references, inputs.condition), cfg, inputs)
     if variant == "ours-uncached":
         return Step(network, Uncached(network, references), cfg, inputs)
     if variant == "phantom":

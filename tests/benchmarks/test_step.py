@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from benchmarks.options import network_config
 from benchmarks.ratios import STEP_RATIOS, Ratio, compare
 from benchmarks.step_case import count_flops
 from benchmarks.steps import VARIANTS, Case, Networks, make_step, random_inputs
+from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.shapes import VideoShape
 from training.flops import forward_flops
 
@@ -37,12 +40,12 @@ def test_the_command_measures_every_variant(tmp_path: Path, capsys: pytest.Captu
         assert item["error"] is None
         assert item["passes"] == (3 if item["variant"] in ("ours-dual", "phantom") else 2)
         assert item["memory"]["peak"] is None  # nothing counts it on a CPU
-        assert (item["memory"]["cache"] > 0) == (item["variant"] in ("ours", "ours-dual"))
+        assert (item["memory"]["cache"] > 0) == (item["variant"] in ("ours", "ours-pose", "ours-dual"))
         assert f"| {item['variant']} " in shown
     assert len(case["matmul"]["each"]) == len(case["cache"]["seconds"]) == 2
     assert {ratio.name for ratio in STEP_RATIOS} < {ratio["name"] for ratio in case["ratios"]}
     bounds = [ratio for ratio in case["ratios"] if (ratio["at_most"], ratio["at_least"]) != (None, None)]
-    assert len(bounds) == 8
+    assert len(bounds) == 9
     assert all(ratio["met"] is None for ratio in bounds)  # tiny sizes are not judged
     with Image.open(tmp_path / "made" / "step.png") as plot:
         assert plot.width == 900
@@ -120,7 +123,23 @@ def test_counted_work_is_the_arithmetic_of_training() -> None:
     clip = 2 * 257
     assert counted["ours-uncached"] == without + forward_flops(config, video, [still, still], clip)
     assert counted["ours"] < counted["ours-uncached"]
+    channels = 2 * config.in_dim * math.prod(config.patch_size)
+    assert counted["ours-pose"] - counted["ours"] == 2 * 2 * video * channels * config.dim
     assert counted["wan"] < counted["vace"]
+
+
+@pytest.mark.parametrize(
+    ("config", "case"),
+    [
+        (replace(ContextAnyoneConfig.wan_1_3b(), num_layers=1), Case(81, 832, 480, 1)),  # more blocks only add to both
+        (replace(ContextAnyoneConfig.wan_14b(), num_layers=1), Case(5, 832, 480, 1)),
+        (ContextAnyoneConfig.miniature(), Case(17, 128, 128, 1)),
+        (ContextAnyoneConfig.miniature(), Case(1, 128, 128, 1)),
+    ],
+)
+def test_a_pose_costs_at_most_a_hundredth(config: ContextAnyoneConfig, case: Case) -> None:
+    counted = count_flops(("ours", "ours-pose"), config, case)
+    assert 1 < counted["ours-pose"] / counted["ours"] <= 1.01
 
 
 def test_the_cache_changes_nothing_but_time() -> None:
@@ -130,6 +149,7 @@ def test_the_cache_changes_nothing_but_time() -> None:
     cached, uncached = (make_step(name, networks, inputs).run() for name in ("ours", "ours-uncached"))
     assert torch.equal(cached, uncached)
     assert not torch.equal(cached, make_step("ours-dual", networks, inputs).run())
+    assert not torch.equal(cached, make_step("ours-pose", networks, inputs).run())
     for name in ("wan", "wan-diffusers", "phantom", "vace"):
         velocity = make_step(name, networks, inputs).run()
         assert velocity.shape == cached.shape
