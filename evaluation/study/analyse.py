@@ -63,7 +63,7 @@ def table(found: Mapping[str, Any]) -> str:
     for name, row in found["bradley_terry"].items():
         lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
     alpha = found["krippendorff_alpha"]
-    lines += ["", f"{found['raters']} raters, {found['items']} references; {len(found['excluded'])} raters left out."]
+    lines += ["", f"{found['raters']} raters, {found['items']} references; {len(found['excluded'])} raters excluded."]
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
     return "\n".join(lines)
 
