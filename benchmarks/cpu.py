@@ -1,9 +1,9 @@
-"""What a processor gains: conv3d by oneDNN's kernel beside torch's, and bf16 beside float32.
+"""Speed on this processor: conv3d by torch's and by oneDNN's kernel, and bf16 against float32.
 
     nice python -m benchmarks.cpu
 
-Both variants of a row run in every round, in turning order. Seconds are processor time, so that a busy machine does
-not count; a ratio is the median of the rounds' ratios, above 1 where the second variant is the faster one.
+Both variants of a row run in every round, in alternating order. Times are processor seconds, so that the load of the
+machine does not matter; a ratio is the median over the rounds, above 1 if the second variant is faster.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ITERATIONS = 5  # of Muon's orthogonalisation
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Every row, as it stands in the JSON."""
+    """Every row, in the form of the JSON output."""
     torch.manual_seed(0)
     rows: dict[str, Mapping[str, Action]] = {
         "conv3d, 16 channels, 6x128x128: torch / oneDNN": _convolution(),
@@ -139,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     parser = Parser("benchmarks.cpu", __doc__ or "")
     parser.add_argument("--repeats", type=whole(1, 1000), default=5, help="measured rounds (5)")
-    parser.add_argument("--small", action="store_true", help="small sizes: shows that everything runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go too")
+    parser.add_argument("--small", action="store_true", help="small sizes, to test that everything runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse(argv)
     result = measure(options)
     if options.json is not None:

@@ -50,7 +50,7 @@ class TooLargeError(ContextAnyoneError):
 
 
 def prove(options: Namespace) -> dict[str, Any]:
-    """Write the weights, load them, make the video, and say what it took.
+    """Write the weights, load them, make the video, and report time and memory.
 
     Raises:
         InputError: there is not enough memory free for it.

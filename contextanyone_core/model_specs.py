@@ -49,7 +49,7 @@ class ModelSpec:
         interval: bool = False,
         condition: bool = False,
     ) -> None:
-        """Refuse what the model does not have; None was not asked for.
+        """Refuse what the model does not have; None was not requested.
 
         Raises:
             InputError: the model does not support an option; the message names it and the remedy.

@@ -55,7 +55,7 @@ class TwoStagePrompt:
             text_len: maximum number of tokens of the model.
 
         Raises:
-            InputError: the joined prompt is too long; the message says by how many tokens.
+            InputError: the joined prompt is too long; the message states by how many tokens.
         """
         check_text_length("The prompt (first and later together)", self.video_text, count_tokens, text_len)
 
@@ -64,7 +64,7 @@ def check_prompts(prompt: TwoStagePrompt, negative: str, count_tokens: Callable[
     """Check the length of a run's prompts, the negative one included.
 
     Raises:
-        InputError: a prompt is too long; the message says by how many tokens.
+        InputError: a prompt is too long; the message states by how many tokens.
     """
     prompt.check_length(count_tokens, text_len)
     check_text_length("The negative prompt", negative, count_tokens, text_len)
@@ -74,7 +74,7 @@ def check_text_length(what: str, text: str, count_tokens: Callable[[str], int], 
     """Check that a text has at most `text_len` tokens, end token included.
 
     Raises:
-        InputError: the text is too long; the message says by how many tokens.
+        InputError: the text is too long; the message states by how many tokens.
     """
     count = count_tokens(text)
     if count > text_len:

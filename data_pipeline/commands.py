@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="run.py", description=f"Run a chain. Other commands: {', '.join(_OVER_OUTPUT)}.", allow_abbrev=False
     )
     parser.add_argument("config", type=Path, help="a YAML file; docs/DATA_PIPELINE.md has its settings")
-    parser.add_argument("--out", type=Path, required=True, help="a folder; the same command goes on where it ended")
-    parser.add_argument("--only", metavar="STAGE", help="compute this stage anew, and stop behind it")
-    parser.add_argument("--from", dest="first", metavar="STAGE", help="compute this stage and all after it anew")
+    parser.add_argument("--out", type=Path, required=True, help="a folder; the same command resumes the run")
+    parser.add_argument("--only", metavar="STAGE", help="recompute this stage, and stop after it")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="recompute this stage and all after it")
     parser.add_argument("--limit", type=int, help="the first N sources")
-    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be computed, and stop")
     arguments = parser.parse_args(words)
     return _exit_code(lambda: _run(arguments))
 

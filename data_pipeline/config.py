@@ -47,7 +47,7 @@ class PipelineSettings(_Settings):
     """Everything of a run.
 
     Attributes:
-        chain: `pixels` scores shots and asks no model; `world` makes pairs of rendered sources.
+        chain: `pixels` scores shots and uses no model; `world` makes pairs of rendered sources.
         filters: thresholds, as `<stage>: {min_<score>: x, max_<score>: y}`. They belong to the chain.
         licence: of the sources; it goes into the manifest.
     """
@@ -71,7 +71,7 @@ class PipelineSettings(_Settings):
     @model_validator(mode="after")
     def _chain_fits(self) -> PipelineSettings:
         if self.chain == "world" and self.sources.world is None:
-            raise ValueError("chain world needs sources.world: its models answer out of the renderer's truth")
+            raise ValueError("chain world needs sources.world: its models answer from the renderer's ground truth")
         return self
 
 

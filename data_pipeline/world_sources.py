@@ -99,7 +99,7 @@ def write_source(folder: Path, world: WorldSet, number: int) -> None:
 
 
 def read_truth(folder: Path) -> dict[str, Any]:
-    """What `truth.json` of a source says."""
+    """The content of a source's `truth.json`."""
     found: dict[str, Any] = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     return found
 

@@ -54,7 +54,7 @@ def read_set(path: Path) -> list[Item]:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise InputError(f"--set {path}: the id {item.id} stands there twice.")
+            raise InputError(f"--set {path}: the id {item.id} occurs twice.")
         seen.add(item.id)
     return items
 

@@ -2,7 +2,7 @@
 
     python evaluation/leaderboard.py --results DIR --system ours --record record.json --out ours.row.json
 
-record.json says how the clips were made; nothing of it can be left out: {"weights_sha256": "...", "sampler": "euler",
+record.json states how the clips were made; nothing of it can be left out: {"weights_sha256": "...", "sampler": "euler",
 "steps": 30, "seeds": [0, 1, 2], "hardware": "1 x H100, bf16"}. The judge and the backbones are those of the results.
 """
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = Parser(prog="leaderboard.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--results", type=Path, required=True, help="folder that evaluation/run.py wrote")
-    parser.add_argument("--system", required=True, help="whose row")
+    parser.add_argument("--system", required=True, help="the system of the row")
     parser.add_argument("--record", type=Path, required=True, help="how its clips were made, in JSON")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     return run_command("leaderboard.py", lambda: _run(parser.parse_args(argv)))
@@ -59,7 +59,7 @@ def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
     """A row: the record, what measured, and every metric of the system with its interval.
 
     Raises:
-        InputError: a file cannot be read, the record lacks something, no judge was asked, the system has no results.
+        InputError: a file cannot be read, the record lacks something, no judge was used, the system has no results.
     """
     summary = _read_json("--results", results / "summary.json")
     try:

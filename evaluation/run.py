@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="run.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--set", type=Path, required=True, help="the clips, as evaluation/clip_set.py documents")
     parser.add_argument("--videos", nargs="+", required=True, metavar="NAME=FOLDER", help="each system's clips")
-    parser.add_argument("--base", metavar="NAME", help="the system whose motion is the measure (truth, if given)")
+    parser.add_argument("--base", metavar="NAME", help="the system that motion is compared with (truth, if given)")
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP: a folder or a hub name; without it no CLIP-I, CLIP-T")
     parser.add_argument(
         "--dino", metavar="MODEL", help="a DINO or DINOv2: a folder or a hub name; without it no DINO-I"

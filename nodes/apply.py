@@ -91,7 +91,7 @@ class ApplyContextAnyone(io.ComfyNode):
         gap: float | None = None,
         pose_strength: float | None = None,
     ) -> bool:
-        """Numbers that no video can be made with are told before the run.
+        """Numbers that no video can be made with are reported before the run.
 
         Raises:
             InputError: naming the first of them.
@@ -112,7 +112,7 @@ class ApplyContextAnyone(io.ComfyNode):
         """Encode the references for this size.
 
         Raises:
-            InputError, ShapeError: something that is connected does not fit; the message says what to do.
+            InputError, ShapeError: something that is connected does not fit; the message states the remedy.
         """
         check_numbers(**{name: settings.get(name) for name in RANGES})
         reference, following = given_references(reference), following_of(settings)

@@ -104,7 +104,7 @@ class ContextAnyoneGuider(io.ComfyNode):
         guidance_low: float | None = None,
         guidance_high: float | None = None,
     ) -> bool:
-        """Scales and an interval that guide nothing are told before the run.
+        """Scales and an interval that guide nothing are reported before the run.
 
         Raises:
             InputError: naming the first of them.
@@ -127,7 +127,7 @@ class ContextAnyoneGuider(io.ComfyNode):
         """Make the guider.
 
         Raises:
-            InputError: something that is connected does not fit; the message says what to do.
+            InputError: something that is connected does not fit; the message states the remedy.
         """
         check_numbers(guidance_scale=guidance_scale, reference_scale=reference_scale)
         _check_interval(guidance_low, guidance_high)
@@ -186,7 +186,7 @@ class ContextAnyoneSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **given: object) -> bool:
-        """Empty prompts and numbers and names that no video can be made with are told before the run.
+        """Empty prompts and numbers and names that no video can be made with are reported before the run.
 
         Raises:
             InputError: naming the first of them.
@@ -201,7 +201,7 @@ class ContextAnyoneSampler(io.ComfyNode):
         """Encode, apply, sample.
 
         Raises:
-            InputError, ShapeError: something that is connected does not fit; the message says what to do.
+            InputError, ShapeError: something that is connected does not fit; the message states the remedy.
         """
         _check(settings)
         prompt = TwoStagePrompt(settings["first"], settings["later"])
@@ -256,7 +256,7 @@ def _guidance(model: Model, settings: SamplerSettings) -> CfgGuidance | DualGuid
 
 
 def _check_interval(low: object, high: object) -> None:
-    """Refuse two noise levels between which nothing lies; those over a link are None before the run."""
+    """Refuse an empty interval of noise levels; those over a link are None before the run."""
     check_numbers(guidance_low=low, guidance_high=high)
     if isinstance(low, int | float) and isinstance(high, int | float):
         check_interval((low, high))

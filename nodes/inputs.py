@@ -165,7 +165,7 @@ def own_number(value: float) -> float | None:
 def check_numbers(**given: object) -> None:
     """Refuse the first of these numbers, by name, that no video can be made with.
 
-    `validate_inputs` raises this too, where a text would be told once for every input that it looks at. Numbers that
+    `validate_inputs` raises this too, where a message would be repeated for every checked input. Numbers that
     come over a link are not known there (None) and are checked in the run.
 
     Raises:

@@ -38,7 +38,7 @@ class ContextAnyonePrompt(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, first: str | None = None, later: str | None = None) -> bool:
-        """An empty prompt is told before the run.
+        """An empty prompt is reported before the run.
 
         Raises:
             InputError: both prompts are empty.

@@ -62,7 +62,7 @@ class ContextAnyoneReference(io.ComfyNode):
         """Prepare the pictures and show them.
 
         Raises:
-            InputError, ShapeError: no picture, or one that says nothing; the message says what to do.
+            InputError, ShapeError: no picture, or an empty one; the message states the remedy.
         """
         pictures = (*given_references(reference), *take_pictures(image, mask, vae, clip_vision))
         return io.NodeOutput(pictures, ui=ui.PreviewImage(shown(pictures), cls=cls))

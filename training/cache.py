@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def build_cache(settings: DataSettings) -> int | None:
-    """Encode this process's share and, when everything is there, say what is kept. Returns the signal that ended it.
+    """Encode this process's share and, when everything is done, report what is kept. Returns the signal that ended it.
 
     Raises:
         InputError: the manifest or an encoder is missing, or no row can be used.

@@ -166,7 +166,7 @@ def config_hash(config: TrainConfig) -> str:
 def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
     """Return the keys, sorted, whose values differ and must not differ for a resume.
 
-    A LoRA's `init.from` may be elsewhere: its checkpoints know it by its content (`Progress.start`).
+    A LoRA's `init.from` may be elsewhere: its checkpoints identify it by its content (`Progress.start`).
     """
     old, new = _flatten(before.to_dict()), _flatten(now.to_dict())
     free = FREE_ON_RESUME | ({"init.from"} if any(key.startswith("part.train.lora.") for key in old) else set())

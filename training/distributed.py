@@ -139,7 +139,7 @@ def _copies(processes: int) -> int:
 
 
 def _zero() -> dict[str, Any]:
-    """What accelerate's deepspeed_config says of ZeRO, and the file that it may name."""
+    """ZeRO's settings in accelerate's deepspeed_config, and the file that it may name."""
     found: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file is not None:

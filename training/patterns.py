@@ -1,4 +1,4 @@
-"""Patterns over names of parameters and layers, such as `blocks.*.ffn.*`; `*` stands for any characters, dots too."""
+"""Patterns over names of parameters and layers, such as `blocks.*.ffn.*`; `*` matches any characters, dots too."""
 
 from __future__ import annotations
 

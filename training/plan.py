@@ -18,7 +18,7 @@ from training.planning.cards import CARDS
 
 
 def plan(options: argparse.Namespace) -> None:
-    """Write the plan to the standard output, and the density of noise levels as a picture where asked.
+    """Write the plan to the standard output, and the density of noise levels as a picture if requested.
 
     Raises:
         InputError: a card that is not listed, a number of GPUs that is none, or what `plan_run` refuses.

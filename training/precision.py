@@ -13,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def settle_precision(config: TrainConfig, world: World, saved: Path | None) -> TrainConfig:
-    """The configuration with `fp32` or `bf16` in place of `auto`; the log says which, and where bf16 is slow.
+    """The configuration with `fp32` or `bf16` in place of `auto`; the log states which, and warns where bf16 is slow.
 
     `auto` is what the run began with, else bf16 if every process's device computes in it. All processes must call.
 

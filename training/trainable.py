@@ -14,7 +14,7 @@ from training.patterns import matches, require_matches
 
 
 class TrainSettings(BaseModel):
-    """Patterns over parameter names, such as `blocks.*.cross_attn.*`; `*` stands for any characters, dots too.
+    """Patterns over parameter names, such as `blocks.*.cross_attn.*`; `*` matches any characters, dots too.
 
     Attributes:
         only: train what matches one of these; none is everything.

@@ -1,7 +1,7 @@
 """Check a manifest and everything that it names: `python training/validate_data.py data/train.jsonl`.
 
-Says what is kept and what is dropped, by reason, and which buckets the clips fall into. Processes share the work where
-RANK and WORLD_SIZE are set, as by torchrun; the last one to end says it.
+Reports what is kept and what is dropped, by reason, and which buckets the clips fall into. Processes share the work
+where RANK and WORLD_SIZE are set, as by torchrun; the last one to end reports.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> int | None:
-    """Check every row, write the account and, where asked, the drops as JSON lines. Returns the signal that ended it.
+    """Check every row, write the report and, if requested, the drops as JSON lines. Returns the signal that ended it.
 
     Raises:
         InputError: the manifest cannot be read, or no row of it can be used.

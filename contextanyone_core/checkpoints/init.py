@@ -53,7 +53,7 @@ def write_starting_checkpoint(
             branch, in any form that `open_source` reads.
         out: the safetensors file to write.
         clip_branch: a file with Wan's CLIP branch at the backbone's size, such as Wan2.1-Fun-1.3B-InP; None starts the
-            branch anew (with zero values, so that it says nothing at first).
+            branch anew (with zero values, so that it has no effect at first).
         condition: add condition channels for pose and start frame to a backbone without them, all zero: it follows no
             pose until they are trained, which is logged as a warning.
         dtype: of the weights; None takes the backbone's, bf16 for fp8 and GGUF.

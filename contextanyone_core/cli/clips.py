@@ -38,7 +38,7 @@ def clips_from_options(first: str | None, laters: Sequence[str], seed: int, out:
     Raises: InputError if there is no prompt.
     """
     if first is None and not laters:
-        raise InputError("there is no prompt; say what is seen with --first, what happens with --later, or both.")
+        raise InputError("there is no prompt; describe the picture with --first, what happens with --later, or both.")
     if len(laters) < 2:
         return [Clip(first or "", "".join(laters), seed, out)]
     ending = out.suffix if ending_of(out) else ""
@@ -84,7 +84,7 @@ def refuse_collisions(clips: Sequence[Clip], read: Sequence[Path]) -> None:
     for clip in clips:
         for path in (clip.out, contact_path(clip.out)):
             if _place(path) in taken:
-                raise InputError(f"{path} would be written over a file of this very run; give another name.")
+                raise InputError(f"{path} would be written over a file of this run; give another name.")
             taken.add(_place(path))
 
 

@@ -197,7 +197,9 @@ def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
     if found is not None:
         _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.spec.title} all the same")
     if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:
-        _note("128x128, the default, is the miniature's; Wan's models know --size 832x480 --frames 81 --steps 50")
+        _note(
+            "128x128, the default, is the miniature's; Wan's models are used with --size 832x480 --frames 81 --steps 50"
+        )
 
 
 def _unfinished(request: Request, record: dict[str, Any]) -> list[Clip]:

@@ -31,12 +31,12 @@ PEFT_FILE = "adapter_model.safetensors"
 
 
 def lora_file(text: str) -> LoraFile:
-    """A type for `add_argument`: FILE or FILE:STRENGTH; the folder of a PEFT adapter stands for its file."""
+    """A type for `add_argument`: FILE or FILE:STRENGTH; of a PEFT adapter, its folder or its file."""
     before, colon, after = text.rpartition(":")
     whole = _lora_path(text)
     if not colon or whole.is_file() or not _lora_path(before).is_file():  # a file name may contain a colon
         if not whole.is_file():
-            raise argparse.ArgumentTypeError(f"{text} is no file; a LoRA is asked for as FILE or FILE:STRENGTH")
+            raise argparse.ArgumentTypeError(f"{text} is no file; give a LoRA as FILE or FILE:STRENGTH")
         return LoraFile(whole)
     return LoraFile(_lora_path(before), real(-MAX_SCALE, MAX_SCALE)(after))
 
@@ -77,9 +77,9 @@ def generate_parser() -> Parser:
         "--out",
         type=file_path,
         required=True,
-        help=".mp4, .gif or .webp; without an ending a folder of PNG; what exists is replaced",
+        help=".mp4, .gif or .webp; without an ending a folder of PNG; an existing one is replaced",
     )
-    add("--resume", action="store_true", help="leave clips that this very command has made before as they are")
+    add("--resume", action="store_true", help="skip clips that the same command has made before")
     _add_sampling(parser)
     add_pose_options(parser)
     add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
@@ -100,14 +100,14 @@ def _add_sampling(parser: Parser) -> None:
     add("--frames", type=frame_count, default=17, help="4k + 1 (17)")
     add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
-    add("--seed", type=whole(0, MAX_SEED), default=0, help="of the noise, the same for every clip (0)")
+    add("--seed", type=whole(0, MAX_SEED), default=0, help="seed of the noise, the same for every clip (0)")
     add("--guidance", type=one_of("guidance", *GUIDANCES), help="cfg or dual (cfg; Phantom's own is dual)")
-    add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="how much the prompt counts (the model's own)")
+    add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="weight of the prompt (the model's own)")
     add(
         "--reference-scale",
         type=real(0, MAX_SCALE),
         metavar="S",
-        help="how much the picture counts, dual only (the model's own)",
+        help="weight of the picture, dual only (the model's own)",
     )
     add(
         "--guidance-interval",
@@ -116,10 +116,15 @@ def _add_sampling(parser: Parser) -> None:
         metavar=("LOW", "HIGH"),
         help="noise levels (sigmas) between which a step is guided; elsewhere one pass (0 1: every step)",
     )
-    add("--emphasis", type=real(0, MAX_SCALE), metavar="E", help="of the picture: 1 as trained (default), 0 none")
+    add(
+        "--emphasis",
+        type=real(0, MAX_SCALE),
+        metavar="E",
+        help="strength of Emphasize-Attention: 1 as trained (default), 0 none",
+    )
     add("--sampler", type=one_of("sampler", *SAMPLERS), default="unipc", help=f"{', '.join(SAMPLERS)} (unipc)")
-    add("--shift", type=real(0, MAX_SCALE, above=True), help="of the noise schedule (the model's own)")
-    add("--negative", type=any_text, metavar="TEXT", help="what shall not be seen (the model's own)")
+    add("--shift", type=real(0, MAX_SCALE, above=True), help="shift of the noise schedule (the model's own)")
+    add("--negative", type=any_text, metavar="TEXT", help="negative prompt (the model's own)")
 
 
 def _add_execution(parser: Parser) -> None:

@@ -68,9 +68,14 @@ def add_pose_options(parser: Parser) -> None:
         help="for a picture or clip of the person: the wheel mediapipe 0.10.21, or its folder",
     )
     add("--pose-person", type=whole(1, 999), metavar="N", help="which person, by number; needed if there are several")
-    add("--pose-strength", type=real(0, _MAX_STRENGTH), metavar="S", help="1 as trained (default), 0 none")
-    add("--pose-start", type=real(0, 1), metavar="SHARE", help="of the steps, from which on the pose acts (0)")
-    add("--pose-end", type=real(0, 1), metavar="SHARE", help="of the steps, up to which the pose acts (1)")
+    add(
+        "--pose-strength",
+        type=real(0, _MAX_STRENGTH),
+        metavar="S",
+        help="strength of the pose: 1 as trained (default), 0 none",
+    )
+    add("--pose-start", type=real(0, 1), metavar="SHARE", help="share of the steps from which the pose acts (0)")
+    add("--pose-end", type=real(0, 1), metavar="SHARE", help="share of the steps up to which the pose acts (1)")
     add("--start-frame", type=file_path, metavar="PICTURE", help="the video's first frame, clean, of its aspect")
 
 
@@ -113,7 +118,7 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
 def encode_condition(
     pipeline: ContextAnyonePipeline | VacePipeline, asked: AskedCondition, size: tuple[int, int]
 ) -> VideoCondition | None:
-    """Draw the poses as the model knows them and encode them and the start frame, once for all clips.
+    """Draw the poses in the model's style, and encode them and the start frame, once for all clips.
 
     Raises: InputError if the model has no channels for them, or the start frame has another aspect.
     """
@@ -127,7 +132,7 @@ def encode_condition(
 
 
 def condition_record(options: argparse.Namespace) -> dict[str, Any]:
-    """What a clip's metadata say of pose and start frame; nothing where there are none."""
+    """The entries of a clip's metadata for pose and start frame; nothing where there are none."""
     record: dict[str, Any] = {}
     if options.pose is not None:
         low, high = pose_window(options)
@@ -153,7 +158,7 @@ def _fit(options: argparse.Namespace) -> str:
 def _keypoints(options: argparse.Namespace) -> DrivingPose:
     path: Path = options.pose
     if options.pose_body is not None and _fit(options) == "none":
-        raise InputError("--pose-body is given and --pose-fit none leaves it aside; give one of them.")
+        raise InputError("--pose-body is given and --pose-fit none ignores it; give one of them.")
     if options.pose_models is not None and options.pose_body is None:
         raise InputError("--pose-models estimates the body of --pose-body; give a picture or clip, or leave it out.")
     read = read_poses(path, PoseSource(person=options.pose_person, choose="choose one, such as --pose-person 1"))
@@ -164,7 +169,7 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
 
 
 def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
-    """Cut and placed for the clip; a cut is said."""
+    """Cut and placed for the clip; a cut is logged."""
     cut = pose.for_clip(options.frames, options.size)
     if told := pose.what_is_cut(options.frames):
         _log.warning(told)

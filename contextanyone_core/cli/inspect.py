@@ -23,7 +23,7 @@ def inspect(argv: Sequence[str]) -> int:
 
     Raises: InputError or CheckpointError for a file that cannot be read.
     """
-    parser = Parser("contextanyone inspect", "Say what a weight file is, or how a video was made; nothing is loaded.")
+    parser = Parser("contextanyone inspect", "Describe a weight file, or how a video was made; nothing is loaded.")
     parser.add_argument(
         "file", type=regular_path, help="a weight file, a folder of them, or a video, folder of frames or contact sheet"
     )
@@ -98,7 +98,7 @@ def _describe(path: Path) -> list[str]:
 def _origin(found: Description) -> str:
     if "config" in found.metadata:
         return ""
-    return "read off the shapes" if found.config else "none in the header"
+    return "inferred from the shapes" if found.config else "none in the header"
 
 
 def _parts(found: Description) -> list[str]:

@@ -118,7 +118,7 @@ def _check(options: argparse.Namespace) -> None:
     """Check the options before any file is read, and set the default of `--fit`."""
     options.fit = options.fit or ("bones" if options.body else "none")
     if options.body and options.fit == "none":
-        raise InputError("--body is given and --fit none leaves it aside; give one of them.")
+        raise InputError("--body is given and --fit none ignores it; give one of them.")
     require_content(options.source, options.body)
     for path in (options.source, options.body):
         if path is not None and options.out.resolve() == path.resolve():

@@ -1,4 +1,4 @@
-"""The video VAE: diffusers' `AutoencoderKLWan` in files with Wan's own names, so that ComfyUI reads them too."""
+"""The video VAE: diffusers' `AutoencoderKLWan`, stored under Wan's original names, which ComfyUI reads too."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..weights.name_tables import vae_from_diffusers, vae_to_diffusers
 from ..weights.naming import VAE
 from .loading import fill, on_meta, open_weights
 
-# diffusers' own spelling of the keys, so that the header's config builds the class as it is.
+# Keys as diffusers spells them, so that the header's config can be passed to the class.
 VAE_KEYS = frozenset(
     {"base_dim", "z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std"}
 )
-"""Of the config in a VAE's header."""
+"""Keys of the config in a VAE's header."""
 
 
 def mini_vae_config() -> dict[str, Any]:
@@ -49,20 +49,20 @@ def build_vae(config: Mapping[str, Any]) -> Any:
 
 
 def set_latent_statistics(vae: Any, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Put measured per-channel latent mean and std into the VAE's config, where `save_vae` takes them from."""
+    """Put measured per-channel latent mean and std into the VAE's config, from which `save_vae` writes them."""
     vae.register_to_config(latents_mean=[float(v) for v in mean], latents_std=[float(v) for v in std])
 
 
 class VideoVAE:
     """Images to normalised latents and back (Wan 2.1, stride 4 x 8 x 8, first frame alone).
 
-    Latents are `(z - latents_mean) / latents_std`, the form in which the transformer reads and writes them.
+    Latents are `(z - latents_mean) / latents_std`, as the transformer uses them.
     On a CPU the convolutions run by oneDNN (`runtime/conv3d.py`), with bf16 weights in channels-last order.
 
     Args:
         vae: diffusers' `AutoencoderKLWan`.
         config: the transformer's config, whose statistics must be the VAE's; None takes the VAE's own.
-        tiled: decode large videos in overlapping tiles of 256 pixels, blended: less memory, hardly another picture.
+        tiled: decode large videos in overlapping tiles of 256 pixels, blended: less memory, nearly the same picture.
 
     Raises:
         CheckpointError: the VAE's statistics are not the transformer's.
@@ -132,7 +132,7 @@ class VideoVAE:
 
     @contextmanager
     def _tiles(self) -> Iterator[None]:
-        """Tiles for what is decoded here; references are always encoded whole."""
+        """Tiled decoding within this context; references are always encoded untiled."""
         if self.tiled:
             self.vae.enable_tiling()
         try:

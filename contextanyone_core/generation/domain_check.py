@@ -30,7 +30,7 @@ class RoundTrip(Protocol):
 def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
     """Reconstruction PSNR in dB of a picture at 128 x 128 through the VAE; white margins do not count.
 
-    A VAE trained on one small domain reconstructs its own pictures well and any other badly, whatever they show. The
+    A VAE trained on one small domain reconstructs pictures of its domain well and all others badly. The
     size is fixed, as the PSNR depends on it: fewer pixels are reconstructed worse.
 
     Args:

@@ -364,7 +364,7 @@ class ContextAnyonePipeline(LatentSampler):
         """Check the length of the prompts, before anything expensive.
 
         Raises:
-            InputError: a prompt is too long; the message says by how many tokens.
+            InputError: a prompt is too long; the message states by how many tokens.
         """
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 

@@ -154,7 +154,7 @@ class VacePipeline:
 
 
 class _OurSigmas:
-    """A scheduler, as diffusers' pipelines want one, that makes the steps of a `Sampler`."""
+    """A `Sampler` with the interface of diffusers' schedulers."""
 
     order = 1
 

@@ -1,4 +1,4 @@
-"""3D convolutions of one clip on a CPU by oneDNN's kernel, which torch keeps for larger inputs."""
+"""3D convolution of a single clip on a CPU by oneDNN's kernel, which torch uses for larger inputs only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def conv3d(
 ) -> Tensor:
     """`torch.conv3d`, by oneDNN's kernel for one clip on a CPU in float32.
 
-    torch asks oneDNN for batches of two and more, and for one clip only above 20,480 lines (batch x channels x frames x
-    height); below that it takes a kernel without vectors. Values differ by rounding, gradients are torch's own.
+    For a batch of one, torch uses oneDNN only above 20,480 lines (batch x channels x frames x height), and an
+    unvectorised kernel below. Values differ by rounding; gradients are torch's.
 
     Args:
-        x: (B, C, T, H, W), padded already.
+        x: (B, C, T, H, W), already padded.
         weight: (out, C / groups, kt, kh, kw).
         bias: (out,).
         stride, padding, dilation, groups: as in `torch.conv3d`; the first three a number, or one for each of T, H, W.
@@ -41,10 +41,10 @@ def conv3d(
 
 
 class OneDnnConv3d(TorchFunctionMode):
-    """Context in which every conv3d of this thread, also those of libraries' modules, is `conv3d` of this file."""
+    """Context in which `conv3d` of this file replaces torch's in this thread, in libraries' modules too."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Hand on every other function as it is."""
+        """Replace `torch.conv3d`; every other function is called unchanged."""
         kernel = conv3d if func is torch.conv3d else func
         return kernel(*args, **(kwargs or {}))
 

@@ -1,4 +1,4 @@
-"""What a processor has arithmetic for, and so in which dtype it is fast."""
+"""Which dtypes a processor has instructions for, and so which one is fast."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 _CPUINFO = Path("/proc/cpuinfo")
-# As Linux names what computes in a dtype: Intel's and AMD's tiles and vectors, then Arm's vectors.
+# Linux's names of the instruction sets for a dtype: Intel's and AMD's (tiles, vectors), then Arm's (vectors).
 _ARITHMETIC = {
     torch.bfloat16: frozenset({"amx_bf16", "avx512_bf16", "bf16"}),
     torch.float16: frozenset({"amx_fp16", "avx512_fp16", "asimdhp"}),
 }
 SLOW_HERE = "which this processor computes many times slower than float32."
-"""How the lines end that name a dtype which `is_slow`."""
+"""End of the warnings about a dtype that `is_slow`."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor by the abilities that its system lists.
+    """A processor, by the instruction sets that the system lists.
 
     Attributes:
         flags: as in /proc/cpuinfo, such as `avx2` and `amx_bf16`.
@@ -30,7 +30,7 @@ class Processor:
 
     @classmethod
     def from_cpuinfo(cls, text: str) -> Processor:
-        """The first processor of a text in the form of /proc/cpuinfo, Intel's, AMD's or Arm's."""
+        """Parse the first processor of a text in the format of /proc/cpuinfo (Intel, AMD or Arm)."""
         for line in text.splitlines():
             key, _, values = line.partition(":")
             if key.strip() in ("flags", "Features"):
@@ -38,13 +38,13 @@ class Processor:
         return cls(frozenset())
 
     def computes_in(self, dtype: torch.dtype) -> bool:
-        """Whether it has arithmetic for a dtype; without, products take 6 to 50 times as long as in float32."""
+        """Whether it has instructions for a dtype; without them products take 6 to 50 times as long as in float32."""
         return dtype not in _ARITHMETIC or bool(_ARITHMETIC[dtype] & self.flags)
 
 
 @cache
 def this_processor() -> Processor:
-    """This machine's processor; without abilities where the system has no /proc/cpuinfo: float32 is never slow."""
+    """This machine's processor; without /proc/cpuinfo, one with no instruction sets for bf16 and float16."""
     try:
         return Processor.from_cpuinfo(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -52,10 +52,10 @@ def this_processor() -> Processor:
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, processor: Processor | None = None) -> bool:
-    """Whether a device computes far slower in a dtype than in float32; None is this machine's processor."""
+    """Whether a device is far slower in a dtype than in float32; `processor` None is this machine's."""
     return device.type == "cpu" and not (processor or this_processor()).computes_in(dtype)
 
 
 def fast_dtype(device: torch.device, processor: Processor | None = None) -> torch.dtype:
-    """bfloat16, or float32 on a processor without arithmetic for it: what `auto` precision is."""
+    """The dtype of `auto` precision: bfloat16, or float32 on a processor without instructions for bfloat16."""
     return torch.float32 if is_slow(torch.bfloat16, device, processor) else torch.bfloat16

@@ -15,6 +15,7 @@ from .container import Container
 _HEADER = "lora_adapter_metadata"
 _FILE = "adapter_config.json"
 _MAX_FILE = 10_000_000  # bytes
+_NORMS = ("lora_magnitude_vector", "dora_scale")  # of DoRA
 _METHODS = ("LORA", "LOHA", "LOKR")
 Number = TypeVar("Number", int, float)
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -48,11 +49,11 @@ def adapter_config(container: Container) -> AdapterConfig | None:
     `adapter_config.json` is read from the folder that was opened, or from beside a file with PEFT's names.
 
     Raises:
-        CheckpointError: the config is not readable, or its method is not supported.
+        CheckpointError: the config is not readable, its method is not supported, or the file lacks what it states.
     """
     if _HEADER in container.metadata:
         origin = f"{container.path} is damaged: the {_HEADER} in its header"
-        return _parse(origin, container.metadata[_HEADER], "transformer.")
+        return _parse(origin, container.metadata[_HEADER], "transformer.", container)
     folder = container.path if container.path.is_dir() else container.path.parent
     if not (container.path.is_dir() or any(key.startswith("base_model.") for key in container.tensors)):
         return None
@@ -63,10 +64,10 @@ def adapter_config(container: Container) -> AdapterConfig | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / _FILE} cannot be read ({error}).") from error
-    return _parse(str(folder / _FILE), text, "")
+    return _parse(str(folder / _FILE), text, "", container)
 
 
-def _parse(origin: str, text: str, prefix: str) -> AdapterConfig | None:
+def _parse(origin: str, text: str, prefix: str, container: Container) -> AdapterConfig | None:
     try:
         stated = {key.removeprefix(prefix): value for key, value in json.loads(text).items()}
         alpha: Any = stated.get("lora_alpha", stated.get("alpha"))
@@ -85,6 +86,10 @@ def _parse(origin: str, text: str, prefix: str) -> AdapterConfig | None:
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{origin} is not readable as PEFT's config of an adapter.") from error
     _refuse_unsupported(origin, stated, config)
+    if stated.get("use_dora") and not any(norms in key for key in container.tensors for norms in _NORMS):
+        raise CheckpointError(
+            f"{origin} has use_dora, and the file has no lora_magnitude_vector; save the adapter again."
+        )
     return config
 
 

@@ -48,7 +48,7 @@ def compare(
     Args:
         expected: name -> shape of every tensor that the model needs.
         found: the file's tensors, by name.
-        unknown: further names in the file, which the naming does not know.
+        unknown: further names in the file, which are not in the naming.
     """
     wrong = [
         f"{name} is {_sides(found[name].shape)}, needed {_sides(shape)}"

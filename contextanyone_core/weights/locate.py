@@ -73,7 +73,7 @@ def _by_header(search: _Search) -> list[Path]:
 
 _RULES: tuple[Callable[[_Search], list[Path]], ...] = (
     _by_the_models_name,  # phantom.safetensors, so that models can share their encoders
-    _by_the_components_name,  # transformer.safetensors or transformer/; not ours, where Wan's or Phantom's is asked for
+    _by_the_components_name,  # transformer.safetensors or transformer/; not ours, if Wan's or Phantom's is requested
     _by_family,  # any name, where the header and the file's name say that it is the model's
     _ours_by_the_components_name,  # our file nevertheless, if no other is the model's
     _by_header,  # any name, where the header says that it is such a component

@@ -14,7 +14,7 @@ from .tensors import TensorInfo
 
 _SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
 FAMILY = "family"
-"""Key of a header's metadata that names the family where the tensors cannot tell: Phantom-Wan."""
+"""Key of a header's metadata that names the family where the tensors do not determine it: Phantom-Wan."""
 PHANTOM_FAMILY = "Phantom-Wan"
 _PHANTOM = "phantom"  # in any capitals, in the name of a file or folder
 FUN_V1_1 = "Wan 2.1 Fun V1.1 Control"

@@ -1,4 +1,4 @@
-"""What a file's header says, as a tensor: the savers of other programs keep tensors and drop the header's text."""
+"""A header's metadata stored as a tensor, because other programs save the tensors only and drop the metadata."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..errors import CheckpointError
 from .tensors import StoredTensor, read_plain
 
 HEADER = "contextanyone_header"
-"""Name of the tensor, behind whatever prefix the saver puts before all names."""
+"""Name of the tensor, after any prefix that a program adds to all names."""
 _MAX_BYTES = 1_000_000
 
 
 def header_tensor(values: Mapping[str, str]) -> Tensor:
-    """Metadata of a header as the uint8 bytes of its JSON."""
+    """A header's metadata as JSON, in uint8 bytes."""
     return torch.tensor(list(json.dumps(dict(values)).encode()), dtype=torch.uint8)
 
 
 def restore_header(
     path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors without a `HEADER` among them, and the metadata with what that holds.
+    """The tensors without any `HEADER`, and the metadata completed from it.
 
     Raises:
         CheckpointError: it is not readable.

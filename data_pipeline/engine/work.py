@@ -18,7 +18,7 @@ from data_pipeline.stage import Stage, fingerprints
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages are computed: all that have no part yet, and those that were asked for anew.
+    """Which stages are computed: all that have no part yet, and those that are to be recomputed.
 
     Attributes:
         first: recomputed from this stage on, whatever parts there are. None: nothing is recomputed.
@@ -60,12 +60,12 @@ class Job:
     backoff: float = 0.2
 
     def part_path(self, number: int, source: str) -> Path:
-        """Where the part of a stage and a source stands."""
+        """Path of the part of a stage and a source."""
         stage, mark = self.stages[number], fingerprints(self.stages)[number]
         return self.root / "parts" / f"{number:02d}-{stage.name}-{mark}" / f"{source}.jsonl"
 
     def failure_path(self, source: str) -> Path:
-        """Where the traceback of a source that failed stands."""
+        """Path of the traceback of a source that failed."""
         return self.root / "failed" / f"{source}.json"
 
 
@@ -95,7 +95,7 @@ def write_failure(job: Job, failed: Failed) -> None:
 
 
 def remove_remains(job: Job, sources: Collection[str]) -> None:
-    """Remove what killed workers left half-written of these sources; nobody may be working on them."""
+    """Remove what killed workers left half-written of these sources; no worker may be using them."""
     for number in range(len(job.stages)):
         for hidden in job.part_path(number, "").parent.glob(f"{PREFIX}*{ENDING}"):
             names = [path.stem for path in (hidden / "written").glob("*.jsonl")]

@@ -1,4 +1,4 @@
-"""What the model stages ask for. A chain gives an answerer for each; the stages know no model by name."""
+"""What the model stages ask for. A chain gives an answerer for each; the stages name no model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An edited picture, RGB uint8 (H, W, 3), how it was asked for, and the person's joints (K, 2) in pixels."""
+    """An edited picture, RGB uint8 (H, W, 3), its instruction, and the person's joints (K, 2) in pixels."""
 
     picture: NDArray[np.uint8]
     instruction: str

@@ -127,7 +127,7 @@ class Captions(ModelStage):
 class EditAndVerify(ModelStage):
     """Edits of the ground-truth frame, each verified from below and above; the best one stays.
 
-    Scores: `same` (share of yes in three questions, asked twice with the pictures exchanged; an invalid reply is three
+    Scores: `same` (share of yes in three questions, put twice with the pictures exchanged; an invalid reply is three
     times no), `invalid` replies, `pose` (mean shift of the joints over the person's height), `place` (distance of the
     hash from the ground-truth frame's nearest frame: what is too near is a copy).
     """

@@ -42,7 +42,7 @@ class Blur(PixelStage):
     name: ClassVar[str] = "blur"
 
     def measure(self, pairs: tuple[tuple[Frames, Frames], ...], fps: float) -> dict[str, float]:
-        """As the class says."""
+        """As described in the class."""
         values = []
         for first, _ in pairs:
             luma = grey(first)
@@ -57,7 +57,7 @@ class Dark(PixelStage):
     name: ClassVar[str] = "dark"
 
     def measure(self, pairs: tuple[tuple[Frames, Frames], ...], fps: float) -> dict[str, float]:
-        """As the class says."""
+        """As described in the class."""
         return {"brightness": float(np.median([np.percentile(grey(first), 90) for first, _ in pairs])) / 255}
 
 
@@ -68,7 +68,7 @@ class Static(PixelStage):
     name: ClassVar[str] = "static"
 
     def measure(self, pairs: tuple[tuple[Frames, Frames], ...], fps: float) -> dict[str, float]:
-        """As the class says."""
+        """As described in the class."""
         first = grey(pairs[0][0])
         return {"change": max(float(np.percentile(np.abs(grey(last) - first), 99)) for _, last in pairs) / 255}
 
@@ -80,7 +80,7 @@ class Motion(PixelStage):
     name: ClassVar[str] = "motion"
 
     def measure(self, pairs: tuple[tuple[Frames, Frames], ...], fps: float) -> dict[str, float]:
-        """As the class says."""
+        """As described in the class."""
         height, width = pairs[0][0].shape[:2]
         values = []
         for first, second in pairs:
@@ -98,7 +98,7 @@ class Letterbox(PixelStage):
     name: ClassVar[str] = "letterbox"
 
     def measure(self, pairs: tuple[tuple[Frames, Frames], ...], fps: float) -> dict[str, float]:
-        """As the class says."""
+        """As described in the class."""
         brightest = np.max([grey(first) for first, _ in pairs], axis=0)
         down, across = (np.percentile(brightest, 98, axis=axis) <= _BLACK for axis in (1, 0))
         if down.all():  # nothing but black: dark, not barred
@@ -128,7 +128,7 @@ class Text(PixelStage):
     min_strokes: int = 6
 
     def measure(self, pairs: tuple[tuple[Frames, Frames], ...], fps: float) -> dict[str, float]:
-        """As the class says."""
+        """As described in the class."""
         height, width = pairs[0][0].shape[:2]
         side = max(3, round(self.stroke * min(height, width)) | 1)
         kernel = np.ones((side, side), np.uint8)

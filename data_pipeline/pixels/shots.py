@@ -44,7 +44,7 @@ class Probe(Stage):
 
 @dataclass(frozen=True)
 class Shots(Stage):
-    """One row for each shot. What lies in a dissolve belongs to none.
+    """One row for each shot. Frames of a dissolve belong to none.
 
     Attributes:
         threshold: of PySceneDetect's ContentDetector. min_length: frames; a shorter shot joins its neighbour.

@@ -17,7 +17,7 @@ from training.config import TrainConfig, parse_config
 from training.settings import describe_errors, read_settings
 
 _UNHASHED = ("run.name", "run.out", "run.threads", "run.workers", "precision", "part.pools", "part.weights")
-"""What says where and how a cell is computed, not what."""
+"""Settings of where and how a cell is computed, not of what."""
 
 
 class _Section(BaseModel):

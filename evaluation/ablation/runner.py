@@ -148,7 +148,7 @@ class Runner:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         settings = _settings(job.config(self.plan, self._folder(job)))
         if not agree(fingerprint(settings), result["fingerprint"]):
-            _LOG.warning("%s is of other code, and is computed again.", path.name)
+            _LOG.warning("%s was computed by other code, and is computed again.", path.name)
             return None
         return result
 

@@ -1,6 +1,6 @@
 """An ArcFace pack in insightface's form, by ONNX Runtime: an SCRFD detector and a recognition network.
 
-The open packs (buffalo_l, antelopev2) are not for commercial use, say their makers; none is downloaded here.
+The open packs (buffalo_l, antelopev2) are not for commercial use, according to their authors; none is downloaded here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FACE = 112
 _EYES_NOSE_MOUTH = np.asarray(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float32
 )
-"""Where ArcFace wants both eyes, the nose and both corners of the mouth in its square of 112 pixels."""
+"""Where ArcFace needs both eyes, the nose and both corners of the mouth in its square of 112 pixels."""
 
 
 class ArcFacePack:

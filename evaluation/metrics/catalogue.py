@@ -12,7 +12,7 @@ IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person")
 """Similarities to the reference that are reported at matched motion too; those of faces are added by their names."""
 
 ASPECTS = ("face", "hair", "top", "lower", "shoes_accessories", "body")
-"""What VLM-Appearance asks about."""
+"""The aspects of VLM-Appearance."""
 
 Better = Literal["higher", "lower", ""]
 
@@ -31,7 +31,7 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
 
     Args:
         faces: name of the face model, which is part of its metrics' names; empty without one.
-        judge: whether a vision-language model is asked.
+        judge: whether a vision-language model is used.
     """
     found = [
         Metric("clip_i", "higher", "CLIP: cosine of the whole frame to the whole reference, mean of the frames"),
@@ -81,5 +81,5 @@ def _judge_metrics() -> list[Metric]:
         Metric("vlm_appearance", "higher", "VLM-Appearance: mean of the aspects that are visible, 0 to 10"),
         *(Metric(f"vlm_{aspect}", "higher", f"VLM-Appearance: {aspect}, 0 to 10") for aspect in ASPECTS),
         Metric("vlm_order_gap", "", "VLM-Appearance: mean difference between the two orders of the frames"),
-        Metric("vlm_valid", "", "VLM-Appearance: share of answers of the asked form; the others count nowhere"),
+        Metric("vlm_valid", "", "VLM-Appearance: share of answers of the requested form; the others are ignored"),
     ]

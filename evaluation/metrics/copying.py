@@ -30,8 +30,8 @@ def pixel_correlation(frames: Frames, reference: Frames) -> float:
 def background(frame: Frames, mask: NDArray[np.bool_]) -> Frames | None:
     """A frame (H, W, 3) with the person's bounding box in mid-grey: what is left is the place.
 
-    The box and not the outline, because an outline alone tells the pose. None where the box leaves less than a tenth
-    of the frame.
+    The box and not the outline, because an outline alone shows the pose. None where the box leaves less than a tenth of
+    the frame.
     """
     left = frame.copy()
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -19,7 +19,7 @@ from evaluation.metrics.opens2v import Parts, scores
 from evaluation.metrics.statistics import ALPHA, Comparison, Summary, compare_all, smallest_p, summarise
 
 STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
-"""Rows of every table: the reference as a video that does not move, somebody else's clip, the real clip if given."""
+"""Rows of every table: the reference as a video that does not move, another person's clip, the real clip if given."""
 
 Curve = list[tuple[float, float]]
 
@@ -145,7 +145,7 @@ def _add_parts(systems: Systems, items: Sequence[Item], results: Results) -> Non
     known = {item.id for item in items}
     for system, of_item in systems.parts.items():
         if strange := sorted(of_item.keys() - known):
-            raise InputError(f"--parts has an item {strange[0]} of {system}, which the set has not.")
+            raise InputError(f"--parts has an item {strange[0]} of {system}, which is not in the set.")
         for item, parts in of_item.items():
             for name, value in scores(parts).items():
                 results.numbers.setdefault(name, {}).setdefault(system, {})[item] = value

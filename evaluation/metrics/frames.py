@@ -38,7 +38,7 @@ def positions(length: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Source:
-    """A clip by its place; its frames are read when they are first asked for.
+    """A clip by its place; its frames are read at first use.
 
     Attributes:
         path: a video, a folder of pictures, or with `still` one picture.
@@ -70,7 +70,7 @@ class Source:
         return f"still-{file_digest(self.path)}" if self.still else file_digest(self.path)
 
     def forget(self) -> None:
-        """Let go of the frames; they are read again if they are asked for again."""
+        """Let go of the frames; they are read again at the next use."""
         self.__dict__.pop("frames", None)
 
 

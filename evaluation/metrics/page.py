@@ -85,5 +85,5 @@ def _relative(path: Path, out: Path) -> str:
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON that cannot end its HTML element."""
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")

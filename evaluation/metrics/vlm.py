@@ -42,12 +42,12 @@ Answer = dict[str, float | None]
 
 
 class Judge:
-    """Asks the model about a clip twice, with the frames in both orders, and keeps every raw answer in a folder.
+    """Queries the model about a clip twice, with the frames in both orders, and keeps every raw answer in a folder.
 
     Args:
         url: of the server up to and with `/v1`.
         model: its name there; with a revision where the server has several.
-        folder: for the raw answers; what stands there is not asked again.
+        folder: for the raw answers; stored answers are not requested again.
         key: for the header Authorization, or empty.
     """
 
@@ -60,7 +60,7 @@ class Judge:
         self.prompt_hash = hashlib.sha256(PROMPT.encode()).hexdigest()
 
     def ask(self, source: Source, reference: Source) -> list[Answer | None]:
-        """The answers for both orders; None for one that has not the asked form.
+        """The answers for both orders; None for one of another form.
 
         Raises: InputError where the server cannot be reached or refuses; answers that came are kept.
         """
@@ -96,7 +96,7 @@ class Judge:
 
 
 def parse(answer: str) -> Answer | None:
-    """Scores from a server's answer; None unless it has exactly the asked form. Nothing is guessed or replaced."""
+    """Scores from a server's answer; None unless it has exactly the requested form. Nothing is guessed or replaced."""
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
         fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", content, re.DOTALL)

@@ -34,10 +34,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from evaluation.study.analysis import analyse, read_answers
 
     key = _read_json("--key", arguments.key)
+    if not {"id", "trials", "rules"} <= key.keys():
+        raise InputError(f"--key {arguments.key} is not the key of a study; build.py writes it as key.json.")
     if not arguments.answers.is_dir():
         raise InputError(f"--answers {arguments.answers} is no folder.")
     files = sorted(arguments.answers.glob("*.json"))
-    metrics = None if arguments.metrics is None else _read_json("--metrics", arguments.metrics)
+    metrics = None if arguments.metrics is None else _read_metrics(arguments.metrics)
     out = output_folder("--out", arguments.out)
     read = read_answers(key, files)
     found = {"raters_given": read.raters, "excluded": read.excluded, **analyse(read.answers, metrics)}
@@ -61,9 +63,22 @@ def table(found: Mapping[str, Any]) -> str:
     for name, row in found["bradley_terry"].items():
         lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
     alpha = found["krippendorff_alpha"]
-    lines += ["", f"{found['raters']} raters, {found['items']} references; {len(found['excluded'])} raters left out."]
+    lines += ["", f"{found['raters']} raters, {found['items']} references; {len(found['excluded'])} raters excluded."]
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
     return "\n".join(lines)
+
+
+def _read_metrics(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_python(_read_json("--metrics", path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"--metrics {path}: {place} is wrong ({first['msg']}); {{metric: {{system: {{item: number}}}}}} is needed."
+        ) from None
 
 
 def _interval(number: Mapping[str, Any], digits: int, scale: float) -> str:

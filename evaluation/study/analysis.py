@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from contextanyone_core.errors import InputError
 
 _RESAMPLES = 2000
+_CORRELATIONS = 500  # resamples of a rank correlation
+_MIN_COMPARISONS = 3
 _SCORES = frozenset({-2, -1, 0, 1, 2})
 
 
@@ -184,7 +186,10 @@ def _alpha(answers: Sequence[Answer]) -> float | None:
 
 
 def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Spearman's rho between mean scores of comparisons and differences of a metric; the interval resamples these."""
+    """Spearman's rho between mean scores of comparisons and differences of a metric; the interval resamples these.
+
+    Where there is none, `rho` is None and `reason` a sentence.
+    """
     from scipy.stats import spearmanr
 
     scores: dict[tuple[str, str, str], list[int]] = defaultdict(list)
@@ -195,14 +200,26 @@ def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, fl
         for (item, first, second), found in scores.items()
         if item in values.get(first, {}) and item in values.get(second, {})
     ]
-    if len(pairs) < 3:
-        return {"rho": None, "comparisons": len(pairs)}
-    table, rng = np.asarray(pairs), np.random.default_rng(0)
-    drawn = [table[rng.integers(len(table), size=len(table))] for _ in range(500)]
-    rhos = [spearmanr(part[:, 0], part[:, 1]).statistic for part in drawn]
-    low, high = np.nanpercentile(rhos, [2.5, 97.5])
+    table = np.asarray(pairs).reshape(-1, 2)
+    if reason := _uncorrelated(table):
+        return {"rho": None, "reason": reason, "comparisons": len(pairs)}
+    rng = np.random.default_rng(0)
+    drawn = [table[rng.integers(len(table), size=len(table))] for _ in range(_CORRELATIONS)]
+    rhos = [float(spearmanr(part[:, 0], part[:, 1]).statistic) for part in drawn if not _uncorrelated(part)]
+    low, high = np.percentile(rhos, [2.5, 97.5])
     rho = float(spearmanr(table[:, 0], table[:, 1]).statistic)
     return {"rho": rho, "ci95": [float(low), float(high)], "comparisons": len(pairs)}
+
+
+def _uncorrelated(table: NDArray[np.float64]) -> str:
+    """Why there is no rank correlation of mean scores and a metric's differences (N, 2); "" if there is one."""
+    if len(table) < _MIN_COMPARISONS:
+        return f"{len(table)} comparisons have this metric for both clips; {_MIN_COMPARISONS} are needed."
+    if np.ptp(table[:, 0]) == 0:
+        return "The raters gave every comparison the same score, so there is nothing to correlate with."
+    if np.ptp(table[:, 1]) == 0:
+        return "The metric does not differ between the systems, or by the same number everywhere; it orders nothing."
+    return ""
 
 
 def _resampled(answers: Sequence[Answer], count: int = _RESAMPLES) -> list[NDArray[np.int64]]:

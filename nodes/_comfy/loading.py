@@ -51,7 +51,7 @@ def load_by_name(name: str, weight_dtype: str) -> tuple[Model, str]:
     """MODEL of a file of `models/diffusion_models`, and what it is and can do, in words.
 
     Raises:
-        CheckpointError: the file is gone, damaged, or of another kind; the message says which node loads it.
+        CheckpointError: the file is gone, damaged, or of another kind; the message names the node that loads it.
     """
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
@@ -64,7 +64,7 @@ def load_by_name(name: str, weight_dtype: str) -> tuple[Model, str]:
 
 @contextmanager
 def file_names_only(path: Path) -> Iterator[None]:
-    """Errors within name the file without its folder, which is the server's and says nothing to whoever uses it."""
+    """Errors within name the file without its folder, which is the server's and means nothing to the user."""
     try:
         yield
     except ContextAnyoneError as error:

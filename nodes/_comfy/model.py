@@ -60,11 +60,11 @@ class LatentFormat(comfy.latent_formats.Wan21):
         if config.latent_rgb_factors is not None and config.latent_rgb_bias is not None:
             self.latent_rgb_factors = [list(row) for row in config.latent_rgb_factors]
             self.latent_rgb_factors_bias = list(config.latent_rgb_bias)
-            self.taesd_decoder_name = None  # Wan's tiny decoder knows nothing of other latents
+            self.taesd_decoder_name = None  # Wan's tiny decoder does not fit other latents
 
 
 class ReferenceCondition(comfy.conds.CONDConstant):
-    """`KeyedReferences` as a conditioning: of one sample, whatever the batch, which has one set of references."""
+    """`KeyedReferences` as a conditioning: of one sample, for any batch, which has one set of references."""
 
     def can_concat(self, other: ReferenceCondition) -> bool:
         """Whether both are the same references."""
@@ -87,7 +87,7 @@ def reference_numbers(cond_shapes: dict[str, list[list[int]]] | None) -> tuple[i
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI asks of a model's configuration."""
+    """The model configuration that ComfyUI needs."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  # ComfyUI's own form
     supported_inference_dtypes = list(_DTYPES)  # noqa: RUF012
@@ -96,7 +96,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         super().__init__({"image_model": "contextanyone", "contextanyone": config})
         self.sampling_settings = {"shift": config.shift}
         self.latent_format = LatentFormat(config)
-        self.memory_usage_factor = config.dim / 2222  # native Wan's; the model itself knows better
+        self.memory_usage_factor = config.dim / 2222  # native Wan's; the model computes its own
 
 
 class ContextAnyoneModel(comfy.model_base.BaseModel):
@@ -105,7 +105,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
     Attributes:
         network: the class of `diffusion_model`.
         blanks: whether an unconditional pass has blank references (zeros) in their place.
-        family: what a saved file has to say of itself where its tensors cannot tell.
+        family: family to state in a saved file where its tensors do not determine it.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork

@@ -55,7 +55,7 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Velocity of x (B, 16, T, h, w) at timestep (B,) = 1000 * sigma, through whatever wraps diffusion models."""
+        """Velocity of x (B, 16, T, h, w) at timestep (B,) = 1000 * sigma, through the wrappers of diffusion models."""
         options = transformer_options if transformer_options is not None else {}
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)

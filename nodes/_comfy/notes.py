@@ -1,4 +1,4 @@
-"""What a run has to say although it goes on: notes beside a node's outputs, which web/js/notes.js shows on the page.
+"""Warnings of a run: notes beside a node's outputs, which web/js/notes.js shows on the page.
 
 ComfyUI hands them to the client that queued the prompt and keeps them in its history. Where nothing is wrong there are
 none.
@@ -55,6 +55,6 @@ def _on_strange_pictures(reference: tuple[ReferencePicture, ...]) -> str:
 
 
 def _is_strange(picture: ReferencePicture) -> bool:
-    """Whether a picture is foreign to its VAE; a VAE without a threshold does not say."""
+    """Whether a picture is foreign to its VAE; None for a VAE without a threshold."""
     threshold = getattr(picture.vae, THRESHOLD, None)
     return threshold is not None and round_trip_psnr(HostVAE(picture.vae), picture.image) < threshold

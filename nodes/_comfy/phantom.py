@@ -37,7 +37,7 @@ class PhantomNetwork(ContextAnyoneNetwork):
 
 
 class PhantomModel(ContextAnyoneModel):
-    """A Phantom MODEL; where it shall see no references, zeros stand in their place."""
+    """A Phantom MODEL; without references they are replaced by zeros."""
 
     network = PhantomNetwork
     blanks = True

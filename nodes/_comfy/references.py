@@ -122,7 +122,7 @@ def take_pictures(
         vae, clip_vision: ComfyUI's; clip_vision may be None.
 
     Raises:
-        InputError: no picture, or a picture or a mask that says nothing.
+        InputError: no picture, or an empty picture or mask.
         ShapeError: other channels, or as many masks as pictures are needed, or one.
     """
     image = checked_images(image)
@@ -139,7 +139,7 @@ def take_pictures(
         if mask is not None:
             shares = mask[index if len(mask) > 1 else 0][None, None]
         elif shares is not None and not shares.any():
-            raise InputError("The picture is transparent everywhere, so it says nothing; give one that shows somebody.")
+            raise InputError("The picture is transparent everywhere; give one that shows a character.")
         if shares is not None:
             picture = on_white(picture, shares)
         taken.append(ReferencePicture(picture, vae, encoder.semantic_tokens(picture)))
@@ -236,7 +236,7 @@ def with_condition_of(positive: Conditioning, other: Conditioning) -> Conditioni
 
 
 def without_references_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:
-    """The negative CONDITIONING for the pass that sees no references: for Phantom, zeros stand in their place."""
+    """The negative CONDITIONING for the pass that sees no references: for Phantom, they are replaced by zeros."""
     applied = references_of(positive)
     if applied is None or not model.model.blanks:
         return negative

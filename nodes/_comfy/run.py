@@ -1,6 +1,6 @@
 """What lives for one sampling run: the reference cache, made and dropped around it.
 
-Under a run the references are encoded once, whatever the sampler, the number of steps and the guidance. While
+Under a run the references are encoded once, for every sampler, number of steps and guidance. While
 something changes weights within the run (hooks on conditionings), nothing is reused. Outside of a run (a wrapper
 called directly) every call encodes anew: slower, and the same values.
 """
@@ -25,7 +25,7 @@ _WRAPPER = "contextanyone"
 
 @dataclass(frozen=True)
 class KeyedReferences:
-    """References as the network is handed them.
+    """References as they are passed to the network.
 
     Attributes:
         inputs: of one sample; all of a batch have the same.

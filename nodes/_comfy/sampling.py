@@ -95,7 +95,7 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         timestep: torch.Tensor,
         options: dict[str, Any],
     ) -> torch.Tensor:
-        """Let post-CFG functions of other nodes have their say, as in ComfyUI's own guiders."""
+        """Apply post-CFG functions of other nodes, as ComfyUI's own guiders do."""
         positive = predictions[Branch.PROMPT_REFERENCE]
         for function in options.get("sampler_post_cfg_function", []):
             given = {"denoised": denoised, "cond": self.conds["positive"], "uncond": self.conds["negative"]}

@@ -299,7 +299,7 @@ def test_inspect_says_what_is_missing_and_unknown(desk, tiny_folder, capsys, par
     assert "unknown:     1\n  stranger\\x1b[31m" in said
     save_file(tensors, desk / "plain.safetensors")
     said = inspect(capsys, desk / "plain.safetensors")
-    assert "config:      none in the header" in said or "config:      read off the shapes" in said
+    assert "config:      none in the header" in said or "config:      inferred from the shapes" in said
 
 
 def test_inspect_a_folder_with_other_names_and_a_damaged_file(desk, tiny_folder, capsys):

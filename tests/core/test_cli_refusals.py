@@ -202,7 +202,7 @@ def test_a_read_only_folder(refused, desk):
 
 def test_a_clip_never_replaces_what_the_run_reads(refused, desk):
     shutil.copy("good.png", "out.contact.png")
-    assert "this very run" in refused(*BASE, "--reference", "out.contact.png")
+    assert "of this run" in refused(*BASE, "--reference", "out.contact.png")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_clip_never_replaces_what_the_run_reads(refused, desk):
             '{"first": "a", "out": "A.mp4"}\n{"first": "b", "out": "a.mp4"}',
             "a.mp4 would be written over",
         ),
-        ('{"first": "a", "out": "a.mp4"}\n{"first": "b", "out": "a.gif"}', "this very run"),
+        ('{"first": "a", "out": "a.mp4"}\n{"first": "b", "out": "a.gif"}', "of this run"),
     ],
 )
 def test_prompt_files(refused, desk, lines, hint):

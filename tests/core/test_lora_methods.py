@@ -80,6 +80,15 @@ def test_a_peft_folder_gives_pefts_own_weights(method, tmp_path):
         torch.testing.assert_close(model.state_dict()[name], value, atol=1e-5, rtol=1e-5)
 
 
+def test_a_dora_whose_file_has_no_norms_is_refused(tmp_path):
+    peft.get_peft_model(Wrapped(), METHODS["dora"]).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if "magnitude" not in name}, path)
+    for place in (tmp_path, path):
+        with pytest.raises(CheckpointError, match="use_dora, and the file has no lora_magnitude_vector"):
+            load_lora(place, transformer())
+
+
 def lycoris(method, dora=None):
     """What LyCORIS writes for one module, and the difference that its formula gives."""
     torch.manual_seed(2)

@@ -415,7 +415,7 @@ def test_inspect_names_what_it_is(wan_file, tmp_path, wan_state, capsys):
         assert cli.main(["inspect", str(given)]) == 0
         out = capsys.readouterr().out
         assert f"a Wan 2.1 T2V of width 256 with 2 blocks transformer ({form}, original naming)" in out
-        assert "read off the shapes" in out
+        assert "inferred from the shapes" in out
         assert "complete" in out
 
 

@@ -106,6 +106,47 @@ def test_a_metric_that_agrees_correlates():
     found = analyse(answers, {"good": metric, "absent": {}})["spearman"]
     assert found["good"]["rho"] == pytest.approx(1.0)
     assert found["absent"]["rho"] is None
+    assert "0 comparisons have this metric" in found["absent"]["reason"]
+
+
+def test_what_is_constant_correlates_with_nothing_and_the_reason_is_a_sentence():
+    systems = ("x", "y")
+    varied = [Answer(f"r{r}", f"i{i}", *systems, i % 5 - 2) for r in range(3) for i in range(20)]
+    equal = [Answer(f"r{r}", f"i{i}", *systems, 1) for r in range(3) for i in range(20)]
+    constant = {name: {f"i{i}": 0.5 for i in range(20)} for name in systems}
+    growing = {name: {f"i{i}": float(i) * (name == "x") for i in range(20)} for name in systems}
+    found = analyse(varied, {"constant": constant})["spearman"]["constant"]
+    assert found["rho"] is None
+    assert "does not differ between the systems" in found["reason"]
+    found = analyse(equal, {"growing": growing})["spearman"]["growing"]
+    assert found["rho"] is None
+    assert "raters gave every comparison the same score" in found["reason"]
+    once = {"x": {f"i{i}": float(i == 0) for i in range(20)}, "y": {f"i{i}": 0.0 for i in range(20)}}
+    found = analyse(varied, {"once": once})["spearman"]["once"]  # many resamples are constant
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": {"x": {"i0": NaN}}}', "a.x.i0"),
+        ('{"a": {"x": {"i0": null}}}', "a.x.i0"),
+        ('{"a": [1]}', "a"),
+        ("[1]", "metrics.json"),
+        ("{", "metrics.json"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_in_a_line(tmp_path, capsys, text, words):
+    (tmp_path / "key.json").write_text('{"id": "s", "trials": [], "rules": {}}')
+    (tmp_path / "metrics.json").write_text(text)
+    arguments = ["--key", tmp_path / "key.json", "--answers", tmp_path, "--metrics", tmp_path / "metrics.json"]
+    assert analyse_script.main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    (tmp_path / "key.json").write_text("{}")
+    assert analyse_script.main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+    assert "is not the key of a study" in capsys.readouterr().err
 
 
 def answers_file(

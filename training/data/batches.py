@@ -83,7 +83,7 @@ class CachedData:
         """Rows of one bucket as a batch.
 
         Rows that the disk no longer gives are left out. Where none is left, the next of the rows that has their bucket
-        and can be read stands in for them.
+        and can be read replaces them.
 
         Returns:
             `latents` (B, 16, t, h, w), `masks` (B, 1, t, h, w), `reference_latents`, `target_latents`

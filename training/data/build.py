@@ -53,7 +53,7 @@ class CacheBuilder:
 
     Raises:
         InputError: the manifest or an encoder is missing.
-        Stopped: the share was asked to end.
+        Stopped: a stop was requested.
     """
 
     def __init__(self, settings: DataSettings, device: torch.device, share: Share | None = None) -> None:
@@ -74,7 +74,7 @@ class CacheBuilder:
             Whether the index could be written: all entries of all processes are there, or have failed.
 
         Raises:
-            Stopped: the share was asked to end; what is encoded by then is written.
+            Stopped: a stop was requested; what is encoded by then is written.
         """
         self._verify()
         for kind in ("clip", "reference", "target", "pose"):
@@ -245,7 +245,7 @@ class CacheBuilder:
 
 @dataclass(frozen=True)
 class Job:
-    """An entry to make: the row that asks for it, and how its files are read."""
+    """An entry to make: the row that needs it, and how its files are read."""
 
     clip: CheckedClip
     prepare: Callable[[], Prepared]

@@ -5,7 +5,7 @@
     CACHE/index-<hash>.json                          for one manifest, split and choice of buckets: which entry is what
     CACHE/.checked/                                  hashes of the encoders' files
 
-An entry's key is a hash of the files' contents, of how they are used and of the encoder's file: whatever changes, only
+An entry's key is a hash of the files' contents, of how they are used and of the encoder's file: after a change, only
 what depends on it is encoded again. `training/data/build.py` fills it.
 """
 
@@ -79,7 +79,7 @@ def data_hash(index: CacheIndex) -> str:
 def index_path(settings: DataSettings) -> Path:
     """Where the index for these settings is: the name is a hash of the manifest, the split and the buckets.
 
-    `budget` and `max_tokens` are no part of it: they say how many clips a step takes, and move no row.
+    `budget` and `max_tokens` are no part of it: they set how many clips a step takes, and move no row.
 
     Raises:
         InputError: the manifest cannot be read.

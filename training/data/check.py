@@ -1,4 +1,4 @@
-"""From the rows of a manifest to clips that can be trained on: files looked at, buckets chosen, drops counted."""
+"""From the rows of a manifest to clips that can be trained on: files examined, buckets chosen, drops counted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_files(manifest: Manifest, settings: BucketSettings, *, decode: bool, s
         The account of all rows; of several processes, of this one's own rows.
 
     Raises:
-        Stopped: the share was asked to end; what is known is kept.
+        Stopped: a stop was requested; what is known is kept.
     """
     store, share = FactStore(manifest.folder), share or Share()
     own = Manifest(manifest.folder, rows_of(manifest, share), manifest.dropped)
@@ -80,7 +80,7 @@ def check_shared(manifest: Manifest, settings: BucketSettings, share: Share) -> 
     """Decode this process's share, and give the account of all rows; None where other processes are not done.
 
     Raises:
-        Stopped: the share was asked to end; what is known is kept.
+        Stopped: a stop was requested; what is known is kept.
     """
     checked = check_files(manifest, settings, decode=True, share=share)
     if share.world == 1:
@@ -260,7 +260,7 @@ def _require_decoded(row: ManifestRow, store: FactStore) -> None:
 
 
 def usage(clips: Sequence[CheckedClip]) -> Iterator[str]:
-    """Lines that say how much of the usable clips the buckets leave out: length and margins."""
+    """Lines about how much of the usable clips the buckets leave out: length and margins."""
     if clips:
         whole = sum(clip.bucket.num_frames + clip.unused for clip in clips)
         unused = sum(clip.unused for clip in clips)

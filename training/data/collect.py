@@ -87,7 +87,7 @@ def collect(folder: Path, apart: Path) -> Collected:
 
 
 def _counts(path: Path, folder: Path, apart: Path) -> bool:
-    """Whether a path is looked at: nothing hidden, nothing inside a folder of masks, nothing in `apart`."""
+    """Whether a path is used: nothing hidden, nothing inside a folder of masks, nothing in `apart`."""
     parts = path.relative_to(folder).parts
     inside_mask = any(_MASK.fullmatch(part) for part in parts[:-1])
     return not inside_mask and not any(part.startswith(".") for part in parts) and apart not in (path, *path.parents)

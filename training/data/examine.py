@@ -24,7 +24,7 @@ class Unknown(Exception):  # noqa: N818  # not an error: another process finds i
 
 
 class FileCheck:
-    """Finds out what a store does not know of the files of some rows."""
+    """Examines the files of some rows that a store has no facts about."""
 
     def __init__(self, store: FactStore, share: Share) -> None:
         self._store, self._share, self._published = store, share, time.monotonic()
@@ -33,7 +33,7 @@ class FileCheck:
         """Hash the files of rows and read their headers.
 
         Raises:
-            Stopped: the share was asked to end; what is known by then is kept.
+            Stopped: a stop was requested; what is known by then is kept.
         """
         poses: dict[str, bool] = {}
         for row in rows:
@@ -58,7 +58,7 @@ class FileCheck:
         """Decode the frames that rows use, whose files `read` has found usable.
 
         Raises:
-            Stopped: the share was asked to end; what is known by then is kept.
+            Stopped: a stop was requested; what is known by then is kept.
         """
         wanted: dict[str, list[Range]] = defaultdict(list)
         for row in rows:

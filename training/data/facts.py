@@ -2,7 +2,7 @@
 
     FOLDER/.checked/*.jsonl     facts by path, size and time of change; written whole, by any number of processes
 
-A file that was changed since is looked at again, and so is one that could not be read.
+A file that was changed since is examined again, and so is one that could not be read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Pose:
-    """A pose file: its frames and points, and what its metadata says; None where it says nothing."""
+    """A pose file: its frames and points, and what its metadata says; None if it states none."""
 
     frames: int
     points: int

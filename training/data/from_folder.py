@@ -19,7 +19,7 @@ _NAMED = 5  # videos that a line names
 
 @dataclass(frozen=True)
 class ManifestSettings:
-    """What `training/make_manifest.py` is told: see its options."""
+    """Options of `training/make_manifest.py`: see its options."""
 
     folder: Path
     out: Path
@@ -37,7 +37,7 @@ def make_manifest(settings: ManifestSettings, share: Share) -> str:
 
     Raises:
         InputError: the folder holds no clip that a row can be made of, or the manifest cannot be written for it.
-        Stopped: the share was asked to end; no manifest is written.
+        Stopped: a stop was requested; no manifest is written.
     """
     folder, out = settings.folder.resolve(), settings.out.resolve()
     if out.parent not in (folder, *folder.parents):

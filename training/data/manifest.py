@@ -1,4 +1,4 @@
-"""The data contract: a manifest, one JSON object per line, that says what every training pair is made of.
+"""The data contract: a manifest, one JSON object per line, that lists what every training pair is made of.
 
 Paths are relative to the manifest's folder. Nothing is left out silently: a line that cannot be used becomes a `Drop`
 with one of `REASONS`, and `drop_table` counts them. This file imports nothing else of training.
@@ -110,12 +110,12 @@ class ManifestRow(_Columns):
     A mask is a video, a folder of grey pictures or one grey picture, of the size and with the frames of `video`: white
     where the person is, black elsewhere. A pose is a safetensors file with the tensor `keypoints`, float32
     (T, K, 3): x, y and score of each point in pixels of the video as it is shown (upright, before `crop`), frame by
-    frame as `video`. Its metadata says `layout` (body14, coco17, body18 or wholebody133, which gives K), `width`,
+    frame as `video`. Its metadata holds `layout` (body14, coco17, body18 or wholebody133, which gives K), `width`,
     `height` and `fps`, all of the video. A file without metadata, or without scores (T, K, 2), is taken as the column
     `pose` alone.
 
     Attributes:
-        id: unique name; it stands in every report and log.
+        id: unique name; every report and log names it.
         video: a video file, a folder of pictures (sorted by name), or one picture (a clip of one frame).
         start_frame, num_frames: which of the video's own frames belong to the clip; None is all to the end.
         fps: frames a second; None takes the file's times (a folder of pictures: 16).
@@ -228,7 +228,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Line:
-    """A row and the line (from 1) of the manifest that it stands in."""
+    """A row and the line (from 1) of the manifest that it is in."""
 
     number: int
     row: ManifestRow
@@ -252,7 +252,7 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; files that it names are not looked at (`training.data.check.check_files` does).
+    """Read a manifest; files that it names are not opened (`training.data.check.check_files` does).
 
     Raises:
         InputError: there is no such file, it is UTF-16, or it holds no line at all.

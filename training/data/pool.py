@@ -87,7 +87,7 @@ class Pool:
     ``latents`` (n, 16, t, h, w), ``masks`` (n, 1, t, h, w) the person's share of each latent in [0, 1],
     ``reference_latents`` (n, 16, 1, h, w), ``image_embeds`` (n, tokens, D), all float16; ``labels`` (n, 11) int64: the
     eight attributes, then action, place and light. Of a posed pool also ``poses`` (n, 16, t, h, w), the latents of the
-    drawn poses, and ``free`` (n,) bool, whether the person moves as no word says.
+    drawn poses, and ``free`` (n,) bool, whether the motion is one that no prompt describes.
     """
 
     latents: Tensor
@@ -112,7 +112,7 @@ class Pool:
         return Scene(ACTIONS[action], PLACES[place], LIGHTS[light])
 
     def moves_freely(self, index: int) -> bool:
-        """Whether no word says how the person of a pair moves."""
+        """Whether the motion of a pair is one that no prompt describes."""
         return self.free is not None and bool(self.free[index])
 
 

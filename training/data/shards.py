@@ -1,6 +1,6 @@
 """A store of encoded entries in safetensors shards: written whole or not at all, found by key, checked when read.
 
-Nothing is mapped or kept open: an entry is read from its place in its shard when it is asked for, and compared with the
+Nothing is mapped or kept open: an entry is read from its place in its shard when it is used, and compared with the
 checksum that the shard's metadata has of it. So a store may have any number of shards, and a damaged one costs the
 entries that are damaged.
 """
@@ -101,7 +101,7 @@ class ShardStore:
             self._write(self.folder / f"{key_of(keys=sorted(entries))}.safetensors", entries)
 
     def is_whole(self, key: str) -> bool:
-        """Whether an entry is what its checksum says."""
+        """Whether an entry has its checksum."""
         try:
             self.read(key)
         except CheckpointError:

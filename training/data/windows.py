@@ -101,7 +101,7 @@ def make_rows(clips: Sequence[FoundClip], settings: RowSettings, share: Share) -
 
     Raises:
         InputError: a caption or table gives a column an impossible value.
-        Stopped: the share was asked to end.
+        Stopped: a stop was requested.
     """
     rows: list[tuple[str, dict[str, Any]]] = []
     left_out: list[tuple[Path, str]] = []
@@ -204,7 +204,7 @@ def _reference_columns(clip: FoundClip, settings: RowSettings) -> dict[str, Any]
 def _own_reference(
     clip: FoundClip, window: tuple[int, int], count: int, settings: RowSettings
 ) -> dict[str, Any] | None:
-    """Cut another moment of the clip out, as far from the window as the clip allows; None where nobody is seen.
+    """Cut another moment of the clip out, as far from the window as the clip allows; None where no person is visible.
 
     The picture is its own target: of a cut-out, the frame that it is from shows other things in other places.
     """

@@ -1,4 +1,4 @@
-"""Work on many files: shared out over processes, and within one over threads, that ends soon after it is asked to.
+"""Work on many files: shared out over processes, and within one over threads, that ends soon after a stop is requested.
 
 Threads suffice: hashing, decoding and resizing let go of the interpreter.
 """
@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 _POLL = 0.2  # seconds
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
-    """The work was asked to end."""
+class Stopped(Exception):  # noqa: N818  # not an error: it was requested
+    """A stop was requested."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of the work: process `rank` of `world`, which is to end when `asked` says so.
+    """This process's part of the work: process `rank` of `world`, which ends once `asked` is true.
 
     What runs inside `cut` may be ended at any moment by the same request.
     """
@@ -68,7 +68,7 @@ def in_threads(
         ahead: how many results may wait to be used.
 
     Raises:
-        Stopped: the share was asked to end; jobs that run are waited for.
+        Stopped: a stop was requested; jobs that run are waited for.
         Exception: whatever `work` raises.
     """
     waiting: deque[tuple[Job, Future[Result]]] = deque()

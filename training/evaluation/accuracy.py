@@ -11,7 +11,7 @@ from training.evaluation.probe import Reading
 from training.world import ATTRIBUTES
 
 Right = NDArray[np.bool_]
-"""(characters, frames, attributes): whether the probe read what was asked."""
+"""(characters, frames, attributes): whether the probe found what was requested."""
 
 _RESAMPLES = 2000
 

@@ -1,4 +1,4 @@
-"""Whom an evaluation is made on: test characters, their pictures, and what is asked of the model."""
+"""Whom an evaluation is made on: test characters, their pictures, and the requests to the model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTRADICTED = 2
 
 @dataclass(frozen=True)
 class Subject:
-    """One test character: its picture elsewhere, the scene that is asked for, and the rendered truth."""
+    """One test character: its picture elsewhere, the requested scene, and the rendered truth."""
 
     seed: int
     size: int
@@ -59,7 +59,7 @@ class Subject:
 
     @property
     def neutral(self) -> TwoStagePrompt:
-        """The plainest prompts for the scene, naming no attribute: only the reference can tell who it is."""
+        """The plainest prompts for the scene, naming no attribute: only the reference shows who it is."""
         return TwoStagePrompt(*neutral_prompts(self.drawn.scene, action_named=not self.drawn.free))
 
     @property
@@ -69,7 +69,7 @@ class Subject:
 
     @cached_property
     def contradiction(self) -> Contradiction:
-        """A prompt that says something else than the picture about two attributes."""
+        """A prompt that contradicts the picture in two attributes."""
         rng = np.random.default_rng([self.seed, 2])
         truth = self.drawn.character
         other = Character(**{name: _other_value(rng, name, getattr(truth, name)) for name in ATTRIBUTES})

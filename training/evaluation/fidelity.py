@@ -28,7 +28,7 @@ def vae_round_trip(vae: VideoVAE, subject: Subject) -> Clips:
 def reconstruction_psnr(pictures: Sequence[torch.Tensor], chosen: Sequence[Subject]) -> dict[str, float]:
     """Mean PSNR of the reference stream's pictures (3, H, W) against the clip's first frame and against its input.
 
-    The stream is trained to say how the clip begins, so the former must be the higher one.
+    The stream is trained to reconstruct the clip's first frame, so the former must be the higher one.
     """
     frames = [images_to_frames(picture[:, None])[0] for picture in pictures]
     pairs = list(zip(frames, chosen, strict=True))

@@ -75,7 +75,7 @@ def load_models(settings: EvaluateSettings) -> Models:
 
 
 def _load_vace(settings: EvaluateSettings) -> Models:
-    """VACE's folder, whose parts do not stand in for each other; all of it in one dtype."""
+    """VACE's folder, whose files do not replace each other; all of it in one dtype."""
     if settings.weights is None:
         raise InputError("model is vace, and weights is not given; there are no shipped ones: set weights=FOLDER.")
     device = measuring_device()

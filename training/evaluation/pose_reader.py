@@ -36,7 +36,7 @@ class PoseReaderConfig:
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides where asked."""
+    """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides if set."""
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()

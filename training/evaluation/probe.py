@@ -20,12 +20,12 @@ from training.world import ACTIONS, ATTRIBUTES, KEYPOINTS, LIGHTS, PLACES
 
 KIND = "probe"
 FRAME_HEADS: dict[str, tuple[str, ...]] = {**ATTRIBUTES, "place": PLACES, "light": LIGHTS}
-"""What is read off one frame: the eight attributes in their order, then place and light."""
+"""What is recognised in one frame: the eight attributes in their order, then place and light."""
 
 _POINTS = len(KEYPOINTS)
 
 CLIP_STRIDE = 2
-"""The action is read off every second frame of a clip at 16 frames a second."""
+"""The action is recognised from every second frame of a clip at 16 frames a second."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ProbeConfig:
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides where asked."""
+    """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides if set."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Seen:
     """What the network makes of B frames, before the heads.
 
     look: (B, 14, h, w) log-probabilities of where each joint is. points: (B, 14, 2) their means, x and y in [-1, 1].
-    features: (B, F) what stands at the joints and in the whole frame.
+    features: (B, F) features at the joints and of the whole frame.
     """
 
     look: Tensor
@@ -91,7 +91,7 @@ class Seen:
 
 
 class Probe(nn.Module):
-    """Finds the joints of the person, reads the attributes off what stands there, and the action off their motion.
+    """Finds the joints of the person, recognises attributes by the features there, and the action by their motion.
 
     Frames of any size go in; :func:`prepare` brings them to the network's own side.
     """
@@ -157,7 +157,7 @@ def prepare(frames: Tensor, side: int = 96) -> Tensor:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probe read off clips.
+    """What the probe recognised in clips.
 
     frames: predicted class of each frame by name (attributes, place, light), (B, T) int64.
     action: predicted action of each clip, (B,) int64; None where the clips have one frame.

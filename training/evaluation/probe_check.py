@@ -1,4 +1,4 @@
-"""How well the probe itself reads: on renderings of test characters that it has never seen."""
+"""Accuracy of the probe itself: on renderings of test characters that it was not trained on."""
 
 from __future__ import annotations
 

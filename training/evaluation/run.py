@@ -102,7 +102,7 @@ def _read(probe: Probe, clips: Clips) -> Reading:
 def _measure_vae(models: Models, chosen: Sequence[Subject]) -> tuple[float, dict[str, Any]]:
     """Mean PSNR of test clips through the VAE, and what the probe reads off them: the most that a row can reach.
 
-    In float32, whatever dtype the clips are made in: the number is the file's.
+    In float32, for clips of any dtype: the number is the file's.
     """
     vae = VideoVAE(load_vae(models.files["vae"], torch.float32, models.pipeline.device))
     clips = np.stack([vae_round_trip(vae, subject) for subject in chosen])

@@ -57,7 +57,7 @@ class EvaluateSettings(_Section):
     `weights` is a folder with transformer, vae, text_encoder, image_encoder and probe (.safetensors); a file that it
     lacks is taken from the shipped miniature. None is the shipped miniature itself. `model` is as in `contextanyone
     generate`; its transformer may have the model's name (`phantom.safetensors`), and VACE's folder is in diffusers'
-    form. With `reference_scale` the guidance is `dual`, else `cfg`. `settled` says what `auto` is.
+    form. With `reference_scale` the guidance is `dual`, else `cfg`. `settled` resolves `auto`.
     """
 
     model: Literal["contextanyone", "wan", "phantom", "vace"] = "contextanyone"
@@ -79,11 +79,11 @@ class EvaluateSettings(_Section):
 
     @property
     def spec(self) -> ModelSpec:
-        """What `model` can be asked for."""
+        """The model's own options."""
         return MODELS[self.model]
 
     def settled(self, device: torch.device) -> EvaluateSettings:
-        """The same with float32 or bfloat16 in place of `auto`; the log says where a dtype is slow on the device."""
+        """The same with float32 or bfloat16 in place of `auto`; the log warns of a dtype that is slow on the device."""
         auto = "float32" if fast_dtype(device) is torch.float32 else "bfloat16"
         dtypes = {name: getattr(self, name) for name in ("dtype", "vae_dtype")}
         for name, dtype in dtypes.items():
@@ -102,7 +102,7 @@ class EvaluateSettings(_Section):
         """The same as the pipeline's settings; its seed is not used, every clip has its own.
 
         Raises:
-            InputError: sizes or a sampler that the pipeline does not know.
+            InputError: sizes or a sampler that the pipeline does not have.
         """
         scale, reference_scale = self.guidance_scale, self.reference_scale
         return GenerationSettings(

@@ -1,7 +1,7 @@
 """Auxiliary heads of the miniature's training that classify a character's attributes from a block's tokens.
 
 Who somebody is makes little of the velocity's error: a body's width is two pixels. The heads ask both streams for it by
-name, so that it stands in the tokens from which the later blocks draw. They are no part of the model: nothing of them
+name, so that the tokens that later blocks use contain it. They are no part of the model: nothing of them
 is exported. (REPA, arXiv 2410.06940, asks a middle block for a frozen encoder's features; here the labels are known.)
 """
 

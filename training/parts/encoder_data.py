@@ -1,4 +1,4 @@
-"""Pictures and captions of the character world for the encoders, with what each shows or says as labels."""
+"""Pictures and captions of the character world for the encoders, with the attributes that each contains as labels."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -87,7 +87,7 @@ def draw_caption(
     """Return a caption in one of the forms that the transformer reads, and labels (11,) of what it names.
 
     The forms: first-frame prompt, later-frames prompt, both joined by a space, the neutral prompts. Without a scene
-    it is a first-frame prompt that tells neither place nor light.
+    it is a first-frame prompt that states neither place nor light.
     """
     if not with_scene:
         while True:
@@ -140,7 +140,7 @@ def _later(character: Character, scene: Scene, rng: np.random.Generator) -> tupl
 
 
 def _scene_parts_told(write: Callable[[Scene], str], text: str, scene: Scene) -> set[str]:
-    """A caption tells the place, or the light, if it would read differently in another one."""
+    """A caption states the place, or the light, if it would differ for another one."""
     other_place = PLACES[(PLACES.index(scene.place) + 1) % len(PLACES)]
     other_light = LIGHTS[(LIGHTS.index(scene.light) + 1) % len(LIGHTS)]
     others = {"place": replace(scene, place=other_place), "light": replace(scene, light=other_light)}

@@ -92,8 +92,8 @@ class EncodersPart:
     def loss(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Return InfoNCE plus the label losses per picture, and the accuracies of each side.
 
-        Paper: the labels are an addition to the contrastive training. They see to it that the very tokens that the
-        transformer reads (all of umT5's, the vision tower's penultimate ones) tell every attribute.
+        Paper: the labels are an addition to the contrastive training. They ensure that the tokens that the
+        transformer reads (all of umT5's, the vision tower's penultimate ones) contain every attribute.
         """
         texts, pictures, tokens = self._pooled(batch)
         excluded = also_true(batch["caption_labels"], batch["picture_labels"])
@@ -162,7 +162,7 @@ class EncodersPart:
         missing = [file.name for file in (text_file, image_file) if not file.is_file()]
         if missing:
             raise InputError(
-                f"init.from is {weights}; {TEXT_FILE} and {IMAGE_FILE} must stand in its folder, "
+                f"init.from is {weights}; {TEXT_FILE} and {IMAGE_FILE} must be in its folder, "
                 f"but there is no {' and no '.join(missing)}."
             )
         text, image = load_text_encoder(text_file), load_image_encoder(image_file)

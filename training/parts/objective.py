@@ -213,7 +213,7 @@ def _velocity_and_reconstruction(
     noisy: Tensor,
     texts: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Both streams: what the video's says (B, 16, t, h, w), and what the reference's of each reference."""
+    """Outputs of both streams: the video's velocity (B, 16, t, h, w), and each reference's reconstruction."""
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
     if draws.reference is None or first_text is None:

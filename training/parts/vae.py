@@ -209,7 +209,7 @@ def still_start(vae: Any) -> Any:
     """Let a fresh VAE treat a clip as stills, so that clips continue what images have taught.
 
     Single frames train the last temporal tap of each kernel only. The others start at zero, the temporal downsampling
-    hands on the last of its frames, and the temporal upsampling repeats what it gets.
+    hands on the last of its frames, and the temporal upsampling repeats its input.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, nn.Conv3d) or module.kernel_size[0] == 1:

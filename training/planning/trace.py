@@ -199,7 +199,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _patterns(train: TrainSettings) -> tuple[str, ...]:
-    """All patterns that say what is trained, and when."""
+    """All patterns of what is trained, and when."""
     lora = () if train.lora is None else train.lora.targets + train.lora.full
     return (*train.only, *train.freeze, *train.thaw, *lora)
 
@@ -214,7 +214,7 @@ def _materialise(network: nn.Module) -> None:
 
 
 def _numbered(pattern: str) -> bool:
-    """Whether a pattern over parameter names can tell one block from another.
+    """Whether a pattern over parameter names distinguishes blocks.
 
     Digits behind the whole name of something else than `blocks` count layers inside a block, as in `ffn.0`.
     """

@@ -140,7 +140,7 @@ def _sample(path: Path) -> str:
 
 
 def _caption(path: Path) -> str:
-    """The file's name, and what a clip says of itself."""
+    """The file's name, and a clip's own record."""
     try:
         metadata: dict[str, Any] = read_metadata(path)
     except (ContextAnyoneError, OSError):

@@ -137,7 +137,7 @@ def later_caption(
 
 
 def neutral_prompts(scene: Scene, *, action_named: bool = True) -> tuple[str, str]:
-    """Both prompts in their plainest wording, naming no attribute: only a reference can tell who it is."""
+    """Both prompts in their plainest wording, naming no attribute: only a reference shows who it is."""
     place, light = _PLACE_WORDS[scene.place][0], _LIGHT_WORDS[scene.light][0]
     action = f"{scene.action} " if action_named else ""
     return "A person.", f"The same person is {action}{place} {light}."

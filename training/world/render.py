@@ -17,7 +17,7 @@ from training.world.places import GROUND, draw_place
 from training.world.scene import Scene, draw_scene
 
 VERSION = 1
-"""Counts changes of what is drawn or said for a seed; data on disk is kept apart by it."""
+"""Counts changes of what is drawn or captioned for a seed; data on disk is kept apart by it."""
 
 _LIGHT_ON_PLACE = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.80, 0.66), "night": (0.46, 0.50, 0.74)}
 _LIGHT_ON_PERSON = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.92, 0.84), "night": (0.74, 0.77, 0.94)}

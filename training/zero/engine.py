@@ -41,7 +41,7 @@ class Engine:
         return [int(self._zero.partition_size[group]) for group in self._groups]
 
     def weights(self, group: int) -> Tensor:
-        """This process's share of a group's weights: `gather_weights` hands on what is written there."""
+        """This process's share of a group's weights: `gather_weights` copies what is written there to all processes."""
         share: Tensor = self._zero.single_partition_of_fp32_groups[group].detach()
         return share
 
