@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .config import ContextAnyoneConfig
 from .errors import InputError
 from .prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE
 
@@ -24,6 +25,9 @@ class ModelSpec:
         negative: its own negative prompt, at full size.
         hosted: whether it runs in diffusers, and not on our transformer.
         conditions: whether there are files of it, or LoRAs, with which it takes poses and a start frame.
+        cut_out: whether its references are subjects cut out on white.
+        own_size: whether its references keep their own size, and are not fitted into the video's.
+        shift: its own shift of the sigma schedule at full size; None is the config's.
     """
 
     name: str
@@ -35,10 +39,17 @@ class ModelSpec:
     negative: str
     hosted: bool = False
     conditions: bool = False
+    cut_out: bool = False
+    own_size: bool = False
+    shift: float | None = None
 
     def own_negative(self, text_len: int) -> str:
         """The default negative prompt; empty below Wan's size, where text encoders were not trained on the long one."""
         return self.negative if is_full_size(text_len) else DEFAULT_NEGATIVE
+
+    def own_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
+        """The config of a file of it, with what the tensors of a full-size file cannot state."""
+        return config if self.shift is None or not is_full_size(config.text_len) else replace(config, shift=self.shift)
 
     def check(
         self,
@@ -82,6 +93,8 @@ MODELS = {
         ModelSpec("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE, conditions=True),
         ModelSpec("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE, conditions=True),
         ModelSpec("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
+        ModelSpec("refalign", "RefAlign", "RefAlign", ("dual", "cfg"), True, False, WAN_NEGATIVE, cut_out=True),
+        ModelSpec("bernini", "Bernini", "Bernini-R", ("cfg",), True, False, WAN_NEGATIVE, own_size=True, shift=3.0),
         ModelSpec("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )
 }

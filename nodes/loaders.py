@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ._comfy.loading import WEIGHT_DTYPES, load_by_name, model_names
+from ._comfy.loading import AUTO, MODEL_CHOICES, WEIGHT_DTYPES, load_by_name, model_names
 from ._comfy.miniature import example_names, example_picture, load_miniature
 from .inputs import CATEGORY, check_choice
 
@@ -24,7 +24,7 @@ class LoadContextAnyone(io.ComfyNode):
             display_name="Load ContextAnyone",
             category=CATEGORY,
             description="Loads a ContextAnyone model, which makes videos of the character in a reference picture. "
-            "A plain Wan 2.1 text-to-video file loads too; it does not know reference pictures.",
+            "Phantom, RefAlign and Bernini-R follow pictures too; a plain Wan 2.1 text-to-video file knows none.",
             search_aliases=[
                 "contextanyone",
                 "reference to video",
@@ -33,6 +33,8 @@ class LoadContextAnyone(io.ComfyNode):
                 "identity",
                 "wan",
                 "phantom",
+                "refalign",
+                "bernini",
             ],
             inputs=[
                 io.Combo.Input(
@@ -47,21 +49,30 @@ class LoadContextAnyone(io.ComfyNode):
                     advanced=True,
                     tooltip="How the weights are kept in memory. fp8 takes half of bf16's memory and costs quality.",
                 ),
+                io.Combo.Input(
+                    "model",
+                    options=MODEL_CHOICES,
+                    default=AUTO,
+                    optional=True,
+                    tooltip="What a file of Wan's tensors is: they cannot tell. auto goes by the name of the file or "
+                    "of its folder, else it assumes wan.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
+    def execute(cls, model_name: str, weight_dtype: str = "default", model: str = AUTO) -> io.NodeOutput:
         """Load the file.
 
         Raises:
             InputError, CheckpointError: nothing of that name, or another kind of file.
         """
         check_choice("weight_dtype", weight_dtype, list(WEIGHT_DTYPES))
-        model, abilities = load_by_name(model_name, weight_dtype)
+        check_choice("model", model, MODEL_CHOICES)
+        loaded, abilities = load_by_name(model_name, weight_dtype, model)
         _LOG.info("%s is %s", model_name, abilities)
-        return io.NodeOutput(model)
+        return io.NodeOutput(loaded)
 
 
 class LoadContextAnyoneMiniature(io.ComfyNode):

@@ -26,7 +26,7 @@ from ..runtime.options import Execution, Video
 from ..sampling.guidance import EVERYWHERE, check_interval
 from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
-from .generate_options import SMALL_SIZE, generate_parser
+from .generate_options import AUTO, SMALL_SIZE, generate_parser
 from .generate_pose import AskedCondition, encode_condition, read_condition
 from .parsing import COMPONENTS
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
@@ -74,6 +74,7 @@ def generate(argv: Sequence[str]) -> int:
     if not request.pictures and request.spec.references:
         _note("no --reference is given: plain text to video")
     _warn_of_other_domains(pipeline, request)
+    _warn_of_backgrounds(request)
     _warn_of_mismatches(pipeline, request)
     record = record_of(pipeline, request.options)
     clips = _unfinished(request, record)
@@ -95,7 +96,7 @@ def read_request(argv: Sequence[str]) -> Request:
     Raises: InputError.
     """
     options = generate_parser().parse(argv)
-    spec = MODELS[options.model]
+    spec = MODELS[options.model] if options.model != AUTO else _model_by_name(options.weights)
     spec.check(
         guidance=options.guidance,
         references=len(options.reference),
@@ -126,6 +127,23 @@ def read_request(argv: Sequence[str]) -> Request:
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     pictures = [read_picture(path) for path in options.reference]
     return Request(spec, options, execution, process, share, pictures, read_condition(options))
+
+
+def _model_by_name(folder: Path) -> ModelSpec:
+    """The model that the transformer in a folder is by its header and names."""
+    from ..weights.locate import model_of, need_component
+    from ..weights.recognition import recognise
+
+    found = recognise(need_component(folder, "transformer"))
+    spec = model_of(found)
+    if spec.name == "wan":
+        _note(
+            f"--model auto: no name says which model {found.path} is, so it is taken for plain Wan 2.1; if it is "
+            "another, say --model phantom, refalign or bernini"
+        )
+    else:
+        _note(f"--model auto: {found.path} is run as {spec.title}")
+    return spec
 
 
 def _execution(options: argparse.Namespace) -> Execution:
@@ -186,6 +204,21 @@ def _warn_of_other_domains(pipeline: Pipeline, request: Request) -> None:
             _note(
                 f"warning: {path} is far from what these weights were trained on (reconstructed at {quality:.1f} dB, "
                 f"pictures in the domain at {threshold:.1f} or more); the character will hardly be kept"
+            )
+
+
+def _warn_of_backgrounds(request: Request) -> None:
+    """Warn of pictures with a background where the model knows subjects that are cut out."""
+    from ..encoders.reference import is_on_white
+    from ..media.image_io import picture_to_images
+
+    if not request.spec.cut_out:
+        return
+    for path, picture in zip(request.options.reference, request.pictures, strict=True):
+        if not is_on_white(picture_to_images(picture)):
+            _note(
+                f"warning: {path} has a background; {request.spec.title} was trained on subjects cut out on white: a "
+                "PNG with a transparent background will do"
             )
 
 

@@ -24,6 +24,7 @@ from .parsing import (
 )
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
+AUTO = "auto"
 SMALL_SIZE = (128, 128)
 """Default size, that of the miniature."""
 MAX_SCALE = 100.0
@@ -82,7 +83,12 @@ def generate_parser() -> Parser:
     add("--resume", action="store_true", help="skip clips that the same command has made before")
     _add_sampling(parser)
     add_pose_options(parser)
-    add("--model", type=one_of("model", *MODELS), default="contextanyone", help=f"{', '.join(MODELS)} (contextanyone)")
+    add(
+        "--model",
+        type=one_of("model", AUTO, *MODELS),
+        default="contextanyone",
+        help=f"{', '.join(MODELS)} (contextanyone), or auto: by the name of the file or its folder",
+    )
     add(
         "--weights",
         type=file_path,
@@ -101,7 +107,7 @@ def _add_sampling(parser: Parser) -> None:
     add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
     add("--seed", type=whole(0, MAX_SEED), default=0, help="seed of the noise, the same for every clip (0)")
-    add("--guidance", type=one_of("guidance", *GUIDANCES), help="cfg or dual (cfg; Phantom's own is dual)")
+    add("--guidance", type=one_of("guidance", *GUIDANCES), help="cfg or dual (cfg; dual for phantom, refalign)")
     add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="weight of the prompt (the model's own)")
     add(
         "--reference-scale",

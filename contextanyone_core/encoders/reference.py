@@ -13,6 +13,9 @@ from ..errors import InputError, ShapeError
 from ..media.image_io import MIN_SIDE
 
 WHITE = 1.0
+LONG_EDGE = 848
+"""Pixels that a reference of its own size has at most on its long side (Bernini's, in ComfyUI)."""
+_STRIDE = 16
 
 
 class SemanticEncoder(Protocol):
@@ -55,11 +58,15 @@ class DualEncoder:
     Args:
         video_encoder: encodes the reference latents.
         semantic_encoder: encodes the CLIP tokens; None for a model without the CLIP branch.
+        own_size: whether a picture keeps its own size (`own_size_picture`), whatever the video's is.
     """
 
-    def __init__(self, video_encoder: VideoEncoder, semantic_encoder: SemanticEncoder | None) -> None:
+    def __init__(
+        self, video_encoder: VideoEncoder, semantic_encoder: SemanticEncoder | None, *, own_size: bool = False
+    ) -> None:
         self.video_encoder = video_encoder
         self.semantic_encoder = semantic_encoder
+        self.own_size = own_size
 
     def encode(self, image: torch.Tensor, size: tuple[int, int]) -> EncodedReference:
         """Encode one picture (1, 3, H, W) in [-1, 1] for a video of `size` = (height, width) pixels.
@@ -76,7 +83,8 @@ class DualEncoder:
             ShapeError: the picture is not (1, 3, H, W).
         """
         # Paper: the reference's preparation is not described; aspect kept, padded with white, as Phantom does.
-        return self.video_encoder.encode(pad_picture(image, size)[:, :, None])
+        fitted = own_size_picture(image) if self.own_size else pad_picture(image, size)
+        return self.video_encoder.encode(fitted[:, :, None])
 
     def semantic_tokens(self, image: torch.Tensor) -> torch.Tensor | None:
         """CLIP tokens (1, N, D) of a picture (1, 3, H, W) in [-1, 1]; None for a model without the CLIP branch.
@@ -115,6 +123,29 @@ def pad_picture(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     below, beside = size[0] - fitted[0], size[1] - fitted[1]
     margins = (beside // 2, beside - beside // 2, below // 2, below - below // 2)
     return F.pad(image, margins, value=WHITE)
+
+
+def own_size_picture(image: torch.Tensor) -> torch.Tensor:
+    """A picture (1, 3, H, W) in [-1, 1] at its own size: the long side at most 848, both sides multiples of 16.
+
+    It is reduced by area and never enlarged beyond rounding, as ComfyUI's BerniniConditioning does.
+
+    Raises:
+        ShapeError: the picture is not (1, 3, H, W) with H and W of at least 1.
+    """
+    return F.interpolate(image.float(), size=own_side(image), mode="area")
+
+
+def own_side(image: torch.Tensor) -> tuple[int, int]:
+    """(height, width) of `own_size_picture`; raises as it does."""
+    _check_shape(image)
+    height, width = image.shape[2:]
+    scale = min(LONG_EDGE / max(height, width), 1.0)
+    return _snapped(height * scale), _snapped(width * scale)
+
+
+def _snapped(side: float) -> int:
+    return max(_STRIDE, round(side / _STRIDE) * _STRIDE)
 
 
 def clip_picture(image: torch.Tensor, side: int) -> torch.Tensor:
@@ -168,6 +199,21 @@ def on_white(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         size = (image.shape[2], image.shape[3])
         share = F.interpolate(share, size=size, mode="bilinear", antialias=True, align_corners=False)
     return image * share + WHITE * (1 - share)
+
+
+def is_on_white(image: torch.Tensor) -> bool:
+    """Whether at least half of a picture's border is white: its subject is cut out, as by `on_white`.
+
+    Args:
+        image: (1, 3, H, W) in [-1, 1].
+
+    Raises:
+        ShapeError: the picture is not (1, 3, H, W).
+    """
+    _check_shape(image)
+    white = (image > 0.95).all(dim=1)[0]
+    border = torch.cat([white[0], white[-1], white[1:-1, 0], white[1:-1, -1]])
+    return bool(border.float().mean() >= 0.5)
 
 
 def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig, name: str = "The prompt") -> torch.Tensor:

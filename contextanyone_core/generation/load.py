@@ -102,6 +102,7 @@ def _load_transformer(
         raise CheckpointError(
             f"{path} is a ContextAnyone transformer; --model {spec.name} needs the --weights of {spec.title}."
         )
+    transformer.config = spec.own_config(transformer.config)
     return transformer
 
 

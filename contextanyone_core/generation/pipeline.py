@@ -27,7 +27,7 @@ from ..runtime.step_cache import cached_steps, named_pass
 from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, Guidance, make_guidance
 from ..sampling.names import check_sampler_name
-from ..sampling.reference_modes import REFERENCE_MODES, ReferenceMode, SeparateStream, TemporalConcatenation
+from ..sampling.reference_modes import REFERENCE_MODES, Conditioned, ReferenceMode, SeparateStream
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
 from .conditions import Conditions, check_batch, check_window, condition_at, stack_conditions
@@ -212,7 +212,7 @@ class LatentSampler:
         latents: torch.Tensor,
         sigma: float,
         conditions: Conditions,
-        conditioned: SeparateStream | TemporalConcatenation,
+        conditioned: Conditioned,
         guidance: Guidance,
     ) -> torch.Tensor:
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
@@ -261,7 +261,7 @@ class ContextAnyonePipeline(LatentSampler):
         check_components(self.config, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
-        self.dual_encoder = DualEncoder(vae, image_encoder)
+        self.dual_encoder = DualEncoder(vae, image_encoder, own_size=spec.own_size)
 
     @classmethod
     def from_folder(

@@ -49,6 +49,25 @@ def reference_positions(index: int, rows: int, columns: int, gap: float) -> Tens
     return grid_positions(1, rows, columns, first_frame=-gap * (index + 1))
 
 
+def in_context_positions(number: int, frames: int, rows: int, columns: int) -> Tensor:
+    """Positions of the tokens of one stream of several pictures: each its own grid from 0, told apart by its number.
+
+    The number is a fourth coordinate that rotates the whole head once more (Bernini, arXiv 2605.22344, and its source
+    ids in ComfyUI): `rotary_table` adds its angles to those of t, y and x.
+
+    Args:
+        number: 0 for the video, 1, 2, ... for the references in their order.
+
+    Returns:
+        float64 (frames * rows * columns, 4) on the CPU: t, y, x, number.
+
+    Raises:
+        ShapeError: an axis has no token.
+    """
+    grid = grid_positions(frames, rows, columns)
+    return torch.cat([grid, torch.full((len(grid), 1), float(number), dtype=torch.float64)], dim=1)
+
+
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """How many channels of a head carry t, y and x (Wan: 44, 42, 42 of 128)."""
     side = 2 * (head_dim // 6)
@@ -59,7 +78,8 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float = 1e4) -> Rotary
     """Cosine and signed sine of every token's rotation angles, ready for `apply_rotary`.
 
     Args:
-        positions: (tokens, 3), any real values; computed in float64.
+        positions: (tokens, 3), any real values, or (tokens, 4) with a number (`in_context_positions`); computed in
+            float64.
         head_dim: even width of one attention head.
 
     Returns:
@@ -67,15 +87,18 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float = 1e4) -> Rotary
         the first tensor, -sin(a), sin(a) in the second.
 
     Raises:
-        ShapeError: positions are not (tokens, 3).
+        ShapeError: positions are neither (tokens, 3) nor (tokens, 4).
     """
-    if positions.ndim != 2 or positions.shape[1] != 3:
-        raise ShapeError(f"Positions have shape {tuple(positions.shape)}; needed is (tokens, 3).")
-    angles = []
-    for axis, width in enumerate(axis_widths(head_dim)):
+    if positions.ndim != 2 or positions.shape[1] not in (3, 4):
+        raise ShapeError(f"Positions have shape {tuple(positions.shape)}; needed is (tokens, 3) or (tokens, 4).")
+
+    def angles(axis: int, width: int) -> Tensor:
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
-        angles.append(torch.outer(positions[:, axis].double(), 1.0 / theta**exponents))
-    table = torch.cat(angles, dim=1)
+        return torch.outer(positions[:, axis].double(), 1.0 / theta**exponents)
+
+    table = torch.cat([angles(axis, width) for axis, width in enumerate(axis_widths(head_dim))], dim=1)
+    if positions.shape[1] == 4:
+        table = table + angles(3, head_dim)
     cos, sin = table.cos().float(), table.sin().float()
     return torch.stack((cos, cos), dim=-1).flatten(1), torch.stack((-sin, sin), dim=-1).flatten(1)
 

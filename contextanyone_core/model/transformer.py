@@ -22,7 +22,7 @@ from .attention import AttentionFunction, KeysValues, torch_attention
 from .blocks import BlockCache, Head, ImageEmbedding, ReferenceStream, Stream, TransformerBlock
 from .condition import PatchEmbedding, VideoCondition, resized_patch_weight, with_absent_channels
 from .precision import full_precision
-from .rope import RotaryTable, grid_positions, reference_positions, rotary_table
+from .rope import RotaryTable, grid_positions, in_context_positions, reference_positions, rotary_table
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class ReferenceInputs:
     def at_gap(self, gap: float | None) -> ReferenceInputs:
         """The same at another gap; None leaves it."""
         return self if gap is None else replace(self, gap=gap)
+
+
+@dataclass(frozen=True)
+class InContextReferences:
+    """References whose tokens follow the video's in its own stream, at the video's timestep; nothing can be cached.
+
+    Each has its own grid and its number (`rope.in_context_positions`), so sizes may differ from the video's.
+
+    Attributes:
+        latents: normalised latents, each (B or 1, in_dim, t, h, w).
+    """
+
+    latents: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ class ContextAnyoneTransformer(nn.Module):
         timesteps: Tensor,
         text_embeds: Tensor,
         *,
-        references: ReferenceInputs | None = None,
+        references: ReferenceInputs | InContextReferences | None = None,
         cache: ReferenceCache | None = None,
         emphasis: float = 1.0,
         condition: VideoCondition | None = None,
@@ -163,7 +176,7 @@ class ContextAnyoneTransformer(nn.Module):
             latents: (B, in_dim, T, h, w), normalised, in the dtype of the weights (float32 under autocast).
             timesteps: (B,), 1000 * sigma.
             text_embeds: (B, text_len, text_dim), zero-padded; the video's prompt.
-            references: encoded references, whose stream is run in this call.
+            references: encoded references, whose stream is run in this call, or which join the video's.
             cache: the result of `encode_references`, instead of `references`. With neither there are no reference
                 tokens, no CLIP tokens and no Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
@@ -183,6 +196,8 @@ class ContextAnyoneTransformer(nn.Module):
         _check_batch("text_embeds", text_embeds, len(latents))
         _check_timesteps(timesteps, len(latents))
         conditioned = (condition or VideoCondition()).beside(latents, self.config)
+        if isinstance(references, InContextReferences):
+            return self._in_context(conditioned, timesteps, text_embeds, references, attention)
         own, reference_time = (None, None) if references is None else self._embed_references(references)
         first = own.tokens if own is not None else None if cache is None else cache.blocks[0].self_attn.keys
         if first is not None and len(first) != 1:
@@ -217,6 +232,32 @@ class ContextAnyoneTransformer(nn.Module):
             x, kept = block(x, own.stream, own.image, attention or self.attention, mode="reference")
             blocks.append(kept)
         return ReferenceCache(blocks, self._reference_outputs(references, x, time_embeds))
+
+    def _in_context(
+        self,
+        video: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        references: InContextReferences,
+        attention: AttentionFunction,
+    ) -> TransformerOutput:
+        """One stream of the video (B, patch_channels or in_dim, T, h, w) and of the references' tokens behind it."""
+        inputs = [video]
+        for item in references.latents:
+            self._check_latents("reference_latents", item)
+            if len(item) != 1:
+                _check_batch("reference_latents", item, len(video))
+            inputs.append(item.to(video).expand(len(video), -1, -1, -1, -1))
+        grids = tuple(self._grid(item) for item in inputs)
+        lengths = [math.prod(grid) for grid in grids]
+        time_embeds, modulation = self._embed_time(timesteps, video)
+        table = _table(grids, None, self.config.head_dim, video.device)
+        stream = Stream(modulation, self.text_embedding(text_embeds), table, (sum(lengths),))
+        x = torch.cat([self._embed_patches(item) for item in inputs], dim=1)  # b (video, references) c
+        for block in self.blocks:
+            x = block(x, stream, None, 1.0, attention)
+        velocity = self._unpatch(self.head(x[:, : lengths[0]], time_embeds), grids[0])  # b c t h w
+        return TransformerOutput(velocity, None)
 
     def _embed_references(self, references: ReferenceInputs) -> tuple[ReferenceStream, Tensor]:
         """The reference stream before the first block, and its embedded timesteps (B, C)."""
@@ -355,7 +396,7 @@ def _sinusoids(timesteps: Tensor, width: int) -> Tensor:
 def _table(
     grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
 ) -> RotaryTable:
-    """The rotary table of a video (gap None, one grid) or of references laid end to end."""
+    """The rotary table of a video and of what follows it in its stream (gap None), or of references end to end."""
     if torch.compiler.is_compiling():
         return _build_table(grids, gap, head_dim, device)
     return _kept_table(grids, gap, head_dim, device)
@@ -364,8 +405,10 @@ def _table(
 def _build_table(
     grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
 ) -> RotaryTable:
-    if gap is None:
+    if gap is None and len(grids) == 1:
         positions = grid_positions(*grids[0])
+    elif gap is None:
+        positions = torch.cat([in_context_positions(number, *grid) for number, grid in enumerate(grids)])
     else:
         parts = [reference_positions(index, rows, columns, gap) for index, (_, rows, columns) in enumerate(grids)]
         positions = torch.cat(parts)

@@ -1,4 +1,5 @@
-"""Reference conditioning modes: separate stream with a cache (ContextAnyone), temporal concatenation (Phantom).
+"""Reference conditioning modes: separate stream with a cache (ContextAnyone), temporal concatenation (Phantom,
+RefAlign), in-context tokens (Bernini).
 
 A mode is instantiated for one sampling run. It holds what is computed once per run, and predicts the velocity of the
 noisy video in every pass of every step.
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 from ..model.condition import VideoCondition
-from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from ..model.transformer import ContextAnyoneTransformer, InContextReferences, ReferenceInputs
 
 
 class SeparateStream:
@@ -67,7 +68,8 @@ class TemporalConcatenation:
 
     The network treats the whole as one video: positions continue, every token has the same timestep, attention is
     full. The output at the references' frames is dropped (Phantom-Wan, arXiv 2502.11079, and its published inference).
-    Neither CLIP tokens nor the first-frame prompt are used, and nothing can be cached.
+    RefAlign (arXiv 2603.25743) has the same layout and passes; its references are subjects cut out on white. Neither
+    CLIP tokens nor the first-frame prompt are used, and nothing can be cached.
 
     Args:
         transformer: Wan 2.1 T2V's network.
@@ -100,23 +102,76 @@ class TemporalConcatenation:
         """Velocity of noisy latents (B, in_dim, T, h, w); without references, zeros in their place.
 
         Raises:
-            InputError: a pose or start frame is given: Phantom has no channels for them.
+            InputError: a pose or start frame is given: there are no channels for them.
             ShapeError: a reference is not of the video's size.
         """
         if condition is not None:
-            raise InputError("Phantom takes no pose and no start frame; leave them out.")
+            raise InputError(_NO_CONDITION)
         shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
         joined = append_references(latents, shown)
         velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds).velocity)
         return velocity[:, :, : latents.shape[2]]
 
 
-ReferenceMode = type[SeparateStream] | type[TemporalConcatenation]
-"""One of the two classes."""
+class InContext:
+    """Bernini: clean references as further tokens of the video's stream, in every pass.
+
+    Each reference has its own size, its own grid from 0 and one more rotation by its number; all tokens have the
+    video's timestep, attention is full, and the output at the references is dropped (Bernini, arXiv 2605.22344, as
+    ComfyUI runs it). Unconditional passes differ by the prompt alone. Neither CLIP tokens nor the first-frame prompt
+    are used, and nothing can be cached.
+
+    Args:
+        transformer: Wan 2.1 T2V's network.
+        references: None is plain text to video.
+        emphasis: unused; this network has no Emphasize-Attention.
+
+    Attributes:
+        outputs: always empty: there is no reference stream.
+    """
+
+    guidance: ClassVar[str] = "cfg"
+    """The guidance of a run that names none."""
+
+    def __init__(
+        self, transformer: ContextAnyoneTransformer, references: ReferenceInputs | None, emphasis: float = 1.0
+    ) -> None:
+        self._transformer = transformer
+        self._references = None if references is None else InContextReferences(references.latents)
+        self.outputs: list[Tensor] = []
+
+    def velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        *,
+        with_reference: bool,
+        condition: VideoCondition | None = None,
+    ) -> Tensor:
+        """Velocity of noisy latents (B, in_dim, T, h, w); `with_reference` makes no difference.
+
+        Raises:
+            InputError: a pose or start frame is given: there are no channels for them.
+            ShapeError: a reference does not fit the transformer.
+        """
+        if condition is not None:
+            raise InputError(_NO_CONDITION)
+        output = self._transformer(latents, timesteps, text_embeds, references=self._references)
+        return cast("Tensor", output.velocity)
+
+
+_NO_CONDITION = "This model takes no pose and no start frame; leave them out."
+Conditioned = SeparateStream | TemporalConcatenation | InContext
+"""A mode in one sampling run."""
+ReferenceMode = type[SeparateStream] | type[TemporalConcatenation] | type[InContext]
+"""One of the three classes."""
 REFERENCE_MODES: dict[str, ReferenceMode] = {
     "contextanyone": SeparateStream,
     "wan": SeparateStream,
     "phantom": TemporalConcatenation,
+    "refalign": TemporalConcatenation,
+    "bernini": InContext,
 }
 """Reference mode of each of `model_specs.MODELS` that runs on our transformer."""
 

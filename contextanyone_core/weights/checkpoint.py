@@ -183,7 +183,8 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
         if plain:
             given = f"a {found.kind} file" if found.stated else found
             raise CheckpointError(
-                f"{source.path} is {given}; a transformer of Wan 2.1 T2V, Phantom-Wan or this project is needed here."
+                f"{source.path} is {given}; a transformer of Wan 2.1 T2V, of a model with its tensors (Phantom-Wan, "
+                "RefAlign, Bernini-R) or of this project is needed here."
             )
         require_kind(found, TRANSFORMER)
     config = _read_config(source)
@@ -201,8 +202,7 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
     if found.kind == WAN and not plain:
         raise CheckpointError(
             f"{source.path} is {found}, without Emphasize-Attention; a ContextAnyone transformer is needed. "
-            "contextanyone init --backbone makes one to be trained from it; generate --model wan or phantom runs it "
-            "unchanged."
+            "contextanyone init --backbone makes one to be trained from it; generate --model auto runs it unchanged."
         )
     return config
 

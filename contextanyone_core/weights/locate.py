@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..model_specs import ModelSpec
+from ..model_specs import MODELS, ModelSpec
 from .naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
-from .recognition import PHANTOM_FAMILY, Recognised, recognise
+from .recognition import NAMED_FAMILIES, Recognised, recognise
 
 _KINDS = {
     "transformer": (TRANSFORMER, WAN),
@@ -125,6 +125,20 @@ def need_component(folder: Path, component: str, spec: ModelSpec | None = None) 
     return path
 
 
+def model_of(found: Recognised) -> ModelSpec:
+    """The model that a recognised transformer is by its header and names; Wan where neither names another.
+
+    Raises:
+        CheckpointError: it is no transformer.
+    """
+    if found.kind == TRANSFORMER:
+        return MODELS["contextanyone"]
+    if found.kind != WAN:
+        raise CheckpointError(f"{found.path} is {found}; a transformer is needed here.")
+    named = (spec for spec in MODELS.values() if spec.family and found.family.startswith(spec.family))
+    return next(named, MODELS["wan"])
+
+
 def misnamed_transformer(folder: Path, spec: ModelSpec) -> Recognised | None:
     """The transformer that `need_component` finds, if its name says that it was not trained as this model; else None.
 
@@ -138,10 +152,10 @@ def misnamed_transformer(folder: Path, spec: ModelSpec) -> Recognised | None:
 
 
 def _of_model(found: list[Recognised], model: ModelSpec) -> list[Recognised]:
-    """The model's own transformers. If a file is called Phantom, the name of the common folder is ignored."""
+    """The model's own transformers. If a file is called Phantom or so, the name of the common folder is ignored."""
     if not model.family:
         return [item for item in found if item.kind == TRANSFORMER]
-    called = any(item.own_family.startswith(PHANTOM_FAMILY) for item in found)
+    called = any(item.own_family.startswith(tuple(NAMED_FAMILIES.values())) for item in found)
     return [item for item in found if (item.own_family if called else item.family).startswith(model.family)]
 
 

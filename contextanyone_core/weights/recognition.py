@@ -14,13 +14,14 @@ from .tensors import TensorInfo
 
 _SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
 FAMILY = "family"
-"""Key of a header's metadata that names the family where the tensors do not determine it: Phantom-Wan."""
-PHANTOM_FAMILY = "Phantom-Wan"
-_PHANTOM = "phantom"  # in any capitals, in the name of a file or folder
+"""Key of a header's metadata that names the family where the tensors do not determine it, such as Phantom-Wan."""
+NAMED_FAMILIES = {"phantom": "Phantom-Wan", "refalign": "RefAlign", "bernini": "Bernini-R"}
+"""Families with the tensors of Wan T2V, by the word (in any capitals) in the name of their file or folder."""
+_INNER_FOLDER = "transformer"  # of diffusers' pipelines, whose own folder has the model's name
 FUN_V1_1 = "Wan 2.1 Fun V1.1 Control"
 RUNS_HERE = (
     "Wan 2.1 T2V",
-    PHANTOM_FAMILY,
+    *NAMED_FAMILIES.values(),
     "Wan T2V with a CLIP branch",
     "Wan T2V with condition channels",
     "Wan 2.1 Fun Control",
@@ -54,8 +55,8 @@ class Recognised:
         form: "safetensors", "safetensors in 3 shards", "a .pth of torch.save" or "GGUF".
         kind: one of `naming`'s kinds (`contextanyone-transformer`, `wan-transformer`, `wan-vae`, `umt5-encoder`,
             `clip-vision`, `LoRA`), another kind that the header states, or None.
-        family: model and size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL". Phantom's files have the names and shapes of
-            Wan T2V: only the name of the file or of its folder tells them apart.
+        family: model and size, such as "Wan 2.1 T2V 1.3B" or "umT5-XXL". The files of `NAMED_FAMILIES` have the names
+            and shapes of Wan T2V: only the name of the file or of its folder tells them apart.
         own_family: the same, but ignoring the folder's name.
         naming: "original", "ComfyUI", "diffusers", "transformers", or "" if unknown.
         stated: whether the header states the kind; otherwise it is inferred from the tensor names.
@@ -106,10 +107,9 @@ def recognise_container(container: Container, named: Named | None) -> Recognised
     kind, family, label = stated, stated or _other(container), ""
     own_family = family
     if named is not None:
-        by_file, by_folder = (_PHANTOM in path.name.lower() for path in (container.path, container.path.parent))
-        by_file = by_file or container.metadata.get(FAMILY) == PHANTOM_FAMILY
-        guessed, family = _describe(named, container.tensors, phantom=by_file or by_folder)
-        _, own_family = _describe(named, container.tensors, phantom=by_file)
+        by_file, by_folder = _called(container)
+        guessed, family = _describe(named, container.tensors, by_file or by_folder)
+        _, own_family = _describe(named, container.tensors, by_file)
         kind = stated or guessed
         label = named.naming.name if "diffusion_model." not in named.prefix else "ComfyUI"
     elif is_lora(container.tensors):
@@ -127,11 +127,23 @@ def recognise_container(container: Container, named: Named | None) -> Recognised
     )
 
 
-def _describe(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bool) -> tuple[str, str]:
-    """Kind and family of named tensors; `phantom` is whether the file's name indicates Phantom."""
+def _called(container: Container) -> tuple[str, str]:
+    """The families of `NAMED_FAMILIES` that the header or the file's name says, and its folder's name; "" for none."""
+    path = container.path
+    folder = path.parent if path.parent.name != _INNER_FOLDER else path.parent.parent
+    stated = container.metadata.get(FAMILY, "")
+    by_file, by_folder = (
+        next((family for word, family in NAMED_FAMILIES.items() if word in name.lower()), "")
+        for name in (path.name, folder.name)
+    )
+    return stated if stated in NAMED_FAMILIES.values() else by_file, by_folder
+
+
+def _describe(named: Named, tensors: Mapping[str, TensorInfo], called: str) -> tuple[str, str]:
+    """Kind and family of named tensors; `called` is the family that names indicate, one of `NAMED_FAMILIES`, or ""."""
     kind = named.naming.kind
     if kind == WAN:
-        return _transformer(named, tensors, phantom=phantom)
+        return _transformer(named, tensors, called)
     widths = {VAE: "decoder.conv1.weight", TEXT_ENCODER: "shared.weight"}
     shape = _shape(named, tensors, widths.get(kind, "vision_model.embeddings.class_embedding"))
     if kind == VAE:
@@ -142,7 +154,7 @@ def _describe(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bool)
     return kind, "CLIP ViT-H/14" if width == 1280 else f"CLIP vision tower of width {width}"
 
 
-def _transformer(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bool) -> tuple[str, str]:
+def _transformer(named: Named, tensors: Mapping[str, TensorInfo], called: str) -> tuple[str, str]:
     patch = _shape(named, tensors, "patch_embedding.weight")
     dim, channels = (*patch[:2], 0, 0)[:2]
     size = _SIZES.get((dim, named.num_layers), f"of width {dim} with {named.num_layers} blocks")
@@ -152,7 +164,7 @@ def _transformer(named: Named, tensors: Mapping[str, TensorInfo], *, phantom: bo
     relative = next((name for mark, name in _RELATIVES if mark in unknown), None)
     plain = not {"img_emb.proj.0.weight", "ref_conv.weight"} & (unknown | named.places.keys())
     if relative is None and channels == 16 and plain:
-        return WAN, f"{PHANTOM_FAMILY if phantom else 'Wan 2.1 T2V'} {size}"
+        return WAN, f"{called or 'Wan 2.1 T2V'} {size}"
     if relative is None:
         head = (*_shape(named, tensors, "head.head.weight"), 0)[0]
         clip, reference = "img_emb.proj.0.weight" in named.places, "ref_conv.weight" in unknown

@@ -14,6 +14,7 @@ from contextanyone_core.model.blocks import BlockCache, Stream, TransformerBlock
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import (
     ContextAnyoneTransformer,
+    InContextReferences,
     ReferenceCache,
     ReferenceInputs,
     TransformerOutput,
@@ -66,17 +67,18 @@ class ClipOnlyTransformer(ContextAnyoneTransformer):
         timesteps: Tensor,
         text_embeds: Tensor,
         *,
-        references: ReferenceInputs | None = None,
+        references: ReferenceInputs | InContextReferences | None = None,
         cache: ReferenceCache | None = None,
         attention: AttentionFunction | None = None,
         **options: Any,
     ) -> TransformerOutput:
-        """As in the model; references are always run by `encode_references`."""
+        """As in the model; a reference stream is always run by `encode_references`."""
         outputs = None
-        if references is not None:
+        if isinstance(references, ReferenceInputs):
             cache = self.encode_references(references, attention=attention)
-            outputs = cache.outputs
-        found = super().forward(latents, timesteps, text_embeds, cache=cache, attention=attention, **options)
+            outputs, references = cache.outputs, None
+        options |= {"references": references, "cache": cache, "attention": attention}
+        found = super().forward(latents, timesteps, text_embeds, **options)
         return TransformerOutput(found.velocity, outputs)
 
 
@@ -103,7 +105,7 @@ class JointTransformer(ContextAnyoneTransformer):
         timesteps: Tensor,
         text_embeds: Tensor,
         *,
-        references: ReferenceInputs | None = None,
+        references: ReferenceInputs | InContextReferences | None = None,
         cache: ReferenceCache | None = None,
         emphasis: float = 1.0,
         condition: VideoCondition | None = None,
@@ -115,6 +117,10 @@ class JointTransformer(ContextAnyoneTransformer):
         if references is None:
             return super().forward(
                 latents, timesteps, text_embeds, emphasis=emphasis, condition=condition, attention=attention
+            )
+        if isinstance(references, InContextReferences):
+            raise InputError(
+                "Joint attention is built for references of a stream of their own, not for in-context ones."
             )
         if condition is not None:
             raise InputError("A condition is given; joint attention is built without condition channels.")

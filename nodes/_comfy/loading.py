@@ -15,15 +15,17 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.errors import CheckpointError, ContextAnyoneError
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
-from ...contextanyone_core.model_specs import MODELS
+from ...contextanyone_core.model_specs import MODELS, ModelSpec
 from ...contextanyone_core.weights.checkpoint import require_finite, transformer_config
 from ...contextanyone_core.weights.comparison import compare, expected_tensors
+from ...contextanyone_core.weights.locate import model_of
 from ...contextanyone_core.weights.naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, plain_name
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
 from ...contextanyone_core.weights.saved_header import HEADER
 from ...contextanyone_core.weights.source import WeightSource, open_source
+from .bernini import BerniniModel
 from .model import ContextAnyoneModel, Storage, native_model
-from .phantom import PhantomModel
+from .phantom import PhantomModel, RefAlignModel
 from .types import Model
 
 FOLDER = "diffusion_models"
@@ -42,12 +44,23 @@ _LOADED_BY = {
 }
 
 
+AUTO = "auto"
+_CLASSES: dict[str, type[ContextAnyoneModel]] = {
+    "wan": ContextAnyoneModel,
+    "phantom": PhantomModel,
+    "refalign": RefAlignModel,
+    "bernini": BerniniModel,
+}
+MODEL_CHOICES = [AUTO, *_CLASSES]
+"""What a file of Wan's tensors can be run as; `auto` follows the name of the file or its folder."""
+
+
 def model_names() -> list[str]:
     """The files of `models/diffusion_models`, as ComfyUI lists them."""
     return list(folder_paths.get_filename_list(FOLDER))
 
 
-def load_by_name(name: str, weight_dtype: str) -> tuple[Model, str]:
+def load_by_name(name: str, weight_dtype: str, model: str = AUTO) -> tuple[Model, str]:
     """MODEL of a file of `models/diffusion_models`, and what it is and can do, in words.
 
     Raises:
@@ -57,9 +70,10 @@ def load_by_name(name: str, weight_dtype: str) -> tuple[Model, str]:
     if path is None:
         raise CheckpointError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
     with file_names_only(Path(path)):
-        source = _open(Path(path))
-        model = load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype])
-        return model, _abilities(source.recognised, follows_poses=model.model.config.condition_dim > 0)
+        found = _open(Path(path)).recognised
+        loaded = load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype], model)
+        follows_poses = loaded.model.config.condition_dim > 0
+        return loaded, _abilities(found, _chosen(found, model), follows_poses=follows_poses, told=model != AUTO)
 
 
 @contextmanager
@@ -71,24 +85,32 @@ def file_names_only(path: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(f"{path.parent}{os.sep}", "")) from None
 
 
-def load_contextanyone(path: Path, storage: Storage | None = None, *, disable_dynamic: bool = False) -> Model:
-    """MODEL of a transformer file: ours, Wan 2.1 T2V or Phantom-Wan, in any of their public forms.
+def load_contextanyone(
+    path: Path, storage: Storage | None = None, model: str = AUTO, *, disable_dynamic: bool = False
+) -> Model:
+    """MODEL of a transformer file: ours, Wan 2.1 T2V or a model with its tensors, in any of their public forms.
+
+    Args:
+        path: the file.
+        storage: how the weights are kept.
+        model: one of `MODEL_CHOICES`.
+        disable_dynamic: without weight streaming.
 
     Raises:
-        CheckpointError: another kind of file, or one that does not fit its own config.
+        CheckpointError: another kind of file, one that does not fit its own config, or ours with a model named.
     """
     source = _open(path)
-    config = transformer_config(source, plain=True)
+    spec = _chosen(source.recognised, model)
+    config = spec.own_config(transformer_config(source, plain=True))
     _require_all(source, config)
     storage = storage or Storage()
     tensors, quantization = _tensors(source)
     require_finite(path, tensors)
     if quantization:
         storage = Storage(storage.dtype, storage.fp8_optimizations, quantization)
-    patcher: Model = native_model(
-        config, tensors, storage, model_class=_model_class(source.recognised), disable_dynamic=disable_dynamic
-    )
-    patcher.cached_patcher_init = (load_contextanyone, (path, storage))
+    model_class = _CLASSES.get(spec.name, ContextAnyoneModel)
+    patcher: Model = native_model(config, tensors, storage, model_class=model_class, disable_dynamic=disable_dynamic)
+    patcher.cached_patcher_init = (load_contextanyone, (path, storage, model))
     return patcher
 
 
@@ -124,14 +146,22 @@ def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
     return tensors, comfy.utils.detect_layer_quantization(tensors, "")
 
 
-def _model_class(found: Recognised) -> type[ContextAnyoneModel]:
-    return PhantomModel if found.family.startswith(MODELS["phantom"].family) else ContextAnyoneModel
+def _chosen(found: Recognised, model: str) -> ModelSpec:
+    """The model that a file is run as."""
+    if model == AUTO:
+        return model_of(found)
+    if found.kind == TRANSFORMER:
+        raise CheckpointError(f"{found.path.name} is {found}, and model is {model}; choose auto: it says what it is.")
+    return MODELS[model]
 
 
-def _abilities(found: Recognised, *, follows_poses: bool) -> str:
+def _abilities(found: Recognised, spec: ModelSpec, *, follows_poses: bool, told: bool) -> str:
+    """What a file is and can do, in words; `told` is whether the model was named."""
     if found.kind == TRANSFORMER:
         return f"{found}: follows reference pictures{', poses and a start frame' if follows_poses else ''}."
-    if _model_class(found) is PhantomModel:
-        return f"{found}: follows reference pictures, in Phantom's way. It has no emphasis, no gap and no CLIP branch."
+    if spec.references:
+        way = f"follows reference pictures, in {spec.title}'s way. It has no emphasis, no gap and no CLIP branch"
+        return f"{found}: {way}{'; subjects should be cut out on white' if spec.cut_out else ''}."
     can = "follows poses and a start frame" if follows_poses else "plain text to video"
-    return f"{found}: {can}. It was not trained to follow reference pictures."
+    assumed = "" if told else " No name says otherwise: if it is Phantom, RefAlign or Bernini, choose that at model."
+    return f"{found}: {can}. It was not trained to follow reference pictures.{assumed}"

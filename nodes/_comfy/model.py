@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import comfy.conds
 import comfy.latent_formats
@@ -104,12 +104,16 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
     Attributes:
         network: the class of `diffusion_model`.
-        blanks: whether an unconditional pass has blank references (zeros) in their place.
+        unseen: what an unconditional pass has in the references' place: `nothing`, `zeros` or the `references`.
+        own_size: whether references keep their own size.
+        cut_out: whether references should be subjects cut out on white.
         family: family to state in a saved file where its tensors do not determine it.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
-    blanks = False
+    unseen: Literal["nothing", "zeros", "references"] = "nothing"
+    own_size = False
+    cut_out = False
     family = ""
 
     def __init__(self, model_config: ModelConfig, device: torch.device | None = None) -> None:

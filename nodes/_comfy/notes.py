@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from ...contextanyone_core.encoders.reference import is_on_white
 from ...contextanyone_core.generation.domain_check import round_trip_psnr
 from .references import HostVAE, ReferencePicture
 from .types import Model
@@ -29,7 +30,8 @@ def note_on(
         node: the node's name on the page.
         more: what else there is to say; empty texts are nothing.
     """
-    return told(node, _on_plain_wan(model, reference), _on_strange_pictures(reference), *more)
+    words = (_on_plain_wan(model, reference), _on_backgrounds(model, reference), _on_strange_pictures(reference))
+    return told(node, *words, *more)
 
 
 def told(node: str, *words: str) -> dict[str, list[str]] | None:
@@ -43,7 +45,19 @@ def told(node: str, *words: str) -> dict[str, list[str]] | None:
 def _on_plain_wan(model: Model, reference: tuple[ReferencePicture, ...]) -> str:
     if not reference or model.model.follows_references:
         return ""
-    return "This model is plain Wan 2.1: it was not trained to follow reference pictures."
+    return (
+        "This model is plain Wan 2.1: it was not trained to follow reference pictures. If the file is Phantom's, "
+        "RefAlign's or Bernini's under another name, choose that at model of Load ContextAnyone."
+    )
+
+
+def _on_backgrounds(model: Model, reference: tuple[ReferencePicture, ...]) -> str:
+    if not model.model.cut_out or all(is_on_white(picture.image) for picture in reference):
+        return ""
+    return (
+        "This model was trained on subjects cut out on white, and a picture has its background: connect the mask of "
+        "Remove Background (or another) to ContextAnyone Reference."
+    )
 
 
 def _on_strange_pictures(reference: tuple[ReferencePicture, ...]) -> str:

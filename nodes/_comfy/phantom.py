@@ -1,4 +1,4 @@
-"""Phantom-Wan as ComfyUI runs it: Wan's own layers and names, references as latent frames behind the video."""
+"""Phantom-Wan and RefAlign as ComfyUI runs them: Wan's own layers, references as latent frames behind the video."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PhantomModel(ContextAnyoneModel):
     """A Phantom MODEL; without references they are replaced by zeros."""
 
     network = PhantomNetwork
-    blanks = True
+    unseen = "zeros"
     family = MODELS["phantom"].family
 
     @property
@@ -55,3 +55,10 @@ class PhantomModel(ContextAnyoneModel):
         longer = (batch, channels, frames + numbers // (channels * height * width), height, width)
         size = comfy.model_management.dtype_size(self.get_dtype_inference())
         return forward_bytes(self.config, longer, dtype_size=size)
+
+
+class RefAlignModel(PhantomModel):
+    """A RefAlign MODEL: Phantom's layout and passes, of subjects cut out on white."""
+
+    cut_out = MODELS["refalign"].cut_out
+    family = MODELS["refalign"].family

@@ -18,6 +18,7 @@ from ...contextanyone_core.encoders.reference import (
     clip_picture,
     fit_text_embeds,
     on_white,
+    own_side,
 )
 from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
@@ -203,7 +204,8 @@ def apply_references(
         for text, _ in conditioning:
             fit_text_embeds(text, config, name)
     values: dict[str, Any] = {EMPHASIS: float(emphasis)}
-    latents = tuple(_encode_picture(picture, size, config) for picture in reference)
+    own_size = model.model.own_size
+    latents = tuple(_encode_picture(picture, size, config, own_size=own_size) for picture in reference)
     tokens = _tokens(reference, config)
     applied = []
     for text, extras in positive:
@@ -236,10 +238,12 @@ def with_condition_of(positive: Conditioning, other: Conditioning) -> Conditioni
 
 
 def without_references_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:
-    """The negative CONDITIONING for the pass that sees no references: for Phantom, they are replaced by zeros."""
+    """The negative CONDITIONING for the unconditional pass, with what the model has there in the references' place."""
     applied = references_of(positive)
-    if applied is None or not model.model.blanks:
+    if applied is None or model.model.unseen == "nothing":
         return negative
+    if model.model.unseen == "references":
+        return with_references_of(positive, negative)
     zeros = tuple(model.model.process_latent_out(torch.zeros_like(item)) for item in applied.latents)
     blank = AppliedReferences(zeros, (), applied.text_embeds, applied.gap)
     return node_helpers.conditioning_set_values(negative, {REFERENCES: blank})
@@ -277,9 +281,11 @@ def _encode_text(clip: Clip, text: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text.replace("(", "\\(").replace(")", "\\)")))
 
 
-def _encode_picture(picture: ReferencePicture, size: tuple[int, int], config: ContextAnyoneConfig) -> torch.Tensor:
-    latents = DualEncoder(HostVAE(picture.vae), None).latents(picture.image, size)
-    wanted = VideoShape(1, *size).latents_shape(config)
+def _encode_picture(
+    picture: ReferencePicture, size: tuple[int, int], config: ContextAnyoneConfig, *, own_size: bool
+) -> torch.Tensor:
+    latents = DualEncoder(HostVAE(picture.vae), None, own_size=own_size).latents(picture.image, size)
+    wanted = VideoShape(1, *(own_side(picture.image) if own_size else size)).latents_shape(config)
     if tuple(latents.shape) != wanted:
         raise ShapeError(
             f"This VAE makes latents of shape {tuple(latents.shape)} from a picture, the model needs {wanted}: use "

@@ -148,6 +148,8 @@ def test_the_negative_prompt_of_each(phantom: ContextAnyonePipeline) -> None:
         "contextanyone": False,
         "wan": True,
         "phantom": True,
+        "refalign": True,
+        "bernini": True,
         "vace": True,
     }
 

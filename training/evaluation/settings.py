@@ -60,7 +60,7 @@ class EvaluateSettings(_Section):
     form. With `reference_scale` the guidance is `dual`, else `cfg`. `settled` resolves `auto`.
     """
 
-    model: Literal["contextanyone", "wan", "phantom", "vace"] = "contextanyone"
+    model: Literal["contextanyone", "wan", "phantom", "refalign", "bernini", "vace"] = "contextanyone"
     weights: ShippedPath | None = None
     size: int = Field(128, ge=16, multiple_of=16)
     num_frames: FrameCount = Field(17, ge=5)

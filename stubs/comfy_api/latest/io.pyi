@@ -100,5 +100,12 @@ class String:
 class Combo:
     class Input(InputBase):
         def __init__(
-            self, id: str, *, options: list[str], default: str = ..., advanced: bool = ..., tooltip: str = ...
+            self,
+            id: str,
+            *,
+            options: list[str],
+            default: str = ...,
+            optional: bool = ...,
+            advanced: bool = ...,
+            tooltip: str = ...,
         ) -> None: ...

@@ -1,0 +1,187 @@
+"""Bernini and RefAlign: chosen by name or by hand; Bernini's conditioning equals ComfyUI's own."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from check_files import small
+from graph import call, node, pack
+from safetensors.torch import save_file
+from stack import SIZE, ksampler, largest, miniature
+
+TOLERANCE = 1e-4
+SHAPES = ((48, 80), (64, 40))
+
+
+@functools.cache
+def file(name: str) -> str:
+    """A small plain Wan file under a name; attention is sharp, so that positions matter."""
+    _, tensors = small(image_dim=None, emphasize=False)
+    tensors = {key: tensor.float() * (2.0 if ".norm_" in key else 1.0) for key, tensor in tensors.items()}
+    folder = next(path for path in map(Path, folder_paths.get_folder_paths("diffusion_models")) if path.is_dir())
+    (folder / name).parent.mkdir(exist_ok=True)
+    save_file(tensors, folder / name)
+    return name
+
+
+@functools.cache
+def load(name: str, model: str = "auto") -> Any:
+    return call("ContextAnyoneLoader", model_name=file(name), weight_dtype="default", model=model)[0]
+
+
+@functools.cache
+def prompts() -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(9)
+    texts = (torch.randn(1, 6, 4096, generator=generator) for _ in range(2))
+    positive, negative = ([[torch.nn.functional.pad(text, (0, 0, 0, 506)), {}]] for text in texts)
+    return positive, negative
+
+
+@functools.cache
+def images() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(5)
+    return tuple(torch.rand(1, height, width, 3, generator=generator) for height, width in SHAPES)
+
+
+def applied(model: Any, shown: tuple[torch.Tensor, ...], mask: torch.Tensor | None = None) -> tuple[Any, Any, Any, Any]:
+    take = pack("nodes._comfy.references").take_pictures
+    with torch.inference_mode():
+        reference = tuple(picture for image in shown for picture in take(image, mask, miniature()[2], None))
+    positive, negative = prompts()
+    settings = {**SIZE, "batch_size": 1, "emphasis": 1.0, "gap": 0.0}
+    return call(
+        "ContextAnyoneApply", model=model, positive=positive, negative=negative, reference=reference, **settings
+    )
+
+
+def cores(shown: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Latents by ComfyUI's own model, conditioning node and sampler."""
+    (model,) = call("UNETLoader", unet_name=file("bernini_r_1.3B.safetensors"), weight_dtype="default")
+    (model,) = call("ModelSamplingSD3", model=model, shift=3.0)
+    positive, negative = prompts()
+    given = {f"reference_image_{index}": image for index, image in enumerate(shown)}
+    given = {"reference_images": given} if given else {}
+    conditioned = call(
+        "BerniniConditioning", positive=positive, negative=negative, vae=miniature()[2], batch_size=1, **SIZE, **given
+    )
+    return ksampler(model, *conditioned)
+
+
+def normalised(difference: torch.Tensor) -> float:
+    std = torch.tensor(load("bernini_r_1.3B.safetensors").model.config.latents_std).view(1, -1, 1, 1, 1)
+    return largest(difference / std)
+
+
+def check_berninis_conditioning_equals_comfyuis():
+    ours = load("bernini_r_1.3B.safetensors")
+    assert ours.model.config.shift == 3.0
+    try:
+        node("BerniniConditioning")
+    except KeyError:  # an older ComfyUI has no such node: the headless loop is compared in tests/core
+        return
+    found = {}
+    for shown in ((), images()[:1], images(), images()[::-1]):
+        found[len(found)] = ksampler(*applied(ours, shown))
+        difference = normalised(found[len(found) - 1] - cores(shown))
+        assert difference < TOLERANCE, (len(shown), difference)
+    assert normalised(found[2] - found[3]) > 0.01, "the order of the pictures is their number"
+    assert normalised(found[1] - found[0]) > 0.01
+
+
+def check_berninis_two_passes_have_the_references():
+    ours = load("bernini_r_1.3B.safetensors")
+    _, positive, negative, latent = applied(ours, images())
+    kept = [extras["contextanyone_references"] for _, extras in (*positive, *negative)]
+    assert kept[0].key == kept[1].key
+    assert [tuple(item.shape[-2:]) for item in kept[0].latents] == [(6, 10), (8, 4)], "sides are multiples of 16 pixels"
+    given = {"model": ours, "positive": positive, "guidance_scale": 3.0, "reference_scale": 5.0}
+    (guider,) = call("ContextAnyoneGuider", negative=prompts()[1], **given)
+    (noise,) = call("RandomNoise", noise_seed=7)
+    (sampler,) = call("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = call("BasicScheduler", model=ours, scheduler="simple", steps=4, denoise=1.0)
+    run = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    dual = call("SamplerCustomAdvanced", **run)[0]["samples"]
+    assert normalised(dual - ksampler(ours, positive, negative, latent)) < TOLERANCE
+
+
+def check_memory_counts_berninis_tokens():
+    native = load("bernini_r_1.3B.safetensors").model
+    size = pack("nodes._comfy.model").reference_size([torch.zeros(1, 16, 1, 6, 8)] * 2, [])
+    longer = native.memory_required([1, 16, 4, 6, 8])
+    assert native.memory_required([1, 16, 2, 6, 8], {"references": [size]}) == longer
+
+
+def check_refalign_runs_as_phantom_does():
+    phantom, refalign = load("Phantom-Wan-tiny.safetensors"), load("RefAlign-1.3B/model.safetensors")
+    kinds = pack("nodes._comfy.phantom")
+    assert type(refalign.model) is kinds.RefAlignModel, "by the name of its folder"
+    assert type(phantom.model) is kinds.PhantomModel
+    ours, theirs = (ksampler(*applied(model, images())) for model in (refalign, phantom))
+    assert torch.equal(ours, theirs)
+
+
+def check_a_background_is_told_to_refalign_alone():
+    note_on = pack("nodes._comfy.notes").note_on
+    take = pack("nodes._comfy.references").take_pictures
+    mask = torch.zeros(1, 48, 80)
+    mask[:, 12:36, 20:60] = 1.0
+    with torch.inference_mode():
+        whole, cut = (tuple(take(images()[0], given, miniature()[2], None)) for given in (None, mask))
+    refalign, bernini = load("RefAlign-1.3B/model.safetensors"), load("bernini_r_1.3B.safetensors")
+
+    def told(model: Any, reference: Any) -> str:
+        return str(note_on(model, reference, "Apply ContextAnyone"))
+
+    with torch.inference_mode():
+        assert "cut out on white" in told(refalign, whole)
+        assert "cut out on white" not in told(refalign, cut)
+        assert "cut out on white" not in told(bernini, whole)
+
+
+def check_the_model_is_what_the_node_says():
+    loading, network = pack("nodes._comfy.loading"), pack("nodes._comfy.bernini").BerniniModel
+    assert type(load("anything.safetensors", "bernini").model) is network
+    assert type(load("bernini_r_1.3B.safetensors", "wan").model) is pack("nodes._comfy.model").ContextAnyoneModel
+    words = {
+        model: loading.load_by_name(file("anything.safetensors"), "default", model)[1]
+        for model in loading.MODEL_CHOICES
+    }
+    assert "choose that at model" in words["auto"]
+    assert "choose that at model" not in words["wan"]
+    assert "in RefAlign's way" in words["refalign"]
+    assert "cut out on white" in words["refalign"]
+    assert "in Bernini's way" in words["bernini"]
+    assert "its own" not in words["phantom"]
+
+
+def check_ours_is_no_other_model():
+    folder = next(path for path in map(Path, folder_paths.get_folder_paths("diffusion_models")) if path.is_dir())
+    shipped = pack("nodes._comfy.miniature")._WEIGHTS / "transformer.safetensors"
+    (folder / "ours.safetensors").write_bytes(shipped.read_bytes())
+    problem = refusal(model_name="ours.safetensors", weight_dtype="default", model="refalign")
+    assert "choose auto" in problem
+    assert str(folder) not in problem
+    assert "such as bernini" in refusal(model_name="ours.safetensors", weight_dtype="default", model="bernin")
+
+
+def refusal(**given: Any) -> str:
+    try:
+        call("ContextAnyoneLoader", **given)
+    except pack("contextanyone_core.errors").ContextAnyoneError as error:
+        return str(error)
+    return "it loaded"
+
+
+def check_a_saved_bernini_stays_one_under_any_name():
+    stated = load("bernini_r_1.3B.safetensors").model.state_dict_for_saving({})
+    header = next(tensor for name, tensor in stated.items() if name.endswith(pack_header()))
+    assert "Bernini-R" in bytes(header.tolist()).decode()
+
+
+def pack_header() -> str:
+    header: str = pack("contextanyone_core.weights.saved_header").HEADER
+    return header
