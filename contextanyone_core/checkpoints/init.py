@@ -19,7 +19,8 @@ from torch import Tensor
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError
 from ..model.condition import resized_patch_weight
-from ..model.transformer import ContextAnyoneTransformer, initialise_layer
+from ..model.initialisation import initialise_layer
+from ..model.transformer import ContextAnyoneTransformer
 from ..weights.checkpoint import transformer_config
 from ..weights.comparison import compare, expected_tensors
 from ..weights.naming import TRANSFORMER
