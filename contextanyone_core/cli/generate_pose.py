@@ -128,7 +128,11 @@ def encode_condition(
 
     pose = None if asked.pose is None else frames_to_images(asked.pose.pictures(STYLES[pipeline.config.pose_style]))
     start = None if asked.start is None else picture_to_images(asked.start)
-    return cast("ContextAnyonePipeline", pipeline).encode_condition(pose, start, size)
+    ours = cast("ContextAnyonePipeline", pipeline)
+    encoded = ours.encode_condition(pose, start, size)
+    if not ours.transformer.patch_embedding.weight[:, ours.config.in_dim :].any():
+        _log.warning("the condition channels of this model are untrained (zero): it follows no pose and no start frame")
+    return encoded
 
 
 def condition_record(options: argparse.Namespace) -> dict[str, Any]:

@@ -72,6 +72,35 @@ def test_strength_zero_and_outside_the_window_is_no_pose_bit_for_bit(sampler, ch
     assert torch.equal(sample(sampler, nothing), without) == (not start)
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "dual"])
+def test_a_run_without_conditions_is_the_narrow_models_bit_for_bit(sampler, guidance):
+    narrow = ContextAnyoneTransformer(replace(CONFIG, condition_dim=0))
+    state = sampler.transformer.state_dict()
+    narrow.load_state_dict(state | {"patch_embedding.weight": state["patch_embedding.weight"][:, :16]})
+    chosen = make_guidance(
+        guidance, CONFIG, guidance_scale=3.0, **({"reference_scale": 2.0} if guidance == "dual" else {})
+    )
+    settings, nothing = replace(SETTINGS, guidance=chosen), replace(conditions(), video=None)
+    assert torch.equal(sample(sampler, nothing, settings), sample(LatentSampler(narrow), nothing, settings))
+    assert not torch.equal(sample(sampler, conditions(), settings), sample(sampler, nothing, settings))
+
+
+def test_the_cache_of_a_run_is_made_once_and_without_conditions(sampler, monkeypatch):
+    made, encode = [], sampler.transformer.encode_references
+    monkeypatch.setattr(
+        sampler.transformer, "encode_references", lambda *given: made.append(encode(*given)) or made[-1]
+    )
+    for given in (conditions(), conditions(pose=False, start=False)):
+        sample(sampler, given)
+    with_them, without = made
+    for one, two in zip(with_them.blocks, without.blocks, strict=True):
+        pairs = zip(
+            (*one.self_attn, *one.emphasize, *one.image), (*two.self_attn, *two.emphasize, *two.image), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(with_them.outputs[0], without.outputs[0])
+
+
 @pytest.mark.parametrize(("window", "wanted"), [((0.0, 1.0), [1, 1, 1, 1]), ((0.25, 0.75), [0, 1, 1, 0])])
 def test_pose_and_start_are_in_every_pass_of_the_window(sampler, window, wanted):
     seen = []
@@ -300,6 +329,17 @@ def test_the_body_may_be_a_clip_of_the_person(desk, wide_folder, capsys):
     assert run(wide_folder, "--pose", "dance.json", "--out", "own") == 0
     assert np.array_equal(frames_of("clip"), frames_of("keys"))
     assert not np.array_equal(frames_of("clip"), frames_of("own"))
+
+
+def test_channels_that_are_still_zero_are_a_warning(desk, wide_folder, capsys):
+    zeroed = Path(shutil.copytree(wide_folder, desk / "zeroed"))
+    network = load_transformer(zeroed / "transformer.safetensors")
+    with torch.no_grad():
+        network.patch_embedding.weight[:, 16:] = 0
+    save_transformer(zeroed / "transformer.safetensors", network, dtype=torch.float32)
+    for folder, told in ((zeroed, True), (wide_folder, False)):
+        assert run(folder, "--pose", "dance.json", "--out", "out.webp") == 0
+        assert ("condition channels of this model are untrained (zero)" in capsys.readouterr().err) is told
 
 
 def test_a_narrow_model_says_what_to_do(desk, tiny_folder, capsys):
