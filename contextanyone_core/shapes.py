@@ -46,11 +46,16 @@ class VideoShape(NamedTuple):
         return math.prod(side // patch for side, patch in zip(self.latents(config), config.patch_size, strict=True))
 
 
+def usable_frames(available: int) -> int:
+    """The largest number of the form 4k + 1 that is not above `available`."""
+    return available - (available - 1) % FRAME_STEP
+
+
 def frames_mistake(frames: int) -> str | None:
     """The error for a number of frames that is not 4k + 1, naming the two nearest valid ones; None if it is valid."""
     if frames % FRAME_STEP == 1:
         return None
-    below = frames - (frames - 1) % FRAME_STEP
+    below = usable_frames(frames)
     return f"Wan needs 4k + 1 frames, such as {below} or {below + FRAME_STEP}"
 
 

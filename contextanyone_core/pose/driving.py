@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..media.video_io import FPS
+from ..shapes import usable_frames
 from .body import Body
 from .drawing import PoseStyle, draw_poses
 from .drawn import check_size, recolour
@@ -55,10 +56,9 @@ class DrivingPose:
             return DrivingPose(self.name, cut.placed(size))
         check_size(poses, size, self.name)
         if len(poses) < num_frames:
-            longest = len(poses) - (len(poses) - 1) % 4
             raise InputError(
                 f"{self.name} has {len(poses)} frames at {FPS} a second, the clip {num_frames}; ask for at most "
-                f"{longest}."
+                f"{usable_frames(len(poses))}."
             )
         return DrivingPose(self.name, poses[:num_frames])
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..media.video_io import FPS
+from ..shapes import usable_frames
 from .sequence import SEEN, Points, PoseSequence
 
 MAX_GAP = 5  # frames, a third of a second
@@ -90,10 +91,9 @@ def clip_of(poses: PoseSequence, num_frames: int) -> PoseSequence:
     Raises: InputError if there are fewer; the message names the largest available number of the form 4k + 1.
     """
     if poses.num_frames < num_frames:
-        longest = poses.num_frames - (poses.num_frames - 1) % 4
         raise InputError(
             f"the pose has {poses.num_frames} frames at {FPS} a second, the clip {num_frames}; "
-            f"ask for at most {longest} frames."
+            f"ask for at most {usable_frames(poses.num_frames)} frames."
         )
     return poses.at(slice(num_frames))
 

@@ -19,6 +19,7 @@ from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
 from contextanyone_core.runtime.processor import fast_dtype
+from contextanyone_core.shapes import VideoShape
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import Tools, measure
 from evaluation.ablation.part import AblationPart, Settings
@@ -190,8 +191,8 @@ def _tools(settings: Settings) -> Tools:
 def _flops(config: TrainConfig, settings: Settings, part: AblationPart | None = None) -> float | None:
     """FLOPs of a cell's training with references in every batch, counted as the model's, joint attention too."""
     part = part or AblationPart(settings, PartContext(0, torch.device("cpu")))
-    side = settings.size // 8
-    shapes = ((settings.batch, 16, 1 + (settings.num_frames - 1) // 4, side, side), (settings.batch, 16, 1, side, side))
+    video = VideoShape(settings.num_frames, settings.size, settings.size)
+    shapes = [shape.latents_shape(part.transformer.config, settings.batch) for shape in (video, video.picture)]
     batch: dict[str, torch.Tensor] = {
         name: torch.empty(shape, device="meta")
         for name, shape in zip(("latents", "reference_latents"), shapes, strict=True)

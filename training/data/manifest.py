@@ -7,7 +7,6 @@ with one of `REASONS`, and `drop_table` counts them. This file imports nothing e
 from __future__ import annotations
 
 import codecs
-import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from contextanyone_core.atomic_file import whole_file
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, did_you_mean
 
 Split = Literal["train", "val", "test"]
 
@@ -335,9 +334,9 @@ def _describe(details: ErrorDetails) -> str:
     column = ".".join(names)
     if details["type"] == "extra_forbidden":
         model = ManifestRow if len(names) == 1 else _PARTS[names[0]]
-        near = difflib.get_close_matches(names[-1], list(model.model_fields), n=1)
         known = ", ".join(model.model_fields)
-        return f"{column} is not a column. " + (f"Did you mean {near[0]}?" if near else f"Known are {known}.")
+        near = did_you_mean(names[-1], model.model_fields)
+        return f"{column} is not a column." + (near or f" Known are {known}.")
     if details["type"] == "missing":
         return f"{column} is missing."
     return f"{column} is {details['input']!r:.80}: {message[:1].lower()}{message[1:]}."
