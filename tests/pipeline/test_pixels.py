@@ -1,7 +1,9 @@
 """Shots and cheap scores on small rendered videos and on pictures made for the purpose."""
 
 import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -24,6 +26,7 @@ from data_pipeline.pixels.shots import Probe, Shots
 from data_pipeline.rows import Drop, Row
 from data_pipeline.world_sources import FAULTS, WorldSet, read_truth, write_source
 
+ROOT = Path(__file__).resolve().parents[2]
 CHEAP = (Blur, Dark, Static, Motion, Letterbox, Text)
 
 
@@ -111,6 +114,12 @@ def test_videos_are_looked_at_as_training_reads_them(tmp_path):
 def test_a_missing_file_is_a_failure_and_no_drop(tmp_path):
     with pytest.raises(FileNotFoundError):
         Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4"))
+
+
+def test_stages_that_need_no_torch_do_not_load_it():
+    """Every worker of the chain imports them."""
+    code = "import sys, data_pipeline.commands; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_moving_blend_of_motion_is_no_dissolve(tmp_path):

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.frames import FPS, Placement, frames_available, latent_masks, resample, to_images
+from contextanyone_core.media.video_io import FPS
+from training.data.frames import Placement, frames_available, latent_masks, resample, to_images
 
 
 def times(count, fps):

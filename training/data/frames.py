@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-FPS = 16  # Wan's
+from contextanyone_core.media.video_io import FPS
+
 Box = tuple[int, int, int, int]
 
 

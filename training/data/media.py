@@ -19,7 +19,7 @@ from torch import Tensor
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import picture_size, read_animation, read_picture
 from contextanyone_core.media.read_video import ANIMATIONS, frame_files, visible_files
-from training.data.frames import FPS
+from contextanyone_core.media.video_io import FPS
 from training.data.video import MediaError, video_frames, video_sizes, video_times
 
 __all__ = [

@@ -20,7 +20,7 @@ from PIL import Image
 
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.media.image_io import over_white
-from training.data.frames import FPS
+from contextanyone_core.media.video_io import FPS
 from training.data.seeking import frames_from, presentation_times
 
 _MAX_STRETCH = 4  # of a pixel's sides; beyond it the number is a mistake

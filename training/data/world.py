@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.media.video_io import write_clip
-from training.data.frames import FPS
+from contextanyone_core.media.video_io import FPS, write_clip
 from training.data.manifest import ManifestRow, Split, write_manifest
 from training.files import write_tensors
 from training.world import TEST_SEED_START, WorldSample, random_frame, sample

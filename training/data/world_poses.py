@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from contextanyone_core.media.video_io import FPS
 from contextanyone_core.pose.drawing import MINIATURE, draw_poses
 from contextanyone_core.pose.layouts import to_whole
 from contextanyone_core.pose.sequence import Pixels, PoseSequence, sequence_of
-from training.data.frames import FPS
 from training.data.limb_stretch import stretched
 
 
