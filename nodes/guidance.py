@@ -146,7 +146,7 @@ class ContextAnyoneSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs and outputs: ten to see, the rest under advanced."""
+        """Inputs and outputs: what most videos need in sight, the rest under advanced."""
         return io.Schema(
             node_id="ContextAnyoneSampler",
             display_name="ContextAnyone Sampler",

@@ -17,6 +17,7 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgr
 READY_MS = 240_000  # the page on a busy machine
 LOAD_MS = 60_000  # a workflow on the page
 SIZE = {"width": 1800, "height": 1000}
+TALL = {"width": 1800, "height": 1400}
 
 # What would stand in the way of a test, or change from run to run.
 SETTINGS = {
@@ -116,6 +117,17 @@ NODE_BOX = """type => {
 }"""
 
 
+GRAPH_BOX = """() => {
+    const graph = window.app.graph, {ds, canvas} = window.app.canvas, edge = 10, title = 54;
+    const boxes = graph.nodes.map(({pos, size}) => [pos[0], pos[1] - title, pos[0] + size[0], pos[1] + size[1]]);
+    for (const {pos, size} of graph.groups) boxes.push([pos[0], pos[1], pos[0] + size[0], pos[1] + size[1]]);
+    const side = (at, pick) => (pick(...boxes.map(box => box[at])) + ds.offset[at % 2]) * ds.scale;
+    const {left, top} = canvas.getBoundingClientRect();
+    const [x, y, right, bottom] = [side(0, Math.min), side(1, Math.min), side(2, Math.max), side(3, Math.max)];
+    return [left + x - edge, top + y - edge, left + right + edge, top + bottom + edge].map(Math.round);
+}"""
+
+
 OFFERED = """() => [...document.querySelectorAll('[data-testid=missing-model-download]')]
     .map(button => button.getAttribute('aria-label').replace(/^Download /, ''))"""
 
@@ -212,8 +224,15 @@ class Page:
         self._tab.wait_for_timeout(1000)
         self._tab.screenshot(path=str(path))
 
+    def graph_box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the whole graph on the page."""
+        left, top, right, bottom = self._tab.evaluate(GRAPH_BOX)
+        return left, top, right, bottom
+
     def node_picture(self, node_type: str, path: Path) -> None:
         """A picture of the first node of a type alone, in its own size: the others and the groups are moved away."""
+        self._tab.set_viewport_size(TALL)  # ContextAnyone Sampler is higher than the page
+        self._tab.wait_for_timeout(500)
         box = self._tab.evaluate(NODE_BOX, node_type)
         self._tab.wait_for_timeout(1000)
         self._tab.screenshot(path=str(path), clip=box)

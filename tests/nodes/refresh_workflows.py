@@ -26,7 +26,6 @@ HELP = comfyui.ROOT / "web" / "docs"
 SCREENSHOT = comfyui.ROOT / "docs" / "comfyui.jpg"
 FIRST = "01_miniature_simple"
 TILE, TILES, GAP = 256, 4, 16
-GRAPH = (200, 280, 1600, 720)  # of a screenshot: where a wide graph lies when all of it is in view
 
 
 def main() -> int:
@@ -66,7 +65,10 @@ def refresh(browser: Any, server: Server, path: Path) -> int:
             poses = made(server, done, ".webp")
         shot = server.base / f"{path.stem}.png"
         tab.screenshot(shot)
-        thumbnail(shot, video, poses, prompt).save(path.with_suffix(".jpg"), quality=88)
+        thumbnail = Image.open(shot).convert("RGB").crop(tab.graph_box())  # of a graph that did not run: the graph
+        if video is not None:
+            thumbnail = clip_sheet(video, poses, prompt)
+        thumbnail.save(path.with_suffix(".jpg"), quality=88)
         if path.stem == FIRST:
             Image.open(shot).convert("RGB").resize((1600, 889), Image.Resampling.LANCZOS).save(SCREENSHOT, quality=85)
         help_pictures(tab, path, server.base / "node.png")
@@ -80,13 +82,8 @@ def made(server: Server, done: Finished, ending: str) -> Path | None:
     return next((server.path(file) for file in done.files() if file["filename"].endswith(ending)), None)
 
 
-def thumbnail(shot: Path, video: Path | None, poses: Path | None, prompt: workflow_files.Prompt) -> Image.Image:
-    """References, then frames of the clip, each under its pose if it has one; the graph where it did not run.
-
-    The poses are a clip's own, as long as the video.
-    """
-    if video is None:
-        return Image.open(shot).convert("RGB").crop(GRAPH)
+def clip_sheet(video: Path, poses: Path | None, prompt: workflow_files.Prompt) -> Image.Image:
+    """References, then frames of the clip, each under its pose if it has one; the poses are as long as the video."""
     names = [node["inputs"]["picture"] for node in prompt.values() if "picture" in node["inputs"]]
     with av.open(str(video)) as clip:
         frames = [frame.to_image() for frame in clip.decode(video=0)]
