@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError
 
 NO_CHANNELS = (
@@ -42,10 +41,14 @@ class VideoCondition:
     def _parts(self) -> Sequence[tuple[str, Tensor | None]]:
         return ("pose", self.pose), ("start", self.start)
 
-    def beside(self, latents: Tensor, config: ContextAnyoneConfig) -> Tensor:
-        """Noise | pose | start: (B, in_dim + condition_dim, T, h, w); `latents` themselves with nothing to add.
+    def beside(self, latents: Tensor, channels: int) -> Tensor:
+        """Noise | pose | start: (B, `channels`, T, h, w); the noisy latents themselves with nothing to add.
 
         A condition of batch 1 serves any batch.
+
+        Args:
+            latents: (B, in_dim, T, h, w).
+            channels: of the patch embedding, in_dim or 3 * in_dim.
 
         Raises:
             InputError: a condition is given, and the model has no channels for it.
@@ -53,7 +56,7 @@ class VideoCondition:
         """
         if self.pose is None and self.start is None:
             return latents
-        if not config.condition_dim:
+        if channels == latents.shape[1]:
             raise InputError(NO_CHANNELS)
         return torch.cat([latents, *(_filled(name, part, latents) for name, part in self._parts())], dim=1)
 

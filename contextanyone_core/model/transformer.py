@@ -151,6 +151,11 @@ class ContextAnyoneTransformer(nn.Module):
         if ops is nn and not self.head.modulation.is_meta:
             initialise(self)
 
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the patch embedding; a host may add some to a loaded model."""
+        return self.config.patch_channels
+
     def add_condition_channels(self) -> None:
         """Give the patch embedding inputs for pose and start frame, zero at first; nothing where it has them."""
         self.config = replace(self.config, condition_dim=2 * self.config.in_dim)
@@ -196,7 +201,7 @@ class ContextAnyoneTransformer(nn.Module):
         self._check_text(text_embeds)
         _check_batch("text_embeds", text_embeds, len(latents))
         _check_timesteps(timesteps, len(latents))
-        conditioned = (condition or VideoCondition()).beside(latents, self.config)
+        conditioned = (condition or VideoCondition()).beside(latents, self.patch_channels)
         if isinstance(references, InContextReferences):
             return self._in_context(conditioned, timesteps, text_embeds, references, attention)
         own, reference_time = (None, None) if references is None else self._embed_references(references)
@@ -294,7 +299,7 @@ class ContextAnyoneTransformer(nn.Module):
 
     def _embed_patches(self, latents: Tensor) -> Tensor:
         if not isinstance(self.patch_embedding, PatchEmbedding):
-            latents = with_absent_channels(latents, self.config.patch_channels)
+            latents = with_absent_channels(latents, self.patch_channels)
         with full_precision(latents.device):  # the residual stream stays in the latents' dtype
             patches: Tensor = self.patch_embedding(latents)
         return rearrange(patches, "b c t h w -> b (t h w) c").contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import comfy.conds
@@ -127,9 +127,14 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         """Whether it was trained to."""
         return self.config.emphasize
 
+    @property
+    def config_now(self) -> ContextAnyoneConfig:
+        """The config of the network as it is loaded: a LoRA may have given it condition channels."""
+        return widened_config(self.config, self.diffusion_model.patch_channels)
+
     def state_dict_for_saving(self, unet_state_dict: dict[str, torch.Tensor], *parts: Any, **more: Any) -> Any:
         """What ModelSave and CheckpointSave write: they keep tensors only, so the config goes along as one."""
-        stated = {"config": json.dumps(self.config.to_dict()), FAMILY: self.family}
+        stated = {"config": json.dumps(self.config_now.to_dict()), FAMILY: self.family}
         unet_state_dict = unet_state_dict | {HEADER: header_tensor(stated)}
         return super().state_dict_for_saving(unet_state_dict, *parts, **more)
 
@@ -154,7 +159,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         """Pose and start frame as conditionings of the video's size, so that ComfyUI cuts them as it cuts the video."""
         out: dict[str, Any] = {}
         pose, start = given.get(POSE), given.get(START_FRAME)
-        require_channels(self.config, pose=pose, start_frame=start)
+        require_channels(self.config_now, pose=pose, start_frame=start)
         if pose is not None:
             out[_NETWORK_POSE] = comfy.conds.CONDNoiseShape(self.process_latent_in(pose))
             acts = PoseActs(given.get(POSE_STRENGTH, 1.0), (given.get(POSE_START, 0.0), given.get(POSE_END, 1.0)))
@@ -193,6 +198,11 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
             image_tokens=tokens // (config.image_dim or 1),
             dtype_size=comfy.model_management.dtype_size(self.get_dtype_inference()),
         )
+
+
+def widened_config(config: ContextAnyoneConfig, channels: int) -> ContextAnyoneConfig:
+    """The config of a network whose patch embedding takes so many channels: with pose and start frame, or as it is."""
+    return replace(config, condition_dim=2 * config.in_dim) if channels == 3 * config.in_dim else config
 
 
 def _prompt_name(conditioning: Mapping[str, Any]) -> str:

@@ -47,6 +47,11 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         super().__init__(contextanyone, operations, device=device, dtype=dtype)
         self.dtype = dtype
 
+    @property
+    def patch_channels(self) -> int:
+        """As the weight has them: ComfyUI's LoRA loader may have widened it."""
+        return int(self.patch_embedding.weight.shape[1])
+
     def forward(  # type: ignore[override]  # ComfyUI's signature of a diffusion model
         self,
         x: torch.Tensor,

@@ -24,9 +24,10 @@ from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
 from ...contextanyone_core.shapes import VideoShape
 from .given import checked_images, checked_masks, require_conditioning, require_given
-from .model import CONDITION, EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel
+from .model import CONDITION, EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel, widened_config
 from .types import Clip, ClipVision, Conditioning, Model, Vae
 
+_PATCHES = "diffusion_model.patch_embedding.weight"
 _NO_TEXT = "\0\0embedding"
 """What no prompt holds."""
 
@@ -250,7 +251,7 @@ def without_references_of(model: Model, positive: Conditioning, negative: Condit
 
 
 def config_of(model: Model) -> ContextAnyoneConfig:
-    """The config of a MODEL of ours.
+    """The config of a MODEL of ours, with the condition channels that a LoRA of its adds.
 
     Raises:
         InputError: it is null, or another model.
@@ -260,7 +261,14 @@ def config_of(model: Model) -> ContextAnyoneConfig:
     if not isinstance(inner, ContextAnyoneModel):
         kind = type(inner).__name__
         raise InputError(f"This MODEL is a {kind}; ContextAnyone's nodes need one from Load ContextAnyone.")
-    return inner.config
+    shapes = [shape for patch in getattr(model, "patches", {}).get(_PATCHES, ()) if (shape := _shape_of(patch[1]))]
+    return widened_config(inner.config, shapes[-1][1]) if shapes else inner.config
+
+
+def _shape_of(adapter: Any) -> tuple[int, ...] | None:
+    """The shape to which a patch of ComfyUI's widens its weight; None leaves it."""
+    stated = getattr(adapter, "calculate_shape", None)
+    return None if stated is None else stated(_PATCHES)
 
 
 def empty_latents(config: ContextAnyoneConfig, size: tuple[int, int], length: int, batch_size: int) -> torch.Tensor:

@@ -9,9 +9,11 @@ import comfy.sd
 import comfy.utils
 import graph
 import torch
+from check_errors import refusal
+from check_saving import loaded, saved
 from check_trained_lora import place
 from graph import call, pack
-from stack import ksampler, largest, miniature
+from stack import applied, ksampler, largest, miniature
 
 TOLERANCE = 1e-4
 
@@ -99,3 +101,31 @@ def check_our_reader_gives_comfyuis_weights():
     assert theirs["patch_embedding.weight"].shape == (128, 48, 1, 2, 2)
     differences = {name: largest(theirs[name] - tensor) for name, tensor in network.state_dict().items()}
     assert max(differences.values()) < 1e-6, max(differences.items(), key=lambda item: item[1])
+
+
+def check_a_contextanyone_model_follows_poses_by_such_a_file():
+    """As the network with the file merged; the MODEL without it stays narrow, though both share their weights."""
+    narrow, wide = (
+        call("ContextAnyoneLoader", model_name=place("diffusion_models", name), weight_dtype="default")[0]
+        for name in ("narrow_ours.safetensors", "wide_ours.safetensors")
+    )
+    lora = {"lora_name": place("loras", "ours_lora.safetensors"), "strength_model": 1.0}
+    (with_file,) = call("LoraLoaderModelOnly", model=narrow, **lora)
+    followed = driving()
+    found, wanted = (ksampler(*applied(model, pose=followed)) for model in (with_file, wide))
+    assert largest(found - wanted) < TOLERANCE * max(1.0, largest(wanted)), largest(found - wanted)
+    assert largest(found - ksampler(*applied(with_file))) > 0.1, "the pose says nothing"
+    again = loaded(saved(with_file, prefix="posed"))
+    assert again.model.config == wide.model.config, "a saved file has the channels that the LoRA brought"
+    assert largest(ksampler(*applied(again, pose=followed)) - found) < TOLERANCE
+    assert "this model has no inputs for it" in refusal(lambda: applied(narrow, pose=followed))
+    before = ksampler(*applied(narrow))
+    assert largest(before - ksampler(*applied(with_file))) > 0.01
+    assert torch.equal(ksampler(*applied(narrow)), before), "the MODEL without the file is as it was"
+
+
+def driving() -> Any:
+    """An example pose of five frames, as ContextAnyone Pose gives it."""
+    (keypoints,) = call("ContextAnyoneExamplePose", motion="dance", length=5)
+    widgets = {"fit": "auto", "person": 0, "fps": 0.0, "pose_start": 0.0, "pose_end": 1.0, "body_file": "none"}
+    return call("ContextAnyonePose", keypoints=keypoints, **widgets)[0]
