@@ -90,6 +90,21 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def publish(hidden: Path, path: Path) -> None:
+    """Give a complete folder, which several processes may have written, its name: synced, then renamed.
+
+    Args:
+        hidden: beside `path`. path: a folder that is there already is removed first.
+
+    Raises: OSError if the disk fails.
+    """
+    _finish(hidden, hidden.stat().st_mode & _FILE_BITS)
+    if path.exists():
+        shutil.rmtree(path)
+    hidden.replace(path)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Sync a file, or a folder's directory entries, to disk."""
     if not path.is_dir():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,13 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.blocks import TransformerBlock
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.parts.base import Metrics, Part
+from training.tensor_files import TensorFiles
 
 _PATIENCE = timedelta(hours=2)  # how long the others wait while one saves, samples or exports
 _PARALLEL = ("DP_REPLICATE", "DP_SHARD", "TP", "CP", "SP")  # of accelerate's parallelism_config
@@ -46,6 +48,7 @@ class World:
         keeps_gathered: whether blocks stay gathered from the forward to the backward pass, which then needs no second
             gather (accelerate's `fsdp_reshard_after_forward: false`).
         group: a gloo group for decisions, which neither wait for the GPU nor run into NCCL's timeout of ten minutes.
+        saving: another one, for the threads that write checkpoints.
         zero: DeepSpeed's zero_optimization, if that shards the optimizer.
     """
 
@@ -56,6 +59,7 @@ class World:
     copies: int = 1
     keeps_gathered: bool = False
     group: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
     zero: dict[str, Any] | None = None
 
     @property
@@ -76,12 +80,12 @@ class World:
         """Whether a flag is set in any process; the same answers in all."""
         return [count > 0 for count in self.total(*mine)]
 
-    def gather(self, mine: _Found) -> list[_Found]:
+    def gather(self, mine: _Found, group: dist.ProcessGroup | None = None) -> list[_Found]:
         """The objects of all processes in the order of their ranks, in every process. Small objects only."""
         if self.size == 1:
             return [mine]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine, group=self.group)
+        dist.all_gather_object(found, mine, group=group or self.group)
         return found
 
     def wait(self) -> None:
@@ -112,12 +116,12 @@ def open_world() -> Iterator[World]:
         return
     from accelerate import PartialState  # an import of a second that a single process does not need
 
+    sharded = _asked("FSDP")  # refused before the processes meet: one that leaves would break the others' connections
+    copies = _copies(int(os.environ["WORLD_SIZE"])) if sharded and _asked("PARALLELISM_CONFIG") else 1
     state = PartialState(cpu=not torch.cuda.is_available())
-    sharded = _asked("FSDP")
-    copies = _copies(state.num_processes) if sharded and _asked("PARALLELISM_CONFIG") else 1
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    group, saving = (dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2))
     keeps = sharded and os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false"
-    yield World(state.process_index, state.num_processes, state.device, sharded, copies, keeps, group, zero)
+    yield World(state.process_index, state.num_processes, state.device, sharded, copies, keeps, group, saving, zero)
     dist.destroy_process_group()
 
 
@@ -184,6 +188,8 @@ def shard(modules: dict[str, nn.Module], world: World, *, bf16: bool) -> None:
         for block in [inner for inner in module.modules() if isinstance(inner, TransformerBlock)]:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not world.keeps_gathered)
         fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        if isinstance(module, ContextAnyoneTransformer):
+            register_fsdp_forward_method(module, "encode_references")  # sampling calls it beside `forward`
 
 
 LossFunction = Callable[[Any, int, torch.Generator], tuple[Tensor, Metrics]]
@@ -230,6 +236,33 @@ def reshard(modules: dict[str, nn.Module]) -> None:
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor of a shard; all processes must call it, in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_rows(shard: DTensor) -> range | None:
+    """The rows of the whole tensor that this process's shard is; None without any, or if another copy writes them."""
+    mesh, last = shard.device_mesh, shard.device_mesh.ndim - 1
+    if any(mesh.get_local_rank(dimension) != 0 for dimension in range(last)):
+        return None
+    rows = _rows(shard)
+    return rows if len(rows) else None
+
+
+def _rows(shard: DTensor) -> range:
+    """FSDP2 cuts a tensor's first axis as torch.chunk does."""
+    mesh, last = shard.device_mesh, shard.device_mesh.ndim - 1
+    count = -(-shard.shape[0] // mesh.size(last))
+    start = min(count * mesh.get_local_rank(last), shard.shape[0])
+    return range(start, min(start + count, shard.shape[0]))
+
+
+def stored_like(stored: Mapping[str, Tensor], name: str, model: Tensor) -> Tensor:
+    """`like(stored[name], model)`, which of a checkpoint reads no more than this process's rows."""
+    if not (isinstance(model, DTensor) and isinstance(stored, TensorFiles) and stored.shape(name) == model.shape):
+        return like(stored[name], model)
+    rows = _rows(model)
+    local = stored.rows(name, rows.start, rows.stop).to(model.device)
+    shape, stride = model.shape, model.stride()
+    return DTensor.from_local(local, model.device_mesh, model.placements, run_check=False, shape=shape, stride=stride)
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Ema:
@@ -36,10 +37,11 @@ class Ema:
         A signal at the end may interrupt this: `put_back` completes it.
         """
         self.put_back()
-        self._kept = {name: parameter.data for name, parameter in self._parameters.items()}
+        shards = {name: p.to_local().clone() for name, p in self._parameters.items() if isinstance(p, DTensor)}
+        self._kept = {name: shards.get(name, p.data) for name, p in self._parameters.items()}
         try:
-            for name, parameter in self._parameters.items():
-                parameter.data = self.tensors[name].to(parameter.dtype)
+            for name in self._parameters:
+                self._set(name, self.tensors[name])
             yield
         finally:
             self.put_back()
@@ -47,5 +49,14 @@ class Ema:
     def put_back(self) -> None:
         """Restore parameters that `in_place` has not restored: to be called before they are used again."""
         for name, tensor in self._kept.items():
-            self._parameters[name].data = tensor
+            self._set(name, tensor)
         self._kept = {}
+
+    @torch.no_grad()
+    def _set(self, name: str, value: Tensor) -> None:
+        """Replace a parameter; of a shard the content, as FSDP2 gathers from its memory."""
+        parameter = self._parameters[name]
+        if isinstance(parameter, DTensor):
+            parameter.to_local().copy_(value.to_local() if isinstance(value, DTensor) else value)
+        else:
+            parameter.data = value.to(parameter.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -18,8 +19,9 @@ from training.parts.base import HashesData, OpensData, Part, Validates
 from training.precision import settle_precision
 from training.prefetch import batches
 from training.randomness import rank_seed
+from training.saving import Saver
 from training.speed import Speedometer
-from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
+from training.state import Checkpoint, CheckpointStore, Progress, Writers, only_trainer
 from training.stopping import Stop, TrainingStopped, save_asked
 from training.trainer import Trainer, build_trainer
 from training.watch import Watch
@@ -57,7 +59,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
 
     The checkpoint is released here: its files are mapped into memory and would stay on disk for as long as it lives.
     """
-    checkpoint = store.load_latest()
+    checkpoint = store.load_latest(writers=Writers(world.rank, world.size, world.gather))
     config = settle_precision(config, world, None if checkpoint is None else folder / "config.yaml")
     if world.first:
         if checkpoint is not None:
@@ -104,10 +106,11 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
 
     1. The step is logged, before anything can fail.
     2. Ten steps in a row that were not finite end the run, without a checkpoint.
-    3. A checkpoint that is due (`save_every`, the last step) is written before validation and samples, so that an
-       error in them does not lose it.
+    3. A checkpoint that is due (`save_every`, the last step) is begun; a thread writes it while the run goes on. It is
+       complete before a validation, samples or the end, so that an error in them does not lose it.
     4. A validation that is due. A signal or the time limit interrupts it.
-    5. All processes agree whether the run ends at this step; signals during the validation count.
+    5. All processes agree whether the run ends at this step; signals during the validation count, and so does a
+       checkpoint that could not be written.
     6. A checkpoint if the run ends or the file `save` requests one, unless 3 has written it: at most one per step.
     7. Samples that are due (`sample_every`, the last step, the time limit), unless a signal ends the run.
     """
@@ -120,10 +123,13 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     seed = rank_seed(run.seed, world.rank)
     stream = batches(trainer.part, seed, draws, workers=run.workers, pin_memory=pin_memory)
     speed = Speedometer(trainer.part, world.device, bf16=trainer.config.precision == "bf16", processes=world.size)
-    with Watch(trainer.config, folder, progress.step, active=world.first) as watch:
+    watch = Watch(trainer.config, folder, progress.step, active=world.first)
+    with watch, Saver(store, world) as saver:
+        trainer.before_update = saver.wait_for_copies
         while True:
             watch.step(_timed_step(trainer, stream, speed))
             if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                saver.finish()
                 raise TrainingStopped(
                     f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
                     "checkpoint is complete; resume it with a lower optim.lr, or start anew with another clip_norm."
@@ -131,17 +137,23 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
             complete = progress.step == run.steps
             save_due = complete or progress.step % run.save_every == 0
             if save_due:
-                _save(trainer, store)
+                saver.start(progress, trainer.tensors())
             if run.validate_every is not None and progress.step % run.validate_every == 0:
+                saver.finish()
                 found = trainer.validate(stop.asked)
                 if found is not None:
                     watch.validation(found, progress.step)
-            out_of_time, save_wanted = world.any(stop.asked(), world.first and save_asked(folder))
+            out_of_time, save_wanted, failed = world.any(stop.asked(), world.first and save_asked(folder), saver.failed)
+            if failed:
+                saver.finish()
             ended_by = stop.agreed(world)
             last = complete or out_of_time or ended_by is not None
             if (last or save_wanted) and not save_due:
-                _save(trainer, store)
+                saver.start(progress, trainer.tensors())
+            if last:
+                saver.finish()
             if ended_by is None and (last or progress.step % run.sample_every == 0):
+                saver.finish()
                 _sample(trainer, folder / "samples", watch, stop)
             if last:
                 return ended_by
@@ -178,26 +190,15 @@ def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> 
     }
 
 
-def _save(trainer: Trainer, store: CheckpointStore) -> None:
-    """Write a checkpoint in the first process; the others wait for it."""
-    tensors, failed = trainer.tensors(), None
-    if trainer.world.first:
-        try:
-            store.save(trainer.progress, tensors)
-        except OSError as error:
-            failed = error
-    everywhere = trainer.world.any(failed is not None)[0]
-    if failed is not None:
-        raise failed
-    if everywhere:
-        raise TrainingStopped("The first process could not write a checkpoint; the previous one is complete.")
-
-
 def _sample(trainer: Trainer, folder: Path, watch: Watch, stop: Stop) -> None:
-    if trainer.world.first and not trainer.world.sharded:  # a sharded network cannot sample; export.py gathers it
+    step, world = trainer.progress.step, trainer.world
+    if world.sharded:  # its processes compute every sample together, so a signal to one waits for the end
+        with TemporaryDirectory() as aside:
+            watch.samples(trainer.sample(folder if world.first else Path(aside)), step - 1)
+    elif world.first:
         with stop.may_cut():
-            watch.samples(trainer.sample(folder), trainer.progress.step - 1)
-    trainer.world.wait()
+            watch.samples(trainer.sample(folder), step - 1)
+    world.wait()
 
 
 def _export(trainer: Trainer, store: CheckpointStore, folder: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from contextanyone_core.errors import CheckpointError
 from training.config import OptimSettings
-from training.distributed import like
+from training.distributed import stored_like
 from training.muon import MuonAdamW
 from training.parts.base import ParameterGroup
 
@@ -64,9 +64,9 @@ def restore_optimizer(
 ) -> None:
     """Restore the tensors of `optimizer_tensors`. Raises CheckpointError for a parameter that is not trained here."""
     optimizer.state.clear()
-    for full_name, tensor in tensors.items():
+    for full_name in tensors:
         name, _, key = full_name.rpartition("/")
         if name not in parameters:
             raise CheckpointError(f"The checkpoint's optimizer state names {name}, which is not a trained parameter.")
         parameter = parameters[name]
-        optimizer.state[parameter][key] = like(tensor, parameter)
+        optimizer.state[parameter][key] = stored_like(tensors, full_name, parameter)

@@ -4,29 +4,33 @@ complete one.
     DIR/checkpoints/step-00000500/{model,ema,optimizer}.safetensors, state.json
     DIR/checkpoints/latest        the name of the newest folder
 
-A checkpoint is written beside its name, synced and renamed. state.json holds the progress and the SHA-256 of every
-file.
+Processes that each hold a share of a network write a file each, `model-00001-of-00008.safetensors`. A checkpoint is
+written beside its name, synced and renamed. state.json holds the progress and the SHA-256 of every file.
 """
 
 import errno
 import fcntl
 import json
 import logging
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from contextanyone_core.atomic_file import ENDING, PREFIX, whole_file, write_text
+from contextanyone_core.atomic_file import ENDING, PREFIX, publish, write_text
 from contextanyone_core.errors import CheckpointError, InputError
-from training.files import file_sha256, write_tensors
+from training.files import file_sha256
+from training.tensor_files import Rows, TensorFiles, write_hashed
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass
@@ -51,11 +55,28 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint in memory: tensors by file (model, ema, and optimizer if it was read) and name, on the CPU."""
+    """One checkpoint: tensors by file (model, ema, and optimizer if it is wanted) and name, read when they are used."""
 
     folder: Path
     progress: Progress
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, TensorFiles]
+
+
+@dataclass(frozen=True)
+class Writers:
+    """This process among those that write, or read, one checkpoint together.
+
+    Attributes:
+        gather: the objects of all of them, in every one; each must call it as often as the others.
+    """
+
+    rank: int = 0
+    size: int = 1
+    gather: Callable[[Any], list[Any]] = lambda mine: [mine]
+
+
+class ShareError(OSError):
+    """Another process could not write its share of a checkpoint."""
 
 
 class CheckpointStore:
@@ -65,55 +86,73 @@ class CheckpointStore:
         self.folder = folder
         self.keep_last = keep_last
 
-    def save(self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    def save(
+        self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor | Rows]], writers: Writers | None = None
+    ) -> Path:
         """Write a checkpoint, point `latest` at it and remove the oldest ones.
+
+        Args:
+            tensors: by file, on the CPU. writers: where several processes write their shares together.
 
         Raises:
             OSError: the disk is full or not writable; earlier checkpoints stay complete.
+            ShareError: that is so in another process.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_remains()
+        writers = writers or Writers()
         final = self.folder / f"step-{progress.step:08d}"
-        with whole_file(final) as beside:
-            beside.mkdir()
-            self._write(beside, progress, tensors)
-            if final.exists():
-                shutil.rmtree(final)
-        write_text(self.folder / "latest", final.name + "\n")
-        self._rotate(final.name)
+        staged = self.folder / f"{PREFIX}{final.name}{ENDING}"
+        try:
+            _together(writers, lambda: self._stage(staged) if writers.rank == 0 else None)
+            sums = _together(writers, lambda: _write(staged, tensors, writers))
+            merged = {file: value for each in sums for file, value in (each or {}).items()}
+            _together(writers, lambda: self._commit(staged, final, progress, merged) if writers.rank == 0 else None)
+        finally:
+            if writers.rank == 0:
+                shutil.rmtree(staged, ignore_errors=True)
         return final
 
-    def load_latest(self, *, optimizer: bool = True) -> Checkpoint | None:
+    def load_latest(self, *, optimizer: bool = True, writers: Writers | None = None) -> Checkpoint | None:
         """Return the newest complete checkpoint, None if there is no checkpoint at all.
 
         A damaged one is reported, and the previous one is used.
 
         Args:
             optimizer: whether to read the optimizer's state too, which only a resumed run needs.
+            writers: where several processes read it: each compares its share of the files with their checksums.
 
         Raises:
             CheckpointError: there are checkpoints, and all are damaged.
         """
-        names = self._names()
+        writers = writers or Writers()
+        names = writers.gather(self._names())[0]
         for name in reversed(names):
+            found, damage = None, None
             try:
-                return _read(self.folder / name, optimizer=optimizer)
+                found = _read(self.folder / name, optimizer=optimizer, writers=writers)
             except (CheckpointError, OSError) as error:
-                _LOG.warning("Checkpoint %s is damaged: %s", name, error)
+                damage = str(error)
+            damages = [each for each in writers.gather(damage) if each is not None]
+            if not damages:
+                return found
+            if writers.rank == 0:
+                _LOG.warning("Checkpoint %s is damaged: %s", name, " ".join(dict.fromkeys(damages)))
         if names:
             raise CheckpointError(
                 f"All checkpoints in {self.folder} are damaged: remove them, or choose another run.out."
             )
         return None
 
-    def _write(self, folder: Path, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        sums = {}
-        for file, named in tensors.items():
-            path = folder / f"{file}.safetensors"
-            write_tensors(path, named, {"format": "pt"})
-            sums[path.name] = file_sha256(path)
+    def _stage(self, staged: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_remains()
+        staged.mkdir()
+
+    def _commit(self, staged: Path, final: Path, progress: Progress, sums: Mapping[str, str]) -> None:
         text = json.dumps({"version": _VERSION, "progress": asdict(progress), "sha256": sums}, indent=1)
-        write_text(folder / "state.json", text + "\n")
+        write_text(staged / "state.json", text + "\n")
+        publish(staged, final)
+        write_text(self.folder / "latest", final.name + "\n")
+        self._rotate(final.name)
 
     def _names(self) -> list[str]:
         """Return the folders' names, oldest first."""
@@ -136,6 +175,27 @@ class CheckpointStore:
         """A killed process may have left half a checkpoint; `only_trainer` sees that no other one writes here."""
         for path in self.folder.glob(f"{PREFIX}*{ENDING}"):
             _remove("The unfinished checkpoint", path)
+
+
+def _together(writers: Writers, act: Callable[[], Any]) -> list[Any]:
+    """Act in every process, then return the results of all. Raises this one's OSError, or ShareError."""
+    failed, result = None, None
+    try:
+        result = act()
+    except OSError as error:
+        failed = error
+    results = writers.gather((result, failed is not None))
+    if failed is not None:
+        raise failed
+    if any(bad for _, bad in results):
+        raise ShareError("Another process could not write its share of the checkpoint; the previous one is complete.")
+    return [each for each, _ in results]
+
+
+def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Rows]], writers: Writers) -> dict[str, str]:
+    share = "" if writers.size == 1 else f"-{writers.rank + 1:05d}-of-{writers.size:05d}"
+    files = {f"{file}{share}.safetensors": named for file, named in tensors.items()}
+    return {name: write_hashed(folder / name, named) for name, named in files.items()}
 
 
 def _remove(what: str, folder: Path) -> None:
@@ -169,17 +229,22 @@ def only_trainer(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read(folder: Path, *, optimizer: bool) -> Checkpoint:
+def _read(folder: Path, *, optimizer: bool, writers: Writers) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         progress, sums = Progress(**state["progress"]), dict(state["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"state.json cannot be read ({error}).") from None
-    tensors = {}
-    for name, expected in sums.items():
-        if Path(name).stem == "optimizer" and not optimizer:
-            continue
-        if file_sha256(folder / name) != expected:
-            raise CheckpointError(f"{name} does not have the checksum in state.json.")
-        tensors[Path(name).stem] = load_file(folder / name)
-    return Checkpoint(folder, progress, tensors)
+    files: dict[str, list[Path]] = {}
+    for name in sorted(sums):
+        kind = _SHARD.sub("", Path(name).stem)
+        if kind != "optimizer" or optimizer:
+            files.setdefault(kind, []).append(folder / name)
+    wanted = [path for paths in files.values() for path in paths]
+    for path in wanted[writers.rank :: writers.size]:
+        if file_sha256(path) != sums[path.name]:
+            raise CheckpointError(f"{path.name} does not have the checksum in state.json.")
+    try:
+        return Checkpoint(folder, progress, {kind: TensorFiles(paths) for kind, paths in files.items()})
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"its tensors cannot be read ({error}).") from None

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor, autocast, nn
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError, ShapeError
 from training.config import TrainConfig, config_hash
-from training.distributed import World, full, joint_loss, like, one_process, reshard, shard
+from training.distributed import World, full, joint_loss, one_process, reshard, shard, stored_like
 from training.ema import Ema
 from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
@@ -23,6 +23,7 @@ from training.parts.base import ExportsIn, HashesData, KeepsStart, Metrics, Part
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
+from training.tensor_files import TensorFiles
 from training.zero.shares import ZeroShares
 
 _LOG = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Trainer:
         self.world = world
         self.device = world.device
         self.modules = part.modules()
-        for module in self.modules.values():
+        for module in () if world.sharded else self.modules.values():
             module.to(self.device)
         self._choose_trained()
         kept = {id(parameter) for parameter in part.kept()} if isinstance(part, KeepsStart) else set()
@@ -68,7 +69,9 @@ class Trainer:
             by = "FSDP" if world.sharded else "DeepSpeed"
             raise InputError(f"optim.optimizer is muon, which needs whole matrices: {by} holds shares of them.")
         if world.sharded:
-            shard(self.modules, world, bf16=config.precision == "bf16")
+            shard(self.modules, world, bf16=config.precision == "bf16")  # which moves each block's share to the device
+            for module in self.modules.values():
+                module.to(self.device)
         self.trained = {name: p for name, p in _named_parameters(self.modules).items() if p.requires_grad}
         self.optimizer = make_optimizer(part.parameter_groups(), config.optim)
         self.ema = Ema(self.trained, config.optim.ema_decay)
@@ -78,6 +81,7 @@ class Trainer:
         self._loss = self._zero.loss if self._zero else joint_loss(part, world)
         self._stepped = self._zero.pieces if self._zero else self.trained
         self._seed = rank_seed(config.run.seed, world.rank)
+        self.before_update: Callable[[], None] = lambda: None
 
     def _choose_trained(self) -> None:
         chosen = {id(parameter) for group in self.part.parameter_groups() for parameter in group["params"]}
@@ -94,21 +98,18 @@ class Trainer:
         return bool(self._kept)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the content of a checkpoint, by file. All processes must call it; the first one's result counts."""
+        """Return the content of a checkpoint, by file; of a sharded network this process's shards.
+
+        All processes must call it; of a network that is not sharded the first one's result counts. The tensors are the
+        present ones: `step` changes them after `before_update`.
+        """
         self.ema.put_back()
         reshard(self.modules)
         zero = self._zero
         optimizer = zero.whole_state(self.optimizer) if zero else optimizer_tensors(self.optimizer, self.trained)
-        files = {"model": self._saved(), "ema": self.ema.tensors, "optimizer": optimizer}
-        if not self.world.sharded:
-            return files
-        whole: dict[str, dict[str, Tensor]] = {file: {} for file in files}
-        for file, named in files.items():
-            for name, tensor in named.items():
-                gathered = full(tensor)
-                if self.world.first:
-                    whole[file][name] = gathered.cpu()
-        return whole
+        own = _named_parameters(self.modules)  # a buffer is copied here: a forward pass may change it
+        model = {name: tensor if name in own else tensor.clone() for name, tensor in self._saved().items()}
+        return {"model": model, "ema": dict(self.ema.tensors), "optimizer": optimizer}
 
     def _saved(self) -> dict[str, Tensor]:
         """The modules' tensors that a checkpoint holds: all but those that stay as in `init.from`."""
@@ -123,7 +124,7 @@ class Trainer:
         """
         _copy_into(self._saved(), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
         _copy_into(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
-        optimizer = checkpoint.tensors.get("optimizer", {})
+        optimizer: Mapping[str, Tensor] = checkpoint.tensors.get("optimizer", {})
         if self._zero:
             self._zero.refresh()
             optimizer = self._zero.own_state(optimizer)
@@ -171,6 +172,7 @@ class Trainer:
             self._stepped[name].grad = None
         norm = self._norm() if finite else math.nan
         finite = math.isfinite(norm)
+        self.before_update()
         if finite:
             self.optimizer.step()
         if self._zero:
@@ -193,13 +195,15 @@ class Trainer:
     def sample(self, folder: Path) -> Path:
         """Let the part write samples with the EMA weights into a folder of this step, which is returned.
 
-        On a GPU in the precision of the training steps.
+        On a GPU in the precision of the training steps. All processes of a sharded network must call it.
         """
         target = folder / f"step-{self.progress.step:08d}"
         target.mkdir(parents=True, exist_ok=True)
-        on_card = self._bf16 and self.device.type == "cuda"  # a VAE's convolutions under autocast have crashed on CPUs
-        with self.shown(), autocast(self.device.type, torch.bfloat16, enabled=on_card):
+        # A VAE's convolutions under autocast have crashed on CPUs; blocks that are gathered in bf16 need it.
+        low = self._bf16 and (self.device.type == "cuda" or self.world.sharded)
+        with self.shown(), autocast(self.device.type, torch.bfloat16, enabled=low):
             self.part.sample(self.progress.step, target)
+        reshard(self.modules)
         return target
 
     def validate(self, asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
@@ -384,10 +388,10 @@ def _named_tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     return tensors
 
 
-def _copy_into(target: dict[str, Tensor], source: dict[str, Tensor], what: str) -> None:
+def _copy_into(target: dict[str, Tensor], source: TensorFiles, what: str) -> None:
     wrong = sorted(target.keys() ^ source.keys())
-    wrong += sorted(n for n in target.keys() & source.keys() if target[n].shape != source[n].shape)
+    wrong += sorted(n for n in target.keys() & source.keys() if target[n].shape != source.shape(n))
     if wrong:
         raise CheckpointError(f"{what}: {len(wrong)} tensors do not fit this part, such as {wrong[0]}.")
     for name, tensor in target.items():
-        tensor.copy_(like(source[name], tensor))
+        tensor.copy_(stored_like(source, name, tensor))

@@ -33,6 +33,7 @@ def write_streamed(
     read: Callable[[str], Tensor],
     metadata: Mapping[str, str],
     progress: Callable[[int, int], None] | None = None,
+    written: Callable[[bytes | memoryview], None] | None = None,
 ) -> None:
     """Write one safetensors file with one tensor in memory at a time.
 
@@ -42,6 +43,7 @@ def write_streamed(
         read: returns a tensor by name, with the planned dtype and shape.
         metadata: text entries of the header.
         progress: called with (tensors written, total).
+        written: called with every piece of the file in order, to hash it in passing.
 
     Raises:
         CheckpointError: the folder does not exist, or a tensor's dtype or shape differs from the plan.
@@ -59,11 +61,14 @@ def write_streamed(
     text += b" " * (-len(text) % 8)
     require_parent(path)
     with whole_file(path) as beside, beside.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        note = written or (lambda _: None)
+        file.write(start := len(text).to_bytes(8, "little") + text)
+        note(start)
         for done, name in enumerate(order, start=1):
             tensor = read(name)
             if TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) != plan[name]:
                 raise CheckpointError(f"{name} became {tuple(tensor.shape)} {tensor.dtype}, planned was {plan[name]}.")
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(data := tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            note(data)
             if progress is not None:
                 progress(done, len(order))

@@ -16,6 +16,9 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import TrainConfig
 from training.distributed import open_world
+from training.saving import copy_own
+from training.state import Writers
+from training.tensor_files import Rows
 from training.trainer import build_trainer
 
 assert tiny_part.__name__  # it lists its part
@@ -47,6 +50,16 @@ def _steps(config: TrainConfig, environment: dict[str, str], found: Any) -> None
                 record = trainer.step(trainer.part.batch(step))
             assert ("reference" in record) == (step == 0)
             counts.append(gathers.sizes)
+        with Gathers() as gathers:  # a checkpoint gathers nothing: every process copies its own rows
+            writers = Writers(world.rank, world.size, world.gather)
+            copies = copy_own(trainer.tensors(), writers, None, {})
+        assert gathers.sizes == []
+        shards = {file: [rows for rows in named.values() if isinstance(rows, Rows)] for file, named in copies.items()}
+        sizes = [sum(rows.tensor.numel() for rows in shards[file]) for file in ("model", "ema", "optimizer")]
+        whole = sum(parameter.numel() for parameter in trainer.trained.values())
+        assert sizes[:2] == [sizes[0]] * 2
+        assert sum(world.total(*sizes[:1])) == whole
+        assert max(sizes) <= 1.02 * 2 * whole / world.size
         if world.first:
             found.put(counts)
 

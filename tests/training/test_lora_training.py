@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from cached_world import build, settings_for, write_small_world
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
@@ -157,6 +160,24 @@ def test_the_file_has_the_form_that_comfyui_reads(config, tmp_path):
     assert tensors["diffusion_model.blocks.0.self_attn.q.alpha"] == 6.0
     assert tensors["diffusion_model.blocks.0.emphasize_attn.q.diff"].shape == (CONFIG.dim, CONFIG.dim)
     assert tensors["diffusion_model.blocks.0.emphasize_attn.q.diff_b"].shape == (CONFIG.dim,)
+
+
+def test_generate_runs_from_the_exported_folder_with_the_files_that_the_log_names(
+    config, tmp_path, tiny_folder, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    assert main(["--config", str(config(tmp_path)), "--set", "run.steps=2"]) == 0
+    export = tmp_path / "run" / "export"
+    said = next(line for line in caplog.messages if line.startswith(f"contextanyone generate --weights {export}"))
+    assert said.endswith(f"from {tiny_folder}.")
+    files = re.findall(r"\w+\.safetensors", said)
+    assert files == ["vae.safetensors", "text_encoder.safetensors", "image_encoder.safetensors"]
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "--weights", str(export), "--frames", "1", "--size", "32x32", "--steps", "1"]
+    assert cli.main([*words, "--first", "A woman.", "--out", "a.webp"]) == 2
+    for name in files:
+        shutil.copy(tiny_folder / name, export)
+    assert cli.main([*words, "--first", "A woman.", "--out", "a.webp"]) == 0
 
 
 def test_of_the_weights_or_their_average(config, tmp_path, capsys):

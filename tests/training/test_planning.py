@@ -217,6 +217,11 @@ def test_a_step_that_accumulates_takes_and_sends_more(capsys):
         assert (thrice.within, thrice.between) == (3 * once.within, 3 * once.between)
     assert "3 batches a step" in plan_text(three, CARDS)
     assert "a step" not in plan_text(one, CARDS).partition("The costliest")[2].partition("\n")[0]
+    everything = sum(p.numel() for p in ContextAnyoneTransformer(one.model, device="meta").parameters())
+    checkpoint = 16 * everything  # float32 weights, their average and two moments
+    assert one.checkpoint_bytes() == pytest.approx(checkpoint, rel=1e-3)
+    assert one.disk_bytes().checkpoints == pytest.approx(3 * checkpoint, rel=1e-3)  # two kept, one being written
+    assert f"Disk: a checkpoint {checkpoint / 1e9:.1f} GB, 2 kept" in plan_text(one, CARDS)
 
 
 def test_what_is_frozen_costs_less():

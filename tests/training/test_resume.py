@@ -146,6 +146,8 @@ def test_kill_9_and_resume(tmp_path: Path, straight: Checkpoint) -> None:
     wait_for_step(process, out, 4)
     with pytest.raises(InputError, match="Another process is training in"):
         train(config)
+    while not (out / "checkpoints/latest").exists():  # a thread writes it
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     assert latest(out).progress.step == 3

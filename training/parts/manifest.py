@@ -82,6 +82,10 @@ class ManifestPart(TransformerTraining):
         if rank == 0:
             _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
 
+    def encoders(self) -> Path:
+        """The folder of the encoders that the cache was encoded by."""
+        return self.settings.data.encoders
+
     def _fresh_config(self) -> ContextAnyoneConfig:
         """The chosen sizes with the widths and statistics of what the cache was encoded by."""
         index, shape = self.data.index, self.data.image_embeds_shape()

@@ -93,6 +93,10 @@ class TransformerPart(TransformerTraining):
         )
         self._held_out: Pool | None = None
 
+    def encoders(self) -> Path:
+        """The folder of VAE, text encoder and image encoder."""
+        return self.settings.weights
+
     def starting_network(self) -> ContextAnyoneTransformer:
         """The network of `init.from`, else the miniature's, from nothing."""
         vae = self.settings.weights / "vae.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,6 +36,8 @@ from training.parts.objective import (
 )
 from training.recompute import Recompute, recompute_blocks
 from training.trainable import TrainSettings, choose_trained, frozen_names, lr_scales
+
+_LOG = logging.getLogger(__name__)
 
 
 class TransformerSettings(ObjectiveSettings):
@@ -132,6 +135,10 @@ class TransformerTraining:
         """Text embeddings of the video stream, and of the reference stream where it is used."""
         raise NotImplementedError
 
+    def encoders(self) -> Path | None:
+        """The folder of the frozen encoders that the network is trained with, and generates with."""
+        return None
+
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss of a batch."""
         clips = self.encoded(batch)
@@ -182,6 +189,10 @@ class TransformerTraining:
             save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra)
             merge_loras(network, [(lora, 1.0)])
         save_transformer(folder / "transformer.safetensors", network, dtype=dtype, extra=extra)
+        if (encoders := self.encoders()) is not None:
+            names = ("vae", "text_encoder", "image_encoder")[: 2 if network.config.image_dim is None else 3]
+            files = ", ".join(f"{name}.safetensors" for name in names)
+            _LOG.info("contextanyone generate --weights %s also needs %s there, from %s.", folder, files, encoders)
 
 
 def starting_network(

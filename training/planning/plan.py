@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
@@ -21,6 +22,20 @@ from training.planning.trace import StepCost, StepShape, trace_step
 from training.planning.worlds import Share, ways_to_share
 from training.recompute import Recompute
 from training.trainable import choose_trained, frozen_names
+
+
+class Disk(NamedTuple):
+    """Bytes on disk: checkpoints while one more is being written, the exported files, the cached rows of the plan."""
+
+    checkpoints: int
+    export: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
@@ -79,6 +94,25 @@ class RunPlan:
     def ways(self) -> list[Share]:
         """How the processes can share the work."""
         return ways_to_share(self.cost, self.model, self.world, self.batches, bf16=self.config.precision != "fp32")
+
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint: weights (of a LoRA those that are trained), their average, the optimizer's state."""
+        weights = self.cost.weights if self.settings.train.lora is None else self.cost.ema
+        return weights + self.cost.ema + self.cost.optimizer
+
+    def entry_bytes(self, bucket: Bucket) -> int:
+        """At most, of one cached row: latents, text without padding and CLIP tokens in float16, masks as bytes."""
+        model, (frames, height, width) = self.model, bucket.latents(self.model)
+        pictures = frames + 2 * bucket.references  # what the reference stream reconstructs has latents of its own
+        image = 0 if model.image_dim is None else self.shape.clip_tokens * bucket.references * model.image_dim
+        return 2 * (pictures * height * width * (model.in_dim + 1) + 2 * model.text_len * model.text_dim + image)
+
+    def disk_bytes(self) -> Disk:
+        """What the run's folder and the cache need at their fullest."""
+        checkpoints = (self.config.run.keep_last + 1) * self.checkpoint_bytes()
+        cache = sum(count * self.entry_bytes(bucket) for bucket, count in self.buckets.rows.items())
+        exported = self.cost.weights // 2 + (0 if self.settings.train.lora is None else self.cost.ema // 2)
+        return Disk(checkpoints, exported, cache)
 
     def step_seconds(self, rate: float) -> float:
         """Of a step of the costliest batches at a rate in FLOP/s; data and communication not counted."""

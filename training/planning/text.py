@@ -14,6 +14,7 @@ from training.planning.trace import StepShape
 def plan_text(plan: RunPlan, cards: Mapping[str, Card]) -> str:
     """The whole plan."""
     parts = [_network(plan), _bucket_table(plan), _step_table(plan), _world_table(plan), _card_table(plan, cards)]
+    parts.append(_disk(plan))
     return "\n".join([*parts, _levels(plan)])
 
 
@@ -93,6 +94,20 @@ def _card_table(plan: RunPlan, cards: Mapping[str, Card]) -> str:
         room = "fits" if least <= card.memory * GIB else f"needs {least / GIB:.1f} GiB, the card has {card.memory}"
         lines.append(f"{name:>8} {plan.step_seconds(rate):>9.3g} {hours / plan.world:>9.3g} {hours:>10.3g}   {room}")
     return "\n".join(lines) + "\n"
+
+
+def _disk(plan: RunPlan) -> str:
+    """What the run writes, and the host memory that a process copies its share of a checkpoint to."""
+    size, kept, disk = plan.checkpoint_bytes() / 1e9, plan.config.run.keep_last, plan.disk_bytes()
+    entry = plan.entry_bytes(plan.shape.bucket) / 1e6
+    rows = f"; the cache's rows at most {disk.cache / 1e9:.1f} GB" if plan.from_data else ""
+    share = f", {size / plan.world:.1f} GB with FSDP2" if plan.world > 1 else ""
+    return (
+        f"Disk: a checkpoint {size:.1f} GB, {kept} kept and one being written {disk.checkpoints / 1e9:.1f} GB; export "
+        f"{disk.export / 1e9:.1f} GB; a cached clip of {plan.shape.bucket} at most {entry:.1f} MB{rows}; in all "
+        f"{disk.total / 1e9:.1f} GB{'' if plan.from_data else ' and the cache'}\n"
+        f"Host memory while a checkpoint is written: {size:.1f} GB in the process that writes{share}\n"
+    )
 
 
 def _levels(plan: RunPlan) -> str:

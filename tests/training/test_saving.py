@@ -1,0 +1,161 @@
+"""Checkpoints written by a thread and in shards: what they hold is the state of their step, whoever reads them."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import linear_part
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contextanyone_core.errors import CheckpointError
+from training import state
+from training.config import parse_config
+from training.distributed import one_process
+from training.files import file_sha256
+from training.loop import train
+from training.saving import Saver
+from training.state import CheckpointStore, Progress, ShareError, Writers
+from training.tensor_files import Rows, TensorFiles, write_hashed
+
+WHOLE = {"a": torch.arange(35.0).view(7, 5), "b": torch.arange(7).half(), "c": torch.tensor(3.0)}
+
+
+def shares(count: int) -> list[dict[str, Any]]:
+    """What each of several processes writes of WHOLE; the first also what is not shared out."""
+    found: list[dict[str, Any]] = []
+    for rank in range(count):
+        rows = {name: WHOLE[name].chunk(count) for name in ("a", "b")}
+        starts = {name: sum(len(part) for part in parts[:rank]) for name, parts in rows.items()}
+        mine = {n: Rows(parts[rank], starts[n], 7) for n, parts in rows.items() if rank < len(parts)}
+        found.append({"model": mine | ({"c": WHOLE["c"]} if rank == 0 else {})})
+    return found
+
+
+def together(count: int, act: Any) -> list[Any]:
+    """Act as each of several processes, one thread for each; returns what they gave or raised."""
+    barrier, place, results = threading.Barrier(count), [None] * count, [None] * count
+
+    def run(rank: int) -> None:
+        def gather(mine: Any) -> list[Any]:
+            place[rank] = mine
+            barrier.wait(30)
+            found = list(place)
+            barrier.wait(30)
+            return found
+
+        try:
+            results[rank] = act(Writers(rank, count, gather))
+        except (OSError, CheckpointError) as error:
+            results[rank] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_a_file_is_hashed_while_it_is_written(tmp_path: Path) -> None:
+    found = write_hashed(tmp_path / "a.safetensors", WHOLE)
+    assert found == file_sha256(tmp_path / "a.safetensors")
+    read = load_file(tmp_path / "a.safetensors")  # the library's own reader takes it
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in WHOLE.items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_shards_of_any_number_of_processes_are_read_by_any_other(tmp_path: Path, count: int) -> None:
+    store = CheckpointStore(tmp_path)
+    together(count, lambda w: store.save(Progress(step=3), shares(count)[w.rank], w))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000003"]
+    checkpoint = store.load_latest()
+    assert checkpoint is not None
+    files = checkpoint.tensors["model"]
+    assert set(files) == set(WHOLE)
+    for name, tensor in WHOLE.items():
+        assert files.shape(name) == tensor.shape
+        assert torch.equal(files[name], tensor)
+    for start, end in ((0, 7), (2, 5), (3, 3), (6, 7)):
+        assert torch.equal(files.rows("a", start, end), WHOLE["a"][start:end])
+    for found in together(3, lambda w: store.load_latest(writers=w)):
+        assert torch.equal(found.tensors["model"]["a"], WHOLE["a"])
+
+
+def test_one_damaged_shard_sends_all_processes_to_the_checkpoint_before(tmp_path: Path, caplog: Any) -> None:
+    store = CheckpointStore(tmp_path, keep_last=3)
+    for step in (1, 2):
+        together(2, lambda w, step=step: store.save(Progress(step=step), shares(2)[w.rank], w))
+    shard = tmp_path / "step-00000002/model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0\0")
+    assert [found.progress.step for found in together(2, lambda w: store.load_latest(writers=w))] == [1, 1]
+    assert "step-00000002 is damaged: " in caplog.text
+    assert "model-00002-of-00002.safetensors does not have the checksum" in caplog.text
+    with pytest.raises(ValueError, match="not all"):
+        TensorFiles([tmp_path / "step-00000001/model-00001-of-00002.safetensors"])
+
+
+def test_a_process_that_cannot_write_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = CheckpointStore(tmp_path), write_hashed
+    together(2, lambda w: store.save(Progress(step=1), shares(2)[w.rank], w))
+
+    def full_disk(path: Path, tensors: Any) -> str:
+        if "00002-of" in path.name:
+            raise OSError(f"{path} cannot be written: No space left on device")
+        return write(path, tensors)
+
+    monkeypatch.setattr(state, "write_hashed", full_disk)
+    first, second = together(2, lambda w: store.save(Progress(step=2), shares(2)[w.rank], w))
+    assert isinstance(first, ShareError)
+    assert "model-00002-of-00002.safetensors cannot be written" in str(second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
+def make_config(out: Path, **run: Any) -> Any:
+    settings = {"name": "t", "steps": 6, "threads": 1, "workers": 0, "out": out, "trackers": [], "sample_every": 100}
+    return parse_config({"run": settings | run, "optim": {"warmup_steps": 2}, "part": {"name": "linear"}})
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is written is the state of its step: the disk waits here until two more steps are made."""
+    train(make_config(tmp_path / "straight", save_every=2, keep_last=3))
+    write, loss, made = write_hashed, linear_part.LinearPart.loss, threading.Semaphore(0)
+
+    def slow(path: Path, tensors: Any) -> str:
+        if path.parent.name.startswith(".contextanyone-step-00000002") and path.stem == "model":
+            assert made.acquire(timeout=30)
+            assert made.acquire(timeout=30)
+        return write(path, tensors)
+
+    def counted(self: linear_part.LinearPart, batch: Any, step: int, generator: torch.Generator) -> Any:
+        if step in (2, 3):
+            made.release()
+        return loss(self, batch, step, generator)
+
+    monkeypatch.setattr(state, "write_hashed", slow)
+    monkeypatch.setattr(linear_part.LinearPart, "loss", counted)
+    train(make_config(tmp_path / "slow", save_every=2, keep_last=3))
+    for step in (2, 4, 6):
+        for file in ("model", "ema", "optimizer"):
+            name = f"checkpoints/step-{step:08d}/{file}.safetensors"
+            left, right = (load_file(tmp_path / run / name) for run in ("slow", "straight"))
+            assert all(torch.equal(tensor, right[key]) for key, tensor in left.items()), name
+
+
+def test_an_error_between_checkpoints_loses_none(tmp_path: Path) -> None:
+    """The one that is being written when the run breaks is completed."""
+    store = CheckpointStore(tmp_path)
+
+    def breaks() -> None:
+        with Saver(store, one_process()) as saver:
+            saver.start(Progress(step=1), {"model": WHOLE})
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        breaks()
+    checkpoint = store.load_latest()
+    assert checkpoint is not None
+    assert checkpoint.progress.step == 1

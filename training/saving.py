@@ -1,0 +1,147 @@
+"""Checkpoints written while the training goes on: a thread copies, hashes and writes what a step left.
+
+The next step's forward and backward pass change nothing that a checkpoint holds; only its update waits until the copies
+are made. Under FSDP2 every process copies and writes its own shards, and no tensor is gathered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from training.distributed import World, own_rows
+from training.state import CheckpointStore, Progress, ShareError, Writers
+from training.stopping import TrainingStopped
+from training.tensor_files import Rows
+
+_Files = Mapping[str, Mapping[str, Tensor]]
+_Copies = dict[str, dict[str, Tensor | Rows]]
+
+
+class Saver:
+    """The checkpoints of a run, at most one of them being written. All processes must make the same calls.
+
+    As a context it completes the last one at the end, also after an error in this process; a KeyboardInterrupt leaves
+    it unfinished.
+    """
+
+    def __init__(self, store: CheckpointStore, world: World) -> None:
+        self._store, self._world = store, world
+        self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._buffers: dict[str, Tensor] = {}  # of the copies, kept: memory is slower to get than to fill
+        self._error: OSError | RuntimeError | None = None
+        self._writers: Writers | None = None  # None: this process writes nothing
+        if world.sharded:
+            self._writers = Writers(world.rank, world.size, partial(world.gather, group=world.saving))
+        elif world.first:
+            self._writers = Writers()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written; `finish` then raises the reason."""
+        return self._error is not None
+
+    def start(self, progress: Progress, tensors: _Files) -> None:
+        """Begin to write a checkpoint, after the one before is complete.
+
+        Args:
+            tensors: parameters, averages and optimizer's state, which must stay as they are until `wait_for_copies`;
+                of a sharded network the shards.
+
+        Raises: as `finish`, for the one before.
+        """
+        self.finish()
+        if self._writers is None:
+            return
+        stream: Any = None
+        if self._world.device.type == "cuda":
+            stream = torch.cuda.Stream(self._world.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(self._world.device))
+        still = replace(progress, learning_rates=dict(progress.learning_rates))
+        self._copied.clear()
+        self._thread = threading.Thread(target=self._write, args=(still, tensors, stream, self._writers), daemon=True)
+        self._thread.start()
+
+    def wait_for_copies(self) -> None:
+        """Wait until the tensors of the last `start` may change."""
+        if self._thread is not None:
+            self._copied.wait()
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            OSError: this process could not write.
+            TrainingStopped: another one could not.
+        """
+        self._join()
+        if self._world.any(self.failed)[0]:
+            error, self._error = self._error, None
+            if error is not None and not isinstance(error, ShareError):
+                raise error
+            raise TrainingStopped("Another process could not write a checkpoint; the previous one is complete.")
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, progress: Progress, tensors: _Files, stream: Any, writers: Writers) -> None:
+        try:
+            try:
+                copies = copy_own(tensors, writers, stream, self._buffers)
+            finally:
+                del tensors
+                self._copied.set()
+            self._store.save(progress, copies, writers)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no memory for the copies, or a process is gone
+            self._error = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        alone = self._writers is None or self._writers.size == 1
+        if kind is None or (alone and not issubclass(kind, KeyboardInterrupt)):
+            self._join()
+
+
+def copy_own(tensors: _Files, writers: Writers, stream: Any, buffers: dict[str, Tensor]) -> _Copies:
+    """What this process writes, on the CPU: its own rows of shards, and the first process all that is whole.
+
+    Args:
+        stream: of a card, on which the copies are made; None on a CPU. buffers: filled and used again by later calls.
+    """
+    found: _Copies = {}
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for file, named in tensors.items():
+            copies = found.setdefault(file, {})
+            for name, tensor in named.items():
+                key = f"{file}/{name}"
+                if not isinstance(tensor, DTensor):
+                    if writers.rank == 0:
+                        copies[name] = _copy(tensor, key, buffers)
+                elif (rows := own_rows(tensor)) is not None:
+                    copies[name] = Rows(_copy(tensor.to_local(), key, buffers), rows.start, tensor.shape[0])
+    if stream is not None:
+        stream.synchronize()
+    return found
+
+
+def _copy(tensor: Tensor, key: str, buffers: dict[str, Tensor]) -> Tensor:
+    """A copy in memory that the card can write to by itself, where the tensor is on one."""
+    pinned, buffer = tensor.device.type == "cuda", buffers.get(key)
+    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+        buffer = buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+    return buffer.copy_(tensor, non_blocking=pinned)
