@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import comfy.conds
 import comfy.latent_formats
@@ -130,7 +130,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
     @property
     def config_now(self) -> ContextAnyoneConfig:
         """The config of the network as it is loaded: a LoRA may have given it condition channels."""
-        return widened_config(self.config, self.diffusion_model.patch_channels)
+        return widened_config(self.config, cast("ContextAnyoneNetwork", self.diffusion_model).patch_channels)
 
     def state_dict_for_saving(self, unet_state_dict: dict[str, torch.Tensor], *parts: Any, **more: Any) -> Any:
         """What ModelSave and CheckpointSave write: they keep tensors only, so the config goes along as one."""
