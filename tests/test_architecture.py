@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -285,3 +286,17 @@ def test_files_take_their_names_in_one_module():
 
 def test_tests_are_no_packages():
     assert [at(path) for path in (ROOT / "tests").rglob("__init__.py")] == []
+
+
+def test_nothing_is_committed_that_git_ignores_and_no_link():
+    """A link, such as one to another checkout's .venv, replaces what lies at its place in every clone."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone")
+    listed = [line.split() for line in _git("ls-files", "--stage")]
+    assert [words[-1] for words in listed if words[0] == "120000"] == []
+    assert _git("ls-files", "--cached", "--ignored", "--exclude-standard") == []
+
+
+def _git(*words: str) -> list[str]:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
