@@ -29,7 +29,10 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 """Prefixes that torch.compile, FSDP and activation checkpointing insert at wrapped modules."""
 _PREFIX = re.compile(r"(?:(?:model|module|transformer|diffusion_model|first_stage_model|base_model)\.){0,4}")
 """Prefixes of names by trainers, DDP, ComfyUI and PEFT."""
-_SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
+_SCALES = (
+    *("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant"),
+    *("weight_scale_2", "pre_quant_scale"),  # of nvfp4
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Recognised:
         naming: "original", "ComfyUI", "diffusers", "transformers", or "" if unknown.
         stated: whether the header states the kind; otherwise it is inferred from the tensor names.
         dtypes: number of elements of each dtype.
-        quantisation: "", "fp8_e4m3fn", "scaled fp8", "GGUF Q4_K" and so on.
+        quantisation: "", "fp8_e4m3fn", "scaled fp8", "nvfp4", "mxfp8", "int8", "GGUF Q4_K" and so on.
     """
 
     path: Path
@@ -197,9 +197,22 @@ def _quantisation(container: Container) -> str:
         return f"GGUF {', '.join(packed)}" if packed else ""
     leaves = {name.rpartition(".")[2] for name in container.tensors}
     if leaves & {"scale_weight", "weight_scale", "scaled_fp8", "comfy_quant"}:
-        return "scaled fp8"
+        return ", ".join(_scaled(container, leaves)) or "scaled fp8"
     kinds = {"F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
     return ", ".join(name for dtype, name in kinds.items() if dtype in stored)
+
+
+def _scaled(container: Container, leaves: set[str]) -> Iterator[str]:
+    """The quantisations of ComfyUI's releases beside scaled fp8, by the dtypes of weights and scales."""
+    by_leaf: dict[str, set[str]] = {"weight": set(), "weight_scale": set()}
+    for name, info in container.tensors.items():
+        by_leaf.get(name.rpartition(".")[2], set()).add(info.dtype)
+    if "weight_scale_2" in leaves:
+        yield "nvfp4"
+    elif by_leaf["weight_scale"] & {"U8", "F8_E8M0"}:
+        yield "mxfp8"
+    if "I8" in by_leaf["weight"]:
+        yield "int8"
 
 
 def _other(container: Container) -> str:

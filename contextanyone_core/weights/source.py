@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .safetensors_file import stated_config
 from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
+HOST_FORMATS = ("int8_tensorwise", "nvfp4", "mxfp8")
+"""Quantisations (`comfy_quant`) that ComfyUI's own layers compute with, and that are not unpacked here."""
 _MAX_NOTE = 10_000  # maximum bytes of a layer's comfy_quant entry
 _TOKENIZER = "spiece_model"  # umT5's tokenizer as bytes, not a weight
 
@@ -37,6 +40,7 @@ class WeightSource:
         unknown: names that the naming does not have.
         num_layers: number of blocks in the file.
         size_bytes: total size of all files.
+        formats: quantisations of its layers, as `comfy_quant` names them.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class WeightSource:
     unknown: list[str]
     num_layers: int
     size_bytes: int
+    formats: frozenset[str]
     _container: Container = field(repr=False)
     _named: Named | None = field(repr=False)
 
@@ -95,8 +100,13 @@ class WeightSource:
         return read_plain(self._container.tensors[self._named.scales[name]]).float()
 
 
-def open_source(path: str | Path) -> WeightSource:
+def open_source(path: str | Path, *, host_layers: bool = False) -> WeightSource:
     """Open a weight file of any supported format for reading under our names.
+
+    Args:
+        path: a weight file, an index of shards, or a folder with one model.
+        host_layers: accept `HOST_FORMATS` too, for a host whose layers unpack them: `tensors` then has the shapes of
+            the unpacked weights, and `read` is not for them.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its quantisation is not supported.
@@ -106,13 +116,25 @@ def open_source(path: str | Path) -> WeightSource:
     recognised = recognise_container(container, named)
     unknown, layers = list[str](), 0
     tensors: dict[str, TensorInfo] = dict(container.tensors)
+    formats = frozenset[str]()
     if named is not None:
-        _require_fp8(container)
+        formats = _formats(container)
+        _require_formats(container.path, formats, (*_FP8, *HOST_FORMATS) if host_layers else _FP8)
         unknown, layers = named.unknown, named.num_layers
         tensors = {ours: _info(named, ours, place, container) for ours, place in named.places.items()}
-        _require_floats(container, tensors)
+        if formats <= set(_FP8):
+            _require_floats(container, tensors)
     return WeightSource(
-        container.path, recognised, container.metadata, tensors, unknown, layers, container.size, container, named
+        path=container.path,
+        recognised=recognised,
+        metadata=container.metadata,
+        tensors=tensors,
+        unknown=unknown,
+        num_layers=layers,
+        size_bytes=container.size,
+        formats=formats,
+        _container=container,
+        _named=named,
     )
 
 
@@ -124,6 +146,8 @@ def _info(named: Named, ours: str, place: Place, container: Container) -> Tensor
     if named.naming.kind == IMAGE_ENCODER and ours.endswith(("class_embedding", "position_embedding.weight")):
         while len(shape) > 1 and shape[0] == 1:  # the original has a batch dimension of 1
             shape = shape[1:]
+    if stored.dtype == "U8" and len(shape) == 2 and f"{place.name}_scale_2" in container.tensors:
+        shape = (shape[0], 2 * shape[1])  # nvfp4: two values in a byte
     return TensorInfo(stored.dtype, shape)
 
 
@@ -137,8 +161,8 @@ def _broadcast(path: Path, name: str, scale: Tensor, value: Tensor) -> Tensor:
     )
 
 
-def _require_fp8(container: Container) -> None:
-    """Refuse every `comfy_quant` quantisation other than scaled fp8."""
+def _formats(container: Container) -> frozenset[str]:
+    """The quantisations that a file's layers say of themselves, or its header says of them."""
     forms = {_format(container.tensors[name]) for name in container.tensors if name.endswith(".comfy_quant")}
     if "_quantization_metadata" in container.metadata:
         try:
@@ -148,11 +172,23 @@ def _require_fp8(container: Container) -> None:
             raise CheckpointError(
                 f"{container.path} is damaged: its _quantization_metadata is not readable."
             ) from error
-    if other := sorted(forms - set(_FP8)):
+    return frozenset(forms)
+
+
+def _require_formats(path: Path, formats: frozenset[str], known: Collection[str]) -> None:
+    """Refuse quantisations that are not known, with who unpacks them."""
+    other = sorted(formats - set(known))
+    if not other:
+        return
+    named = ", ".join(other)[:200]
+    if set(other) <= set(HOST_FORMATS):
         raise CheckpointError(
-            f"{container.path} is quantised as {', '.join(other)[:200]}, which is not read here; "
-            "use a file in bf16, fp16, fp8 or GGUF."
+            f"{path} is quantised as {named}, which needs ComfyUI's layers: load it there by Load ContextAnyone; here "
+            "use a file in bf16, fp16, fp8 (scaled or not) or GGUF, which are unpacked."
         )
+    raise CheckpointError(
+        f"{path} is quantised as {named}, which is not read here; use a file in bf16, fp16, fp8 or GGUF."
+    )
 
 
 def _require_floats(container: Container, tensors: dict[str, TensorInfo]) -> None:

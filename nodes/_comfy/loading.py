@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.quant_ops
 import comfy.utils
 import folder_paths
 import torch
@@ -22,7 +23,7 @@ from ...contextanyone_core.weights.locate import model_of
 from ...contextanyone_core.weights.naming import IMAGE_ENCODER, LORA, TEXT_ENCODER, TRANSFORMER, VAE, WAN, plain_name
 from ...contextanyone_core.weights.recognition import RUNS_HERE, Recognised
 from ...contextanyone_core.weights.saved_header import HEADER
-from ...contextanyone_core.weights.source import WeightSource, open_source
+from ...contextanyone_core.weights.source import HOST_FORMATS, WeightSource, open_source
 from .bernini import BerniniModel
 from .model import ContextAnyoneModel, Storage, native_model
 from .phantom import PhantomModel, RefAlignModel
@@ -115,7 +116,7 @@ def load_contextanyone(
 
 
 def _open(path: Path) -> WeightSource:
-    source = open_source(path)
+    source = open_source(path, host_layers=True)
     found = source.recognised
     if found.kind == TRANSFORMER or (found.kind == WAN and found.family.startswith(RUNS_HERE)):
         return source
@@ -132,18 +133,36 @@ def _require_all(source: WeightSource, config: ContextAnyoneConfig) -> None:
 
 
 def _tensors(source: WeightSource) -> tuple[dict[str, torch.Tensor], Any]:
-    """Weights by Wan's names, and ComfyUI's own description of scaled fp8, which its layers compute with."""
-    if source.recognised.form != "safetensors" or source.recognised.naming not in ("original", "ComfyUI"):
+    """Weights by Wan's names, and ComfyUI's own description of quantised ones, which its layers compute with."""
+    _require_layers(source)
+    if not _as_comfyui_has_it(source):
         return {name: source.read(name) for name in source.tensors}, None
     stored, metadata = comfy.utils.load_torch_file(str(source.path), safe_load=True, return_metadata=True)
     stored = {plain_name(name): tensor for name, tensor in stored.items()}
     prefix = next((name.removesuffix("head.modulation") for name in stored if name.endswith("head.modulation")), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     tensors.pop(HEADER, None)
-    if not source.recognised.quantisation.startswith("scaled"):
-        return tensors, None
     tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     return tensors, comfy.utils.detect_layer_quantization(tensors, "")
+
+
+def _as_comfyui_has_it(source: WeightSource) -> bool:
+    """Whether a file has the form and the names that ComfyUI's own loader reads."""
+    return source.recognised.form == "safetensors" and source.recognised.naming in ("original", "ComfyUI")
+
+
+def _require_layers(source: WeightSource) -> None:
+    """Refuse a quantisation that this ComfyUI's layers do not have, or that is packed under other names."""
+    name, packed = source.path.name, sorted(source.formats & set(HOST_FORMATS))
+    if new := sorted(source.formats - comfy.quant_ops.QUANT_ALGOS.keys()):
+        raise CheckpointError(
+            f"{name} is quantised as {', '.join(new)}, which this ComfyUI's layers do not have; update ComfyUI."
+        )
+    if packed and not _as_comfyui_has_it(source):
+        raise CheckpointError(
+            f"{name} is quantised as {', '.join(packed)} ({source.recognised}); in that form one safetensors file with "
+            "Wan's own names is needed. Use such a file, or one in bf16, fp16 or fp8."
+        )
 
 
 def _chosen(found: Recognised, model: str) -> ModelSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -278,6 +279,19 @@ def test_published_names_are_recognised(
     strange = misnamed_transformer(folder, other)
     assert strange is not None
     assert strange.family.startswith(family)
+
+
+def test_shards_become_one_file_that_its_name_tells(
+    wan_state: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    """As docs/START.md has it: Bernini's diffusers folder for ComfyUI, which lists single files."""
+    state = wan_state()
+    folder, out = published("Bernini", state, tmp_path).parent, tmp_path / "bernini_r_1.3B.safetensors"
+    assert cli.main(["convert", str(folder), "--dtype", "bfloat16", "--out", str(out)]) == 0
+    assert recognise(out).own_family.startswith("Bernini-R")
+    made = load_file(out)
+    assert made.keys() == state.keys()
+    assert all(torch.equal(made[name], tensor.bfloat16()) for name, tensor in state.items())
 
 
 def test_one_folder_may_hold_several(wan_tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -492,3 +492,32 @@ def test_empty_tensors_are_read(tmp_path):
     for name in ("a.safetensors", "a.pth"):
         (save_file if name.endswith("s") else torch.save)({"a": torch.zeros(0, 3)}, tmp_path / name)
         assert open_source(tmp_path / name).read("a", torch.bfloat16).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "more", "named"),
+    [
+        ("nvfp4", torch.uint8, {"weight_scale_2": torch.ones(())}, "nvfp4"),
+        ("mxfp8", torch.float8_e4m3fn, {"weight_scale": torch.zeros(256, 8, dtype=torch.uint8)}, "mxfp8"),
+        ("int8_tensorwise", torch.int8, {"weight_scale": torch.ones(256, 1)}, "int8"),
+    ],
+)
+def test_what_comfyuis_layers_unpack_is_named_and_left_to_them(wan_state, tmp_path, capsys, form, dtype, more, named):
+    state, layer = wan_state(), "blocks.0.self_attn.q"
+    weight = state[f"{layer}.weight"]
+    state[f"{layer}.weight"] = (weight[:, ::2] if form == "nvfp4" else weight).contiguous().to(dtype)
+    note = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    state |= {f"{layer}.comfy_quant": note} | {f"{layer}.{leaf}": tensor for leaf, tensor in more.items()}
+    path = one_file(state, tmp_path)
+    assert named in str(recognise(path))
+    with pytest.raises(
+        CheckpointError, match=f"quantised as {form}, which needs ComfyUI's layers: load it there"
+    ) as told:
+        open_source(path)
+    assert "\n" not in str(told.value)
+    for_host = open_source(path, host_layers=True)
+    assert for_host.formats == {form}
+    assert for_host.tensors[f"{layer}.weight"].shape == weight.shape
+    assert not for_host.unknown
+    assert cli.main(["inspect", str(path)]) == 2
+    assert "Load ContextAnyone" in capsys.readouterr().err

@@ -97,6 +97,58 @@ def check_scaled_fp8_files_of_both_generations_load():
         assert largest(coarse - full) > 0
 
 
+PACKED = {
+    "int8_tensorwise": {"is_weight": True, "per_channel": True, "convrot": True, "convrot_groupsize": 256},
+    "nvfp4": {},
+    "mxfp8": {},
+}
+
+
+def packed_file(form: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The file as ComfyUI's releases have it: every square matrix of the blocks by ComfyUI's own packer."""
+    import comfy.quant_ops
+
+    layout = comfy.quant_ops.QUANT_ALGOS[form]["comfy_tensor_layout"]
+    note = {"format": form} | ({"convrot": True, "convrot_groupsize": 256} if form == "int8_tensorwise" else {})
+    made = dict(tensors)
+    for name in [key for key in tensors if key.startswith("blocks.") and tuple(tensors[key].shape) == (256, 256)]:
+        packed = comfy.quant_ops.QuantizedTensor.from_float(tensors[name].bfloat16(), layout, **PACKED[form])
+        made |= {key: tensor.contiguous() for key, tensor in packed.state_dict(name).items()}
+        made[name.replace(".weight", ".comfy_quant")] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+    return made
+
+
+def check_files_as_cores_releases_ship_them_load():
+    import comfy.quant_ops
+
+    _, tensors = small(image_dim=None, emphasize=False)
+    full = latents(model_of(tensors))
+    for form in PACKED:
+        if form not in comfy.quant_ops.QUANT_ALGOS:
+            continue  # this ComfyUI has no such layers
+        made = packed_file(form, tensors)
+        for prefix in ("", "model.diffusion_model."):
+            model = model_of({prefix + name: tensor for name, tensor in made.items()})
+            weight = model.model.diffusion_model.blocks[0].self_attn.q.weight
+            assert isinstance(weight, comfy.quant_ops.QuantizedTensor), form
+            coarse = latents(model)
+            correlation = torch.corrcoef(torch.stack([full.flatten(), coarse.flatten()]))[0, 1]
+            assert correlation > 0.95, (form, correlation)
+            assert largest(coarse - full) > 0, form
+
+
+def check_a_packing_that_no_layer_has_is_told():
+    _, tensors = small(image_dim=None, emphasize=False)
+    note = torch.tensor(list(json.dumps({"format": "int3_future"}).encode()), dtype=torch.uint8)
+    try:
+        model_of(tensors | {"blocks.0.self_attn.q.comfy_quant": note})
+    except pack("contextanyone_core.errors").CheckpointError as error:
+        problem = str(error)
+    else:
+        problem = "it loaded"
+    assert "is quantised as int3_future, which is not read here" in problem, problem
+
+
 def check_plain_fp8_stays_fp8_where_asked():
     _, tensors = small(image_dim=None, emphasize=False)
     model = model_of(tensors)

@@ -1,0 +1,3 @@
+from typing import Any
+
+QUANT_ALGOS: dict[str, dict[str, Any]]
