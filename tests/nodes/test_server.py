@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 import workflow_files
 from comfyui import PACK_FOLDER, ROOT
@@ -109,22 +108,6 @@ def skip_without_channels(path):
         pytest.skip(reason)
 
 
-def own_video(path):
-    """Two seconds of grey at 16 frames a second with a tone, in the place of the user's dance."""
-    tone = (0.2 * np.sin(np.arange(2 * 44100) * 2 * np.pi * 440 / 44100)).astype(np.float32)[None]
-    with av.open(str(path), "w") as clip:
-        pictures, sound = clip.add_stream("libx264", rate=16), clip.add_stream("aac", rate=44100)
-        pictures.width = pictures.height = 128
-        pictures.pix_fmt = "yuv420p"
-        for _ in range(32):
-            clip.mux(pictures.encode(av.VideoFrame.from_ndarray(np.full((128, 128, 3), 127, np.uint8))))
-        clip.mux(pictures.encode())
-        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        clip.mux(sound.encode(frame))
-        clip.mux(sound.encode())
-
-
 def frames(server, done):
     """The saved frames, byte for byte."""
     files = sorted(done.outputs["pictures"]["images"], key=lambda file: file["filename"])
@@ -148,7 +131,7 @@ def test_full_size_graph_is_valid_and_a_stand_in_is_refused(server, path):
 @pytest.mark.parametrize("path", named(FULL))
 def test_full_size_graph_runs_with_the_miniature(server, path):
     skip_without_channels(path)
-    own_video(server.base / "input" / "dance.mp4")
+    workflow_files.own_video(server.base / "input" / "dance.mp4")
     prompt = workflow_files.with_miniature(workflow_files.read(workflow_files.api_form(path)), steps=3)
     done = server.run(prompt)
     assert done.status == "success", done.error

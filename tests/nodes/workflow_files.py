@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 from comfyui import ROOT
 from safetensors import safe_open
 
@@ -80,16 +82,35 @@ def wanted_files(workflow: dict[str, Any]) -> set[str]:
 
 @contextmanager
 def stand_ins(base: Path, workflow: dict[str, Any]) -> Iterator[None]:
-    """Empty files of the names that a workflow's loaders want, while the context lasts."""
+    """Empty files, and a short video, of the names that a workflow's loaders want, while the context lasts."""
     files = [base / name for name in wanted_files(workflow)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        if file.suffix == ".mp4":  # the page plays it
+            own_video(file)
+        else:
+            file.touch()
     try:
         yield
     finally:
         for file in files:
             file.unlink()
+
+
+def own_video(path: Path) -> None:
+    """Two seconds of grey at 16 frames a second with a tone, in the place of the user's dance."""
+    tone = (0.2 * np.sin(np.arange(2 * 44100) * 2 * np.pi * 440 / 44100)).astype(np.float32)[None]
+    with av.open(str(path), "w") as clip:
+        pictures, sound = clip.add_stream("libx264", rate=16), clip.add_stream("aac", rate=44100)
+        pictures.width = pictures.height = 128
+        pictures.pix_fmt = "yuv420p"
+        for _ in range(32):
+            clip.mux(pictures.encode(av.VideoFrame.from_ndarray(np.full((128, 128, 3), 127, np.uint8))))
+        clip.mux(pictures.encode())
+        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        clip.mux(sound.encode(frame))
+        clip.mux(sound.encode())
 
 
 def with_miniature(prompt: Prompt, steps: int) -> Prompt:
