@@ -128,8 +128,8 @@ class ApplyContextAnyone(io.ComfyNode):
             names=_NAMES,
         )
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
-        unseen = without_references_of(model, applied, negative)
+        unconditional = without_references_of(model, applied, negative)
         values, cut = condition_values(config_of(model), following, reference, size, settings["length"])
-        applied, unseen = follow(values, applied, unseen)
+        applied, unconditional = follow(values, applied, unconditional)
         note = note_on(model, reference, "Apply ContextAnyone", cut)
-        return io.NodeOutput(model, applied, unseen, {"samples": latents}, ui=note)
+        return io.NodeOutput(model, applied, unconditional, {"samples": latents}, ui=note)

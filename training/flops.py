@@ -11,16 +11,19 @@ from contextanyone_core.config import ContextAnyoneConfig
 def forward_flops(config: ContextAnyoneConfig, video: int, references: Sequence[int] = (), clip_tokens: int = 0) -> int:
     """FLOPs of one forward pass of one sample; a multiply-add is two.
 
-    Exactly what torch's FlopCounterMode counts: matrix products and convolutions, nothing elementwise.
+    Exactly what torch's FlopCounterMode counts: matrix products and convolutions, nothing elementwise. A network with
+    condition channels is given them, as in training.
 
     Args:
         video: tokens of the video.
         references: tokens of each reference; none is the pass without reference.
         clip_tokens: CLIP tokens of all references together.
     """
-    passes = _outside_blocks(config, video) + config.num_layers * _video_block(config, video, references, clip_tokens)
+    passes = _outside_blocks(config, video, config.patch_channels) + config.num_layers * _video_block(
+        config, video, references, clip_tokens
+    )
     if references:
-        passes += _outside_blocks(config, sum(references))
+        passes += _outside_blocks(config, sum(references), config.in_dim)
         passes += config.num_layers * _reference_block(config, references, clip_tokens)
         if clip_tokens and config.image_dim is not None:
             passes += 2 * clip_tokens * config.image_dim * (config.image_dim + config.dim)
@@ -35,16 +38,16 @@ def backward_flops(
     Twice the forward pass, but for the gradients of what comes from outside: latents, text, waves of the timestep.
     Attention counts as its four products; a fused kernel computes its scores again, half as much as its forward pass.
     """
-    streams = [video, sum(references)] if references else [video]
-    inputs = sum(tokens * config.in_dim * math.prod(config.patch_size) for tokens in streams)
-    inputs += len(streams) * (config.text_len * config.text_dim + config.freq_dim)
+    patch, streams = math.prod(config.patch_size), 2 if references else 1
+    inputs = patch * (video * config.patch_channels + sum(references) * config.in_dim)
+    inputs += streams * (config.text_len * config.text_dim + config.freq_dim)
     return 2 * forward_flops(config, video, references, clip_tokens) - 2 * config.dim * inputs
 
 
-def _outside_blocks(config: ContextAnyoneConfig, tokens: int) -> int:
-    """Embeddings of patches, text and time, and the head, of one stream."""
+def _outside_blocks(config: ContextAnyoneConfig, tokens: int, channels: int) -> int:
+    """Embeddings of patches of so many channels, text and time, and the head, of one stream."""
     dim, patch = config.dim, math.prod(config.patch_size)
-    ends = tokens * dim * patch * (config.in_dim + config.out_dim)
+    ends = tokens * dim * patch * (channels + config.out_dim)
     text = config.text_len * dim * (config.text_dim + dim)
     return 2 * (ends + text + dim * (config.freq_dim + dim + 6 * dim))
 

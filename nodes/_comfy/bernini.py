@@ -39,7 +39,7 @@ class BerniniModel(ContextAnyoneModel):
     """A Bernini MODEL: references at their own size, in every pass."""
 
     network = BerniniNetwork
-    unseen = "references"
+    unconditional = "references"
     own_size = MODELS["bernini"].own_size
     family = MODELS["bernini"].family
 

@@ -104,14 +104,14 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
     Attributes:
         network: the class of `diffusion_model`.
-        unseen: what an unconditional pass has in the references' place: `nothing`, `zeros` or the `references`.
+        unconditional: what an unconditional pass has in the references' place: `nothing`, `zeros` or the `references`.
         own_size: whether references keep their own size.
         cut_out: whether references should be subjects cut out on white.
         family: family to state in a saved file where its tensors do not determine it.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
-    unseen: Literal["nothing", "zeros", "references"] = "nothing"
+    unconditional: Literal["nothing", "zeros", "references"] = "nothing"
     own_size = False
     cut_out = False
     family = ""

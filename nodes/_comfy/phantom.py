@@ -40,7 +40,7 @@ class PhantomModel(ContextAnyoneModel):
     """A Phantom MODEL; without references they are replaced by zeros."""
 
     network = PhantomNetwork
-    unseen = "zeros"
+    unconditional = "zeros"
     family = MODELS["phantom"].family
 
     @property

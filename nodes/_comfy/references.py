@@ -241,9 +241,9 @@ def with_condition_of(positive: Conditioning, other: Conditioning) -> Conditioni
 def without_references_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:
     """The negative CONDITIONING for the unconditional pass, with what the model has there in the references' place."""
     applied = references_of(positive)
-    if applied is None or model.model.unseen == "nothing":
+    if applied is None or model.model.unconditional == "nothing":
         return negative
-    if model.model.unseen == "references":
+    if model.model.unconditional == "references":
         return with_references_of(positive, negative)
     zeros = tuple(model.model.process_latent_out(torch.zeros_like(item)) for item in applied.latents)
     blank = AppliedReferences(zeros, (), applied.text_embeds, applied.gap)

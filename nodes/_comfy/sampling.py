@@ -49,7 +49,9 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         negative = with_condition_of(positive, negative)
         self.reconstructions: list[torch.Tensor] = []
         self._references = references_of(positive)
-        alike = self._references is None or model.model.unseen == "references"  # both negative passes are the same
+        alike = (
+            self._references is None or model.model.unconditional == "references"
+        )  # both negative passes are the same
         if isinstance(guidance, DualGuidance) and alike:
             guidance = CfgGuidance(guidance.guidance_scale, guidance.interval)
         self.guidance = guidance

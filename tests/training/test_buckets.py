@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.data.buckets import (
     Bucket,
@@ -30,7 +31,9 @@ LONG, SHORT, STILL = Bucket(17, 32, 32), Bucket(5, 32, 48), Bucket(1, 32, 32)
 
 
 @pytest.mark.parametrize("references", [[], [(4, 6)], [(4, 6), (8, 4)]])
-@pytest.mark.parametrize("config", [TINY, replace(TINY, emphasize=False), replace(TINY, image_dim=None)])
+@pytest.mark.parametrize(
+    "config", [TINY, replace(TINY, emphasize=False), replace(TINY, image_dim=None), replace(TINY, condition_dim=32)]
+)
 def test_flops_equal_torchs_own_count(config, references):
     with torch.device("meta"):
         model = ContextAnyoneTransformer(config)
@@ -39,7 +42,8 @@ def test_flops_equal_torchs_own_count(config, references):
         latents = [torch.zeros(1, 16, 1, *size) for size in references]
         inputs = ReferenceInputs(latents, text, clip) if references else None
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, 16, 3, 4, 6), torch.zeros(1), text, references=inputs)
+            condition = VideoCondition(torch.zeros(1, 16, 3, 4, 6)) if config.condition_dim else None
+            model(torch.zeros(1, 16, 3, 4, 6), torch.zeros(1), text, references=inputs, condition=condition)
     lengths = [height * width // 4 for height, width in references]
     assert forward_flops(config, 18, lengths, 5 * len(clip)) == counter.get_total_flops()
 

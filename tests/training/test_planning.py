@@ -96,6 +96,14 @@ def test_a_traced_step_has_the_flops_of_the_arithmetic():
     assert costs["selective"].backward_flops == costs["full"].backward_flops - attention
 
 
+def test_a_traced_step_with_condition_channels_has_the_flops_of_the_arithmetic():
+    config, shape = replace(TINY, condition_dim=32), StepShape(Bucket(9, 32, 48), 2, 5)
+    explicit = run_step(config, settings(explicit_attention=True), shape, OPTIM, bf16=False)
+    passes = (2 * forward_flops(config, 18, [6], 5), 2 * backward_flops(config, 18, [6], 5))
+    assert (explicit.forward_flops, explicit.backward_flops) == passes
+    assert passes[0] > 2 * forward_flops(TINY, 18, [6], 5)
+
+
 class PeakOfStorages(TorchDispatchMode):
     """Adds up all storages that are alive after each operation, in another way than the plan's own tracker."""
 

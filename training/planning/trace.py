@@ -22,7 +22,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.config import OptimSettings
 from training.data.buckets import Bucket
 from training.optim import make_optimizer
-from training.parts.objective import Draws, EncodedClips, ReferenceDraws, loss_terms
+from training.parts.objective import ConditionDraws, Draws, EncodedClips, ReferenceDraws, loss_terms
 from training.parts.transformer_base import TransformerSettings, TransformerTraining
 from training.trainable import TrainSettings
 
@@ -235,9 +235,13 @@ def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips
     if config.image_dim is not None and shape.clip_tokens:
         tokens = torch.empty(count, shape.clip_tokens * bucket.references, config.image_dim)
     weights = ones[:, :, :1].expand(-1, -1, bucket.references, -1, -1)
-    clips = EncodedClips(latents, ones, still, tokens, still, weights)
+    poses, condition = None, None
+    if config.condition_dim:
+        poses = torch.empty_like(latents)
+        condition = ConditionDraws(torch.empty(count, dtype=torch.bool), torch.empty(count, dtype=torch.long))
+    clips = EncodedClips(latents, ones, still, tokens, still, weights, poses, config.condition_dim > 0)
     sigma = torch.empty(count)
-    draws = Draws(sigma, torch.empty_like(latents), [], ReferenceDraws(sigma, torch.empty_like(still)))
+    draws = Draws(sigma, torch.empty_like(latents), [], ReferenceDraws(sigma, torch.empty_like(still)), condition)
     texts = [torch.empty(count, config.text_len, config.text_dim) for _ in range(2)]
     return clips, draws, (texts[0], texts[1])
 
