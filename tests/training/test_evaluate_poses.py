@@ -84,3 +84,11 @@ def test_every_promised_row_is_measured(maker):
     assert found["start"]["seam_ratio"] > 0
     titles = [title for title, _, _ in _pose_items(found)]
     assert "seam after a start frame" in titles
+
+
+def test_characters_of_one_seed_and_other_motions_have_their_own_picture(maker):
+    plain, free = subjects(0, 1, 32, 5)[0], subjects(0, 1, 32, 5, "free")[0]
+    assert plain.seed == free.seed
+    first, second = maker.encode(plain), maker.encode(free)
+    assert not torch.equal(first.latents, second.latents)
+    assert maker.encode(plain) is first

@@ -55,7 +55,7 @@ class ClipMaker:
     def __init__(self, pipeline: ContextAnyonePipeline, settings: EvaluateSettings) -> None:
         self.pipeline = pipeline
         self.settings = settings
-        self._encoded: dict[int, EncodedReference] = {}
+        self._encoded: dict[Subject, EncodedReference] = {}
 
     def make(self, variant: str, chosen: Sequence[Subject]) -> Iterator[Clips]:
         """As `Maker`."""
@@ -90,11 +90,11 @@ class ClipMaker:
 
     def encode(self, subject: Subject) -> EncodedReference:
         """The subject's reference picture through the dual encoder."""
-        if subject.seed not in self._encoded:
+        if subject not in self._encoded:
             image = picture_to_images(subject.drawn.reference).to(self.pipeline.device)
             size = (self.settings.size, self.settings.size)
-            self._encoded[subject.seed] = self.pipeline.dual_encoder.encode(image, size)
-        return self._encoded[subject.seed]
+            self._encoded[subject] = self.pipeline.dual_encoder.encode(image, size)
+        return self._encoded[subject]
 
     def _conditions(self, variant: str, index: int, chosen: Sequence[Subject]) -> Conditions:
         prompt, shown = _asked(variant, index, chosen)
