@@ -14,10 +14,10 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guidance
-from contextanyone_core.sampling.reference_modes import SeparateStream, TemporalConcatenation
+from contextanyone_core.sampling.reference_modes import InContext, SeparateStream, TemporalConcatenation
 from contextanyone_core.shapes import VideoShape
 
-VARIANTS = ("wan", "wan-diffusers", "ours", "ours-pose", "ours-uncached", "ours-dual", "phantom", "vace")
+VARIANTS = ("wan", "wan-diffusers", "ours", "ours-pose", "ours-uncached", "ours-dual", "phantom", "bernini", "vace")
 """Plain Wan in our transformer and in diffusers; ours with the cache (cfg), with a pose and a start frame beside that,
 without the cache, with dual guidance; others. Ours has condition channels, which the pose alone uses."""
 CACHED = ("ours", "ours-pose", "ours-dual")
@@ -181,11 +181,10 @@ class Networks:
         makers = {
             "ours": partial(random_transformer, replace(self.config, condition_dim=2 * self.config.in_dim)),
             "wan": partial(random_transformer, plain(self.config)),
-            "phantom": partial(random_transformer, plain(self.config)),
             "wan-diffusers": partial(diffusers_wan, self.config),
             "vace": partial(diffusers_vace, self.config),
         }
-        kind = "wan" if kind == "phantom" else kind  # the same network with other inputs
+        kind = "wan" if kind in ("phantom", "bernini") else kind  # the same network with other inputs
         if kind not in self._made:
             self._made[kind] = makers[kind](self.device, self.dtype)
         return self._made[kind]
@@ -229,6 +228,8 @@ def make_step(variant: str, networks: Networks, inputs: Inputs) -> Step:
         return Step(network, Uncached(network, references), cfg, inputs)
     if variant == "phantom":
         return Step(network, TemporalConcatenation(network, references), dual, inputs)
+    if variant == "bernini":
+        return Step(network, InContext(network, references), cfg, inputs)
     if variant == "vace":
         return Step(network, DiffusersVace(network, references.latents, inputs.latents), cfg, inputs)
     return Step(network, SeparateStream(network, references), dual if variant == "ours-dual" else cfg, inputs)

@@ -37,7 +37,7 @@ from contextanyone_core.sampling.reference_modes import SeparateStream
 from training.commands import run_command
 
 _TITLE = "Time of a whole video"
-_VARIANTS = {"contextanyone": "ours"}
+_VARIANTS = {"contextanyone": "ours", "refalign": "phantom"}
 _PROMPT = TwoStagePrompt("A woman with red hair in a park.", "The same woman is waving at the beach at sunset.")
 _HEADS = ("model", "seconds", "encode", "a step", "decode", "TFLOP a step", "GiB")
 

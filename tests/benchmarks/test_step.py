@@ -150,7 +150,7 @@ def test_the_cache_changes_nothing_but_time() -> None:
     assert torch.equal(cached, uncached)
     assert not torch.equal(cached, make_step("ours-dual", networks, inputs).run())
     assert not torch.equal(cached, make_step("ours-pose", networks, inputs).run())
-    for name in ("wan", "wan-diffusers", "phantom", "vace"):
+    for name in ("wan", "wan-diffusers", "phantom", "bernini", "vace"):
         velocity = make_step(name, networks, inputs).run()
         assert velocity.shape == cached.shape
         assert bool(velocity.isfinite().all())
