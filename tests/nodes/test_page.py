@@ -72,8 +72,6 @@ def assert_runs(tab, server):
 
 @pytest.mark.parametrize("path", named(MINIATURE))
 def test_workflow_is_dropped_and_run(tab, server, path, tmp_path):
-    if reason := workflow_files.cannot_follow(path):
-        pytest.skip(reason)
     workflow = workflow_files.read(path)
     report = tab.drop(path, nodes=len(workflow["nodes"]))
     assert_clean(report)

@@ -53,7 +53,6 @@ def test_help_page_and_its_pictures_are_served(server, page):
 
 @pytest.mark.parametrize("path", named(MINIATURE))
 def test_workflow_runs_by_post_and_a_new_seed_reuses_the_rest(server, path):
-    skip_without_channels(path)
     prompt = workflow_files.read(workflow_files.api_form(path))
     done = server.run(prompt)
     assert done.status == "success", done.error
@@ -103,11 +102,6 @@ def test_simple_workflow_is_done_in_thirty_seconds(server):
     assert done.seconds <= 30.0
 
 
-def skip_without_channels(path):
-    if reason := workflow_files.cannot_follow(path):
-        pytest.skip(reason)
-
-
 def frames(server, done):
     """The saved frames, byte for byte."""
     files = sorted(done.outputs["pictures"]["images"], key=lambda file: file["filename"])
@@ -130,7 +124,6 @@ def test_full_size_graph_is_valid_and_a_stand_in_is_refused(server, path):
 
 @pytest.mark.parametrize("path", named(FULL))
 def test_full_size_graph_runs_with_the_miniature(server, path):
-    skip_without_channels(path)
     workflow_files.own_video(server.base / "input" / "dance.mp4")
     prompt = workflow_files.with_miniature(workflow_files.read(workflow_files.api_form(path)), steps=3)
     done = server.run(prompt)

@@ -11,7 +11,6 @@ from typing import Any
 import av
 import numpy as np
 from comfyui import ROOT
-from safetensors import safe_open
 
 FOLDER = ROOT / "workflows"
 Prompt = dict[str, Any]
@@ -51,15 +50,6 @@ def api_form(path: Path) -> Path:
 def is_miniature(path: Path) -> bool:
     """Does it run with nothing downloaded?"""
     return MINIATURE in path.read_text(encoding="utf-8")
-
-
-def cannot_follow(path: Path) -> str:
-    """Why the miniature cannot run a workflow: it has a pose, and the shipped file no channels for one; else empty."""
-    with safe_open(TRANSFORMER, framework="np") as file:
-        follows = json.loads(file.metadata()["config"]).get("condition_dim", 0) > 0
-    if follows or "ContextAnyonePose" not in path.read_text(encoding="utf-8"):
-        return ""
-    return "the shipped miniature has no condition channels (condition_dim is 0): it follows no pose"
 
 
 def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
