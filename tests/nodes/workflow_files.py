@@ -27,7 +27,6 @@ LOADERS = {
 }
 DETECTOR = "SDPoseKeypointExtractor"  # needs its own public file; the pack's example stands in for what it finds
 EXAMPLE_POSE = {"class_type": "ContextAnyoneExamplePose", "inputs": {"motion": "dance", "length": 17}}
-TRANSFORMER = ROOT / "contextanyone_core" / "miniature" / "transformer.safetensors"
 MINIATURE = "ContextAnyoneMiniatureLoader"
 MINIATURE_SIZE = {"width": 128, "height": 128, "length": 17}
 SMALL_SIZE = {"width": 64, "height": 64, "length": 5}  # where only the way through the server matters
