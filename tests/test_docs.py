@@ -143,6 +143,7 @@ def test_the_readmes_commands_are_accepted(tmp_path, monkeypatch):
     assert set(json.loads(line)) == {"first", "later", "out", "seed"}
     Path("clips.jsonl").write_text(f"{line}\n")
     Path("clips").mkdir()
+    Path("assets").symlink_to(ROOT / "assets")  # the README's commands run in the checkout
     asked = [words[2:] for words in commands(readme) if words[1] == "generate"]
     assert len(asked) >= 5
     made = [len(read_request(words).clips) for words in asked]

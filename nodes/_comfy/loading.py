@@ -182,5 +182,6 @@ def _abilities(found: Recognised, spec: ModelSpec, *, follows_poses: bool, told:
         way = f"follows reference pictures, in {spec.title}'s way. It has no emphasis, no gap and no CLIP branch"
         return f"{found}: {way}{'; subjects should be cut out on white' if spec.cut_out else ''}."
     can = "follows poses and a start frame" if follows_poses else "plain text to video"
-    assumed = "" if told else " No name says otherwise: if it is Phantom, RefAlign or Bernini, choose that at model."
+    certain = told or follows_poses  # the others have plain Wan's tensors, without channels for a pose
+    assumed = "" if certain else " No name says otherwise: if it is Phantom, RefAlign or Bernini, choose that at model."
     return f"{found}: {can}. It was not trained to follow reference pictures.{assumed}"
