@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import InputError, ShapeError
-from ..model.condition import VideoCondition
+from ..model.condition import VideoCondition, given_frames
 from ..model.transformer import ReferenceInputs
 
 WHOLE_RUN = (0.0, 1.0)
@@ -89,6 +89,28 @@ def condition_at(
         return video
     acts = strength != 0 and window[0] <= share < window[1]
     return replace(video, pose=strength * video.pose if acts else None)
+
+
+def lead_to_start(
+    velocity: torch.Tensor, latents: torch.Tensor, sigma: float, video: VideoCondition | None
+) -> torch.Tensor:
+    """A step's velocity, exact where the start frame is given: noise - clean, so that the run ends on the start itself.
+
+    The network reads the clean first frames beside the noisy ones, and so does not have to find them again; its own
+    velocity is there for the frames that follow. (Wan 2.2's image-to-video of 5B keeps its first frame likewise.)
+
+    Args:
+        velocity, latents: (B, C, T, h, w), float32.
+        sigma: the step's noise level, above 0.
+        video: of this step; None, or without a start, changes nothing.
+    """
+    if video is None or video.start is None:
+        return velocity
+    start = video.start.to(latents)
+    frames = start.shape[2]
+    exact = (latents[:, :, :frames] - start) / sigma
+    first = torch.where(given_frames(start), exact, velocity[:, :, :frames])
+    return torch.cat([first, velocity[:, :, frames:]], dim=2)
 
 
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:

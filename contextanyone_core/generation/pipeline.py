@@ -30,7 +30,7 @@ from ..sampling.names import check_sampler_name
 from ..sampling.reference_modes import REFERENCE_MODES, Conditioned, ReferenceMode, SeparateStream
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
-from .conditions import Conditions, check_batch, check_window, condition_at, stack_conditions
+from .conditions import Conditions, check_batch, check_window, condition_at, lead_to_start, stack_conditions
 from .load import check_components, load_components
 
 __all__ = [
@@ -188,7 +188,7 @@ class LatentSampler:
                     given = condition_at(video, share, settings.pose_strength, settings.pose_window)
                     now = replace(conditions, video=given)
                     velocity = self._guided_velocity(latents, sigma, now, conditioned, guidance)
-                    latents = sampler.step(velocity, index, latents)
+                    latents = sampler.step(lead_to_start(velocity, latents, sigma, conditions.video), index, latents)
                     if progress is not None:
                         progress(index + 1, settings.steps)
         return latents

@@ -85,6 +85,11 @@ def with_absent_frames(start: Tensor, frames: int) -> Tensor:
     return functional.pad(start, (0, 0, 0, 0, 0, max(0, frames - start.shape[2])))
 
 
+def given_frames(start: Tensor) -> Tensor:
+    """Which frames of a start (B, C, n, h, w) are there: bool (B, 1, n, 1, 1); zeros mean absent."""
+    return (start != 0).any(dim=4, keepdim=True).any(dim=3, keepdim=True).any(dim=1, keepdim=True)
+
+
 def with_absent_channels(x: Tensor, channels: int) -> Tensor:
     """Latents (B, C, T, h, w) with zeros up to `channels`, for a host's own layer, which needs all of them."""
     absent = channels - x.shape[1]

@@ -19,7 +19,7 @@ import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
-from ...contextanyone_core.model.condition import with_absent_frames
+from ...contextanyone_core.model.condition import given_frames, with_absent_frames
 from ...contextanyone_core.model.transformer import ReferenceInputs
 from ...contextanyone_core.runtime.memory import forward_bytes
 from ...contextanyone_core.weights.recognition import FAMILY
@@ -46,6 +46,7 @@ CONDITION = (POSE, POSE_STRENGTH, POSE_START, POSE_END, START_FRAME)
 _NETWORK_REFERENCES = "references"
 """Name of the network's argument that is `KeyedReferences`."""
 _NETWORK_POSE = "pose"
+_NETWORK_START = "start"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -166,8 +167,14 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
             out["pose_acts"] = comfy.conds.CONDConstant(acts)
         if start is not None:
             whole = with_absent_frames(self.process_latent_in(start), given["noise"].shape[2])
-            out["start"] = comfy.conds.CONDNoiseShape(whole)
+            out[_NETWORK_START] = comfy.conds.CONDNoiseShape(whole)
         return out
+
+    def _apply_model(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Denoised latents of a pass; frames that a start frame gives are that frame (`conditions.lead_to_start`)."""
+        denoised = super()._apply_model(x, *args, **kwargs)
+        start = kwargs.get(_NETWORK_START)
+        return denoised if start is None else torch.where(given_frames(start), start.to(denoised), denoised)
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: torch.Tensor, device: Any, **_: Any

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
-from contextanyone_core.generation.conditions import condition_at
+from contextanyone_core.generation.conditions import condition_at, lead_to_start
 from contextanyone_core.generation.pipeline import (
     Conditions,
     ContextAnyonePipeline,
@@ -30,6 +30,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer, Refer
 from contextanyone_core.pose.drawing import MINIATURE, draw_poses
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.sampling.guidance import make_guidance
+from contextanyone_core.sampling.names import SAMPLERS
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 
 CONFIG = replace(ContextAnyoneConfig.tiny(), condition_dim=32)
@@ -70,6 +71,25 @@ def test_strength_zero_and_outside_the_window_is_no_pose_bit_for_bit(sampler, ch
     assert not torch.allclose(sample(sampler, conditions(start=start)), without, atol=1e-2)
     nothing = replace(conditions(), video=None)
     assert torch.equal(sample(sampler, nothing), without) == (not start)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_ends_on_its_start_whatever_the_network_says(sampler, name):
+    given = conditions()
+    found = sample(sampler, given, replace(SETTINGS, sampler=name))
+    assert torch.allclose(found[:, :, :1], given.video.start, atol=1e-4)
+    rest = sample(sampler, replace(given, video=replace(given.video, start=2 * given.video.start)))[:, :, 1:]
+    assert not torch.allclose(found[:, :, 1:], rest, atol=1e-2)  # the start reaches the frames that follow
+
+
+def test_frames_of_a_start_that_are_absent_stay_the_networks():
+    velocity, latents, start = draw(2, 16, 3, 4, 4), draw(2, 16, 3, 4, 4, seed=1), draw(2, 16, 2, 4, 4, seed=2)
+    start[1, :, 1] = 0
+    found = lead_to_start(velocity, latents, 0.5, VideoCondition(start=start))
+    assert torch.equal(found[0, :, :2], (latents[0, :, :2] - start[0]) / 0.5)
+    assert torch.equal(found[1, :, 1:], velocity[1, :, 1:])
+    assert torch.equal(found[:, :, 2], velocity[:, :, 2])
+    assert lead_to_start(velocity, latents, 0.5, VideoCondition(pose=latents)) is velocity
 
 
 @pytest.mark.parametrize("guidance", ["cfg", "dual"])

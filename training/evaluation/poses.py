@@ -64,7 +64,7 @@ def measure_poses(maker: ClipMaker, reader: PoseReader, probe: Probe, seed: int,
     rows["another_clip"] = _following(reader, _clips(maker, asked.chosen, others), asked.joints)
     rows["none"] = _following(reader, _clips(maker, asked.chosen, None), asked.joints)
     rows |= _other_bodies(maker, reader, probe, subjects(seed, 2 * count, size, length, "asked"), count)
-    return {"pose": rows, "start": {"seam_ratio": _seam_ratio(maker, asked.chosen), "n": count}}
+    return {"pose": rows, "start": _seam(maker, asked.chosen) | {"n": count}}
 
 
 _CEILING = 16  # clips through the VAE
@@ -173,12 +173,17 @@ def _proportions(poses: PoseSequence) -> NDArray[np.float64]:
     return np.asarray(lengths / np.nanmedian(lengths), np.float64)
 
 
-def _seam_ratio(maker: ClipMaker, chosen: Sequence[Subject]) -> float:
-    """How far frame 0 is from the start picture through the VAE, in differences between neighbouring frames."""
+def _seam(maker: ClipMaker, chosen: Sequence[Subject]) -> dict[str, float]:
+    """How a clip goes on from its start picture, in mean differences between its neighbouring frames.
+
+    `seam_ratio`: frame 0 from the start picture through the VAE. `first_step_ratio`: frame 1 from frame 0; 1 is a clip
+    that leaves its first frame as it goes from any frame to the next.
+    """
     pipeline, size = maker.pipeline, (maker.settings.size, maker.settings.size)
     starts = [picture_to_images(subject.drawn.video[0]).to(pipeline.device) for subject in chosen]
     clips = _generate(maker, chosen, [pipeline.encode_condition(None, start, size) for start in starts])
     trips = [images_to_frames(pipeline.vae.decode(pipeline.vae.encode(start[:, :, None])).cpu())[0] for start in starts]
     seam = np.abs(clips[:, 0].astype(np.float64) - np.stack(trips)).mean()
-    steps = np.abs(np.diff(clips.astype(np.float64), axis=1)).mean()
-    return float(seam / max(steps, 1e-6))
+    steps = np.abs(np.diff(clips.astype(np.float64), axis=1)).mean(axis=(0, 2, 3, 4))
+    mean = max(float(steps.mean()), 1e-6)
+    return {"seam_ratio": float(seam) / mean, "first_step_ratio": float(steps[0]) / mean}

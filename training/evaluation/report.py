@@ -105,7 +105,9 @@ def _pose_items(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     bones = poses["other_body"]["bones"]
     items.append(("bone lengths off the reference's", f"{_percent(bones['reference'])} %", "the lower"))
     items.append(("bone lengths off the driver's", f"{_percent(bones['driver'])} %", "the higher"))
-    return [*items, ("seam after a start frame", f"{metrics['start']['seam_ratio']:.2f}", "at most 1.5")]
+    start = metrics["start"]
+    items.append(("first frame off the start picture", f"{start['seam_ratio']:.2f}", "at most 1.5"))
+    return [*items, ("first step after a start frame", f"{start['first_step_ratio']:.2f}", "about 1")]
 
 
 def _row(cells: list[str] | tuple[str, ...]) -> str:
