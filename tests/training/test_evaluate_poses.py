@@ -15,7 +15,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.evaluation.characters import subjects
 from training.evaluation.clips import ClipMaker
 from training.evaluation.pose_reader import PoseReader, PoseReaderConfig
-from training.evaluation.poses import _bones_off, driven_by_others, driven_by_own, following, measure_poses
+from training.evaluation.poses import _bones_off, _does_as, driven_by_others, driven_by_own, following, measure_poses
 from training.evaluation.probe import Probe, ProbeConfig
 from training.evaluation.report import _pose_items
 from training.evaluation.settings import EvaluateSettings
@@ -85,6 +85,16 @@ def test_every_promised_row_is_measured(maker):
     assert found["start"]["first_step_ratio"] > 0
     titles = [title for title, _, _ in _pose_items(found)]
     assert "first frame off the start picture" in titles
+
+
+def test_another_bodys_pose_comes_with_its_own_action():
+    chosen = subjects(0, 8, 32, 5, "asked")
+    pairs = [(one, other) for one in chosen for other in chosen if one.drawn.scene.action != other.drawn.scene.action]
+    subject, driver = pairs[0]
+    said = _does_as(subject, driver)
+    assert said.first == subject.neutral.first
+    assert said.later != subject.neutral.later
+    assert _does_as(subject, subject) == subject.neutral
 
 
 def test_characters_of_one_seed_and_other_motions_have_their_own_picture(maker):

@@ -16,6 +16,7 @@ from contextanyone_core.pose.body import BONES, body_of, bone_lengths
 from contextanyone_core.pose.drawing import STYLES, draw_poses
 from contextanyone_core.pose.fitting import fit_bones
 from contextanyone_core.pose.sequence import PoseSequence
+from contextanyone_core.prompts import TwoStagePrompt
 from training.data.world_poses import world_poses
 from training.evaluation.accuracy import attributes_right, confidence, summary
 from training.evaluation.characters import Motion, Subject, neighbour, subjects
@@ -23,7 +24,7 @@ from training.evaluation.clips import ClipMaker, Clips
 from training.evaluation.fidelity import vae_round_trip
 from training.evaluation.pose_reader import PoseReader, read_joints
 from training.evaluation.probe import Probe, read_clips
-from training.world import KEYPOINTS
+from training.world import KEYPOINTS, neutral_prompts
 
 _NEAR = 0.05  # of the figure's height
 _LIMBS = [index for index, ends in enumerate(BONES) if max(ends) < len(KEYPOINTS)]  # the bones that the world draws
@@ -98,7 +99,7 @@ def _other_bodies(
         if not some:
             continue
         driven = driven_by_others(some, [drivers[subject.seed] for subject in some])
-        clips = _clips(maker, some, driven.poses)
+        clips = _clips(maker, some, driven.poses, [_does_as(subject, drivers[subject.seed]) for subject in some])
         rows[name] = _following(reader, clips, driven.joints)
         if not seated:
             labels = np.stack([subject.labels for subject in some])
@@ -111,24 +112,41 @@ def _other_bodies(
     return rows
 
 
-def _clips(maker: ClipMaker, chosen: Sequence[Subject], poses: Sequence[PoseSequence] | None) -> Clips:
-    """Clips of the characters, prompts that name no attribute, with a pose each or without."""
+def _does_as(subject: Subject, driver: Subject) -> TwoStagePrompt:
+    """The character's own prompts, with the action that the driver's pose shows: nobody asks for a dance by a walk."""
+    scene = replace(subject.drawn.scene, action=driver.drawn.scene.action)
+    return TwoStagePrompt(*neutral_prompts(scene))
+
+
+def _clips(
+    maker: ClipMaker,
+    chosen: Sequence[Subject],
+    poses: Sequence[PoseSequence] | None,
+    prompts: Sequence[TwoStagePrompt] | None = None,
+) -> Clips:
+    """Clips of the characters, with a pose each or without; without prompts they have their own (`Subject.neutral`)."""
     pipeline, size = maker.pipeline, (maker.settings.size, maker.settings.size)
     style = STYLES[pipeline.config.pose_style]
     given: list[VideoCondition | None] = [None] * len(chosen)
     if poses is not None:
         drawn = [frames_to_images(draw_poses(item, style)).to(pipeline.device) for item in poses]
         given = [pipeline.encode_condition(images, None, size) for images in drawn]
-    return _generate(maker, chosen, given)
+    return _generate(maker, chosen, given, prompts or [subject.neutral for subject in chosen])
 
 
-def _generate(maker: ClipMaker, chosen: Sequence[Subject], given: Sequence[VideoCondition | None]) -> Clips:
+def _generate(
+    maker: ClipMaker,
+    chosen: Sequence[Subject],
+    given: Sequence[VideoCondition | None],
+    prompts: Sequence[TwoStagePrompt],
+) -> Clips:
     made, size = [], maker.settings.batch_size
+    requests = list(zip(chosen, given, prompts, strict=True))
     for start in range(0, len(chosen), size):
         batch = chosen[start : start + size]
         conditions = [
-            replace(maker.pipeline.conditions([maker.encode(subject)], subject.neutral), video=condition)
-            for subject, condition in zip(batch, given[start : start + size], strict=True)
+            replace(maker.pipeline.conditions([maker.encode(subject)], prompt), video=condition)
+            for subject, condition, prompt in requests[start : start + size]
         ]
         seeds = [subject.seed for subject in batch]
         made.append(maker.generate(conditions, seeds, "pose", maker.settings.generation()))
@@ -181,7 +199,8 @@ def _seam(maker: ClipMaker, chosen: Sequence[Subject]) -> dict[str, float]:
     """
     pipeline, size = maker.pipeline, (maker.settings.size, maker.settings.size)
     starts = [picture_to_images(subject.drawn.video[0]).to(pipeline.device) for subject in chosen]
-    clips = _generate(maker, chosen, [pipeline.encode_condition(None, start, size) for start in starts])
+    given = [pipeline.encode_condition(None, start, size) for start in starts]
+    clips = _generate(maker, chosen, given, [subject.neutral for subject in chosen])
     trips = [images_to_frames(pipeline.vae.decode(pipeline.vae.encode(start[:, :, None])).cpu())[0] for start in starts]
     seam = np.abs(clips[:, 0].astype(np.float64) - np.stack(trips)).mean()
     steps = np.abs(np.diff(clips.astype(np.float64), axis=1)).mean(axis=(0, 2, 3, 4))
