@@ -69,10 +69,10 @@ def write_knobs(found: Mapping[str, list[Row]], record: Mapping[str, Any], out: 
 def describe(record: Mapping[str, Any]) -> str:
     """What was measured, in a sentence."""
     base = record["generation"]
+    size = f"{base['width']} x {base['height']} pixels, {base['num_frames']} frames"
     return (
-        f"{record['count']} test characters of seed {record['seed']}, 95 % intervals over them; {base['width']} x "
-        f"{base['height']} pixels, {base['num_frames']} frames, {base['steps']} steps of {base['sampler']}; transformer "
-        f"SHA-256 {record['weights']['transformer'][:12]}."
+        f"{record['count']} test characters of seed {record['seed']}, 95 % intervals over them; {size}, "
+        f"{base['steps']} steps of {base['sampler']}; transformer SHA-256 {record['weights']['transformer'][:12]}."
     )
 
 
