@@ -117,7 +117,7 @@ class AblationPart(transformer.TransformerPart):
         """As the transformer's, and of the context blocks; the alignment's projections are not counted."""
         found = super().work(batch, with_reference=with_reference)
         more = 1 + context_share(self.transformer)
-        return found if found.flops is None else replace(found, flops=round(found.flops * more))
+        return found if found.flops is None else found._replace(flops=round(found.flops * more))
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Write transformer.safetensors, and context.safetensors of a network with context blocks."""

@@ -115,9 +115,7 @@ def load_plan(path: Path) -> AblationPlan:
     Raises:
         InputError: a file cannot be read, or holds an unknown key or an invalid value.
     """
-    data = read_settings(path)
-    if isinstance(like := data.pop("like", None), str):
-        data = _merged(read_settings(path.parent / like), data)
+    data = _read(path)
     try:
         plan = AblationPlan.model_validate(data)
     except ValidationError as error:
@@ -139,6 +137,12 @@ def job_hash(job: Job, plan: AblationPlan, data: str) -> str:
     kept = {key: value for key, value in flat.items() if key not in _UNHASHED and not key.startswith("run.log")}
     text = json.dumps([kept, plan.measuring.model_dump(mode="json"), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = read_settings(path)
+    like = data.pop("like", None)
+    return data if like is None else _merged(_read(path.parent / str(like)), data)
 
 
 def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
