@@ -172,6 +172,17 @@ def test_a_planted_difference_is_confirmed_a_reversed_one_refuted_a_tie_left_ope
     assert judge([claim("high", "absent")], {**cells, "absent": []}) == [None]
 
 
+def test_seeds_that_differ_much_confirm_nothing_even_if_they_do_not_overlap():
+    def cell(*means: float) -> list[dict[str, object]]:
+        return [{**result(0.5, 0), "attributes": [mean / 100] * 60} for mean in means]
+
+    apart = {"high": cell(52, 60, 68), "low": cell(44, 45, 51)}
+    found = judge([claim("high", "low")], apart)[0]
+    assert found.ci95[0] > 0
+    assert found.verdict == "open"
+    assert judge([claim("high", "low")], {"high": cell(59, 60, 61), "low": cell(44, 45, 46)})[0].verdict == "confirmed"
+
+
 def test_seeds_that_differ_widen_the_interval():
     alike = summary(np.full((3, 40), 50.0))
     apart = summary(np.repeat([[40.0], [50.0], [60.0]], 40, axis=1))
