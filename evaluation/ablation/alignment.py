@@ -17,6 +17,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from contextanyone_core.model.blocks import TransformerBlock
@@ -70,7 +71,7 @@ def at_places(teacher: Tensor, count: int) -> Tensor:
     """Square tokens of a teacher (B, 1 + n * n, D), without the class's, at `count` = m * m places: (B, count, D)."""
     patches = teacher[:, 1:]
     side, wanted = math.isqrt(patches.shape[1]), math.isqrt(count)
-    grid = patches.transpose(1, 2).unflatten(2, (side, side))
+    grid = rearrange(patches, "b (h w) c -> b c h w", h=side)
     return F.interpolate(grid, (wanted, wanted), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,9 +108,9 @@ def correlations(ladders: Sequence[Ladder], encoders: Mapping[str, Encoder | Non
             for metric in ("whole frame", "person on white", "drift_slope"):
                 rows[f"{metric}, {name}"] = {"not run": True}
             continue
-        rows[f"whole frame, {name}"] = _within(ladders, lambda one, made=encoder: _similarities(one, made, False))
-        rows[f"person on white, {name}"] = _within(ladders, lambda one, made=encoder: _similarities(one, made, True))
-        rows[f"drift_slope, {name}"] = _within(ladders, lambda one, made=encoder: _drifts(one, made))
+        rows[f"whole frame, {name}"] = _within(ladders, partial(_similarities, encoder, person=False))
+        rows[f"person on white, {name}"] = _within(ladders, partial(_similarities, encoder, person=True))
+        rows[f"drift_slope, {name}"] = _within(ladders, partial(_drifts, encoder))
     rows["copy_frame"] = _within(
         ladders, lambda one: [pixel_correlation(step.video, one.reference) for step in one.steps]
     )
@@ -149,7 +150,7 @@ def _motion(ladders: Sequence[Ladder]) -> dict[str, Any]:
     return {"mean": _rank(speeds, flows), "low": float(low), "high": float(high), "truth": truth}
 
 
-def _similarities(one: Ladder, encoder: Encoder, person: bool) -> list[float]:
+def _similarities(encoder: Encoder, one: Ladder, *, person: bool) -> list[float]:
     def view(frame: Frames, mask: NDArray[np.bool_]) -> Frames:
         found = cut_out(frame, mask) if person else frame
         assert found is not None
@@ -163,7 +164,7 @@ def _similarities(one: Ladder, encoder: Encoder, person: bool) -> list[float]:
     return means
 
 
-def _drifts(one: Ladder, encoder: Encoder) -> list[float]:
+def _drifts(encoder: Encoder, one: Ladder) -> list[float]:
     wanted, seconds = encoder.pictures([one.reference]), np.arange(FRAMES) / FRAMES_PER_SECOND
     half = encoder.pictures(list(one.steps[0].video[: FRAMES // 2]))
     found = []

@@ -92,7 +92,6 @@ def line_plot(knob: str, rows: Sequence[Row]) -> bytes:
         sides = [[row[name]["mean"] - row[name]["low"], row[name]["high"] - row[name]["mean"]] for row in rows]
         errors = np.maximum(np.asarray(sides).T, 0)
         style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3, "color": _COLORS[name]}
-        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3, "color": _COLORS[name]}
         axes.errorbar(values, means, errors, label=_TITLES[name], **style)
     above.set_ylim(0, 102)
     below.set_ylim(bottom=0)

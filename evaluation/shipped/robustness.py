@@ -67,8 +67,8 @@ def trials(base: GenerationSettings) -> dict[str, Trial]:
     def cell(kind: str, title: str, case: Callable[..., Case] = plain_case, **options: Any) -> Cell:
         return Cell(kind, title, base, case, **options)
 
-    def larger(**change: int) -> Cell:
-        return Cell("larger", ", ".join(f"{name} {value}" for name, value in change.items()), replace(base, **change))
+    def larger(side: int) -> Cell:
+        return Cell("larger", f"{side} x {side} pixels", replace(base, width=side, height=side))
 
     return {
         BASE: Trial(cell(BASE, "as in training", judge=_judge_both)),
@@ -79,9 +79,9 @@ def trials(base: GenerationSettings) -> dict[str, Trial]:
         "harsh_light": Trial(cell("harsh", "harsh light on the picture", _harsh_case)),
         "vague_prompt": Trial(cell("vague", 'prompts "A person." and "The same person."', _vague_case)),
         "two_people": Trial(cell("two_people", "prompts of two people, one picture", _two_people_case)),
-        "size_160": Trial(larger(width=160, height=160)),
-        "size_192": Trial(larger(width=192, height=192)),
-        "frames_33": Trial(larger(num_frames=33)),
+        "size_160": Trial(larger(160)),
+        "size_192": Trial(larger(192)),
+        "frames_33": Trial(Cell("larger", "33 frames", replace(base, num_frames=33))),
         "ceiling": Trial(cell("ceiling", "renderings through the VAE", judge=_judge_both, rendered=True)),
         "shirt_ceiling": Trial(
             cell("shirt_ceiling", "a shirt colour never seen, rendered", shirt_case, judge=shirt, rendered=True),
@@ -280,7 +280,8 @@ def _without(*names: str) -> tuple[str, ...]:
 def _kept(measured: Sequence[Numbers], counted: tuple[str, ...]) -> NDArray[np.float64]:
     """Percent of frames in which the counted attributes are right, for each character."""
     columns = [_ALL.index(name) for name in counted]
-    return 100 * np.asarray([numbers["by_attribute"] for numbers in measured], np.float64)[:, columns].mean(1)
+    right = np.asarray([numbers["by_attribute"] for numbers in measured], np.float64)
+    return np.asarray(100 * right[:, columns].mean(1))
 
 
 def _interval(values: NDArray[np.float64]) -> dict[str, float]:

@@ -78,8 +78,8 @@ def head_crop(video: Frames, points: Points, unit: float) -> NDArray[np.float32]
 
 def torso_crop(video: Frames, points: Points, unit: float) -> NDArray[np.float32]:
     """The mean torso of a clip, (16, 16, 3) in Lab, as `head_crop`; between neck and hips, narrower than any body."""
-    hips = (points[:, KEYPOINTS.index("left_hip")] + points[:, KEYPOINTS.index("right_hip")]) / 2
-    centres = 0.5 * points[:, KEYPOINTS.index("neck")] + 0.5 * hips
+    hips = np.asarray((points[:, KEYPOINTS.index("left_hip")] + points[:, KEYPOINTS.index("right_hip")]) / 2)
+    centres = np.asarray((points[:, KEYPOINTS.index("neck")] + hips) / 2, np.float32)
     return _mean_crop(video, centres, 0.06 * unit)
 
 
