@@ -102,7 +102,8 @@ def line_plot(knob: str, rows: Sequence[Row]) -> bytes:
         below.minorticks_off()
     for axes in (above, below):
         axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize=8)
+    above.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
+    below.set_ylabel(_TITLES["motion"], fontsize=8)
     below.set_xlabel(_AXES[knob])
     return _png(figure)
 
