@@ -78,6 +78,10 @@ class Tokenizer:
         end = int(self._tokenizer.eos_id())
         return [[*map(int, self._tokenizer.encode(prompt)), end] for prompt in prompts]
 
+    def pieces_of(self, prompt: str) -> list[str]:
+        """The tokens of a prompt as sentencepiece writes them, the end token left out."""
+        return list(self._tokenizer.encode_as_pieces(prompt))
+
     def count_tokens(self, prompt: str) -> int:
         """Number of tokens of a prompt, end token included."""
         return len(self.tokenize([prompt])[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
@@ -48,6 +49,7 @@ class EncodedClips:
             weights, None for equal ones.
         poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
         conditioned: whether the network has condition channels, and so is shown poses and first frames.
+        regions: where the person is whom the prompts name, for mask-guided attention; None without it.
     """
 
     latents: Tensor
@@ -58,6 +60,7 @@ class EncodedClips:
     target_weights: Tensor | None
     poses: Tensor | None = None
     conditioned: bool = False
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,8 @@ def _velocity_and_reconstruction(
     """Outputs of both streams: the video's velocity (B, 16, t, h, w), and each reference's reconstruction."""
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
+    if clips.regions is not None:  # the empty prompt names nobody
+        condition = replace(condition or VideoCondition(), regions=clips.regions.only(draws.keep_text))
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
