@@ -74,16 +74,22 @@ def rows_naming(pieces: Sequence[str], name: str, class_name: str) -> tuple[int,
     Args:
         pieces: the tokens as sentencepiece writes them, such as `Tokenizer.pieces_of`.
     """
-    words = [r"\s+".join(map(re.escape, part.split())) for part in (name, class_name)]
-    pattern = rf"(?<!\w){words[0]}(?:\s+{words[1]})?(?!\w)"
-    text = "".join(pieces).replace(_SPACE, " ")
-    ends = list(accumulate(map(len, pieces)))
-    spans = [found.span() for found in re.finditer(pattern, text, re.IGNORECASE | re.ASCII)]
+    surfaces = [_surface(piece) for piece in pieces]
+    words = [rb"\s+".join(map(re.escape, part.encode().split())) for part in (name, class_name)]
+    pattern = rb"(?<!\w)" + words[0] + rb"(?:\s+" + words[1] + rb")?(?!\w)"
+    spans = [found.span() for found in re.finditer(pattern, b"".join(surfaces), re.IGNORECASE)]
+    ends = accumulate(map(len, surfaces))
     return tuple(
         place
-        for place, (stop, piece) in enumerate(zip(ends, pieces, strict=True))
-        if any(start < stop and stop - len(piece.lstrip(_SPACE)) < end for start, end in spans)
+        for place, (stop, surface) in enumerate(zip(ends, surfaces, strict=True))
+        if any(start < stop and stop - len(surface.lstrip()) < end for start, end in spans)
     )
+
+
+def _surface(piece: str) -> bytes:
+    """What a token stands for in a text, in UTF-8; a rare character is several tokens of a byte each."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ").encode()
 
 
 def check_prompts(prompt: TwoStagePrompt, negative: str, count_tokens: Callable[[str], int], text_len: int) -> None:
