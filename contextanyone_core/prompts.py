@@ -72,7 +72,7 @@ def rows_naming(pieces: Sequence[str], name: str, class_name: str) -> tuple[int,
     name counts.
 
     Args:
-        pieces: the tokens as sentencepiece writes them, such as `Tokenizer.pieces_of`.
+        pieces: the tokens as sentencepiece writes them, such as `Tokenizer.split`.
     """
     surfaces = [_surface(piece) for piece in pieces]
     words = [rb"\s+".join(map(re.escape, part.encode().split())) for part in (name, class_name)]

@@ -97,7 +97,7 @@ def with_person(
         return condition
     from ..generation.personal import named_rows, person_regions
 
-    rows, told = named_rows(pipeline.text_encoder.pieces_of(prompt.video_text), person.stated)
+    rows, told = named_rows(pipeline.text_encoder.split(prompt.video_text), person.stated)
     if told:
         _LOG.warning(told)
     if condition is None or hull is None or not rows:

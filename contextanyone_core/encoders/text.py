@@ -78,9 +78,9 @@ class Tokenizer:
         end = int(self._tokenizer.eos_id())
         return [[*map(int, self._tokenizer.encode(prompt)), end] for prompt in prompts]
 
-    def pieces_of(self, prompt: str) -> list[str]:
-        """The tokens of a prompt as sentencepiece writes them, the end token left out."""
-        return list(self._tokenizer.encode_as_pieces(prompt))
+    def split(self, text: str) -> list[str]:
+        """The pieces that a text falls into, as the SentencePiece model spells them."""
+        return [str(piece) for piece in self._tokenizer.encode(text, out_type=str)]
 
     def count_tokens(self, prompt: str) -> int:
         """Number of tokens of a prompt, end token included."""

@@ -49,8 +49,8 @@ def other_base(file: str, personal: PersonalFile, base_hash: str) -> str:
     if personal.base_hash == base_hash:
         return ""
     return (
-        f"{file} was trained on another base (SHA-256 {personal.base_hash[:12]}..., this is {base_hash[:12]}...); the "
-        "likeness may suffer."
+        f"{file} was trained on another base (SHA-256 {personal.base_hash[:12]}..., this is {base_hash[:12]}...); if "
+        "that is another model, and not this one in another form, the likeness may suffer."
     )
 
 
@@ -65,7 +65,7 @@ def named_rows(pieces: Sequence[str], personal: PersonalFile) -> tuple[Tokens, s
     """The rows of a prompt's embeddings that name the person, and what to tell the user where there are none.
 
     Args:
-        pieces: the tokens of the video's prompt, by `Tokenizer.pieces_of`.
+        pieces: the tokens of the video's prompt, by `Tokenizer.split`.
     """
     rows = rows_naming(pieces, personal.name, personal.class_name)
     told = f'The prompt does not say "{personal.trigger}": nothing calls this person, and there are no regions.'

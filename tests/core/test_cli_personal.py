@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(desk, wide_folder, cap
 )
 def test_the_tokens_of_every_name_are_found(tiny_text, text, class_name, named):
     """Of this vocabulary z and v are not: they are tokens of bytes."""
-    pieces = tiny_text.pieces_of(text)
+    pieces = tiny_text.split(text)
     assert len(pieces) == tiny_text.count_tokens(text) - 1
     rows = rows_naming(pieces, "zuv", class_name)
     starts = [row for row in rows if row - 1 not in rows]
