@@ -21,6 +21,7 @@ class ContextAnyoneExtension(ComfyExtension):
         from .apply import ApplyContextAnyone
         from .guidance import ContextAnyoneGuider, ContextAnyoneSampler
         from .loaders import ContextAnyoneExamplePicture, LoadContextAnyone, LoadContextAnyoneMiniature
+        from .personal import LoadPersonalModel
         from .pose import ContextAnyoneExamplePose, ContextAnyonePose
         from .prompt import ContextAnyonePrompt
         from .reference import ContextAnyoneReference
@@ -28,6 +29,7 @@ class ContextAnyoneExtension(ComfyExtension):
         return [
             LoadContextAnyone,
             LoadContextAnyoneMiniature,
+            LoadPersonalModel,
             ContextAnyoneExamplePicture,
             ContextAnyoneExamplePose,
             ContextAnyoneReference,

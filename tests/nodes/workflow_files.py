@@ -23,8 +23,10 @@ LOADERS = {
     "VAELoader": ("vae", 2),
     "CLIPVisionLoader": ("clip_vision", 3),
     "LoraLoaderModelOnly": ("loras", None),
+    "ContextAnyonePersonalLoader": ("loras", 0),
     "CheckpointLoaderSimple": ("checkpoints", None),
 }
+PERSON = "ContextAnyonePersonalLoader"  # needs a file of the user's own; without it there is no body either
 DETECTOR = "SDPoseKeypointExtractor"  # needs its own public file; the pack's example stands in for what it finds
 EXAMPLE_POSE = {"class_type": "ContextAnyoneExamplePose", "inputs": {"motion": "dance", "length": 17}}
 MINIATURE = "ContextAnyoneMiniatureLoader"
@@ -115,9 +117,11 @@ def with_miniature(prompt: Prompt, steps: int) -> Prompt:
     changes = MINIATURE_SIZE | {"steps": steps}
     for node_id, node in swapped.items():
         inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()}
-        for name, value in inputs.items():
-            if isinstance(value, list) and value[0] in slots:
-                inputs[name] = ["miniature", slots[value[0]]]
+        links = {name: value for name, value in inputs.items() if isinstance(value, list) and value[0] in slots}
+        for name, (source, slot) in links.items():
+            inputs[name] = ["miniature", slots[source]]
+            if prompt[source]["class_type"] == PERSON and slot > 0:
+                del inputs[name]
         swapped[node_id] = {**node, "inputs": inputs}
     return swapped | {"miniature": {"class_type": MINIATURE, "inputs": {}}}
 

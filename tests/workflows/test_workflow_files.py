@@ -40,8 +40,8 @@ def ours(flow):
     return [node for node in flow["nodes"] if node["type"].startswith("ContextAnyone")]
 
 
-def test_the_eight_are_there():
-    assert [path.stem[:3] for path in FLOWS] == [f"0{number}_" for number in range(1, 9)]
+def test_all_are_there():
+    assert [path.stem[:3] for path in FLOWS] == [f"{number:02d}_" for number in (*range(1, 9), 10)]
 
 
 def test_form_is_what_the_page_saves(flow):
