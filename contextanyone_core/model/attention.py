@@ -140,8 +140,8 @@ class CrossAttention(Projections):
         person = guide.person.to(read.dtype)
         for videos, tokens in guide.groups:
             whole, q, shares, *told = (x if videos is None else x[videos] for x in (read, queries, person, *text))
-            left = (x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2])) for x in told)
-            mixed = torch.lerp(attention(q, *left, self.heads), whole, shares)
+            keys, values = (x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2])) for x in told)
+            mixed = torch.lerp(attention(q, keys, values, self.heads), whole, shares)
             read = mixed if videos is None else read.index_copy(0, videos, mixed)
         return read
 

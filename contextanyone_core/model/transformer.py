@@ -216,7 +216,8 @@ class ContextAnyoneTransformer(nn.Module):
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
-        guide = condition.regions and condition.regions.guide(latents, self.config.patch_size, self.config.text_len)
+        regions, sizes = condition.regions, (self.config.patch_size, self.config.text_len)
+        guide = None if regions is None else regions.guide(latents, *sizes)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide)
         x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):

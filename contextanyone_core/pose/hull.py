@@ -85,7 +85,7 @@ def _hull(points: Points, radius: float, size: tuple[int, int]) -> Shares:
     corners = points[(points @ outward.T).argmax(axis=0)] + radius * outward  # ordered by angle: of a convex polygon
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in corners - 0.5], fill=255, outline=255)
-    return np.asarray(mask.reduce(_LATENT), np.float32) / 255
+    return np.asarray(mask.reduce(_LATENT), np.float32) / np.float32(255)
 
 
 def _grouped(masks: Shares) -> Shares:

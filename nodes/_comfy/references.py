@@ -295,8 +295,9 @@ def _pieces(clip: Clip, text: str) -> dict[str, str]:
     """The value of a conditioning with the tokens of its text; none for a CLIP without sentencepiece."""
     for tokenizer in vars(clip.tokenizer).values():
         processor = getattr(getattr(tokenizer, "tokenizer", None), "tokenizer", None)
-        if hasattr(processor, "encode_as_pieces"):
-            return {PIECES: json.dumps(processor.encode_as_pieces(text))}
+        split = getattr(processor, "encode_as_pieces", None)
+        if split is not None:
+            return {PIECES: json.dumps(split(text))}
     return {}
 
 
