@@ -83,6 +83,7 @@ class OptimSettings(_Section):
     warmup_steps: int = Field(100, ge=0)
     final_lr_fraction: float = Field(0.1, ge=0, le=1)
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    lr_factors: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]] = {}  # step: factor of lr from it on
     clip_norm: float = Field(1.0, gt=0)
     accumulate: int = Field(1, ge=1)  # batches whose gradients are averaged in a step
     ema_decay: float = Field(0.999, ge=0, lt=1)  # 0: the EMA is the weights themselves

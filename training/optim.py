@@ -36,7 +36,15 @@ def make_optimizer(groups: list[ParameterGroup], settings: OptimSettings) -> tor
 
 
 def learning_rate(settings: OptimSettings, step: int, steps: int) -> float:
-    """Return the rate of a step (from 0): linear warm-up, then the schedule, down to final_lr_fraction at the end."""
+    """Return the rate of a step (from 0): linear warm-up, then the schedule, down to final_lr_fraction at the end.
+
+    Of `lr_factors` the one of the latest step that is reached multiplies it.
+    """
+    reached = [at for at in settings.lr_factors if at <= step]
+    return _scheduled(settings, step, steps) * (settings.lr_factors[max(reached)] if reached else 1.0)
+
+
+def _scheduled(settings: OptimSettings, step: int, steps: int) -> float:
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     done = min(1.0, (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps))

@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
+from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, per_sample_error, reconstruction
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
+from training.lora import without_lora
 from training.parts.base import Metrics, PartSettings
 
 
@@ -178,6 +179,28 @@ def dual_guidance_step(
     terms = loss_terms(transformer, settings, clips, draws, texts)
     used = draws.reference is not None and texts[1] is not None and settings.reading == "contextanyone"
     return terms.total, _metrics(terms.video, terms.reference if used else None, draws.sigma)
+
+
+def prior_step(
+    transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, texts: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Prior preservation without data: the LoRA must not change what the network makes of other prompts.
+
+    The target is the network's own velocity without its LoRA, of the same noisy clips under the same prompts; every
+    latent counts alike.
+
+    Args:
+        texts: (B, text_len, text_dim), prompts of the class, which do not name the person.
+
+    Returns: the loss of each sample (B,), and its term for the log.
+    """
+    noisy, timesteps = add_noise(clips.latents, draws.noise, draws.sigma), 1000.0 * draws.sigma
+    condition = _condition(clips, draws.condition)
+    with torch.no_grad(), without_lora(transformer):
+        target = transformer(noisy, timesteps, texts, condition=condition).velocity
+    velocity = transformer(noisy, timesteps, texts, condition=condition).velocity
+    losses = per_sample_error([velocity.float()], [target.float()])
+    return losses, {"prior": losses.detach()}
 
 
 def loss_terms(

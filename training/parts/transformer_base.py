@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch._dynamo
@@ -46,6 +46,7 @@ class TransformerSettings(ObjectiveSettings):
     gap: float | None = Field(default=None, ge=0)  # latent frames; None: as in `init.from`, 10 without one
     condition: bool | None = None  # channels for poses and first frames; None: as in `init.from`, false without one
     emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as in `init.from`, true without one
+    anchor: Literal["reference", "none"] = "reference"  # none: no reference stream, and plain backbones will do
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
     recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
@@ -147,12 +148,16 @@ class TransformerTraining:
 
     def draws(self, clips: EncodedClips, step: int, generator: torch.Generator) -> Draws:
         """Everything random about a step."""
-        return draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        drawn = draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        return self._anchored(drawn)
+
+    def _anchored(self, draws: Draws) -> Draws:
+        return draws if self.settings.anchor == "reference" else replace(draws, reference=None)
 
     def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
         """The terms of the loss at one noise level."""
         clips = self.encoded(batch)
-        draws = fixed_draws(clips, sigma, generator)
+        draws = self._anchored(fixed_draws(clips, sigma, generator))
         terms = loss_terms(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
         return {"video": terms.video, "reference": terms.reference}
 
@@ -176,8 +181,12 @@ class TransformerTraining:
             flops = len(latents) * sum(count(config, video, references, clip_tokens) for count in passes)
         return Work(len(latents) * (video + sum(references)), flops)
 
+    def lora_header(self) -> dict[str, str]:
+        """Entries of the header of an exported LoRA, beside the record."""
+        return {}
+
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write transformer.safetensors; of a LoRA, lora.safetensors and the merged network."""
+        """Write transformer.safetensors; of a LoRA, lora.safetensors and, unless left out, the merged network."""
         self.export_in(folder, record, torch.float16)
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -186,7 +195,9 @@ class TransformerTraining:
         if self.settings.train.lora is not None:
             network = self.start()
             lora = trained_lora(self.transformer, self.settings.train.lora, network)
-            save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra)
+            save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra | self.lora_header())
+            if not self.settings.train.lora.merged:
+                return
             merge_loras(network, [(lora, 1.0)])
         save_transformer(folder / "transformer.safetensors", network, dtype=dtype, extra=extra)
         if (encoders := self.encoders()) is not None:
@@ -211,7 +222,8 @@ def starting_network(
 
 
 def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
-    network = load_transformer(path, dtype=torch.float32, plain=settings.reading == "phantom")
+    plain = settings.reading == "phantom" or settings.anchor == "none"
+    network = load_transformer(path, dtype=torch.float32, plain=plain)
     config = settings.network_config(network.config)
     if config.emphasize and not network.config.emphasize:
         raise InputError(

@@ -10,8 +10,10 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import transformer_config
 from contextanyone_core.weights.naming import TRANSFORMER
 from contextanyone_core.weights.safetensors_file import read_header
+from contextanyone_core.weights.source import open_source
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
@@ -111,7 +113,9 @@ class RunPlan:
         """What the run's folder and the cache need at their fullest."""
         checkpoints = (self.config.run.keep_last + 1) * self.checkpoint_bytes()
         cache = sum(count * self.entry_bytes(bucket) for bucket, count in self.buckets.rows.items())
-        exported = self.cost.weights // 2 + (0 if self.settings.train.lora is None else self.cost.ema // 2)
+        lora = self.settings.train.lora
+        network = 0 if lora is not None and not lora.merged else self.cost.weights // 2
+        exported = network + (0 if lora is None else self.cost.ema // 2)
         return Disk(checkpoints, exported, cache)
 
     def step_seconds(self, rate: float) -> float:
@@ -133,7 +137,7 @@ def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
     """
     settings = _settings(config)
     model, tokens = model_config(config), clip_tokens(config)
-    if model.image_dim is None:
+    if model.image_dim is None or settings.anchor == "none":
         tokens = 0
     buckets, from_data = _buckets(settings, model, tokens, world)
     work = {bucket: (flops * buckets.batch[bucket], bucket) for bucket, flops in buckets.flops.items()}
@@ -167,6 +171,8 @@ def model_config(config: TrainConfig) -> ContextAnyoneConfig:
 def _whole_config(config: TrainConfig) -> ContextAnyoneConfig:
     start, settings = config.init.from_, _settings(config)
     if start is not None and start.is_file():
+        if settings.anchor == "none":
+            return transformer_config(open_source(start), plain=True)
         header = read_header(start)
         if header.kind != TRANSFORMER:
             raise InputError(
@@ -203,6 +209,8 @@ def _buckets(
     if isinstance(settings, transformer.Settings):
         bucket = Bucket(settings.num_frames, settings.size, settings.size)
         flops = bucket_flops(model, bucket, tokens)
+        if settings.anchor == "none":
+            flops = bucket_flops(model, bucket._replace(references=0), 0)
         if settings.reading == "phantom":  # the reference is a frame of the one stream
             flops = forward_flops(model, bucket_tokens(model, bucket))
         return BucketPlan({bucket: settings.pairs}, {bucket: settings.batch * world}, {bucket: flops}), False
@@ -211,5 +219,7 @@ def _buckets(
     shapes = data.buckets.shapes()
     possible = [Bucket(count, *shape) for count in data.buckets.frames for shape in shapes]
     found = [row.bucket for row in read_index(data).rows] if from_data else possible
+    if settings.anchor == "none":
+        found = [bucket._replace(references=0) for bucket in found]
     plan = plan_buckets(found, model, data.buckets, tokens, world)
     return (plan, True) if from_data else (replace(plan, rows=dict.fromkeys(plan.rows, 0)), False)

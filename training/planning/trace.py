@@ -110,7 +110,7 @@ def run_step(
     part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="meta"))
     with FakeTensorMode(), _no_tables_kept():
         _materialise(part.transformer)
-        inputs = _inputs(config, shape)
+        inputs = _inputs(config, shape, anchored=settings.anchor == "reference")
         optimizer = make_optimizer(part.parameter_groups(), optim)
         trained = [parameter for parameter in part.transformer.parameters() if parameter.requires_grad]
         tracker = _Tracker(part.transformer.parameters())
@@ -225,25 +225,29 @@ def _numbered(pattern: str) -> bool:
     )
 
 
-def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor]]:
-    """A batch with reference, as the objective is given it."""
+def _inputs(
+    config: ContextAnyoneConfig, shape: StepShape, *, anchored: bool = True
+) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor | None]]:
+    """A batch, with reference where the network is given one, as the objective is given it."""
     count, bucket = shape.clips, shape.bucket
     frames, *sides = bucket.latents(config)
-    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, bucket.references))
+    pictures = max(1, bucket.references)
+    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, pictures))
     ones = torch.empty(count, 1, frames, *sides)
     tokens = None
     if config.image_dim is not None and shape.clip_tokens:
         tokens = torch.empty(count, shape.clip_tokens * bucket.references, config.image_dim)
-    weights = ones[:, :, :1].expand(-1, -1, bucket.references, -1, -1)
+    weights = ones[:, :, :1].expand(-1, -1, pictures, -1, -1)
     poses, condition = None, None
     if config.condition_dim:
         poses = torch.empty_like(latents)
         condition = ConditionDraws(torch.empty(count, dtype=torch.bool), torch.empty(count, dtype=torch.long))
     clips = EncodedClips(latents, ones, still, tokens, still, weights, poses, config.condition_dim > 0)
     sigma = torch.empty(count)
-    draws = Draws(sigma, torch.empty_like(latents), [], ReferenceDraws(sigma, torch.empty_like(still)), condition)
+    reference = ReferenceDraws(sigma, torch.empty_like(still)) if anchored else None
+    draws = Draws(sigma, torch.empty_like(latents), [], reference, condition)
     texts = [torch.empty(count, config.text_len, config.text_dim) for _ in range(2)]
-    return clips, draws, (texts[0], texts[1])
+    return clips, draws, (texts[0], texts[1] if anchored else None)
 
 
 @contextmanager
