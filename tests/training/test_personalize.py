@@ -20,6 +20,7 @@ from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes, read_pose_file
 from contextanyone_core.weights.personal_file import read_personal_file
+from training.config import load_config
 from training.data.buckets import BucketSettings
 from training.data.manifest import read_manifest
 from training.data.world_poses import world_poses
@@ -28,8 +29,9 @@ from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import hull
 from training.personal.names import check_name
 from training.personal.prepare import write_png
+from training.personal.presets import PRESETS
 from training.personal.shot import open_clip
-from training.personalize import main
+from training.personalize import _PRESETS, main
 from training.world import TEST_SEED_START, posed_sample
 
 SIZE = (32, 48)
@@ -227,6 +229,28 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(given, tmp_path, capsys, n
     assert said[-1].startswith("personalize.py: ")
     assert not any("Traceback" in line for line in said)
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name != "me.work"] == []
+
+
+def test_the_command_knows_the_presets():
+    assert set(PRESETS) == set(_PRESETS)
+    targets = load_config(PRESETS["strong"].config, PRESETS["strong"].changes).part.train.lora.targets
+    assert {"blocks.*.self_attn.q", "blocks.*.cross_attn.o", "blocks.*.ffn.*"} <= set(targets)
+
+
+@pytest.mark.nightly
+def test_a_drawn_person_needs_neither_masks_nor_poses(tmp_path):
+    pair = posed_sample(TEST_SEED_START + 4, 33, (128, 128), free=True)
+    write_clip(tmp_path / "drawn.mp4", pair.video, {})
+    out = tmp_path / "drawn.safetensors"
+    steps = ["run.steps=4", "part.stills_steps=2", "run.workers=0", "run.trackers=[]", "part.sample_steps=2"]
+    command = ["--clip", str(tmp_path / "drawn.mp4"), "--class", "person", "--out", str(out), "--preset", "miniature"]
+    assert main([*command, "--set", *steps]) == 0
+    assert read_personal_file(out).preset == "miniature"
+    assert out.stat().st_size < 1_000_000
+    found = read_pose_file(tmp_path / "drawn.work" / "data" / "pose.safetensors").body
+    truth = world_poses(pair.keypoints, (128, 128)).body
+    seen = truth[..., 2] > 0
+    assert np.linalg.norm((found - truth)[..., :2], axis=-1)[seen].mean() < 2.5
 
 
 def test_another_clip_does_not_mix_with_the_work_of_the_first(given, tmp_path, capsys):

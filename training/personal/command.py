@@ -59,11 +59,25 @@ class Request:
 
 
 def personalize(request: Request) -> int | None:
-    """Train a personal model, or go on training it. Returns the signal that ended it early, else None.
+    """Train a personal model, or go on training it, and make its sheet. Returns the signal that ended it, else None.
 
     Raises:
         InputError: something given cannot be used; nothing of it is left on the disk.
         CheckpointError: a weight file is damaged or of another kind.
+    """
+    config, ended_by = train_person(request)
+    if ended_by is None:
+        write_sheet(_sheet_request(request, config), request.sheet)
+    return ended_by
+
+
+def train_person(request: Request) -> tuple[TrainConfig, int | None]:
+    """Everything but the sheet: the personal file is written unless a signal ended the training.
+
+    Returns: the run's configuration, and the signal.
+
+    Raises:
+        InputError, CheckpointError: as `personalize`.
     """
     preset = PRESETS[request.preset]
     config, base = _checked(request, preset)
@@ -83,20 +97,15 @@ def personalize(request: Request) -> int | None:
     prepared = prepare(clip, request.folder / "data", settings.data.buckets)
     config = _config(request, preset, base, prepared)
     settings = _settings(config)
-    if (ended_by := build_cache(settings.data)) is not None:
-        return _paused(request, ended_by)
-    _require_both_stages(settings, prepared)
-    if (ended_by := train(config)) is not None:
-        return _paused(request, ended_by)
-    if (config.run.folder / "export" / "lora.safetensors").is_file():
-        _publish(config.run.folder / "export" / "lora.safetensors", request.out)
-    write_sheet(_sheet_request(request, config, settings), request.sheet)
-    return None
-
-
-def _paused(request: Request, ended_by: int) -> int:
-    _LOG.info("Saved in %s; the same command goes on from there.", request.folder)
-    return ended_by
+    ended_by = build_cache(settings.data)
+    if ended_by is None:
+        _require_both_stages(settings, prepared)
+        ended_by = train(config)
+    if ended_by is not None:
+        _LOG.info("Saved in %s; the same command goes on from there.", request.folder)
+        return config, ended_by
+    _publish(config.run.folder / "export" / "lora.safetensors", request.out)
+    return config, None
 
 
 def _checked(request: Request, preset: Preset) -> tuple[TrainConfig, ContextAnyoneConfig]:
@@ -189,7 +198,8 @@ def _publish(exported: Path, out: Path) -> None:
         beside.write_bytes(exported.read_bytes())
 
 
-def _sheet_request(request: Request, config: TrainConfig, settings: Settings) -> SheetRequest:
+def _sheet_request(request: Request, config: TrainConfig) -> SheetRequest:
+    settings = _settings(config)
     rows = read_index(settings.data).rows
     bucket = max(row.bucket for row in rows)
     assert config.init.from_ is not None

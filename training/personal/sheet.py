@@ -114,7 +114,8 @@ def _own_poses(request: SheetRequest, vae: VideoVAE, style: str) -> VideoConditi
     points[..., :2] = placement.move(points[..., :2].astype(np.float32))
     height, width = request.size
     placed = picked.with_points(points).moved(1.0, (0.0, 0.0), (height, width))
-    return encode_condition(vae, frames_to_images(draw_poses(placed, STYLES[style])), None, request.size)
+    images = frames_to_images(draw_poses(placed, STYLES[style]))
+    return encode_condition(vae, images.to(vae.device), None, request.size)
 
 
 def _clip_frames(request: SheetRequest) -> Pixels:
