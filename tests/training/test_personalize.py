@@ -26,7 +26,7 @@ from training.data.manifest import read_manifest
 from training.data.world_poses import world_poses
 from training.files import file_sha256
 from training.personal.choice import choose_clips, choose_stills
-from training.personal.masks import hull
+from training.personal.masks import hull, masks_of_shot
 from training.personal.names import check_name
 from training.personal.prepare import write_png
 from training.personal.presets import PRESETS
@@ -308,6 +308,30 @@ def test_the_hull_covers_the_person():
         assert found[person].mean() > 0.95
         assert found.mean() < 0.6
     assert not hull(np.zeros((18, 3)), (32, 48)).any()
+
+
+class Bright:
+    """A segmenter of white figures on black."""
+
+    def segment(self, frames):
+        for frame in frames:
+            yield (frame[..., 0] > 127).astype(np.float32)
+
+
+def test_several_people_in_the_masks_are_refused(given, tmp_path):
+    for number in range(12):
+        frame = np.zeros((64, 64, 3), np.uint8)
+        frame[10:50, 5:20] = 255
+        if number > 3:
+            frame[10:40, 40:55] = 255  # a second one, in 8 of 12 frames
+        write_png(tmp_path / f"{number:02d}.png", frame)
+    shot = open_clip(tmp_path)
+    poses = world_poses(np.zeros((12, 14, 2), np.float32), (64, 64))
+    with pytest.raises(InputError, match="shows several people in 8 of 12 frames; crop it to one"):
+        list(masks_of_shot(shot, poses, None, Bright()))
+    for number in range(4, 8):
+        write_png(tmp_path / f"{number:02d}.png", np.zeros((64, 64, 3), np.uint8))
+    assert [int(mask.max()) for mask in masks_of_shot(shot, poses, None, Bright())][:5] == [255] * 4 + [0]
 
 
 def test_names_show_their_pieces(given):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.pose.estimation import PersonSegmenter
 from contextanyone_core.pose.sequence import SEEN, Points, PoseSequence
 from training.data.media import probe, read_masks
 from training.personal.shot import Shot
@@ -26,21 +27,22 @@ _OTHER = 0.35  # area of a second person in areas of the first
 _CHUNK = 16
 
 
-def masks_of_shot(shot: Shot, poses: PoseSequence, given: Path | None, models: Path | None) -> Iterator[Mask]:
+def masks_of_shot(
+    shot: Shot, poses: PoseSequence, given: Path | None, segmenter: PersonSegmenter | None
+) -> Iterator[Mask]:
     """The mask of each frame of a shot: a file's, else the segmenter's, else the skeleton's hull.
 
     Args:
         given: a video or a folder of grey pictures with a mask for each frame of the clip.
-        models: MediaPipe's; None takes the hull.
+        segmenter: None takes the hull.
 
     Raises:
         InputError: the file does not fit the clip, or several people are found.
-        MissingDependencyError: the extra `pose` is not installed.
     """
     if given is not None:
         return _given(shot, given)
-    if models is not None:
-        return _segmented(shot, models)
+    if segmenter is not None:
+        return _segmented(shot, segmenter)
     return (hull(body, (shot.height, shot.width)) for body in poses.body)
 
 
@@ -59,11 +61,9 @@ def _given(shot: Shot, path: Path) -> Iterator[Mask]:
         yield from read_masks(path, range(start, min(start + _CHUNK, shot.stop)))[:, 0].numpy()
 
 
-def _segmented(shot: Shot, models: Path) -> Iterator[Mask]:
-    from contextanyone_core.pose.selfie import SelfieSegmenter
-
+def _segmented(shot: Shot, segmenter: PersonSegmenter) -> Iterator[Mask]:
     several = frames = 0
-    for share in SelfieSegmenter(models).segment(shot.frames()):
+    for share in segmenter.segment(shot.frames()):
         mask = np.round(share * 255).astype(np.uint8)
         areas = _areas(mask)
         frames += 1

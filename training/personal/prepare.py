@@ -142,9 +142,13 @@ def _write_masks(clip: Clip, shot: Shot, poses: PoseSequence, folder: Path) -> N
     black = np.zeros((shot.height, shot.width), np.uint8)
     for number in (*range(shot.start), *range(shot.stop, shot.total)):
         write_png(folder / f"{number:05d}.png", black)
-    models = None if clip.drawn else clip.models
+    segmenter = None
+    if clip.models is not None and clip.mask is None and not clip.drawn:
+        from contextanyone_core.pose.selfie import SelfieSegmenter
+
+        segmenter = SelfieSegmenter(clip.models)
     somebody = []
-    for number, mask in enumerate(masks_of_shot(shot, poses, clip.mask, models), shot.start):
+    for number, mask in enumerate(masks_of_shot(shot, poses, clip.mask, segmenter), shot.start):
         somebody.append(shows_somebody(mask))
         write_png(folder / f"{number:05d}.png", mask)
     if not any(somebody):

@@ -45,7 +45,7 @@ def measure(
     own = person.shot.scene
     right = (place == wanted[:, :1]) & (light == wanted[:, 1:])
     leaked = (place == PLACES.index(own.place)) | (light == LIGHTS.index(own.light))
-    joints = np.stack([one.joints for one in asked])
+    joints = np.stack([one.joints for one in asked]).astype(np.float64)
     found = read_joints(reader, torch.from_numpy(clips)).numpy()
     ranks = [leak_rank(person, one, clip) for one, clip in zip(asked, clips, strict=True) if one.own_place]
     others = attributes_right(read_clips(probe, torch.from_numpy(nameless)), np.stack([person.labels] * len(nameless)))
