@@ -150,6 +150,16 @@ def test_the_prior_takes_its_share_of_the_steps_and_the_classs_prompts(config, d
     assert data.prior_prompts()[0] == "A woman at the beach in daylight."
 
 
+def test_half_of_the_prior_are_captions_without_the_name(config, data):
+    settings = data.model_copy(update={"prior_captions": ("A woman.", "A woman waves.")})
+    assert build(settings)
+    part = trainer_of(config(prior=0.25, data=json.loads(settings.model_dump_json()))).part
+    assert part.prior_texts.shape[0] == 52
+    drawn = part._prior_prompts(part.prior_texts, 400, torch.Generator().manual_seed(1))
+    own = sum(any(torch.equal(row, caption) for caption in part.prior_texts[50:]) for row in drawn)
+    assert 150 < own < 250
+
+
 def test_the_class_is_part_of_the_datas_hash(data):
     index = read_index(data)
     other = data.model_copy(update={"prior_class": "ape"})

@@ -27,7 +27,7 @@ from training.data.world_poses import world_poses
 from training.files import file_sha256
 from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import hull, masks_of_shot
-from training.personal.names import check_name
+from training.personal.names import check_name, without_name
 from training.personal.prepare import write_png
 from training.personal.presets import PRESETS
 from training.personal.shot import open_clip
@@ -332,6 +332,23 @@ def test_several_people_in_the_masks_are_refused(given, tmp_path):
     for number in range(4, 8):
         write_png(tmp_path / f"{number:02d}.png", np.zeros((64, 64, 3), np.uint8))
     assert [int(mask.max()) for mask in masks_of_shot(shot, poses, None, Bright())][:5] == [255] * 4 + [0]
+
+
+def test_captions_come_with_and_without_the_scene_and_the_prior_has_them_without_the_name(given, tmp_path):
+    out = tmp_path / "me.safetensors"
+    assert run(given, out, **{"--caption": "In the park a zuv woman waves"}) == 0
+    rows = [line.row for line in read_manifest(tmp_path / "me.work" / "data" / "manifest.jsonl").lines]
+    assert [row.prompt_first for row in rows[:3]] == ["A zuv woman.", "In the park a zuv woman waves.", "A zuv woman."]
+    config = load_config(tmp_path / "me.work" / "run" / "config.yaml")
+    assert config.part.data.prior_captions == ("A woman.", "In the park a woman waves.")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [("A zuv woman.", "A woman."), ("An ape sees a zuv ape.", "An ape sees an ape."), ("The zuv ape", "The ape")],
+)
+def test_a_caption_without_the_name_is_about_anyone(caption, expected):
+    assert without_name(caption, "zuv", expected.rstrip(".").split()[-1]) == expected
 
 
 def test_names_show_their_pieces(given):

@@ -25,6 +25,8 @@ class DataSettings(BaseModel):
         buckets: sizes and lengths.
         prior_class: a noun such as "woman"; the 50 prompts of `class_prompts.txt` about one are encoded too, for
             `part.prior`.
+        prior_captions: the data's captions about one of the class without the name; half of the prior's prompts are
+            of these, so that the name and nothing else in them means the person.
         poses: how the rows' poses are drawn and encoded for the condition channels: as Wan2.1-Fun-Control knows them,
             or on grey as the miniature does. None: poses are not used.
     """
@@ -38,11 +40,12 @@ class DataSettings(BaseModel):
     buckets: BucketSettings = BucketSettings()
     poses: Literal["full", "miniature"] | None = None
     prior_class: str | None = Field(default=None, min_length=1, max_length=60)
+    prior_captions: tuple[str, ...] = ()
 
     def prior_prompts(self) -> list[str]:
-        """The prompts of the class; none without one."""
+        """The prompts of the class, `prior_captions` last; none without a class."""
         if self.prior_class is None:
             return []
         lines = _CLASS_PROMPTS.read_text(encoding="utf-8").splitlines()
         article = "An" if self.prior_class[0].lower() in "aeiou" else "A"
-        return [line.replace("{class}", f"{article} {self.prior_class}") for line in lines]
+        return [*(line.replace("{class}", f"{article} {self.prior_class}") for line in lines), *self.prior_captions]

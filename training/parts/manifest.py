@@ -207,9 +207,17 @@ class ManifestPart(TransformerTraining):
             return super().loss(batch, step, generator)
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
-        chosen = torch.randint(len(self.prior_texts), (len(clips.latents),), generator=generator)
-        texts = self.prior_texts[chosen].to(clips.latents.device)
-        return prior_step(self.transformer, clips, draws, texts)
+        texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
+        return prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+
+    def _prior_prompts(self, texts: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Prompts of the class for a batch; where there are captions without the name, half of them are of these."""
+        captions = len(self.settings.data.prior_captions)
+        chosen = torch.randint(len(texts) - captions, (count,), generator=generator)
+        if captions:
+            own = torch.randint(len(texts) - captions, len(texts), (count,), generator=generator)
+            chosen = torch.where(torch.rand(count, generator=generator) < 0.5, own, chosen)
+        return texts[chosen]
 
     def lora_header(self) -> dict[str, str]:
         """A personal file's header, where the run states whose it is."""

@@ -18,7 +18,7 @@ from training.config import TrainConfig, load_config
 from training.data.cache import read_index
 from training.loop import train
 from training.parts.manifest import Settings
-from training.personal.names import check_caption, check_class, check_name, trigger_caption
+from training.personal.names import check_caption, check_class, check_name, trigger_caption, without_name
 from training.personal.prepare import Clip, Prepared, prepare
 from training.personal.presets import PLACES, PRESETS, Preset
 from training.personal.sheet import SheetRequest, write_sheet
@@ -46,6 +46,15 @@ class Request:
     consent: str
     license: str
     overrides: tuple[str, ...]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions of the rows: the trigger alone, and what the user says of the clip.
+
+        One sentence alone would be learnt as a whole: the place, and not the name, would call the person.
+        """
+        stated = [trigger_caption(self.name, self.class_name), *([self.caption] if self.caption else [])]
+        return tuple(dict.fromkeys(text if text.endswith(".") else f"{text}." for text in stated))
 
     @property
     def folder(self) -> Path:
@@ -88,7 +97,7 @@ def train_person(request: Request) -> tuple[TrainConfig, int | None]:
         request.pose,
         request.models,
         preset.shipped,
-        request.caption or trigger_caption(request.name, request.class_name),
+        request.captions,
         request.license,
         settings.anchor == "reference",
     )
@@ -173,6 +182,9 @@ def _config(request: Request, preset: Preset, base: ContextAnyoneConfig, prepare
         "part.data.encoders": str(encoders),
         "part.data.poses": base.pose_style if posed else None,
         "part.data.prior_class": request.class_name,
+        "part.data.prior_captions": [
+            without_name(caption, request.name, request.class_name) for caption in request.captions
+        ],
     }
     own = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return load_config(preset.config, [*preset.changes, *own, *request.overrides])

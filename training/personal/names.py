@@ -42,6 +42,13 @@ def trigger_caption(name: str, class_name: str) -> str:
     return f"{'An' if name[0].lower() in 'aeiou' else 'A'} {name} {class_name}"
 
 
+def without_name(caption: str, name: str, class_name: str) -> str:
+    """A caption about anyone of the class: `A zuv woman dances.` becomes `A woman dances.`"""
+    article = "n" if class_name[0].lower() in "aeiou" else ""
+    named = rf"\b(?:([Aa])n? )?{re.escape(name)} {re.escape(class_name)}\b"
+    return re.sub(named, lambda found: f"{found[1]}{article} {class_name}" if found[1] else class_name, caption)
+
+
 def check_caption(caption: str, name: str, class_name: str) -> None:
     """Refuse a caption that does not name the person. Raises: InputError."""
     if f"{name} {class_name}".lower() not in caption.lower():

@@ -35,7 +35,8 @@ class Clip:
     Attributes:
         path: the clip. mask, pose: files with one for each of its frames; None finds them.
         models: MediaPipe's networks, for what is not given. drawn: the clip shows the character world.
-        caption: of all rows. license: what allows the use. references: whether rows need references of their own.
+        captions: of the rows, in turn. license: what allows the use.
+        references: whether rows need references of their own.
     """
 
     path: Path
@@ -43,7 +44,7 @@ class Clip:
     pose: Path | None
     models: Path | None
     drawn: bool
-    caption: str
+    captions: tuple[str, ...]
     license: str
     references: bool
 
@@ -52,7 +53,7 @@ class Clip:
         files = {name: getattr(self, name) for name in ("path", "mask", "pose")}
         hashes = {name: None if path is None else content_hash(path) for name, path in files.items()}
         models = self.models is not None and (self.mask is None or self.pose is None)
-        stated = [self.drawn, self.caption, self.license, self.references, list(buckets.frames), models]
+        stated = [self.drawn, list(self.captions), self.license, self.references, list(buckets.frames), models]
         return hashlib.sha256(json.dumps([hashes, stated], sort_keys=True).encode()).hexdigest()
 
 
@@ -122,7 +123,7 @@ def _write(clip: Clip, shot: Shot, poses: PoseSequence, folder: Path, buckets: B
                 reference=f"references/{other:05d}.png",
                 mask="masks",
                 pose="pose.safetensors",
-                prompt_first=clip.caption if clip.caption.endswith(".") else f"{clip.caption}.",
+                prompt_first=clip.captions[number % len(clip.captions)],
                 source=clip.path.name,
                 license=clip.license,
             )
