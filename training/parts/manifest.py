@@ -170,8 +170,9 @@ class ManifestPart(TransformerTraining):
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """The cached embeddings; where the text is dropped, the empty prompt's."""
         video_text = batch["video_text"].float()
-        keep = torch.tensor(draws.keep_text, device=video_text.device)[:, None, None]
-        video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))
+        device = video_text.device
+        keep = torch.tensor(draws.keep_text).to(device, non_blocking=True)[:, None, None]
+        video_text = torch.where(keep, video_text, self.empty_text.to(device, non_blocking=True))
         return video_text, batch["first_text"].float() if draws.reference else None
 
     def _weights(self, mask: Tensor) -> Tensor:

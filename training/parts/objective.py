@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,7 @@ class Draws:
         keep_text: whether each sample's video stream gets its prompt; the others get the empty one.
         reference: None if this batch drops its references.
         condition: None if the network has no condition channels.
+        quarters: of sigma, of each sample, for the log; empty where it shows none.
     """
 
     sigma: Tensor
@@ -96,6 +98,7 @@ class Draws:
     keep_text: list[bool]
     reference: ReferenceDraws | None
     condition: ConditionDraws | None = None
+    quarters: tuple[int, ...] = ()
 
 
 def draw(
@@ -111,30 +114,31 @@ def draw(
             the steps then take equally long, and FSDP needs all processes to use the same layers.
     """
     count, device = len(clips.latents), clips.latents.device
-    noise = torch.randn(clips.latents.shape, generator=generator).to(device)
-    sigma = sample_sigmas(
+    noise = _moved(torch.randn(clips.latents.shape, generator=generator), device)
+    drawn = sample_sigmas(
         count,
         shift=settings.shift,
         uniform=settings.uniform,
         distribution=settings.sigmas,
         generator=generator,
-    ).to(device)
+    )
+    sigma, quarters = _moved(drawn, device), tuple((drawn * 4).long().clamp(max=3).tolist())
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
     dropping = draws[0] if common is None else torch.rand((), generator=common)
     condition = _draw_condition(settings, clips, generator)
     if dropping < settings.drop_reference:
-        return Draws(sigma, noise, keep_text, None, condition)
+        return Draws(sigma, noise, keep_text, None, condition, quarters)
     halves = torch.rand(2, count, generator=generator)
     # Half of the references clean, half with sigma in (0, 0.1].
-    levels = torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])).to(device)
-    return Draws(
-        sigma,
-        noise,
-        keep_text,
-        ReferenceDraws(levels, torch.randn(clips.reference_latents.shape, generator=generator).to(device)),
-        condition,
-    )
+    levels = _moved(torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])), device)
+    references = _moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
+    return Draws(sigma, noise, keep_text, ReferenceDraws(levels, references), condition, quarters)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for what the device does before."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _draw_condition(
@@ -147,7 +151,8 @@ def _draw_condition(
     pose, start, second = torch.rand(3, count, generator=generator)
     shown = (1 + (second < 0.5).long()).clamp(max=frames - 1)
     start_frames = torch.where(start < settings.drop_start, torch.zeros_like(shown), shown)
-    return ConditionDraws((pose >= settings.drop_pose).to(clips.latents.device), start_frames.to(clips.latents.device))
+    device = clips.latents.device
+    return ConditionDraws(_moved(pose >= settings.drop_pose, device), _moved(start_frames, device))
 
 
 def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:
@@ -177,7 +182,7 @@ def dual_guidance_step(
     """
     terms = loss_terms(transformer, settings, clips, draws, texts)
     used = draws.reference is not None and texts[1] is not None and settings.reading == "contextanyone"
-    return terms.total, _metrics(terms.video, terms.reference if used else None, draws.sigma)
+    return terms.total, _metrics(terms.video, terms.reference if used else None, draws.quarters)
 
 
 def loss_terms(
@@ -247,13 +252,11 @@ def _phantom_velocity(
     return reading.velocity(noisy, 1000.0 * draws.sigma, text, with_reference=draws.reference is not None)
 
 
-def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:
-    """The terms, and the video's by quarter of sigma."""
+def _metrics(video: Tensor, reference: Tensor | None, quarters: Sequence[int]) -> Metrics:
+    """The terms, and the video's by quarter of sigma; nothing here waits for the device."""
     video, metrics = video.detach(), {"video": video.detach()}
     if reference is not None:
         metrics["reference"] = reference.detach()
-    for index in range(4):
-        inside = (sigma * 4).long().clamp(max=3) == index
-        if inside.any():
-            metrics[f"sigma_{index}"] = video[inside]
+    for index in sorted(set(quarters)):
+        metrics[f"sigma_{index}"] = torch.stack([video[i] for i, quarter in enumerate(quarters) if quarter == index])
     return dict(metrics)
