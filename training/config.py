@@ -76,7 +76,8 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimSettings(_Section):
     """The optimizer, its learning rate over the steps, and the EMA."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices and kernels; AdamW for the rest
+    # muon: for hidden matrices and kernels; AdamW for the rest. adamw8bit: moments in 8 bits, by torchao
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[_Beta, _Beta] = (0.9, 0.99)

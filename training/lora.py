@@ -10,6 +10,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.lora import Lora
 from contextanyone_core.weights.lora_updates import LowRank
 from training.patterns import matches, require_matches
+from training.quantised import Storage
 
 # Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.
 NEW_PARTS = ("*.emphasize_attn.*", "*.norm_emphasize.*", "img_emb.*", "*_img.*")
@@ -23,6 +24,8 @@ class LoraSettings(BaseModel):
         rank, alpha: the update of a weight is alpha / rank * up @ down.
         targets: patterns over the names of linear layers, such as `blocks.*.self_attn.*`.
         full: patterns over parameters that are trained themselves; a weight among them has no update.
+        base: how the blocks' linear layers are stored that are not trained themselves.
+        offload: whether those of all blocks but the ones at work are in host memory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -31,6 +34,8 @@ class LoraSettings(BaseModel):
     alpha: float = Field(32.0, gt=0)
     targets: tuple[str, ...] = Field(("blocks.*.self_attn.*", "blocks.*.cross_attn.*", "blocks.*.ffn.*"), min_length=1)
     full: tuple[str, ...] = NEW_PARTS
+    base: Storage = "float32"
+    offload: bool = False
 
 
 def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> None:

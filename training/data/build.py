@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ import torch
 
 from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
-from training.data.cache import KINDS, CachedRow, CacheIndex, index_path, row_as_data
+from training.data.cache import KINDS, CachedRow, CacheIndex, write_index
 from training.data.check import Checked, CheckedClip, Unusable, check_files, judge
 from training.data.encode import (
     Encoders,
@@ -239,8 +239,7 @@ class CacheBuilder:
         packed = base64.b85encode(empty.numpy().tobytes()).decode()
         hashes = self.encoders.hashes
         index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty))
-        data = asdict(index) | {"rows": [row_as_data(row) for row in rows]}
-        write_lines(index_path(self.settings), [json.dumps(data)])
+        write_index(self.settings, index)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
 from training.data.encode import RowKeys, encoder_hashes
 from training.data.facts import FactStore
-from training.data.manifest import Drop
+from training.data.manifest import Drop, write_lines
 from training.data.settings import DataSettings
 
 KINDS = ("clip", "reference", "target", "pose", "text")
@@ -114,6 +114,12 @@ def read_index(settings: DataSettings) -> CacheIndex:
                 f"{settings.cache} was encoded by another {name} than that in {settings.encoders}: {again}."
             )
     return index
+
+
+def write_index(settings: DataSettings, index: CacheIndex) -> None:
+    """Write the index for these settings, whole or not at all."""
+    data = asdict(index) | {"rows": [row_as_data(row) for row in index.rows]}
+    write_lines(index_path(settings), [json.dumps(data)])
 
 
 def _parse_index(data: dict[str, Any]) -> CacheIndex:

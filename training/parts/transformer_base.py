@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
+from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.condition import resized_patch_weight
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import merge_loras, save_lora
+from training.block_offload import BlockOffload
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
 from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups, scaled_groups
@@ -34,7 +36,8 @@ from training.parts.objective import (
     fixed_draws,
     loss_terms,
 )
-from training.recompute import Recompute, recompute_blocks
+from training.quantised import quantise_frozen
+from training.recompute import Recompute, keeping_attention, recompute_blocks
 from training.trainable import TrainSettings, choose_trained, frozen_names, lr_scales
 
 _LOG = logging.getLogger(__name__)
@@ -53,9 +56,20 @@ class TransformerSettings(ObjectiveSettings):
 
     @model_validator(mode="after")
     def _recompute_fits(self) -> Self:
-        if self.recompute == "selective" and (self.compile or self.explicit_attention):
+        if self.recompute == "selective" and self.explicit_attention:
             raise ValueError(
-                "part.recompute: selective needs fused attention, neither compiled nor explicit; full does not"
+                "part.recompute: selective needs fused attention, not part.explicit_attention; full does not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_recomputes(self) -> Self:
+        if self.train.lora is None or not self.train.lora.offload:
+            return self
+        if self.recompute == "none" or (self.recompute == "selective" and self.compile):
+            raise ValueError(
+                "part.train.lora.offload needs part.recompute: full, or selective without part.compile; else the "
+                "backward pass would keep every block on the card"
             )
         return self
 
@@ -89,12 +103,18 @@ class TransformerTraining:
     def __init__(self, settings: TransformerSettings, transformer: ContextAnyoneTransformer) -> None:
         self.transformer, self.settings = transformer, settings
         choose_trained(transformer, settings.train)
+        if settings.train.lora is not None:
+            quantise_frozen(transformer.blocks, settings.train.lora.base)
         self._fixed = {name for name, parameter in transformer.named_parameters() if not parameter.requires_grad}
         if settings.explicit_attention:
             transformer.attention = explicit_attention
+        selective_inside = settings.compile and settings.recompute == "selective"
         if settings.compile:
-            compile_for_buckets(transformer)
-        recompute_blocks(transformer, settings.recompute)
+            compile_for_buckets(transformer, keeping_attention if selective_inside else TransformerBlock.forward)
+        self.offload: BlockOffload | None = None
+        if settings.train.lora is not None and settings.train.lora.offload:
+            self.offload = BlockOffload(list(transformer.blocks))
+        recompute_blocks(transformer, "none" if selective_inside else settings.recompute)
 
     @property
     def conditioned(self) -> bool:
@@ -121,6 +141,13 @@ class TransformerTraining:
         """Of a LoRA, the network that it adapts."""
         named = self.transformer.named_parameters() if self.settings.train.lora is not None else ()
         return [parameter for name, parameter in named if name in self._fixed]
+
+    def needs_whole(self) -> str | None:
+        """The setting by which every process needs the whole network."""
+        lora = self.settings.train.lora
+        if lora is not None and lora.base != "float32":
+            return f"part.train.lora.base is {lora.base}"
+        return "part.train.lora.offload is true" if self.offload is not None else None
 
     def start(self) -> ContextAnyoneTransformer:
         """The network of `init.from`, which there is, as the training started from it."""
@@ -248,8 +275,10 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return read.transpose(1, 2).flatten(-2)
 
 
-def compile_for_buckets(transformer: ContextAnyoneTransformer) -> None:
+def compile_for_buckets(
+    transformer: ContextAnyoneTransformer, forward: Callable[..., Any] = TransformerBlock.forward
+) -> None:
     """Compile the repeated block for each shape, of which every bucket has its own, with references and without."""
     # With and without references, in training and in validation: buckets four times, and eight is torch's own limit.
     torch._dynamo.config.recompile_limit = 256
-    compile_blocks(transformer)
+    compile_blocks(transformer, forward)

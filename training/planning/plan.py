@@ -82,6 +82,13 @@ class RunPlan:
         return {step: sum(sizes.values()) - sum(sizes[n] for n in frozen_names(sizes, train, step)) for step in steps}
 
     @property
+    def parameters(self) -> int:
+        """How many parameters the network has, a LoRA's among them."""
+        network = ContextAnyoneTransformer(self.model, device="meta")
+        choose_trained(network, self.settings.train)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    @property
     def cost(self) -> StepCost:
         """Of the step as the configuration has it."""
         return self.costs[self.settings.recompute]
@@ -93,7 +100,12 @@ class RunPlan:
 
     def ways(self) -> list[Share]:
         """How the processes can share the work."""
-        return ways_to_share(self.cost, self.model, self.world, self.batches, bf16=self.config.precision != "fp32")
+        ways = ways_to_share(self.cost, self.model, self.world, self.batches, bf16=self.config.precision != "fp32")
+        lora = self.settings.train.lora
+        whole = self.config.optim.optimizer != "adamw" or (
+            lora is not None and (lora.offload or lora.base != "float32")
+        )
+        return ways[:1] if whole else ways
 
     def checkpoint_bytes(self) -> int:
         """Of one checkpoint: weights (of a LoRA those that are trained), their average, the optimizer's state."""
@@ -111,7 +123,7 @@ class RunPlan:
         """What the run's folder and the cache need at their fullest."""
         checkpoints = (self.config.run.keep_last + 1) * self.checkpoint_bytes()
         cache = sum(count * self.entry_bytes(bucket) for bucket, count in self.buckets.rows.items())
-        exported = self.cost.weights // 2 + (0 if self.settings.train.lora is None else self.cost.ema // 2)
+        exported = 2 * self.parameters + (0 if self.settings.train.lora is None else self.cost.ema // 2)
         return Disk(checkpoints, exported, cache)
 
     def step_seconds(self, rate: float) -> float:
@@ -193,7 +205,7 @@ def _settings(config: TrainConfig) -> manifest.Settings | transformer.Settings:
 
 
 def _possible(settings: manifest.Settings | transformer.Settings, kind: Recompute) -> bool:
-    return kind != "selective" or not (settings.compile or settings.explicit_attention)
+    return kind != "selective" or not settings.explicit_attention
 
 
 def _buckets(

@@ -21,7 +21,7 @@ def plan_text(plan: RunPlan, cards: Mapping[str, Card]) -> str:
 def _network(plan: RunPlan) -> str:
     model, config = plan.model, plan.config
     precision = "fp32" if config.precision == "fp32" else "bf16"
-    trained, everything = plan.cost.ema / 4e9, plan.cost.weights / 4e9
+    trained, everything = plan.cost.ema / 4e9, plan.parameters / 1e9
     return (
         f"{config.run.name}: width {model.dim}, {model.num_layers} blocks, {everything:.3f} B parameters, "
         f"{trained:.3f} B of them trained; {precision}, {config.optim.optimizer}; "
