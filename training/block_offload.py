@@ -25,7 +25,7 @@ class BlockOffload:
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self._places = [_frozen_matrices(block) for block in blocks]
-        self._stored = [[owner._parameters[name] for owner, name in places] for places in self._places]
+        self._stored: list[list[Tensor]] = [[getattr(*place) for place in places] for places in self._places]
         self._ahead: dict[int, list[nn.Parameter]] = {}
         self._previous, self._direction = -1, 1
         self._stream: Any = None
@@ -35,7 +35,7 @@ class BlockOffload:
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace every stored tensor by a function of it."""
-        self._stored = [[function(stored) for stored in block if stored is not None] for block in self._stored]
+        self._stored = [[function(stored) for stored in block] for block in self._stored]
 
     def _run(self, index: int, forward: Callable[..., Any], x: Tensor, *inputs: Any, **options: Any) -> Any:
         self._fill(index, self._take(index, x.device))
@@ -70,7 +70,7 @@ class BlockOffload:
     def _copy(self, index: int, device: torch.device) -> list[nn.Parameter]:
         # Hidden from selective checkpointing, which demands the same operations in both passes.
         with _disable_current_modes(), torch.no_grad(), torch.cuda.stream(self._stream):
-            copies = (t.to(device, non_blocking=True, copy=True) for t in self._stored[index] if t is not None)
+            copies = [stored.to(device, non_blocking=True, copy=True) for stored in self._stored[index]]
             return [nn.Parameter(copy, requires_grad=False) for copy in copies]
 
 

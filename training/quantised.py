@@ -41,7 +41,7 @@ class QuantisedLinear(nn.Module):
         stored, scale = quantise(layer.weight.detach(), storage)
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
-        self.bias = layer.bias
+        self.bias: nn.Parameter | None = layer.bias
         self._fp8 = storage == "fp8"
 
     def forward(self, x: Tensor) -> Tensor:
