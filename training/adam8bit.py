@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contextanyone_core.errors import MissingDependencyError
 
@@ -37,7 +37,7 @@ def pieces(moment: Tensor) -> dict[str, Tensor]:
     return {f".{piece}": getattr(moment, piece) for piece in _PIECES}
 
 
-def joined(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
+def joined(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
     """A parameter's state of moments that `pieces` took apart; others stay as they are."""
     found = {name: tensor for name, tensor in state.items() if "." not in name}
     for moment in sorted({name.partition(".")[0] for name in state if "." in name}):

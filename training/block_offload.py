@@ -46,7 +46,8 @@ class BlockOffload:
 
     def _fill(self, index: int, weights: Sequence[nn.Parameter] | None) -> None:
         places = self._places[index]
-        for (owner, name), weight in zip(places, weights or [None] * len(places), strict=True):
+        given: Sequence[nn.Parameter | None] = [None] * len(places) if weights is None else weights
+        for (owner, name), weight in zip(places, given, strict=True):
             owner._parameters[name] = weight
 
     def _take(self, index: int, device: torch.device) -> list[nn.Parameter]:

@@ -76,7 +76,7 @@ def restore_optimizer(
             raise CheckpointError(f"The checkpoint's optimizer state names {name}, which is not a trained parameter.")
         parameter = parameters[name]
         optimizer.state[parameter][key] = stored_like(tensors, full_name, parameter)
-    for parameter, state in list(optimizer.state.items()):
-        optimizer.state[parameter] = joined(state, parameter)
+    for trained, state in list(optimizer.state.items()):
+        optimizer.state[trained] = joined(state, trained)
         if "step" in state and not optimizer.defaults.get("fused"):  # then it was made on the CPU
-            optimizer.state[parameter]["step"] = state["step"].cpu()
+            optimizer.state[trained]["step"] = state["step"].cpu()

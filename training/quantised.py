@@ -49,7 +49,7 @@ class QuantisedLinear(nn.Module):
         if under_autocast(x.device):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         values = self.weight.view(_FP8) if self._fp8 else self.weight
-        product: Tensor = _Product.apply(x, values, self.scale)
+        product: Tensor = _Product.apply(x, values, self.scale)  # type: ignore[no-untyped-call]
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 

@@ -16,12 +16,12 @@ class BatchResult(NamedTuple):
 
     Attributes:
         loss: the mean over its samples, on the device. terms: by name, the sum and the number of values in it.
-        count: its samples. samples: those of all processes.
+        own: how many samples it has here. samples: in all processes.
     """
 
     loss: Tensor
     terms: dict[str, tuple[float | Tensor, int]]
-    count: int
+    own: int
     samples: int
 
 
@@ -63,7 +63,7 @@ def read_step(results: Sequence[BatchResult], norm: Tensor) -> tuple[list[Sums],
     losses, others = values[: len(results)], iter(values[len(results) :])
     sums = []
     for loss, result in zip(losses, results, strict=True):
-        terms: Sums = {"loss": (loss * result.count, result.count)}
+        terms: Sums = {"loss": (loss * result.own, result.own)}
         for name, (total, count) in result.terms.items():
             terms[name] = (next(others) if isinstance(total, Tensor) else total, count)
         sums.append(terms)
