@@ -19,6 +19,7 @@ class ContextAnyoneExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order of the menu."""
         from .apply import ApplyContextAnyone
+        from .cache import ContextAnyoneCache
         from .guidance import ContextAnyoneGuider, ContextAnyoneSampler
         from .loaders import ContextAnyoneExamplePicture, LoadContextAnyone, LoadContextAnyoneMiniature
         from .pose import ContextAnyoneExamplePose, ContextAnyonePose
@@ -33,6 +34,7 @@ class ContextAnyoneExtension(ComfyExtension):
             ContextAnyoneReference,
             ContextAnyonePose,
             ContextAnyonePrompt,
+            ContextAnyoneCache,
             ApplyContextAnyone,
             ContextAnyoneGuider,
             ContextAnyoneSampler,

@@ -8,6 +8,7 @@ cached reference is the same computation as an uncached one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ class ReferenceCache:
         outputs: the reference stream's own output, one (B, out_dim, 1, h, w) per reference, for `reconstruction`.
     """
 
-    blocks: list[BlockCache]
+    blocks: Sequence[BlockCache]
     outputs: list[Tensor]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:

@@ -78,6 +78,6 @@ def _sizes(ours: bool, width: str) -> tuple[ContextAnyoneConfig, ModelSizes]:
     config = _WIDTHS[width]()
     config = config if ours else replace(config, emphasize=False, image_dim=None)
     network = ContextAnyoneTransformer(config, device="meta")
-    counts = [sum(weight.numel() for weight in part.parameters()) for part in (network, network.blocks[0])]
+    whole, block = (sum(weight.numel() for weight in part.parameters()) for part in (network, network.blocks[0]))
     image = _IMAGE if config.image_dim is not None else 0
-    return config, ModelSizes(*counts, _TEXT, _TEXT_TABLE, _TEXT_BLOCK, image, _VAE)
+    return config, ModelSizes(whole, block, _TEXT, _TEXT_TABLE, _TEXT_BLOCK, image, _VAE)

@@ -21,7 +21,8 @@ from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
 from ...contextanyone_core.model.condition import given_frames, with_absent_frames
 from ...contextanyone_core.model.transformer import ReferenceInputs
-from ...contextanyone_core.runtime.memory import forward_bytes
+from ...contextanyone_core.runtime.memory import cache_bytes, forward_bytes
+from ...contextanyone_core.runtime.reference_cache import CacheOptions
 from ...contextanyone_core.weights.recognition import FAMILY
 from ...contextanyone_core.weights.saved_header import HEADER, header_tensor
 from .given import require_channels
@@ -109,6 +110,8 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         own_size: whether references keep their own size.
         cut_out: whether references should be subjects cut out on white.
         family: family to state in a saved file where its tensors do not determine it.
+        has_cache: whether its references are computed once, and kept for the run.
+        cache_options: how the present run keeps them.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
@@ -116,6 +119,8 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
     own_size = False
     cut_out = False
     family = ""
+    has_cache = True
+    cache_options = CacheOptions()
 
     def __init__(self, model_config: ModelConfig, device: torch.device | None = None) -> None:
         kind = comfy.model_base.ModelType.FLOW
@@ -196,15 +201,13 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
         One cache serves all branches and the whole batch: the largest set of references counts, once.
         """
-        latents, tokens = reference_numbers(cond_shapes)
-        config = self.config
-        return forward_bytes(
-            config,
-            input_shape,
-            reference_tokens=latents // (config.in_dim * math.prod(config.patch_size)),
-            image_tokens=tokens // (config.image_dim or 1),
-            dtype_size=comfy.model_management.dtype_size(self.get_dtype_inference()),
-        )
+        numbers, clip = reference_numbers(cond_shapes)
+        config, size = self.config, comfy.model_management.dtype_size(self.get_dtype_inference())
+        tokens = numbers // (config.in_dim * math.prod(config.patch_size))
+        image = clip // (config.image_dim or 1)
+        needed = forward_bytes(config, input_shape, reference_tokens=tokens, image_tokens=image, dtype_size=size)
+        cache = cache_bytes(config, tokens, image, size)
+        return needed - cache + self.cache_options.device_bytes(cache, config.num_layers, size)
 
 
 def widened_config(config: ContextAnyoneConfig, channels: int) -> ContextAnyoneConfig:

@@ -16,7 +16,7 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.generation.conditions import WHOLE_RUN, condition_at, share_before
 from ...contextanyone_core.model.condition import VideoCondition
-from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 from .run import KeyedReferences, current_run
 
 
@@ -78,19 +78,25 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         **more: Any,  # pose and start; `control`, and the conditionings of other models
     ) -> torch.Tensor:
         attention = partial(host_attention, options=transformer_options)
+        run = current_run(transformer_options)
+        inputs: ReferenceInputs | None = None
         cache: ReferenceCache | None = None
-        if references is not None:
-            encode = partial(self.encode_references, attention=attention)
-            cache = current_run(transformer_options).cache(references, x, encode)
+        if references is not None and run.options.device == "off":
+            inputs = references.inputs.to(x.device, x.dtype)
+        elif references is not None:
+            cache = run.cache(references, x, partial(self.encode_references, attention=attention))
         output = super().forward(
             x,
             timestep,
             context,
+            references=inputs,
             cache=cache,
             emphasis=emphasis,
             condition=condition_now(more, transformer_options),
             attention=attention,
         )
+        if references is not None and inputs is not None:
+            run.note(references.key, inputs, output.reference_output or [])
         return output.velocity
 
 
