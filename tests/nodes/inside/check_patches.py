@@ -6,7 +6,7 @@ import functools
 from typing import Any
 from unittest import mock
 
-import check_bernini
+import check_bernini as small
 import folder_paths
 import stack
 import torch
@@ -19,7 +19,6 @@ FILES = {
     "bernini": "bernini_r_1.3B.safetensors",
 }
 MODELS = ("contextanyone", *FILES)
-SIZE = {"width": 64, "height": 48, "length": 5}
 
 
 @functools.cache
@@ -27,8 +26,8 @@ def graph(name: str, length: int = 5) -> tuple[Any, Any, Any, Any]:
     """MODEL, positive, negative and latent with one reference."""
     if name == "contextanyone":
         return stack.applied(length=length)
-    with mock.patch.dict(check_bernini.SIZE, length=length):
-        return check_bernini.applied(check_bernini.load(FILES[name]), check_bernini.images()[:1])
+    with mock.patch.dict(small.SIZE, length=length):
+        return small.applied(small.load(FILES[name]), small.images()[:1])
 
 
 def run(name: str, patch: Any = None, length: int = 5, steps: int = 1) -> torch.Tensor:
@@ -190,7 +189,7 @@ def check_a_bypass_lora_does_what_a_merged_one_does():
 def check_without_weight_streaming_it_is_the_same_model():
     """What core asks for before it compiles a model, or puts it on a second card."""
     for name, file in FILES.items():
-        model = check_bernini.load(file)
+        model = small.load(file)
         make, arguments = model.cached_patcher_init
         again = make(*arguments, disable_dynamic=True)
         assert type(again.model) is type(model.model), name
