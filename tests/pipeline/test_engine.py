@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipeline.engine.local import Progress, run_local
+from data_pipeline.engine.local import run_local
+from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
 from data_pipeline.rows import Drop, Row, read_part
 from data_pipeline.stage import Stage, fingerprints
