@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,6 +62,7 @@ class Stage(ABC):
         return folder
 
 
+@lru_cache(maxsize=16)
 def fingerprints(stages: tuple[Stage, ...]) -> tuple[str, ...]:
     """For each stage a hash of its name, version and settings, and of those of every stage before it."""
     found, upstream = [], ""

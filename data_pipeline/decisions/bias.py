@@ -42,7 +42,11 @@ def drop_rates(root: Path, decisions: Sequence[Decision]) -> list[Rate]:
             count[0] += 1
             count[1] += bool(found.broken)
     order = sorted(counts, key=lambda key: (ATTRIBUTES.index(key[0]), key[1]))
-    return [Rate(*key, *counts[key], *_wilson(counts[key][1], counts[key][0])) for key in order]
+    rates = []
+    for attribute, value in order:
+        rows, dropped = counts[attribute, value]
+        rates.append(Rate(attribute, value, rows, dropped, *_wilson(dropped, rows)))
+    return rates
 
 
 def _wilson(part: int, whole: int) -> tuple[float, float]:

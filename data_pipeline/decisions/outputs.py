@@ -16,7 +16,7 @@ from data_pipeline.decisions.rules import Decision, Rule, decide, reasons, rules
 from data_pipeline.decisions.splits import identities_of, split_rows
 from data_pipeline.engine.work import Job
 from data_pipeline.models.stages import ModelStage
-from data_pipeline.rows import Dropped, Part, Row, read_part, sorted_rows
+from data_pipeline.rows import Dropped, Row, count_part, read_part, sorted_rows
 from training.data.manifest import Edit, Hashes, ManifestRow, Split, write_lines, write_manifest
 
 _UNVERIFIED = ("verify", "self")  # the stage whose rules do not hold for references of this kind
@@ -32,12 +32,9 @@ class Account:
     funnel: dict[str, object]
 
 
-def parts_of(job: Job, number: int, names: Sequence[str]) -> Iterator[Part]:
+def paths_of(job: Job, number: int, names: Sequence[str]) -> Iterator[Path]:
     """The parts of one stage that there are, in the order of sources."""
-    for name in names:
-        path = job.part_path(number, name)
-        if path.is_file():
-            yield read_part(path)
+    return (path for name in names if (path := job.part_path(number, name)).is_file())
 
 
 def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Account:
@@ -50,22 +47,25 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
     rows: list[Row] = []
     lost: list[Dropped] = []
     entering = 0
+    last = len(job.stages) - 1
     for number, stage in enumerate(job.stages):
         dropped: Counter[str] = Counter()
-        rows, sources = [], 0
-        for part in parts_of(job, number, names):
+        count, sources = 0, 0
+        for path in paths_of(job, number, names):
             sources += 1
-            rows += part.rows
-            dropped.update(found.drop.reason for found in part.dropped)
-            lost += part.dropped
+            out, gone = count_part(path)
+            count += out
+            rows += read_part(path).rows if number == last else ()
+            dropped.update(found.drop.reason for found in gone)
+            lost += gone
         entering = sources if number == 0 else entering
         stages[stage.name] = {
             "sources": sources,
             "in": entering,
-            "out": len(rows),
+            "out": count,
             "dropped": dict(sorted(dropped.items())),
         }
-        entering = len(rows)
+        entering = count
     rows = sorted_rows(rows)
     filters = {
         stage: bounds for stage, bounds in settings.filters.items() if (stage, settings.reference) != _UNVERIFIED

@@ -40,10 +40,9 @@ class _Worker:
         marks = [tries / f"{source}.{number}" for number in range(self._job.retries + 1)]
         mark = next((path for path in marks if not path.exists()), None)
         if mark is None:
-            outcome: Done | Failed = Failed(
-                source, "worker", "the process died: killed, out of memory, or a fault in a library", ""
-            )
-            write_failure(self._job, outcome)
+            failed = Failed(source, "worker", "the process died: killed, out of memory, or a fault in a library", "")
+            write_failure(self._job, failed)
+            outcome: Done | Failed = failed
         else:
             mark.touch()
             outcome = run_source(self._job, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -87,6 +87,9 @@ class Parts:
 class Kit(Protocol):
     """Which parts a chain has; small, hashable, and the same in every process."""
 
+    def __hash__(self) -> int:
+        """Equal kits share their loaded parts."""
+
     @property
     def name(self) -> str:
         """Of the chain."""
@@ -113,6 +116,10 @@ class Kit(Protocol):
 @lru_cache(maxsize=1)
 def _loaded(kit: Kit) -> Parts:
     return kit.load()
+
+
+def _nearest(number: int, among: Iterable[int]) -> int:
+    return min(among, key=lambda other: (abs(other - number), other))
 
 
 @dataclass(frozen=True)
@@ -172,10 +179,12 @@ class PictureModels:
     def _boxes(self, row: Row, track: str) -> list[Box]:
         """The box of a track in each frame, from the nearest frame where it is not seen."""
         told = json.loads((self.root / row.paths["people"]).read_text(encoding="utf-8"))
-        seen = [next((one["box"] for one in people if one["track"] == track), None) for people in told]
-        known = [number for number, box in enumerate(seen) if box is not None]
-        nearest = [min(known, key=lambda at, number=number: abs(at - number)) for number in range(len(seen))]
-        return [tuple(seen[at]) for at in nearest]
+        boxes = {number: one["box"] for number, people in enumerate(told) for one in people if one["track"] == track}
+        found: list[Box] = []
+        for number in range(len(told)):
+            x0, y0, x1, y1 = boxes[_nearest(number, boxes)]
+            found.append((x0, y0, x1, y1))
+        return found
 
     def masks(self, row: Row, track: str) -> Picture:
         """As `Models.masks`."""
