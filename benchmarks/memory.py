@@ -1,6 +1,7 @@
 """Peak memory and time of a whole generation in every memory mode, from weight files of the full sizes.
 
     python -m benchmarks.memory                                # on a GPU, 832x480x81; needs 17 GB of disk temporarily
+    python -m benchmarks.memory --models refalign bernini      # the public reference models, with plain Wan's tensors
     python -m benchmarks.memory --device cpu --small           # the same code at tiny sizes; peaks only on a GPU
 
 The files hold random weights and are read by the pipeline of `contextanyone generate`. Loading is not timed, but its
@@ -15,6 +16,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ import torch
 
 from benchmarks.machine import GIB
 from benchmarks.measure import synchronise
+from benchmarks.networks import plain
 from benchmarks.options import add_shared, case_sizes, chosen_kernel, frame_of_result, make_case, open_device, tell
 from benchmarks.random_files import plan_components, write_random_files
 from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, write_report
-from benchmarks.stack import UMT5_LAYERS, full_sizes, small_sizes
+from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
 from benchmarks.steps import Case
 from benchmarks.video import stages
 from contextanyone_core.cli.parsing import Parser, one_of, whole
@@ -38,15 +41,27 @@ from contextanyone_core.runtime.options import Execution, Video
 from training.commands import run_command
 from training.speed import peak_memory
 
+MODELS_HERE = [name for name, spec in MODELS.items() if spec.references and not spec.hosted]
+"""The models with references that run on our transformer."""
 LOW_BOUND = 8e9
 """Bytes that `low` may take for 832x480x81 with one reference."""
 _TITLE = "Peak memory of a generation"
 _PROMPT = TwoStagePrompt("A woman with red hair in a park.", "The same woman is waving at the beach at sunset.")
-_HEADS = ("memory", "peak GiB", "reserved", "by arithmetic", "encode s", "a step s", "decode s", "at most 8 GB")
+_HEADS = (
+    "model",
+    "memory",
+    "peak GiB",
+    "reserved",
+    "by arithmetic",
+    "encode s",
+    "a step s",
+    "decode s",
+    "at most 8 GB",
+)
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Measure every mode; returns the content of the JSON.
+    """Measure every mode of every model; returns the content of the JSON.
 
     Raises:
         InputError: the device does not exist.
@@ -55,29 +70,54 @@ def measure(options: Namespace) -> dict[str, Any]:
     device, dtype = open_device(options), getattr(torch, options.dtype)
     case = make_case(options, *(options.case or ((5, 1) if options.small else (81, 1))))
     with tempfile.TemporaryDirectory(prefix="contextanyone-memory-", dir=options.scratch) as name:
-        folder = Path(name)
         tell("write the weights")
         sizes = small_sizes() if options.small else full_sizes(options.text_layers)
-        write_random_files(plan_components(sizes), folder, dtype, lambda component: tell(f"  {component}"))
-        modes = [_run(options, folder, case, mode, device) for mode in options.modes]
+        folders = _write_weights(options.models, Path(name), sizes, dtype)
+        modes = [
+            _run(options, folders[model], case, mode, device, model)
+            for model in options.models
+            for mode in options.modes
+        ]
     shown = {"frames": case.frames, "width": case.width, "height": case.height, "references": case.references}
     found = frame_of_result(options, device, _TITLE, "steps", "text_layers")
     return found | {"case": shown, "modes": modes, "resident_bytes": peak_memory(torch.device("cpu"))}
 
 
-def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.device) -> dict[str, Any]:
+def _write_weights(models: Sequence[str], folder: Path, sizes: StackSizes, dtype: torch.dtype) -> dict[str, Path]:
+    """The folder of each model's weights: ours, or plain Wan's for all others, with one set of encoders."""
+    folders: dict[str, Path] = {}
+    for name in ("ours", "plain"):
+        using = [model for model in models if (model == "contextanyone") == (name == "ours")]
+        if not using:
+            continue
+        config = sizes.transformer if name == "ours" else plain(sizes.transformer)
+        components = plan_components(replace(sizes, transformer=config))
+        (folder / name).mkdir()
+        if folders:  # the encoders are there already
+            first = next(iter(folders.values()))
+            for encoder in components.keys() - {"transformer"}:
+                (folder / name / f"{encoder}.safetensors").hardlink_to(first / f"{encoder}.safetensors")
+            components = {"transformer": components["transformer"]}
+        write_random_files(components, folder / name, dtype, lambda component: tell(f"  {component}"))
+        folders |= dict.fromkeys(using, folder / name)
+    return folders
+
+
+def _run(options: Namespace, folder: Path, case: Case, mode: str, device: torch.device, model: str) -> dict[str, Any]:
     """Measure one mode: load, generate a video in two or more rounds, free everything."""
-    tell(f"{case}: {mode}")
+    tell(f"{case}: {model}, {mode}")
     _start_counting(device)
     dtype = getattr(torch, options.dtype)
     execution = Execution(memory=mode, attention=options.attention)
-    config, sizes = model_sizes(folder, MODELS["contextanyone"])
+    spec = MODELS[model]
+    config, sizes = model_sizes(folder, spec)
     video = Video(case.shape, case.references)
-    by_stage = stage_bytes(mode, sizes, config, video, dtype.itemsize)
-    found: dict[str, Any] = {"memory": mode, "by_arithmetic": by_stage, "peak": None, "reserved": None, "error": None}
+    by_stage = stage_bytes(mode, sizes, config, video, dtype.itemsize, spec)
+    found: dict[str, Any] = {"model": model, "memory": mode, "by_arithmetic": by_stage}
+    found |= {"peak": None, "reserved": None, "error": None}
     rounds: list[dict[str, float]] = []
     try:
-        pipeline = ContextAnyonePipeline.from_folder(folder, device, dtype, execution=execution)
+        pipeline = ContextAnyonePipeline.from_folder(folder, device, dtype, spec, execution)
         rounds += [_generate(pipeline, case, options.steps) for _ in range(options.repeats)]
     except torch.OutOfMemoryError:
         found["error"] = "out of memory"
@@ -123,7 +163,7 @@ def table(result: dict[str, Any]) -> str:
         times = [number(last.get(name)) for name in ("encode", "step", "decode")]
         peak = item["error"] or gib(item["peak"])
         computed = f"{max(item['by_arithmetic'].values()) / GIB:.2f}"
-        rows.append((item["memory"], peak, gib(item["reserved"]), computed, *times, met))
+        rows.append((item["model"], item["memory"], peak, gib(item["reserved"]), computed, *times, met))
     title = f"## {case_title(result['case'])}, {result['options']['steps']} steps, the last round\n"
     return "\n".join([heading(result, "each mode alone"), title, markdown_table(_HEADS, rows)])
 
@@ -133,7 +173,8 @@ def bars(result: dict[str, Any]) -> list[Bar]:
     timed = [item for item in result["modes"] if item["stages"]]
     found = [Bar(case_title(result["case"]))]
     return found + [
-        Bar(f"{item['memory']}, a step", item["stages"][-1]["step"], f"{gib(item['peak'])} GiB") for item in timed
+        Bar(f"{item['model']}, {item['memory']}, a step", item["stages"][-1]["step"], f"{gib(item['peak'])} GiB")
+        for item in timed
     ]
 
 
@@ -147,6 +188,13 @@ def _main(argv: Sequence[str]) -> None:
     add_shared(parser, repeats=2, out="outputs/benchmarks")
     add = parser.add_argument
     add("--case", type=case_sizes, metavar="FRAMESxREFERENCES", help="81x1, or 5x1 with --small")
+    add(
+        "--models",
+        type=one_of("model", *MODELS_HERE),
+        nargs="+",
+        default=["contextanyone"],
+        help=", ".join(MODELS_HERE),
+    )
     add("--modes", type=one_of("memory", *MODES), nargs="+", default=list(reversed(MODES)), help="low balanced high")
     add("--steps", type=whole(2, 1000), default=4, help="denoising steps (4)")
     add("--text-layers", type=whole(1, UMT5_LAYERS), default=UMT5_LAYERS, help=f"of umT5-XXL ({UMT5_LAYERS})")

@@ -27,6 +27,7 @@ class ModelSpec:
         conditions: whether there are files of it, or LoRAs, with which it takes poses and a start frame.
         cut_out: whether its references are subjects cut out on white.
         own_size: whether its references keep their own size, and are not fitted into the video's.
+        one_stream: whether its references are tokens of the video's own stream, in every pass: nothing is cached.
         shift: its own shift of the sigma schedule at full size; None is the config's.
     """
 
@@ -41,6 +42,7 @@ class ModelSpec:
     conditions: bool = False
     cut_out: bool = False
     own_size: bool = False
+    one_stream: bool = False
     shift: float | None = None
 
     def own_negative(self, text_len: int) -> str:
@@ -92,9 +94,30 @@ MODELS = {
     for spec in (
         ModelSpec("contextanyone", "ContextAnyone", "", ("cfg", "dual"), True, True, DEFAULT_NEGATIVE, conditions=True),
         ModelSpec("wan", "Wan 2.1", "Wan 2.1 T2V", ("cfg",), False, False, WAN_NEGATIVE, conditions=True),
-        ModelSpec("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE),
-        ModelSpec("refalign", "RefAlign", "RefAlign", ("dual", "cfg"), True, False, WAN_NEGATIVE, cut_out=True),
-        ModelSpec("bernini", "Bernini", "Bernini-R", ("cfg",), True, False, WAN_NEGATIVE, own_size=True, shift=3.0),
+        ModelSpec("phantom", "Phantom", "Phantom-Wan", ("dual", "cfg"), True, False, WAN_NEGATIVE, one_stream=True),
+        ModelSpec(
+            "refalign",
+            "RefAlign",
+            "RefAlign",
+            ("dual", "cfg"),
+            True,
+            False,
+            WAN_NEGATIVE,
+            cut_out=True,
+            one_stream=True,
+        ),
+        ModelSpec(
+            "bernini",
+            "Bernini",
+            "Bernini-R",
+            ("cfg",),
+            True,
+            False,
+            WAN_NEGATIVE,
+            own_size=True,
+            one_stream=True,
+            shift=3.0,
+        ),
         ModelSpec("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )
 }

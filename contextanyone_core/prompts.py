@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .errors import InputError
 
@@ -15,6 +17,9 @@ WAN_NEGATIVE = (
     "\u591a\u4f59\u7684\u624b\u6307\uff0c\u753b\u5f97\u4e0d\u597d\u7684\u624b\u90e8\uff0c\u753b\u5f97\u4e0d\u597d\u7684\u8138\u90e8\uff0c\u7578\u5f62\u7684\uff0c\u6bc1\u5bb9\u7684\uff0c\u5f62\u6001\u7578\u5f62\u7684\u80a2\u4f53\uff0c\u624b\u6307\u878d\u5408\uff0c\u9759\u6b62\u4e0d\u52a8\u7684\u753b\u9762\uff0c\u6742\u4e71\u7684\u80cc\u666f\uff0c\u4e09\u6761\u817f\uff0c"
     "\u80cc\u666f\u4eba\u5f88\u591a\uff0c\u5012\u7740\u8d70"
 )
+
+
+_SPACE = "\u2581"  # how sentencepiece writes the space before a word
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,33 @@ class TwoStagePrompt:
             InputError: the joined prompt is too long; the message states by how many tokens.
         """
         check_text_length("The prompt (first and later together)", self.video_text, count_tokens, text_len)
+
+
+def rows_naming(pieces: Sequence[str], name: str, class_name: str) -> tuple[int, ...]:
+    """Places of the tokens of a text that name a person: of each name, and of the class where that follows the name.
+
+    Upper and lower case are the same, and a name within a longer word is none. A token that only begins or ends in the
+    name counts.
+
+    Args:
+        pieces: the tokens as sentencepiece writes them, such as `Tokenizer.split`.
+    """
+    surfaces = [_surface(piece) for piece in pieces]
+    words = [rb"\s+".join(map(re.escape, part.encode().split())) for part in (name, class_name)]
+    pattern = rb"(?<!\w)" + words[0] + rb"(?:\s+" + words[1] + rb")?(?!\w)"
+    spans = [found.span() for found in re.finditer(pattern, b"".join(surfaces), re.IGNORECASE)]
+    ends = accumulate(map(len, surfaces))
+    return tuple(
+        place
+        for place, (stop, surface) in enumerate(zip(ends, surfaces, strict=True))
+        if any(start < stop and stop - len(surface.lstrip()) < end for start, end in spans)
+    )
+
+
+def _surface(piece: str) -> bytes:
+    """What a token stands for in a text, in UTF-8; a rare character is several tokens of a byte each."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ").encode()
 
 
 def check_prompts(prompt: TwoStagePrompt, negative: str, count_tokens: Callable[[str], int], text_len: int) -> None:

@@ -10,6 +10,7 @@ from .errors import InputError
 
 FRAME_STEP = 4  # VAE: 4 frames per latent frame after the first
 SIDE_STEP = 16  # VAE: 8 pixels per latent; transformer: 2 latents per token
+LONG_EDGE = 848  # pixels that a reference of its own size has at most on its long side (Bernini's, in ComfyUI)
 
 
 class VideoShape(NamedTuple):

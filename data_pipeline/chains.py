@@ -1,4 +1,4 @@
-"""Chains as data: which stages, in the order of their cost."""
+"""Chains as data: which stages, in the order of their cost, and by which models."""
 
 from __future__ import annotations
 
@@ -6,34 +6,84 @@ from pathlib import Path
 
 from data_pipeline.config import PipelineSettings
 from data_pipeline.engine.work import Job, Selection
-from data_pipeline.models.stages import Captions, EditAndVerify, Masks, Person, TargetFrame
+from data_pipeline.licences import ModelCard, refuse_non_commercial
+from data_pipeline.models.gpu import GpuKit
+from data_pipeline.models.pictures import PictureModels
+from data_pipeline.models.protocols import Models
+from data_pipeline.models.references import EditAndVerify, OtherShot, SelfReference
+from data_pipeline.models.small import SmallKit
+from data_pipeline.models.stages import Captions, Masks, Person, Poses, TargetFrame
 from data_pipeline.models.world import WorldModels
+from data_pipeline.pixels.learned import RecognisedText, TransNetShots
 from data_pipeline.pixels.scores import Blur, Dark, Hashes, Letterbox, Motion, Static, Text
 from data_pipeline.pixels.shots import Probe, Shots
 from data_pipeline.sources import FolderSources, Sources, WorldSources
 from data_pipeline.stage import Stage
 
+_INSTRUCTIONS = (
+    "Keep this person's face, hair, body and clothes exactly. The person walks in a sunny park.",
+    "Keep this person's face, hair, body and clothes exactly. The person sits in a café in the evening.",
+    "Keep this person's face, hair, body and clothes exactly. The person stands on a beach at sunset, arms raised.",
+    "Keep this person's face, hair, body and clothes exactly. The person leans on a wall in a street at night.",
+)
 
-def stages_of(chain: str, root: Path) -> tuple[Stage, ...]:
-    """The stages of a chain; `root` is the output folder."""
-    cheap = (Blur(root), Dark(root), Static(root), Motion(root), Letterbox(root), Text(root), Hashes(root))
-    pixels: tuple[Stage, ...] = (Probe(root), Shots(root), *cheap)
-    if chain == "pixels":
+
+def models_of(settings: PipelineSettings, root: Path) -> Models | None:
+    """The models of a configuration's chain; None for the chain that has none."""
+    if settings.chain == "world":
+        return WorldModels(root)
+    if settings.chain == "small" and settings.small is not None:
+        return PictureModels(root, SmallKit(settings.small.mediapipe))
+    if settings.chain == "gpu" and settings.gpu is not None:
+        return PictureModels(root, GpuKit(settings.gpu), instructions=_INSTRUCTIONS)
+    return None
+
+
+def stages_of(settings: PipelineSettings, root: Path) -> tuple[Stage, ...]:
+    """The stages of a configuration; `root` is the output folder."""
+    shots = TransNetShots(root) if settings.shots == "transnetv2" else Shots(root)
+    cheap: tuple[Stage, ...] = (Blur(root), Dark(root), Static(root), Motion(root), Letterbox(root), Text(root))
+    if settings.text:
+        cheap = (*cheap, RecognisedText(root))
+    pixels = (Probe(root), shots, *cheap, Hashes(root))
+    models = models_of(settings, root)
+    if models is None:
         return pixels
-    models = WorldModels(root)
-    asked = (Person(root, models), Masks(root, models), TargetFrame(root, models), Captions(root, models))
-    return (*pixels, *asked, EditAndVerify(root, models))
+    asked = (Person, Masks, Poses, TargetFrame, Captions)
+    references = {
+        "edit": EditAndVerify(root, models),
+        "other_shot": OtherShot(root, models),
+        "self": SelfReference(root),
+    }
+    return (*pixels, *(stage(root, models) for stage in asked), references[settings.reference])
 
 
-def sources_of(settings: PipelineSettings) -> Sources:
-    """The sources that a configuration names."""
+def cards_of(stages: tuple[Stage, ...]) -> tuple[ModelCard, ...]:
+    """Every model of a chain once."""
+    return tuple(dict.fromkeys(card for stage in stages for card in stage.cards))
+
+
+def sources_of(settings: PipelineSettings, root: Path) -> Sources:
+    """The sources that a configuration names, without those that were removed from the output folder."""
     where = settings.sources
     if where.world is not None:
-        return WorldSources(where.world)
-    return FolderSources(where.folder or Path())
+        return WorldSources(where.world, removed_from(root))
+    return FolderSources(where.folder or Path(), removed_from(root))
+
+
+def removed_from(root: Path) -> frozenset[str]:
+    """The names of the sources that `remove` took out of an output folder."""
+    path = root / "removed.txt"
+    return frozenset(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else frozenset()
 
 
 def job_of(settings: PipelineSettings, root: Path, selection: Selection | None = None) -> Job:
-    """What a worker needs for a configuration."""
-    stages, sources = stages_of(settings.chain, root), sources_of(settings)
+    """What a worker needs for a configuration.
+
+    Raises:
+        InputError: it is to be used commercially, and a model or the sources may not be.
+    """
+    stages, sources = stages_of(settings, root), sources_of(settings, root)
+    if settings.commercial:
+        refuse_non_commercial(cards_of(stages), settings.license)
     return Job(root, sources, stages, selection or Selection(), settings.engine.retries)

@@ -1,50 +1,46 @@
-"""The commands: run a chain; `status`, `filter`, `inspect`, `card` and `measure` over its output."""
+"""The command that runs a chain; those over its output are in `output_commands`."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.chains import job_of
-from data_pipeline.config import PipelineSettings, read_config
-from data_pipeline.decisions.measure import fitted, measure
-from data_pipeline.decisions.outputs import (
-    account_of,
-    card_text,
-    funnel_text,
-    read_decisions,
-    what_if_text,
-    write_json,
-    write_outputs,
-)
-from data_pipeline.decisions.rules import what_if
-from data_pipeline.engine.local import Progress, run_local
+from data_pipeline.config import PipelineSettings, Reference, changed, read_config
+from data_pipeline.decisions.measure import measure
+from data_pipeline.decisions.outputs import account_of, funnel_text, write_json, write_outputs
+from data_pipeline.engine.local import run_local
+from data_pipeline.engine.progress import Progress
+from data_pipeline.engine.ray_data import run_ray
 from data_pipeline.engine.work import Failed, Job, Selection
+from data_pipeline.output_commands import OVER_OUTPUT, over_output
 from training.commands import Parser, output_folder, run_command
 
 EXIT_FAILED = 3
 _LOGGER = logging.getLogger(__name__)
-_OVER_OUTPUT = ("status", "filter", "inspect", "card", "measure")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 3 where more sources failed than `engine.max_failed` allows."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in _OVER_OUTPUT:
-        return _over_output(words[0], words[1:])
+    if words and words[0] in OVER_OUTPUT:
+        return over_output(words[0], words[1:])
     parser = Parser(
-        prog="run.py", description=f"Run a chain. Other commands: {', '.join(_OVER_OUTPUT)}.", allow_abbrev=False
+        prog="run.py", description=f"Run a chain. Other commands: {', '.join(OVER_OUTPUT)}.", allow_abbrev=False
     )
     parser.add_argument("config", type=Path, help="a YAML file; docs/DATA_PIPELINE.md has its settings")
     parser.add_argument("--out", type=Path, required=True, help="a folder; the same command resumes the run")
     parser.add_argument("--only", metavar="STAGE", help="recompute this stage, and stop after it")
     parser.add_argument("--from", dest="first", metavar="STAGE", help="recompute this stage and all after it")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="processes, or Ray Data")
+    parser.add_argument("--reference", choices=get_args(Reference), help="in place of the configuration's")
+    parser.add_argument("--commercial", action="store_true", help="refuse models and sources that do not allow it")
     parser.add_argument("--limit", type=int, help="the first N sources")
     parser.add_argument("--dry-run", action="store_true", help="list what would be computed, and stop")
     arguments = parser.parse_args(words)
@@ -65,7 +61,7 @@ def _exit_code(command: Callable[[], bool]) -> int:
 
 
 def _run(arguments: Namespace) -> bool:
-    settings = read_config(arguments.config)
+    settings = changed(read_config(arguments.config), arguments.reference, arguments.commercial)
     if arguments.limit is not None and arguments.limit < 1:
         raise InputError(f"--limit is {arguments.limit}; it must be at least 1.")
     if arguments.only is not None and arguments.first is not None:
@@ -79,9 +75,11 @@ def _run(arguments: Namespace) -> bool:
     if arguments.dry_run:
         sys.stdout.write(_plan_text(job, names))
         return False
+    for stage in job.stages:
+        stage.check()
     output_folder("--out", root)
     _remember(root, settings)
-    failures = _work_through(job, settings, names)
+    failures = _work_through(job, settings, names, arguments.engine)
     if job.selection.last is not None:
         return failures > settings.engine.max_failed * len(names)
     account = account_of(job, settings, names)
@@ -92,11 +90,12 @@ def _run(arguments: Namespace) -> bool:
     return failures > settings.engine.max_failed * len(names)
 
 
-def _work_through(job: Job, settings: PipelineSettings, names: Sequence[str]) -> int:
+def _work_through(job: Job, settings: PipelineSettings, names: Sequence[str], engine: str) -> int:
     """Run the engine; how many sources failed."""
-    progress = Progress(job.root / "progress.jsonl", len(names))
+    progress = Progress(job.root / "progress.jsonl", len(names), job.stages)
     failures = 0
-    for outcome in run_local(job, names, settings.engine.workers, progress):
+    run = run_ray if engine == "ray" else run_local
+    for outcome in run(job, names, settings.engine.workers, progress):
         if isinstance(outcome, Failed):
             failures += 1
             _LOGGER.warning("%s failed in %s: %s", outcome.source, outcome.stage, " ".join(outcome.error.split()))
@@ -119,62 +118,3 @@ def _remember(root: Path, settings: PipelineSettings) -> None:
         if (before.chain, before.sources) != (settings.chain, settings.sources):
             raise InputError(f"--out {root} holds a run of other sources or of another chain; choose another folder.")
     write_text(path, settings.model_dump_json(indent=1) + "\n")
-
-
-def _over_output(name: str, words: Sequence[str]) -> int:
-    parser = Parser(prog=f"run.py {name}", allow_abbrev=False)
-    if name == "inspect":
-        parser.add_argument("id", help="the id of a row, as decisions.jsonl has it")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of a run")
-    if name == "filter":
-        parser.add_argument(
-            "--set", action="append", default=[], metavar="RULE=VALUE", help="such as person.min_area=0.1"
-        )
-    arguments = parser.parse_args(words)
-
-    def command() -> None:
-        sys.stdout.write(_inspect(arguments) if name == "inspect" else _account_command(name, arguments))
-
-    return run_command(f"run.py {name}", command)
-
-
-def _account_command(name: str, arguments: Namespace) -> str:
-    root = arguments.out
-    if not (root / "settings.json").is_file():
-        raise InputError(f"--out {root} holds no run; start one by run.py CONFIG --out {root}.")
-    settings = read_config(root / "settings.json", arguments.set if name == "filter" else ())
-    job = job_of(settings, root)
-    account = account_of(job, settings, job.sources.names())
-    if name == "filter":
-        write_outputs(job, settings, account)
-        write_text(root / "settings.json", settings.model_dump_json(indent=1) + "\n")
-        return funnel_text(account) + what_if_text(
-            what_if([x.row for x in account.decisions], account.rules), account.rules
-        )
-    if name == "card":
-        write_text(root / "README.md", card_text(account, settings, job))
-        return f"{root / 'README.md'}\n"
-    if name == "measure":
-        if settings.chain != "world":
-            raise InputError("measure needs planted faults: only the chain world has them.")
-        found = {**measure(root, account.decisions), "fitted": fitted(root, account.decisions, account.rules)}
-        return json.dumps(found, indent=1) + "\n"
-    return funnel_text(account) + _progress_text(root)
-
-
-def _progress_text(root: Path) -> str:
-    path = root / "progress.jsonl"
-    if not path.is_file():
-        return ""
-    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return f"last: {last['done']} of {last['total']} sources, {last['rows_per_s']} rows/s, {last['eta_s']} s left\n"
-
-
-def _inspect(arguments: Namespace) -> str:
-    table = read_decisions(arguments.out)
-    for line in table:
-        if f"{line['source']}-{line['start']:06d}-{line['stop']:06d}" == arguments.id:
-            return json.dumps(line, indent=1, ensure_ascii=False) + "\n"
-    raise InputError(
-        f"{arguments.id} is no row of {arguments.out / 'decisions.jsonl'}; ids are <source>-<start>-<stop>."
-    )

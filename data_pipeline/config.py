@@ -43,21 +43,71 @@ class EngineSettings(_Settings):
     max_failed: float = Field(default=0.01, ge=0, le=1)
 
 
+class SmallModels(_Settings):
+    """Files of the chain `small`.
+
+    Attributes:
+        mediapipe: MediaPipe's wheel 0.10.21, or a folder with its .tflite files.
+    """
+
+    mediapipe: Path
+
+
+class GpuModels(_Settings):
+    """Models of the chain `gpu`: names of the hub or folders.
+
+    Attributes:
+        detector: RT-DETR. segmenter: SAM. embedder: DINOv2. editor: FLUX.2-klein or Qwen-Image-Edit.
+        mediapipe: as in `small`; for poses.
+        server: address of an OpenAI-compatible server up to and with /v1, and `vlm` its model: captions and verdicts.
+        revision: of the models of the hub. device: such as cuda or cpu. same_person: distance of DINOv2's unit vectors.
+        edit_steps: of the editor: 4 for the distilled FLUX.2-klein, about 40 for Qwen-Image-Edit.
+        key_variable: the environment variable that holds the server's key; "" for none.
+    """
+
+    detector: str = "PekingU/rtdetr_r50vd"
+    segmenter: str = "facebook/sam-vit-huge"
+    embedder: str = "facebook/dinov2-base"
+    editor: str = "black-forest-labs/FLUX.2-klein-4B"
+    edit_steps: int = Field(default=4, ge=1, le=200)
+    mediapipe: Path
+    server: str
+    vlm: str = "Qwen/Qwen2.5-VL-7B-Instruct"
+    revision: str = "main"
+    device: str = "cuda"
+    same_person: float = Field(default=0.9, gt=0)
+    key_variable: str = ""
+
+
+Reference = Literal["edit", "other_shot", "self"]
+
+
 class PipelineSettings(_Settings):
     """Everything of a run.
 
     Attributes:
-        chain: `pixels` scores shots and uses no model; `world` makes pairs of rendered sources.
+        chain: `pixels` scores shots and uses no model; `world` makes pairs of rendered sources; `small` uses real
+            models that fit into packages; `gpu` full-size ones.
+        reference: where a pair's reference is from. commercial: refuse models and sources that may not be used so.
+        shots: what finds cuts. text: whether text recognition (RapidOCR) scores burnt-in text too.
+        consent: of the people shown; it goes into the card.
         filters: thresholds, as `<stage>: {min_<score>: x, max_<score>: y}`. They belong to the chain.
         licence: of the sources; it goes into the manifest.
     """
 
-    chain: Literal["pixels", "world"]
+    chain: Literal["pixels", "world", "small", "gpu"]
     sources: SourceSettings
     engine: EngineSettings = EngineSettings()
     filters: dict[str, dict[str, float]] = {}
+    reference: Reference = "edit"
+    commercial: bool = False
+    shots: Literal["pyscenedetect", "transnetv2"] = "pyscenedetect"
+    text: bool = False
+    small: SmallModels | None = None
+    gpu: GpuModels | None = None
     source: str = Field(min_length=1)
     license: str = Field(min_length=1)
+    consent: Literal["documented", "not_needed", "unknown"] = "unknown"
 
     @field_validator("filters")
     @classmethod
@@ -72,6 +122,11 @@ class PipelineSettings(_Settings):
     def _chain_fits(self) -> PipelineSettings:
         if self.chain == "world" and self.sources.world is None:
             raise ValueError("chain world needs sources.world: its models answer from the renderer's ground truth")
+        for name in ("small", "gpu"):
+            if self.chain == name and getattr(self, name) is None:
+                raise ValueError(f"chain {name} needs the block {name}, with its models; docs/DATA_PIPELINE.md has one")
+        if self.chain == "small" and self.reference == "edit":
+            raise ValueError("chain small has no editor: set reference to other_shot or self")
         return self
 
 
@@ -93,6 +148,20 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> PipelineSettings:
         return _with_thresholds(PipelineSettings.model_validate(data), overrides)
     except ValidationError as error:
         raise InputError(f"{path}: {_described(error)}") from None
+
+
+def changed(settings: PipelineSettings, reference: Reference | None, commercial: bool) -> PipelineSettings:
+    """The settings with what the command line gives.
+
+    Raises:
+        InputError: the chain does not make such references.
+    """
+    data = settings.model_dump(mode="json")
+    data |= {"reference": reference or settings.reference, "commercial": commercial or settings.commercial}
+    try:
+        return PipelineSettings.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_described(error)) from None
 
 
 def _with_thresholds(settings: PipelineSettings, overrides: Sequence[str]) -> PipelineSettings:

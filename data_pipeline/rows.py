@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+_DROPPED = '{"reason"'  # how the line of a dropped row begins: keys are sorted
+
 
 class Row(BaseModel):
     """One span of one video, and everything that was measured of it.
@@ -115,6 +117,20 @@ def read_part(path: Path) -> Part:
             else:
                 rows.append(row)
     return Part(tuple(rows), tuple(dropped))
+
+
+def count_part(path: Path) -> tuple[int, list[Dropped]]:
+    """How many rows a part holds, and what was dropped; rows that stay are not parsed."""
+    count, dropped = 0, []
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if text.startswith(_DROPPED):
+                line = json.loads(text)
+                drop = Drop(line["reason"], line["scores"])
+                dropped.append(Dropped(Row.model_validate(line["row"]), line["stage"], drop))
+            else:
+                count += 1
+    return count, dropped
 
 
 def digest(*parts: Any) -> str:

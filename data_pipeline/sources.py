@@ -26,9 +26,10 @@ class Sources(Protocol):
 
 @dataclass(frozen=True)
 class FolderSources:
-    """The videos of a folder, by their path with `/` as `__`."""
+    """The videos of a folder, by their path with `/` as `__`, but for those removed from the output folder."""
 
     folder: Path
+    removed: frozenset[str] = frozenset()
 
     def _files(self) -> dict[str, Path]:
         found = [path for path in self.folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
@@ -42,15 +43,20 @@ class FolderSources:
         """
         if not self.folder.is_dir():
             raise InputError(f"sources.folder is {self.folder}, which is no folder; name one that holds videos.")
-        names = sorted(self._files())
+        names = sorted(self._files().keys() - self.removed)
         if not names:
             raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(ENDINGS))}).")
         return names
 
     def row(self, name: str, root: Path) -> Row:
-        """The video as a row; its path is absolute."""
+        """The video as a row; a link below the output folder leads to the file."""
         path = self._files()[name].resolve()
-        return Row(source=name, sha256=file_sha256(path), video=str(path))
+        link = root / "sources" / name
+        if not link.is_symlink() or link.readlink() != path:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
+        return Row(source=name, sha256=file_sha256(path), video=f"sources/{name}")
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,11 @@ class WorldSources:
     """Rendered sources with planted faults; each is written below the output folder when it is first needed."""
 
     world: WorldSet
+    removed: frozenset[str] = frozenset()
 
     def names(self) -> list[str]:
         """One name for each number of the set."""
-        return [f"{number:06d}" for number in range(self.world.count)]
+        return [name for number in range(self.world.count) if (name := f"{number:06d}") not in self.removed]
 
     def row(self, name: str, root: Path) -> Row:
         """The rendered video as a row."""

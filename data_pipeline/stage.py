@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from data_pipeline.licences import ModelCard
 from data_pipeline.rows import Drop, Row, digest
 
 
@@ -32,6 +34,23 @@ class Stage(ABC):
         """What changes its answers."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "root"}
 
+    @property
+    def gpu(self) -> bool:
+        """Whether its time is a GPU's."""
+        return False
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The models that it uses."""
+        return ()
+
+    def check(self) -> None:  # noqa: B027  # most stages need nothing
+        """Raise MissingDependencyError or InputError where a package or file is missing, before anything runs."""
+
+    def over_source(self, rows: tuple[Row, ...]) -> list[Row | Drop | list[Row]]:
+        """The answers for all rows of a source, in their order; a stage that compares rows has its own."""
+        return [self(row) for row in rows]
+
     def place(self, path: str) -> Path:
         """A path of a row on this disk."""
         return self.root / path
@@ -43,6 +62,7 @@ class Stage(ABC):
         return folder
 
 
+@lru_cache(maxsize=16)
 def fingerprints(stages: tuple[Stage, ...]) -> tuple[str, ...]:
     """For each stage a hash of its name, version and settings, and of those of every stage before it."""
     found, upstream = [], ""

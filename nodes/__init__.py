@@ -19,8 +19,10 @@ class ContextAnyoneExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order of the menu."""
         from .apply import ApplyContextAnyone
+        from .cache import ContextAnyoneCache
         from .guidance import ContextAnyoneGuider, ContextAnyoneSampler
         from .loaders import ContextAnyoneExamplePicture, LoadContextAnyone, LoadContextAnyoneMiniature
+        from .personal import LoadPersonalModel
         from .pose import ContextAnyoneExamplePose, ContextAnyonePose
         from .prompt import ContextAnyonePrompt
         from .reference import ContextAnyoneReference
@@ -28,11 +30,13 @@ class ContextAnyoneExtension(ComfyExtension):
         return [
             LoadContextAnyone,
             LoadContextAnyoneMiniature,
+            LoadPersonalModel,
             ContextAnyoneExamplePicture,
             ContextAnyoneExamplePose,
             ContextAnyoneReference,
             ContextAnyonePose,
             ContextAnyonePrompt,
+            ContextAnyoneCache,
             ApplyContextAnyone,
             ContextAnyoneGuider,
             ContextAnyoneSampler,

@@ -7,6 +7,7 @@ from typing import Unpack
 from comfy_api.latest import io
 
 from ._comfy.notes import note_on
+from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
     PromptNames,
@@ -131,5 +132,6 @@ class ApplyContextAnyone(io.ComfyNode):
         unconditional = without_references_of(model, applied, negative)
         values, cut = condition_values(config_of(model), following, reference, size, settings["length"])
         applied, unconditional = follow(values, applied, unconditional)
-        note = note_on(model, reference, "Apply ContextAnyone", cut)
+        applied, nowhere = with_person(model, applied, following, size, settings["length"])
+        note = note_on(model, reference, "Apply ContextAnyone", cut, nowhere)
         return io.NodeOutput(model, applied, unconditional, {"samples": latents}, ui=note)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, check_interval, make_guidance
 from ._comfy.notes import note_on
+from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
     PromptNames,
@@ -222,6 +223,7 @@ class ContextAnyoneSampler(io.ComfyNode):
         )
         values, cut = condition_values(config, following, reference, size, settings["length"])
         positive, negative = follow(values, positive, negative)
+        positive, nowhere = with_person(model, positive, following, size, settings["length"])
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),
@@ -231,7 +233,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             seed=settings["seed"],
         )
         shown = empty_latents(config, size, 1, 1) if redrawn is None else redrawn
-        note = note_on(model, reference, "ContextAnyone Sampler", cut)
+        note = note_on(model, reference, "ContextAnyone Sampler", cut, nowhere)
         return io.NodeOutput({"samples": video}, {"samples": shown}, ui=note)
 
 

@@ -85,6 +85,7 @@ RANGES = {
     "person": Range(0, 999, 1),
     "fps": Range(0.0, 1000.0, 0.01),
     "pose_strength": Range(0.0, 10.0, 0.05),
+    "strength": Range(-10.0, 10.0, 0.05),
     "pose_start": Range(0.0, 1.0, 0.01),
     "pose_end": Range(0.0, 1.0, 0.01),
 }

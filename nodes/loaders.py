@@ -7,7 +7,9 @@ import logging
 from comfy_api.latest import io
 
 from ._comfy.loading import AUTO, MODEL_CHOICES, WEIGHT_DTYPES, load_by_name, model_names
+from ._comfy.memory_line import memory_line
 from ._comfy.miniature import example_names, example_picture, load_miniature
+from ._comfy.notes import told
 from .inputs import CATEGORY, check_choice
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class LoadContextAnyone(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers.")],
+            has_intermediate_output=True,  # its note comes with every run, also where the node is cached
         )
 
     @classmethod
@@ -71,8 +74,9 @@ class LoadContextAnyone(io.ComfyNode):
         check_choice("weight_dtype", weight_dtype, list(WEIGHT_DTYPES))
         check_choice("model", model, MODEL_CHOICES)
         loaded, abilities = load_by_name(model_name, weight_dtype, model)
-        _LOG.info("%s is %s", model_name, abilities)
-        return io.NodeOutput(loaded)
+        line, fits = memory_line(loaded)
+        _LOG.info("%s is %s %s", model_name, abilities, line)
+        return io.NodeOutput(loaded, ui=None if fits else told("Load ContextAnyone", line))
 
 
 class LoadContextAnyoneMiniature(io.ComfyNode):

@@ -76,13 +76,15 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimSettings(_Section):
     """The optimizer, its learning rate over the steps, and the EMA."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices and kernels; AdamW for the rest
+    # muon: for hidden matrices and kernels; AdamW for the rest. adamw8bit: moments in 8 bits, by torchao
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[_Beta, _Beta] = (0.9, 0.99)
     warmup_steps: int = Field(100, ge=0)
     final_lr_fraction: float = Field(0.1, ge=0, le=1)
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    lr_factors: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]] = {}  # step: factor of lr from it on
     clip_norm: float = Field(1.0, gt=0)
     accumulate: int = Field(1, ge=1)  # batches whose gradients are averaged in a step
     ema_decay: float = Field(0.999, ge=0, lt=1)  # 0: the EMA is the weights themselves

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from training.randomness import rank_seed
 from training.saving import Saver
 from training.speed import Speedometer
 from training.state import Checkpoint, CheckpointStore, Progress, Writers, only_trainer
-from training.stopping import Stop, TrainingStopped, save_asked
+from training.stopping import Stop, TrainingStopped, naming_lost_processes, save_asked
 from training.trainer import Trainer, build_trainer
 from training.watch import Watch
 
@@ -36,11 +36,14 @@ def train(config: TrainConfig) -> int | None:
     Raises:
         InputError: the folder belongs to another configuration or to a process that is running.
         CheckpointError: no checkpoint in the folder can be read.
-        TrainingStopped: ten steps in a row were not finite, or the first of several processes could not save.
+        TrainingStopped: ten steps in a row were not finite, or of several processes one is gone or could not save.
     """
     stop = Stop(config.run.max_minutes)
     folder = _make_folder(config.run.folder)
-    with open_world() as world, logging_redirect_tqdm(), only_trainer(folder) if world.first else nullcontext():
+    with naming_lost_processes(), open_world() as world, ExitStack() as stack:
+        stack.enter_context(logging_redirect_tqdm())
+        if world.first:
+            stack.enter_context(only_trainer(folder))
         store = CheckpointStore(folder / "checkpoints", config.run.keep_last)
         trainer = _build_or_resume(config, store, folder, world)
         if trainer.progress.step < config.run.steps:

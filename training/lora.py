@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
@@ -10,6 +13,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.lora import Lora
 from contextanyone_core.weights.lora_updates import LowRank
 from training.patterns import matches, require_matches
+from training.quantised import Storage
 
 # Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.
 NEW_PARTS = ("*.emphasize_attn.*", "*.norm_emphasize.*", "img_emb.*", "*_img.*")
@@ -23,6 +27,9 @@ class LoraSettings(BaseModel):
         rank, alpha: the update of a weight is alpha / rank * up @ down.
         targets: patterns over the names of linear layers, such as `blocks.*.self_attn.*`.
         full: patterns over parameters that are trained themselves; a weight among them has no update.
+        merged: whether an export also writes the network with the LoRA merged.
+        base: how the blocks' linear layers are stored that are not trained themselves.
+        offload: whether those of all blocks but the ones at work are in host memory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -31,6 +38,9 @@ class LoraSettings(BaseModel):
     alpha: float = Field(32.0, gt=0)
     targets: tuple[str, ...] = Field(("blocks.*.self_attn.*", "blocks.*.cross_attn.*", "blocks.*.ffn.*"), min_length=1)
     full: tuple[str, ...] = NEW_PARTS
+    merged: bool = True
+    base: Storage = "float32"
+    offload: bool = False
 
 
 def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> None:
@@ -57,6 +67,26 @@ def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> N
     inject_adapter_in_model(config, transformer)
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(".lora_" in name or _own_name(name) in full)
+
+
+@contextmanager
+def without_lora(transformer: nn.Module) -> Iterator[None]:
+    """The network as it was before its updates: `add_lora`'s, switched off within the block."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in transformer.parameters():  # peft's switch sets it for all updates
+            parameter.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _own_name(name: str) -> str:

@@ -43,6 +43,18 @@ def recompute_blocks(transformer: ContextAnyoneTransformer, kind: Recompute) -> 
         block.forward = _again(block.forward, contexts)  # type: ignore[method-assign]
 
 
+def keeping_attention(block: TransformerBlock, x: Tensor, *inputs: Any, **options: Any) -> Any:
+    """A block's `forward` under the checkpoint of `selective`, which a compiler must see in the same graph."""
+
+    def region(x: Tensor) -> Any:
+        return _without_kept_casts(partial(TransformerBlock.forward, block), x, *inputs, **options)
+
+    if not torch.is_grad_enabled():
+        return TransformerBlock.forward(block, x, *inputs, **options)
+    contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
+    return checkpoint(region, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
 def _again(function: Callable[..., _Result], contexts: dict[str, Any]) -> Callable[..., _Result]:
     """The function under a checkpoint where gradients are wanted. Nothing random happens in a block."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -17,11 +18,30 @@ if TYPE_CHECKING:
 
 
 class TrainingStopped(ContextAnyoneError):  # noqa: N818  # an outcome, not an error of the program
-    """The loss or its gradients were not finite for ten steps in a row, or another process could not save."""
+    """Ten steps in a row were not finite, or another process is gone or could not save."""
 
 
 class _Interrupted(BaseException):
     """A signal arrived during work that may be interrupted."""
+
+
+_LOST = re.compile(r"Connection (closed|reset)|Broken pipe|Socket|gloo|NCCL|remote process", re.IGNORECASE)
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Raise TrainingStopped where a message between processes fails, as one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist  # late: a command's --help shall be quick
+
+        if not (dist.is_initialized() and _LOST.search(str(error))):
+            raise
+        raise TrainingStopped(
+            "Another process of this run has ended, or cannot be reached; its own output has the reason. The last "
+            "checkpoint is complete; the same command resumes the run."
+        ) from None
 
 
 class Stop:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, autocast, nn
@@ -19,36 +19,25 @@ from training.ema import Ema
 from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
-from training.parts.base import ExportsIn, HashesData, KeepsStart, Metrics, Part, PartContext, Thaws, Validates
+from training.parts.base import (
+    ExportsIn,
+    HashesData,
+    KeepsStart,
+    NeedsWhole,
+    Part,
+    PartContext,
+    Thaws,
+    Validates,
+)
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
 from training.state import Checkpoint, Progress
 from training.tensor_files import TensorFiles
+from training.terms import BatchResult, Logged, Sums, means, read_step, sums_of, terms_of
 from training.zero.shares import ZeroShares
 
 _LOG = logging.getLogger(__name__)
 VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_Sums = dict[str, tuple[float, int]]  # term of the loss: sum, and number of values in it
-
-
-class _Result(NamedTuple):
-    sums: _Sums
-    samples: int  # of all processes
-    finite: bool
-
-
-class _Logged(NamedTuple):
-    """One process's contribution to the record of a step.
-
-    Attributes:
-        sums: of the terms of the loss, by batch.
-        ids: the samples of a step that is not finite, where the batches name them.
-        unreadable: how many samples the batches lack.
-    """
-
-    sums: list[_Sums]
-    ids: list[str]
-    unreadable: int
 
 
 class Trainer:
@@ -65,9 +54,7 @@ class Trainer:
         self._choose_trained()
         kept = {id(parameter) for parameter in part.kept()} if isinstance(part, KeepsStart) else set()
         self._kept = {name for name, parameter in _named_parameters(self.modules).items() if id(parameter) in kept}
-        if config.optim.optimizer == "muon" and (world.sharded or world.zero):
-            by = "FSDP" if world.sharded else "DeepSpeed"
-            raise InputError(f"optim.optimizer is muon, which needs whole matrices: {by} holds shares of them.")
+        _refuse_shares(config, part, world)
         if world.sharded:
             shard(self.modules, world, bf16=config.precision == "bf16")  # which moves each block's share to the device
             for module in self.modules.values():
@@ -136,27 +123,26 @@ class Trainer:
     def step(self, *batches: Any) -> dict[str, Any]:
         """Train one step on its batches (`optim.accumulate`) and return its record for log.jsonl.
 
-        A step that is not finite, in any process, changes no weight in any.
+        A step that is not finite, in any process, changes no weight in any. The device is waited for once, before the
+        update: that is where the host learns of all numbers of the step.
         """
         self.ema.put_back()
         config, step = self.config, self.progress.step
         rate = learning_rate(config.optim, step, config.run.steps)
         set_learning_rate(self.optimizer, rate)
         frozen = self._freeze(step)
-        results = []
-        for index, batch in enumerate(batches):
-            results.append(self._backward(batch, step * len(batches) + index, index, len(batches)))
-            if not results[-1].finite:
-                break
-        norm = self._update(frozen, finite=results[-1].finite)
-        finite = math.isfinite(norm)
+        parts = len(batches)
+        results = [self._backward(batch, step * parts + index, index, parts) for index, batch in enumerate(batches)]
+        sums, norm = read_step(results, self._norm(frozen))
+        finite = math.isfinite(norm) and all(math.isfinite(each["loss"][0]) for each in sums)
         own_ids = [] if finite else _names(batches, "ids")
-        unreadable = len(_names(batches, "unreadable"))
-        everywhere = self.world.gather(_Logged([result.sums for result in results], own_ids, unreadable))
+        everywhere = self.world.gather(Logged(sums, finite, own_ids, len(_names(batches, "unreadable"))))
+        finite = all(one.finite for one in everywhere)
+        self._update(finite=finite)
         ids = [name for one in everywhere for name in one.ids]
         self._count(sum(result.samples for result in results), finite, ids)
-        terms = _means([sums for one in everywhere for sums in one.sums])
-        with_reference = ["reference" in result.sums for result in results]
+        terms = means([sums for one in everywhere for sums in one.sums])
+        with_reference = ["reference" in result.terms for result in results]
         occasional = {
             "unreadable": sum(one.unreadable for one in everywhere),
             "with_reference": with_reference if len(set(with_reference)) > 1 else [],
@@ -164,14 +150,10 @@ class Trainer:
             "ids": ids,
         }
         happened = {key: value for key, value in occasional.items() if value}
-        return {"step": step, **terms, "lr": rate, "grad_norm": norm, **happened}
+        return {"step": step, **terms, "lr": rate, "grad_norm": norm if finite else math.nan, **happened}
 
-    def _update(self, frozen: set[str], *, finite: bool) -> float:
-        """Step the optimizer and the EMA where loss and gradients are finite; returns the gradients' norm, else NaN."""
-        for name in frozen & self._stepped.keys():
-            self._stepped[name].grad = None
-        norm = self._norm() if finite else math.nan
-        finite = math.isfinite(norm)
+    def _update(self, *, finite: bool) -> None:
+        """Step the optimizer and the EMA where loss and gradients are finite in all processes."""
         self.before_update()
         if finite:
             self.optimizer.step()
@@ -180,7 +162,6 @@ class Trainer:
         if finite:
             self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def _freeze(self, step: int) -> set[str]:
         """Freeze the parameters that a step does not train; returns their names. FSDP computes their gradients."""
@@ -215,7 +196,7 @@ class Trainer:
         Args:
             asked: whether to stop, called before every batch; if one process stops, all do, and return None.
         """
-        found: list[_Sums] = []
+        found: list[Sums] = []
         if not isinstance(self.part, Validates):
             raise TypeError(f"The part {self.config.part.name} has no held-out data.")
         with torch.no_grad(), _evaluating(self.modules):
@@ -227,9 +208,9 @@ class Trainer:
                 for sigma in VALIDATION_SIGMAS:
                     generator = torch_generator(self.config.run.seed, index, f"validation {sigma}")
                     with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-                        terms = _sums(self.part.validation_loss(to_device(batch, self.device), sigma, generator))
+                        terms = sums_of(self.part.validation_loss(to_device(batch, self.device), sigma, generator))
                     found.append(terms | {f"video_at_{sigma}": terms["video"]})
-        return _means([sums for theirs in self.world.gather(found) for sums in theirs])
+        return means([sums for theirs in self.world.gather(found) for sums in theirs])
 
     def export(self, folder: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
         """Write the shipped files and record.json into folder: by default the EMA weights in fp16.
@@ -255,7 +236,7 @@ class Trainer:
         with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), _evaluating(self.modules):
             yield
 
-    def _backward(self, batch: Any, draw: int, index: int, parts: int) -> "_Result":
+    def _backward(self, batch: Any, draw: int, index: int, parts: int) -> BatchResult:
         """Forward and backward pass of one batch; draw numbers it among all batches of the run."""
         seed_globals(self._seed, draw, "loss")
         generator = torch_generator(self._seed, draw, "loss")
@@ -264,24 +245,25 @@ class Trainer:
         if losses.ndim != 1:
             raise ShapeError(f"Part {self.config.part.name}: loss has shape {tuple(losses.shape)}; it must be (B,).")
         loss, count = losses.float().mean(), losses.shape[0]
-        samples, bad = self.world.total(count, not math.isfinite(loss.item()))
-        if not bad:  # an equal weight for every sample, whatever process has it
-            weighted = loss * (count * self.world.size / (samples * parts))
-            if self._zero:
-                self._zero.backward(weighted, last=index == parts - 1)
-            elif weighted.requires_grad:  # else no trained parameter was used
-                weighted.backward()
+        (samples,) = self.world.total(count)
+        weighted = loss * (count * self.world.size / (samples * parts))  # equal for every sample of all processes
+        if self._zero:
+            self._zero.backward(weighted, last=index == parts - 1)
+        elif weighted.requires_grad:  # else no trained parameter was used
+            weighted.backward()
         reshard(self.modules)
-        return _Result({"loss": (loss.item() * count, count), **_sums(metrics)}, int(samples), not bad)
+        return BatchResult(loss.detach(), terms_of(metrics), count, int(samples))
 
-    def _norm(self) -> float:
-        """The norm of all gradients together, which are clipped to `optim.clip_norm`."""
+    def _norm(self, frozen: set[str]) -> Tensor:
+        """The norm of all gradients together, but those of frozen parameters; they are clipped to `optim.clip_norm`."""
+        for name in frozen & self._stepped.keys():
+            self._stepped[name].grad = None
         with_gradient = [parameter for parameter in self._stepped.values() if parameter.grad is not None]
         norm = full(torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None]))
         if self._zero:
             norm = torch.tensor(math.sqrt(self.world.total(norm.item() ** 2)[0]), device=self.device)
         torch.nn.utils.clip_grads_with_norm_(with_gradient, self.config.optim.clip_norm, norm)
-        return norm.item()
+        return norm
 
     def _count(self, samples: int, finite: bool, names: Sequence[str]) -> None:
         progress = self.progress
@@ -305,6 +287,18 @@ def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
     finally:
         for inner, mode in modes.items():
             inner.training = mode
+
+
+def _refuse_shares(config: TrainConfig, part: Part, world: World) -> None:
+    """Refuse settings that need whole tensors where FSDP2 or DeepSpeed shares them out."""
+    if not (world.sharded or world.zero):
+        return
+    found = None if config.optim.optimizer == "adamw" else f"optim.optimizer is {config.optim.optimizer}"
+    if found is None and isinstance(part, NeedsWhole):
+        found = part.needs_whole()
+    if found is not None:
+        by = "FSDP" if world.sharded else "DeepSpeed"
+        raise InputError(f"{found}, which needs whole matrices: {by} holds shares of them.")
 
 
 def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: World | None = None) -> Trainer:
@@ -349,20 +343,6 @@ def run_record(config: TrainConfig, progress: Progress, part: Part) -> dict[str,
         "seed": config.run.seed,
         "config_hash": config_hash(config),
     }
-
-
-def _sums(metrics: Metrics) -> _Sums:
-    return {
-        name: (value.float().sum().item(), value.numel()) if isinstance(value, Tensor) else (float(value), 1)
-        for name, value in metrics.items()
-    }
-
-
-def _means(found: Sequence[_Sums]) -> dict[str, float]:
-    """The means over all batches of all processes; a term counts in the batches that have it."""
-    names = dict.fromkeys(name for sums in found for name in sums)
-    having = {name: [sums[name] for sums in found if name in sums] for name in names}
-    return {name: sum(total for total, _ in have) / sum(count for _, count in have) for name, have in having.items()}
 
 
 def _names(batches: Sequence[Any], key: str) -> list[str]:

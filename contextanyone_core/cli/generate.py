@@ -27,6 +27,7 @@ from ..sampling.guidance import EVERYWHERE, check_interval
 from ..shapes import VideoShape
 from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
 from .generate_options import AUTO, SMALL_SIZE, generate_parser
+from .generate_personal import Person, check_person, hull_of, read_person, with_person
 from .generate_pose import AskedCondition, encode_condition, read_condition
 from .parsing import COMPONENTS
 from .record import is_made, metadata_of, negative_prompt, record_of, settings_of
@@ -47,14 +48,17 @@ class Request:
     clips: list[Clip]
     pictures: list[NDArray[np.uint8]]
     condition: AskedCondition
+    person: Person | None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is encoded once for all clips: the references as the pipeline takes them, pose and start frame."""
+    """What is made once for all clips: the references as the pipeline takes them, pose, start frame, and the hull of
+    the pose, (t, h, w)."""
 
     references: Any
     condition: VideoCondition | None
+    hull: NDArray[np.float32] | None
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -76,15 +80,16 @@ def generate(argv: Sequence[str]) -> int:
     _warn_of_other_domains(pipeline, request)
     _warn_of_backgrounds(request)
     _warn_of_mismatches(pipeline, request)
-    record = record_of(pipeline, request.options)
+    record = record_of(pipeline, request.options, request.person)
     clips = _unfinished(request, record)
     if clips:
         prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
         pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
         references = _encode_references(pipeline, request)
         condition = encode_condition(pipeline, request.condition, request.options.size)
+        inputs = Inputs(references, condition, hull_of(request.person, request.condition, pipeline.config.pose_style))
     for clip in clips:
-        sheet = _make(pipeline, request, clip, Inputs(references, condition), record)
+        sheet = _make(pipeline, request, clip, inputs, record)
         sys.stdout.write(f"{clip.out}\n{sheet}\n")
         sys.stdout.flush()
     return 0
@@ -107,6 +112,7 @@ def read_request(argv: Sequence[str]) -> Request:
     check_interval(options.guidance_interval or EVERYWHERE)
     if options.reference_scale is not None and (options.guidance or spec.guidances[0]) != "dual":
         raise InputError("--reference-scale belongs to --guidance dual; add that, or leave it out.")
+    person = read_person(options, spec)
     execution = _execution(options)
     execution.check(spec)
     if options.prompts is not None:
@@ -116,7 +122,11 @@ def read_request(argv: Sequence[str]) -> Request:
     else:
         check_name(options.out)
         clips = clips_from_options(options.first, options.later, options.seed, options.out)
-    read = [*options.reference, *([options.prompts] if options.prompts else []), *(lora.path for lora in options.lora)]
+    read = [
+        *options.reference,
+        *([options.prompts] if options.prompts else []),
+        *(lora.path for lora in execution.loras),
+    ]
     posed = (options.pose, options.pose_body, options.pose_models, options.start_frame)
     read += [path for path in posed if path is not None]
     process = this_process(os.environ)
@@ -126,7 +136,7 @@ def read_request(argv: Sequence[str]) -> Request:
             check_output(clip.out)
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     pictures = [read_picture(path) for path in options.reference]
-    return Request(spec, options, execution, process, share, pictures, read_condition(options))
+    return Request(spec, options, execution, process, share, pictures, read_condition(options), person)
 
 
 def _model_by_name(folder: Path) -> ModelSpec:
@@ -149,7 +159,7 @@ def _model_by_name(folder: Path) -> ModelSpec:
 def _execution(options: argparse.Namespace) -> Execution:
     height, width = options.size
     return Execution(
-        loras=tuple(options.lora),
+        loras=(*options.lora, *([] if options.personal is None else [options.personal])),
         attention=options.attention,
         compile=options.compile,
         memory=options.memory,
@@ -177,6 +187,7 @@ def _load(request: Request) -> Pipeline:
     dtype = getattr(torch, options.dtype)
     if is_slow(dtype, device):
         _note(f"warning: --dtype is {options.dtype}, {SLOW_HERE}")
+    check_person(request.person, options.weights, spec)
     if spec.name == VacePipeline.spec.name:
         return VacePipeline.from_folder(options.weights, device, dtype)
     return ContextAnyonePipeline.from_folder(options.weights, device, dtype, spec, request.execution)
@@ -267,13 +278,13 @@ def _make(pipeline: Pipeline, request: Request, clip: Clip, inputs: Inputs, reco
     from ..media.contact_sheet import contact_sheet
     from ..media.image_io import images_to_frames
 
-    settings = settings_of(pipeline, request.options, clip.seed)
+    settings, prompt = settings_of(pipeline, request.options, clip.seed), TwoStagePrompt(clip.first, clip.later)
     with tqdm(total=settings.steps, desc=clip.out.name, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         result = pipeline.generate(
             inputs.references,
-            TwoStagePrompt(clip.first, clip.later),
+            prompt,
             settings,
-            condition=inputs.condition,
+            condition=with_person(inputs.condition, inputs.hull, request.person, prompt, pipeline),
             negative=negative_prompt(pipeline, request.options),
             progress=lambda done, _: _advance(bar, done),
         )

@@ -145,6 +145,13 @@ def _add_execution(parser: Parser) -> None:
         help="added to the weights, 1 as trained (default); may be repeated",
     )
     add(
+        "--personal",
+        type=lora_file,
+        metavar="FILE[:STRENGTH]",
+        help="a file trained on one person: a LoRA whose name and class the prompt calls; with --pose, only the person "
+        "is drawn by them",
+    )
+    add(
         "--attention",
         type=one_of("attention", *ATTENTIONS),
         default="sdpa",

@@ -33,6 +33,7 @@ commands:
   inspect    say what a weight file is, or how a video was made: contextanyone inspect FILE
   init       make a starting checkpoint for training: contextanyone init --backbone FILE --out FILE
   convert    weights under other names, in another dtype: contextanyone convert FILE --naming diffusers --out FILE
+  doctor     say what this machine has and which models fit its GPU: contextanyone doctor --memory-gb 8
 """
 
 
@@ -64,7 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "pose": _pose, "inspect": _inspect, "init": _init, "convert": _convert}
+    commands = {
+        "generate": _generate,
+        "pose": _pose,
+        "inspect": _inspect,
+        "init": _init,
+        "convert": _convert,
+        "doctor": _doctor,
+    }
     if words and words[0] in commands:
         _check_memory()
         return commands[words[0]](words[1:])
@@ -123,6 +131,12 @@ def _convert(words: Sequence[str]) -> int:
     from .weight_commands import convert
 
     return convert(words)
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from .doctor import doctor
+
+    return doctor(words)
 
 
 @contextmanager

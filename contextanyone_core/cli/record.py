@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..media.video_io import contact_path, read_metadata
 from ..model_specs import ModelSpec
 from .clips import Clip
+from .generate_personal import Person, person_record
 from .generate_pose import condition_record, pose_window
 from .parsing import COMPONENTS, package_version
 
@@ -61,7 +62,7 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, seed: int) -> G
     )
 
 
-def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
+def record_of(pipeline: Pipeline, options: argparse.Namespace, person: Person | None) -> dict[str, Any]:
     """The part of the record that all clips of a run share: effective settings, versions, hashes of the files read."""
     import torch
 
@@ -87,6 +88,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]
             for lora in execution.loras
         ],
         **condition_record(options),
+        **person_record(person),
         "versions": {
             "contextanyone": package_version(),
             "torch": str(torch.__version__),

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError
 from ..media.image_io import MIN_SIDE
+from ..shapes import LONG_EDGE
 
 WHITE = 1.0
-LONG_EDGE = 848
-"""Pixels that a reference of its own size has at most on its long side (Bernini's, in ComfyUI)."""
 _STRIDE = 16
 
 

@@ -78,6 +78,10 @@ class Tokenizer:
         end = int(self._tokenizer.eos_id())
         return [[*map(int, self._tokenizer.encode(prompt)), end] for prompt in prompts]
 
+    def split(self, text: str) -> list[str]:
+        """The pieces that a text falls into, as the SentencePiece model spells them."""
+        return [str(piece) for piece in self._tokenizer.encode(text, out_type=str)]
+
     def count_tokens(self, prompt: str) -> int:
         """Number of tokens of a prompt, end token included."""
         return len(self.tokenize([prompt])[0])

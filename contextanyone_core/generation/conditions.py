@@ -9,6 +9,7 @@ import torch
 
 from ..errors import InputError, ShapeError
 from ..model.condition import VideoCondition, given_frames
+from ..model.regions import Regions
 from ..model.transformer import ReferenceInputs
 
 WHOLE_RUN = (0.0, 1.0)
@@ -25,7 +26,8 @@ class Conditions:
         text_embeds: (B, text_len, text_dim), the video's prompt.
         negative_embeds: the same shape, the negative prompt.
         references: inputs of the reference stream; None is plain text to video.
-        video: pose and start frame of the video, in every pass of a step; None is neither.
+        video: pose and start frame of the video, in every pass of a step, and the person's regions, in the passes with
+            the prompt; None is none of them.
     """
 
     text_embeds: torch.Tensor
@@ -77,7 +79,9 @@ def share_before(sigma: float, sigmas: Sequence[float]) -> float:
 def condition_at(
     video: VideoCondition | None, share: float, strength: float, window: tuple[float, float]
 ) -> VideoCondition | None:
-    """Pose and start frame of one step; the start frame is there in all of them.
+    """Pose, start frame and regions of one step; the start frame is there in all of them.
+
+    Where there is a pose and it does not act, nothing says where the person is: there are no regions either.
 
     Args:
         video: of the whole run.
@@ -87,8 +91,14 @@ def condition_at(
     """
     if video is None or video.pose is None or (strength == 1 and window == WHOLE_RUN):
         return video
-    acts = strength != 0 and window[0] <= share < window[1]
-    return replace(video, pose=strength * video.pose if acts else None)
+    if strength == 0 or not window[0] <= share < window[1]:
+        return replace(video, pose=None, regions=None)
+    return replace(video, pose=strength * video.pose)
+
+
+def of_negative(video: VideoCondition | None) -> VideoCondition | None:
+    """What a pass with the negative prompt is given of these: pose and start frame; that prompt names nobody."""
+    return video if video is None or video.regions is None else replace(video, regions=None)
 
 
 def lead_to_start(
@@ -143,7 +153,20 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
 
 def _stacked(videos: Sequence[VideoCondition]) -> VideoCondition | None:
     pose, start = (_joined(name, [getattr(item, name) for item in videos]) for name in ("pose", "start"))
-    return None if pose is None and start is None else VideoCondition(pose, start)
+    regions = _joined_regions([video.regions for video in videos])
+    return None if pose is None and start is None and regions is None else VideoCondition(pose, start, regions)
+
+
+def _joined_regions(each: Sequence[Regions | None]) -> Regions | None:
+    """Regions of all videos; those of a video without name nobody, so that its text is read as ever."""
+    given = [item for item in each if item is not None]
+    if not given:
+        return None
+    if len({item.person.shape for item in given}) > 1:
+        raise ShapeError("A batch needs regions of one shape; make them for the same frames and size.")
+    empty = Regions(torch.zeros_like(given[0].person), ((),))
+    filled = [item or empty for item in each]
+    return Regions(torch.cat([item.person for item in filled]), tuple(rows for item in filled for rows in item.named))
 
 
 def _joined(name: str, parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

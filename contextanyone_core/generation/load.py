@@ -133,11 +133,11 @@ def settle_memory(folder: Path, device: torch.device, dtype: torch.dtype, spec: 
     if free is None:
         return "high"
     config, sizes = model_sizes(folder, spec)
-    stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize) for mode in MODES}
+    stages = {mode: stage_bytes(mode, sizes, config, execution.video, dtype.itemsize, spec) for mode in MODES}
     if execution.step_cache is not None:
         kept = step_cache_bytes(config, execution.video.shape, dtype.itemsize)
         stages = {mode: peaks | {"denoise": peaks["denoise"] + kept} for mode, peaks in stages.items()}
-    mode = fitting_mode(free, stages)
+    mode = fitting_mode(free, stages) or MODES[-1]
     if mode != "high":
         needed = max(stages[mode].values())
         _LOG.warning("memory: %s, about %.1f GiB of the %.1f that are free", mode, needed / _GIB, free / _GIB)

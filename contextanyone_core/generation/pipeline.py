@@ -30,7 +30,15 @@ from ..sampling.names import check_sampler_name
 from ..sampling.reference_modes import REFERENCE_MODES, Conditioned, ReferenceMode, SeparateStream
 from ..sampling.schedulers import make_sampler
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
-from .conditions import Conditions, check_batch, check_window, condition_at, lead_to_start, stack_conditions
+from .conditions import (
+    Conditions,
+    check_batch,
+    check_window,
+    condition_at,
+    lead_to_start,
+    of_negative,
+    stack_conditions,
+)
 from .load import check_components, load_components
 
 __all__ = [
@@ -222,10 +230,12 @@ class LatentSampler:
             with_reference = branch.reference and conditions.references is not None
             key = (branch.negative, with_reference)  # without any reference two branches can be one pass
             if key not in passes:
-                text_embeds = conditions.negative_embeds if branch.negative else conditions.text_embeds
+                text_embeds, video = conditions.text_embeds, conditions.video
+                if branch.negative:
+                    text_embeds, video = conditions.negative_embeds, of_negative(video)
                 with nullcontext() if self.execution.step_cache is None else named_pass(self.transformer, str(key)):
                     velocity = conditioned.velocity(
-                        noisy, timesteps, text_embeds, with_reference=with_reference, condition=conditions.video
+                        noisy, timesteps, text_embeds, with_reference=with_reference, condition=video
                     )
                 passes[key] = velocity.float()
             velocities[branch] = passes[key]
@@ -335,7 +345,7 @@ class ContextAnyonePipeline(LatentSampler):
                 size of the video; none is plain text to video.
             prompt: the look of the reference, and the action.
             settings: size, steps, seed and so on.
-            condition: pose and start frame, as `encode_condition` makes them.
+            condition: pose and start frame, as `encode_condition` makes them, and the regions of `person_regions`.
             negative: the negative prompt; None takes the model's own.
             progress: called after every step.
 

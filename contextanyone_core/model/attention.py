@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .precision import normed
+from .regions import TextGuide
 from .rope import RotaryTable, apply_rotary
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -111,14 +112,38 @@ class CrossAttention(Projections):
         values = self.v_img(tokens)
         return KeysValues(normed(self.norm_k_img, self.k_img(tokens)).to(values.dtype), values)
 
-    def forward(self, x: Tensor, text: Tensor, image: KeysValues | None, attention: AttentionFunction) -> Tensor:
-        """Attention of x (B, tokens, C) over the text (B, text_len, C) and, optionally, CLIP keys and values."""
-        queries = self.queries(x)
-        read = attention(queries, *self.keys_values(text), self.heads)
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor,
+        image: KeysValues | None,
+        attention: AttentionFunction,
+        guide: TextGuide | None = None,
+    ) -> Tensor:
+        """Attention of x (B, tokens, C) over the text (B, text_len, C) and, optionally, CLIP keys and values.
+
+        With a guide, tokens read the text whole or without what names the person, by their share of them.
+        """
+        queries, told = self.queries(x), self.keys_values(text)
+        read = attention(queries, *told, self.heads)
+        if guide is not None:
+            read = self._guided(read, queries, told, guide, attention)
         if image is not None:
             read = read + attention(queries, *image, self.heads)
         out: Tensor = self.o(read)
         return out
+
+    def _guided(
+        self, read: Tensor, queries: Tensor, text: KeysValues, guide: TextGuide, attention: AttentionFunction
+    ) -> Tensor:
+        """`read`, mixed by region with what the queries read of the text without the person's tokens."""
+        person = guide.person.to(read.dtype)
+        for videos, tokens in guide.groups:
+            whole, q, shares, *told = (x if videos is None else x[videos] for x in (read, queries, person, *text))
+            keys, values = (x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2])) for x in told)
+            mixed = torch.lerp(attention(q, keys, values, self.heads), whole, shares)
+            read = mixed if videos is None else read.index_copy(0, videos, mixed)
+        return read
 
 
 class EmphasizeAttention(Projections):

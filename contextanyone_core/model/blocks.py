@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config import ContextAnyoneConfig
 from .attention import AttentionFunction, CrossAttention, EmphasizeAttention, KeysValues, SelfAttention
 from .precision import full_precision, normed
+from .regions import TextGuide
 from .rope import RotaryTable
 
 Mode = Literal["video", "reference", "both"]
@@ -34,6 +35,7 @@ class Stream(NamedTuple):
     text: Tensor  # (B, text_len, C)
     rotary: RotaryTable
     lengths: Sequence[int]
+    guide: TextGuide | None = None
 
 
 class ReferenceStream(NamedTuple):
@@ -129,7 +131,7 @@ class TransformerBlock(nn.Module):
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
         image = None if cache is None else _batched_pair(cache.image, x)
-        x = x + self.cross_attn(normed(self.norm3, x), stream.text, image, attention)
+        x = x + self.cross_attn(normed(self.norm3, x), stream.text, image, attention, stream.guide)
         emphasized = None if cache is None or emphasis == 0 else _batched_pair(cache.emphasize, x)
         if emphasized is not None and self.norm_emphasize is not None and self.emphasize_attn is not None:
             h = normed(self.norm_emphasize, x)

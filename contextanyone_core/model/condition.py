@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError, ShapeError
+from .regions import Regions
 
 NO_CHANNELS = (
     "A pose or a start frame is given, and this model has no condition channels (condition_dim is 0); leave them out, "
@@ -23,20 +25,23 @@ NO_CHANNELS = (
 
 @dataclass(frozen=True)
 class VideoCondition:
-    """What the video's patch embedding reads beside the noisy latents; None is an absent condition.
+    """What the video stream alone is given beside the noisy latents and the text; None is an absent condition.
 
     Attributes:
         pose: normalised latents (B, in_dim, T, h, w) of the drawn poses, as large as the video's.
         start: normalised latents (B, in_dim, n, h, w) of the clean first n latent frames, 1 <= n <= T.
+        regions: where the person is whom the prompt names, for mask-guided attention.
     """
 
     pose: Tensor | None = None
     start: Tensor | None = None
+    regions: Regions | None = None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VideoCondition:
         """The same on another device or in another dtype."""
-        parts = {name: None if part is None else part.to(device=device, dtype=dtype) for name, part in self._parts()}
-        return replace(self, **parts)
+        parts: dict[str, Any] = {"regions": self.regions, **dict(self._parts())}
+        moved = {name: part.to(device=device, dtype=dtype) for name, part in parts.items() if part is not None}
+        return replace(self, **moved)
 
     def _parts(self) -> Sequence[tuple[str, Tensor | None]]:
         return ("pose", self.pose), ("start", self.start)

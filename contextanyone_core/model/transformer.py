@@ -8,6 +8,7 @@ cached reference is the same computation as an uncached one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from .blocks import BlockCache, Head, ImageEmbedding, ReferenceStream, Stream, T
 from .condition import PatchEmbedding, VideoCondition, resized_patch_weight, with_absent_channels
 from .initialisation import initialise
 from .precision import full_precision
+from .regions import NO_REGIONS
 from .rope import RotaryTable, grid_positions, in_context_positions, reference_positions, rotary_table
 
 
@@ -83,7 +85,7 @@ class ReferenceCache:
         outputs: the reference stream's own output, one (B, out_dim, 1, h, w) per reference, for `reconstruction`.
     """
 
-    blocks: list[BlockCache]
+    blocks: Sequence[BlockCache]
     outputs: list[Tensor]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:
@@ -186,13 +188,14 @@ class ContextAnyoneTransformer(nn.Module):
             cache: the result of `encode_references`, instead of `references`. With neither there are no reference
                 tokens, no CLIP tokens and no Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
-            condition: pose and clean first frames, for the video stream alone; references never read them.
+            condition: pose, clean first frames and regions, for the video stream alone; references never read them.
             attention: another kernel for this call only.
 
         Raises:
             ShapeError: a tensor does not fit the config, or is of another batch; a cache or condition of batch 1 serves
                 any.
-            InputError: both `references` and `cache` are given, or a condition to a model without its channels.
+            InputError: both `references` and `cache` are given, a condition to a model without its channels, or regions
+                beside in-context references.
         """
         if references is not None and cache is not None:
             raise InputError("Both references and their cache are given; give one of the two.")
@@ -201,8 +204,11 @@ class ContextAnyoneTransformer(nn.Module):
         self._check_text(text_embeds)
         _check_batch("text_embeds", text_embeds, len(latents))
         _check_timesteps(timesteps, len(latents))
-        conditioned = (condition or VideoCondition()).beside(latents, self.patch_channels)
+        condition = condition or VideoCondition()
+        conditioned = condition.beside(latents, self.patch_channels)
         if isinstance(references, InContextReferences):
+            if condition.regions is not None:
+                raise InputError(NO_REGIONS)
             return self._in_context(conditioned, timesteps, text_embeds, references, attention)
         own, reference_time = (None, None) if references is None else self._embed_references(references)
         first = own.tokens if own is not None else None if cache is None else cache.blocks[0].self_attn.keys
@@ -211,7 +217,9 @@ class ContextAnyoneTransformer(nn.Module):
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
-        stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
+        regions, patch = condition.regions, self.config.patch_size
+        guide = None if regions is None else regions.guide(latents, patch, self.config.text_len)
+        stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide)
         x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):
             if own is not None:

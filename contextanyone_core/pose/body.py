@@ -23,8 +23,9 @@ BONES = (
 ROOT = 1
 PARENT = {child: parent for parent, child in BONES}
 BONE_TO = {child: bone for bone, (_, child) in enumerate(BONES)}
-METADATA_KEY = "bone_lengths"
-"""Header key of a personal file's bone lengths: a JSON list of 17 numbers in the order of `BONES`, null if unknown."""
+PERSONAL_KEY = "contextanyone.personal"
+"""Header key of a personal file, a LoRA trained on one person: a JSON object (`weights/personal_file.py`). Its `bones`
+are a list of 17 lengths in the order of `BONES`, null if unknown."""
 
 _PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16))  # pairs of right and left bones
 _PERCENTILE = 90
@@ -77,25 +78,34 @@ def read_personal_body(path: Path) -> Body:
 
     Raises: InputError if the file cannot be read or has no lengths, or they are not 17 positive numbers or nulls.
     """
-    text = read_metadata(path).get(METADATA_KEY)
-    if text is None:
+    try:
+        stated = json.loads(read_metadata(path).get(PERSONAL_KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {PERSONAL_KEY} in its header is not JSON.") from error
+    values = stated.get("bones") if isinstance(stated, dict) else None
+    if values is None:
         raise InputError(
-            f"{path} has no {METADATA_KEY} in its header; give keypoints, a picture or a clip of the person."
+            f"{path} has no bone lengths in its header; give keypoints, a picture or a clip of the person."
         )
     try:
-        values = json.loads(text)
-        lengths = np.array([np.nan if value is None else float(value) for value in values])
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: {METADATA_KEY} in its header is no list of numbers.") from error
-    known = lengths[~np.isnan(lengths)]
-    if lengths.shape != (len(BONES),) or not known.size or not ((known > 0) & np.isfinite(known)).all():
-        raise InputError(f"{path}: {METADATA_KEY} must be {len(BONES)} lengths above 0, null where one is not known.")
+        return body_of_lengths(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def stated_lengths(body: Body) -> list[float | None]:
+    """A body's lengths as a personal file's header states them."""
+    return [None if np.isnan(value) else round(float(value), 4) for value in body.lengths]
+
+
+def body_of_lengths(values: object) -> Body:
+    """The body of a header's list. Raises: InputError unless it is 17 positive numbers or nulls, not all null."""
+    numbers = values if isinstance(values, list) else []
+    valid = all(value is None or (type(value) in (int, float) and 0 < value < np.inf) for value in numbers)
+    lengths = np.array([np.nan if value is None else float(value) for value in numbers if valid])
+    if lengths.shape != (len(BONES),) or np.isnan(lengths).all():
+        raise InputError(f"the bone lengths must be {len(BONES)} numbers above 0, null where one is not known.")
     return Body(lengths)
-
-
-def lengths_to_metadata(lengths: NDArray[np.float64]) -> dict[str, str]:
-    """The header entry of a personal file, as `read_personal_body` reads it."""
-    return {METADATA_KEY: json.dumps([None if np.isnan(value) else round(float(value), 4) for value in lengths])}
 
 
 def ancestors(joint: int) -> list[int]:

@@ -47,22 +47,25 @@ _CORNERS = 36
 
 @dataclass(frozen=True)
 class PoseStyle:
-    """The drawing settings that differ between the full size and the miniature.
+    """The drawing settings that differ between the full size and the miniature, and the figures' proportion.
 
     Attributes:
         background: RGB; black at full size, mid-grey in the miniature, whose VAE was not trained on black pictures.
         half_width: half width of a limb and radius of a joint, in pixels; lines of the hands have half of it as width,
             dots of the face three quarters of it as radius.
         face: whether the face is drawn.
+        head: the head's height, chin to crown, in lengths from nose to neck: an adult's; the miniature's figures have
+            large heads, and the head's middle as nose.
     """
 
     background: Color = (0, 0, 0)
     half_width: float = 4.0
     face: bool = True
+    head: float = 1.35
 
 
 FULL_SIZE = PoseStyle()
-MINIATURE = PoseStyle((127, 127, 127), 1.5)
+MINIATURE = PoseStyle((127, 127, 127), 1.5, head=2.05)
 STYLES = {"full": FULL_SIZE, "miniature": MINIATURE}
 """By the names of `config.POSE_STYLES`."""
 

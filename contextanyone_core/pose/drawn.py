@@ -75,6 +75,14 @@ def inspect_drawn(frames: Pixels) -> Drawn:
     return Drawn((red, green, blue), of_skeleton >= _SKELETON * plain.size)
 
 
+def background_of(frames: Pixels) -> NDArray[np.bool_]:
+    """Where drawn frames, uint8 (T, H, W, 3), show their background: (T, H, W).
+
+    Raises: InputError as `inspect_drawn`.
+    """
+    return _near(frames, np.array(inspect_drawn(frames).background, np.uint8))
+
+
 def recolour(frames: Pixels, background: Color) -> Pixels:
     """Drawn frames, uint8 (T, H, W, 3), on another background; anti-aliased edges are preserved.
 

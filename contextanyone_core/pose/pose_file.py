@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,22 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def pose_file_bytes(poses: PoseSequence) -> bytes:
-    """Serialise a sequence as a pose file, float32 in the layout body18."""
+    """Serialise a sequence as a pose file, float32 in the layout body18; equal poses give equal bytes."""
     tensors = {"keypoints": poses.body, "hands": poses.hands, "face": poses.face}
     metadata = {"layout": "body18", "width": str(poses.width), "height": str(poses.height), "fps": f"{poses.fps:.12g}"}
     content: bytes = save(
         {name: tensor.astype(np.float32) for name, tensor in tensors.items() if tensor is not None}, metadata
     )
-    return content
+    return _with_sorted_metadata(content)
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """safetensors writes the metadata in a random order; sorted by key, the header has the same length."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+    return content[:8] + text + content[8 + length :]
 
 
 def _contents(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

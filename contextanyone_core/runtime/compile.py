@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -13,7 +14,9 @@ from ..model.blocks import TransformerBlock
 from ..model.transformer import ContextAnyoneTransformer
 
 
-def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> None:
+def compile_blocks(
+    transformer: ContextAnyoneTransformer, forward: Callable[..., Any] = TransformerBlock.forward, **options: Any
+) -> None:
     """Compile the blocks' `forward`; compilation happens at the first call.
 
     Each path through the block is one full graph: the video stream with and without a cache, and the reference stream;
@@ -22,9 +25,10 @@ def compile_blocks(transformer: ContextAnyoneTransformer, **options: Any) -> Non
 
     Args:
         transformer: only the `forward` of its blocks is replaced.
+        forward: what is compiled, a function of the block and its inputs; the trainer wraps the block's own.
         options: passed to `torch.compile`, such as `backend`.
     """
-    compiled = torch.compile(TransformerBlock.forward, fullgraph=True, dynamic=False, **options)
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False, **options)
     for block in transformer.blocks:
         block.forward = MethodType(compiled, block)
 

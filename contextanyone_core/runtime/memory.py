@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import ContextAnyoneConfig
-from ..shapes import VideoShape
+from ..model_specs import MODELS, ModelSpec
+from ..shapes import LONG_EDGE, VideoShape
 from .options import Video
 
 
@@ -47,6 +48,15 @@ def forward_bytes(
     return block + joined + text + cache_bytes(config, reference_tokens, image_tokens, dtype_size)
 
 
+def one_stream_bytes(
+    config: ContextAnyoneConfig, latents_shape: Sequence[int], *, reference_tokens: int, dtype_size: int = 2
+) -> int:
+    """As `forward_bytes`, of a model whose references are tokens of the video's own stream; nothing is cached."""
+    batch, channels, *sides = latents_shape
+    longer = math.prod(sides) + reference_tokens * math.prod(config.patch_size)
+    return forward_bytes(config, (batch, channels, 1, 1, longer), dtype_size=dtype_size)
+
+
 MODES = ("high", "balanced", "low")
 """Memory modes of `options.MEMORIES` except `auto`, from the fastest to the smallest."""
 
@@ -81,7 +91,12 @@ class ModelSizes:
 
 
 def stage_bytes(
-    mode: str, sizes: ModelSizes, config: ContextAnyoneConfig, video: Video, dtype_size: int = 2
+    mode: str,
+    sizes: ModelSizes,
+    config: ContextAnyoneConfig,
+    video: Video,
+    dtype_size: int = 2,
+    spec: ModelSpec = MODELS["contextanyone"],
 ) -> dict[str, int]:
     """Peak bytes on the device of each stage of a generation: `prompts`, `references`, `denoise`, `decode`.
 
@@ -93,10 +108,11 @@ def stage_bytes(
         config: config of the transformer.
         video: size and references of the video.
         dtype_size: bytes per element of the compute dtype.
+        spec: the model, which decides what its references take.
     """
     shape = video.shape
-    encoding = encode_bytes(shape if video.pose else shape.picture, dtype_size, sizes.vae_width)
-    working = _denoising_bytes(mode, config, video, dtype_size)
+    encoding = encode_bytes(shape if video.pose else _picture(video, spec), dtype_size, sizes.vae_width)
+    working = _denoising_bytes(mode, config, video, dtype_size, spec)
     decoding = decode_bytes(shape, dtype_size, sizes.vae_width, tiled=mode != "high")
     vae, image = sizes.vae * dtype_size, sizes.image * dtype_size
     transformer, text = sizes.transformer * dtype_size, sizes.text * dtype_size
@@ -138,17 +154,21 @@ def step_cache_bytes(config: ContextAnyoneConfig, video: VideoShape, dtype_size:
     return 3 * 3 * video.token_count(config) * config.dim * dtype_size
 
 
-def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str:
-    """The fastest mode whose largest stage fits into nine tenths of the free bytes; `low` if none does."""
-    for mode in MODES:
-        if max(stages[mode].values()) <= 0.9 * free:
-            return mode
-    return MODES[-1]
+def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str | None:
+    """The fastest mode whose largest stage fits into nine tenths of the free bytes; None if none does."""
+    return next((mode for mode in MODES if max(stages[mode].values()) <= 0.9 * free), None)
 
 
-def _denoising_bytes(mode: str, config: ContextAnyoneConfig, video: Video, dtype_size: int) -> int:
+def _picture(video: Video, spec: ModelSpec) -> VideoShape:
+    """What a reference is encoded as; of its own size, the largest that it can have."""
+    return VideoShape(1, LONG_EDGE, LONG_EDGE) if spec.own_size else video.shape.picture
+
+
+def _denoising_bytes(mode: str, config: ContextAnyoneConfig, video: Video, dtype_size: int, spec: ModelSpec) -> int:
     shape = video.shape.latents_shape(config)
-    tokens = video.references * video.shape.picture.token_count(config)
+    tokens = video.references * _picture(video, spec).token_count(config)
+    if spec.one_stream:
+        return one_stream_bytes(config, shape, reference_tokens=tokens, dtype_size=dtype_size)
     clip = video.references * _CLIP_TOKENS if config.image_dim is not None else 0
     whole = forward_bytes(config, shape, reference_tokens=tokens, image_tokens=clip, dtype_size=dtype_size)
     cache = cache_bytes(config, tokens, clip, dtype_size)

@@ -11,57 +11,68 @@ from pathlib import Path
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.config import PipelineSettings
+from data_pipeline.decisions.review import reviewed, stored_review
 from data_pipeline.decisions.rules import Decision, Rule, decide, reasons, rules_of, what_if
-from data_pipeline.decisions.splits import split_rows
+from data_pipeline.decisions.splits import identities_of, split_rows
 from data_pipeline.engine.work import Job
-from data_pipeline.rows import Part, Row, read_part, sorted_rows
+from data_pipeline.models.stages import ModelStage
+from data_pipeline.rows import Dropped, Row, count_part, read_part, sorted_rows
 from training.data.manifest import Edit, Hashes, ManifestRow, Split, write_lines, write_manifest
+
+_UNVERIFIED = ("verify", "self")  # the stage whose rules do not hold for references of this kind
 
 
 @dataclass(frozen=True)
 class Account:
-    """Every row of a run with its decision, the rules, and the funnel of stages."""
+    """Every row of a run with its decision, what stages dropped, the rules, and the funnel of stages."""
 
     decisions: list[Decision]
+    dropped: list[Dropped]
     rules: list[Rule]
     funnel: dict[str, object]
 
 
-def parts_of(job: Job, number: int, names: Sequence[str]) -> Iterator[Part]:
+def paths_of(job: Job, number: int, names: Sequence[str]) -> Iterator[Path]:
     """The parts of one stage that there are, in the order of sources."""
-    for name in names:
-        path = job.part_path(number, name)
-        if path.is_file():
-            yield read_part(path)
+    return (path for name in names if (path := job.part_path(number, name)).is_file())
 
 
 def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Account:
-    """Read the parts and decide.
+    """Read the parts and decide; a stored review overrules the rules.
 
     Raises:
         InputError: a rule names a score that was not measured.
     """
     stages: dict[str, dict[str, object]] = {}
     rows: list[Row] = []
+    lost: list[Dropped] = []
     entering = 0
+    last = len(job.stages) - 1
     for number, stage in enumerate(job.stages):
         dropped: Counter[str] = Counter()
-        rows, sources = [], 0
-        for part in parts_of(job, number, names):
+        count, sources = 0, 0
+        for path in paths_of(job, number, names):
             sources += 1
-            rows += part.rows
-            dropped.update(found.drop.reason for found in part.dropped)
+            out, gone = count_part(path)
+            count += out
+            rows += read_part(path).rows if number == last else ()
+            dropped.update(found.drop.reason for found in gone)
+            lost += gone
         entering = sources if number == 0 else entering
         stages[stage.name] = {
             "sources": sources,
             "in": entering,
-            "out": len(rows),
+            "out": count,
             "dropped": dict(sorted(dropped.items())),
         }
-        entering = len(rows)
+        entering = count
     rows = sorted_rows(rows)
-    rules = rules_of(settings.filters, rows)
-    decisions = decide(rows, rules)
+    filters = {
+        stage: bounds for stage, bounds in settings.filters.items() if (stage, settings.reference) != _UNVERIFIED
+    }
+    rules = rules_of(filters, rows)
+    review = stored_review(job.root)
+    decisions = reviewed(decide(rows, rules), review)
     failed = sum(job.failure_path(name).is_file() for name in names)
     kept = sum(not found.reason for found in decisions)
     funnel = {
@@ -72,7 +83,7 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
         "kept": kept,
         "dropped": reasons(decisions),
     }
-    return Account(decisions, rules, funnel)
+    return Account(decisions, lost, rules, funnel)
 
 
 def write_outputs(job: Job, settings: PipelineSettings, account: Account) -> None:
@@ -83,8 +94,10 @@ def write_outputs(job: Job, settings: PipelineSettings, account: Account) -> Non
     write_json(job.root / "funnel.json", account.funnel)
     write_json(job.root / "what_if.json", what_if(rows, account.rules))
     kept = [found.row for found in account.decisions if not found.reason]
-    if any(stage.name == "verify" for stage in job.stages):
-        pairs = zip(kept, split_rows(kept), strict=True)
+    asking = next((stage for stage in job.stages if isinstance(stage, ModelStage)), None)
+    if asking is not None:
+        clusters = identities_of(job.root, rows, asking.models)
+        pairs = zip(kept, split_rows(kept, [clusters[row.key] for row in kept]), strict=True)
         write_manifest(job.root / "manifest.jsonl", [_pair(row, split, settings) for row, split in pairs])
 
 
@@ -104,17 +117,24 @@ def _pair(row: Row, split: Split, settings: PipelineSettings) -> ManifestRow:
         reference=row.paths["reference"],
         target_frame_index=int(row.scores["target.index"]),
         mask=row.paths["mask"],
+        pose=row.paths["pose"],
         prompt_first=row.labels["captions.first"],
         prompt_later=row.labels["captions.later"],
-        edit=Edit(
-            model=settings.chain, instruction=row.labels["verify.instruction"], seed=int(row.scores["verify.seed"])
-        ),
+        edit=_edit(row, settings),
         scores=row.scores,
         source=settings.source,
         license=settings.license,
         split=split,
         sha256=Hashes(video=row.sha256),
     )
+
+
+def _edit(row: Row, settings: PipelineSettings) -> Edit | None:
+    """How the reference was made; None where it is a frame of the source."""
+    if settings.reference != "edit":
+        return None
+    model = settings.gpu.editor if settings.gpu is not None else settings.chain
+    return Edit(model=model, instruction=row.labels["verify.instruction"], seed=int(row.scores["verify.seed"]))
 
 
 def read_decisions(root: Path) -> list[dict[str, object]]:
@@ -156,38 +176,3 @@ def what_if_text(table: dict[str, list[dict[str, float]]], rules: Sequence[Rule]
             for entry in entries
         ]
     return "\n".join(lines) + "\n"
-
-
-def card_text(account: Account, settings: PipelineSettings, job: Job) -> str:
-    """The card: sources, licence, stages with versions and settings, thresholds, funnel, what is not known."""
-    stages = [f"| {x.name} | {x.version} | `{json.dumps(x.settings, sort_keys=True)}` |" for x in job.stages]
-    rules = [f"| {rule.name} | {rule.value:g} |" for rule in account.rules]
-    return "\n".join(
-        [
-            "# Data card",
-            "",
-            f"Sources: {settings.source}. Licence: {settings.license}. Chain: {settings.chain}.",
-            "",
-            "## Funnel",
-            "",
-            "```",
-            funnel_text(account).rstrip(),
-            "```",
-            "",
-            "## Stages",
-            "",
-            "| stage | version | settings |",
-            "|---|---|---|",
-            *stages,
-            "",
-            "## Thresholds",
-            "",
-            "| rule | value |",
-            "|---|---|",
-            *rules,
-            "",
-            "No face embedding is stored. Skin tone, gender and age are not inferred.",
-            "Drop rates by group are not measured.",
-            "",
-        ]
-    )

@@ -42,11 +42,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """A row, why it does not stay ("" where it does), and every rule that it breaks."""
+    """A row, why it does not stay ("" where it does), every rule that it breaks, and how far it is from a kept row."""
 
     row: Row
     reason: str
     broken: tuple[str, ...]
+    nearest: float = 1.0
 
 
 def rules_of(filters: dict[str, dict[str, float]], rows: Sequence[Row]) -> list[Rule]:
@@ -70,12 +71,14 @@ def decide(rows: Sequence[Row], rules: Sequence[Rule]) -> list[Decision]:
     single = [rule for rule in rules if rule.name != DEDUP]
     broken = [tuple(rule.name for rule in single if not rule.keeps(row.scores[rule.score])) for row in rows]
     distance = next((rule.value for rule in rules if rule.name == DEDUP), None)
+    near = [1.0] * len(rows)
     if distance is not None:
         left = [number for number, names in enumerate(broken) if not names]
         for number, nearest in zip(left, nearest_before([rows[x] for x in left], distance), strict=True):
+            near[number] = nearest
             if nearest < distance:
                 broken[number] = (DEDUP,)
-    return [Decision(row, names[0] if names else "", names) for row, names in zip(rows, broken, strict=True)]
+    return [Decision(row, x[0] if x else "", x, far) for row, x, far in zip(rows, broken, near, strict=True)]
 
 
 def nearest_before(rows: Sequence[Row], distance: float) -> list[float]:
@@ -83,16 +86,17 @@ def nearest_before(rows: Sequence[Row], distance: float) -> list[float]:
 
     Two rows are as far apart as the mean over their first, middle and last frames. Quadratic in the rows.
     """
-    kept: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
-    found = []
+    kept = np.empty((len(rows), 3 * HASH_SIDE**2 // 8), np.uint8)
+    count, found = 0, []
     for row in rows:
         bits = np.frombuffer(bytes.fromhex(row.labels["hashes.frames"].replace(" ", "")), np.uint8)
         near = 1.0
-        if kept:
-            differing = np.bitwise_count(np.stack(kept) ^ bits).sum(axis=1)
+        if count:
+            differing = np.bitwise_count(kept[:count] ^ bits).sum(axis=1)
             near = float(differing.min()) / (3 * HASH_SIDE**2)
         if near >= distance:
-            kept.append(bits)
+            kept[count] = bits
+            count += 1
         found.append(near)
     return found
 

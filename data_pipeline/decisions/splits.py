@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+from contextanyone_core.atomic_file import write_text
+from data_pipeline.models.protocols import Models
 from data_pipeline.rows import Row
 from training.data.manifest import Split
 
 _VAL, _TEST = 5, 5  # per cent
 
 
-def split_rows(rows: Sequence[Row]) -> list[Split]:
+def identities_of(root: Path, rows: Sequence[Row], models: Models) -> dict[str, str]:
+    """The cluster of each row's person, by the row's key, from `clusters.json` where it has them all.
+
+    The models embed in memory and only names of clusters are written; a run that is killed here starts this anew.
+    """
+    path = root / "clusters.json"
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if known.keys() != {row.key for row in rows}:
+        known = dict(zip((row.key for row in rows), models.identities(rows), strict=True))
+        write_text(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return known
+
+
+def split_rows(rows: Sequence[Row], people: Sequence[str]) -> list[Split]:
     """The split of each row: rows that share a source or an identity, also over others, have the same one."""
     parent: dict[str, str] = {}
 
@@ -22,7 +39,7 @@ def split_rows(rows: Sequence[Row]) -> list[Split]:
             name = parent[name]
         return name
 
-    names = [(f"source {row.source}", f"person {row.labels['person.track']}") for row in rows]
+    names = [(f"source {row.source}", f"person {person}") for row, person in zip(rows, people, strict=True)]
     for source, person in names:
         first, second = sorted((root(source), root(person)))  # the smallest name leads, whatever the order of rows
         parent[second] = first

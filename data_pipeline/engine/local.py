@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 
+from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, remove_remains, run_source, write_failure
 
 _TASKS_OF_A_WORKER = 256  # then a new process takes its place: libraries that leak do not add up
-_EVERY = 2.0  # seconds between lines of progress
 
 _job: Job | None = None  # a worker's own
-
-
-@dataclass
-class Progress:
-    """`progress.jsonl`: sources done, failed, rows computed, rows a second, seconds left."""
-
-    path: Path
-    total: int
-    done: int = 0
-    failed: int = 0
-    rows: int = 0
-    _started: float = 0.0
-    _written: float = 0.0
-
-    def add(self, outcome: Done | Failed) -> None:
-        """Count a source, and write a line if the last is a while ago."""
-        self._started = self._started or time.monotonic()
-        self.done += 1
-        self.failed += isinstance(outcome, Failed)
-        self.rows += outcome.computed if isinstance(outcome, Done) else 0
-        if time.monotonic() - self._written >= _EVERY or self.done == self.total:
-            self.write()
-
-    def write(self) -> None:
-        """Append one line."""
-        self._written = time.monotonic()
-        elapsed = max(self._written - self._started, 1e-6)
-        line = {
-            "done": self.done,
-            "total": self.total,
-            "failed": self.failed,
-            "rows": self.rows,
-            "rows_per_s": round(self.rows / elapsed, 2),
-            "eta_s": round(elapsed / self.done * (self.total - self.done), 1) if self.done else None,
-        }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) -> Iterator[Done | Failed]:
@@ -66,7 +25,7 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
 
     A source that was in a worker's hands when one died is tried again alone: if its worker dies again, it has failed.
     """
-    progress._started = time.monotonic()
+    progress.begin()
     waiting, suspects = deque(names), deque[str]()
     remove_remains(job, set(names))
     while waiting or suspects:

@@ -7,7 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from contextanyone_core.atomic_file import ENDING, PREFIX, write_text
@@ -31,11 +31,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class Done:
-    """A source that went through: rows at the end, and rows that any stage computed in this run."""
+    """A source that went through: rows at the end, and rows that any stage computed in this run.
+
+    Attributes:
+        stages: for each stage the rows that came out of it, and the seconds that it took in this run.
+    """
 
     source: str
     rows: int
     computed: int
+    stages: tuple[tuple[int, float], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -108,26 +113,29 @@ def _through(job: Job, source: str, at: list[str]) -> Done:
     last = len(names) if job.selection.last is None else names.index(job.selection.last) + 1
     anew = len(names) if job.selection.first is None else names.index(job.selection.first)
     part, computed, marks = None, 0, fingerprints(job.stages)
+    account: list[tuple[int, float]] = []
     for number in range(last):
         at[0] = names[number]
         path = job.part_path(number, source)
         if number < anew and path.is_file():
             part = read_part(path)
+            account.append((len(part.rows), 0.0))
             continue
+        began = time.monotonic()
         rows = part.rows if part is not None else (job.sources.row(source, job.root),)
         part = run_stage(job.stages[number], rows, marks[number])
         computed += len(rows)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, part.text())
-    return Done(source, len(part.rows) if part is not None else 0, computed)
+        account.append((len(part.rows), time.monotonic() - began))
+    return Done(source, account[-1][0], computed, tuple(account))
 
 
 def run_stage(stage: Stage, rows: tuple[Row, ...], mark: str) -> Part:
     """One stage over the rows of a source. `mark` is the stage's fingerprint and goes into the keys."""
     kept: list[Row] = []
     dropped: list[Dropped] = []
-    for row in rows:
-        answer = stage(row)
+    for row, answer in zip(rows, stage.over_source(rows), strict=True):
         if isinstance(answer, Drop):
             dropped.append(Dropped(row, stage.name, answer))
             continue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.licences import ModelCard
 from data_pipeline.rows import Row
 
 Box = tuple[float, float, float, float]
@@ -52,6 +54,21 @@ class Models(Protocol):
     def version(self) -> int:
         """To be raised when the same row gets other answers."""
 
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """Every model with its revision."""
+
+    @property
+    def gpu(self) -> bool:
+        """Whether they use a GPU."""
+
+    @property
+    def layout(self) -> str:
+        """Of the joints: body14 or body18, see `contextanyone_core.pose.layouts`."""
+
+    def check(self) -> None:
+        """Raise MissingDependencyError or InputError where a package or file is missing; nothing is loaded."""
+
     def people(self, row: Row) -> list[list[Seen]]:
         """Detection and tracking: for each frame of the row, the people."""
 
@@ -59,7 +76,7 @@ class Models(Protocol):
         """(T, H, W) uint8, 255 where the person is, for each frame of the row."""
 
     def joints(self, row: Row, track: str) -> NDArray[np.float32]:
-        """(T, K, 2) pixels, for each frame of the row."""
+        """(T, K, 3) x and y in pixels and a score, for each frame of the row."""
 
     def captions(self, row: Row) -> tuple[str, str]:
         """How the person looks in the first frame; what happens later."""
@@ -69,3 +86,9 @@ class Models(Protocol):
 
     def judge(self, row: Row, candidate: int, *, exchanged: bool) -> Verdict | None:
         """Whether the candidate shows the row's person; the pictures in the other order. None: no valid answer."""
+
+    def compare(self, row: Row, other: Row, *, exchanged: bool) -> Verdict | None:
+        """As `judge`, about the ground-truth frames of two rows of one source."""
+
+    def identities(self, rows: Sequence[Row]) -> list[str]:
+        """The cluster of each row's person. Embeddings stay in memory, and only these names are written."""

@@ -1,23 +1,23 @@
-"""The stages that ask models, from people to verification. Each stores scores; what is enough is decided later."""
+"""The stages that ask models, from people to captions. Each stores scores; what is enough is decided later."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from contextanyone_core.atomic_file import whole_file, write_text
+from data_pipeline.licences import ModelCard
+from data_pipeline.models.picture_files import encode_picture, write_picture
 from data_pipeline.models.protocols import Models, Seen
-from data_pipeline.pixels.decode import frames_of
-from data_pipeline.pixels.scores import hash_distance, perceptual_hash
 from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
+from training.data.video import video_frames
 
 _OFTEN = 0.2  # of a shot's frames: who is seen less often is a false detection
 
@@ -34,6 +34,20 @@ class ModelStage(Stage):
         own = {name: value for name, value in super().settings.items() if name != "models"}
         return {**own, "models": [self.models.name, self.models.version]}
 
+    @property
+    def gpu(self) -> bool:
+        """Whether the chain's models use one."""
+        return self.models.gpu
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The chain's models."""
+        return self.models.cards
+
+    def check(self) -> None:
+        """As `Models.check`."""
+        self.models.check()
+
 
 @dataclass(frozen=True)
 class Person(ModelStage):
@@ -45,6 +59,7 @@ class Person(ModelStage):
     """
 
     name: ClassVar[str] = "person"
+    version: ClassVar[int] = 2
 
     def __call__(self, row: Row) -> Row | Drop:
         """The row with its main person."""
@@ -61,8 +76,8 @@ class Person(ModelStage):
             presence=len(mains) / len(frames),
             steady=times / len(mains),
         )
-        boxes = [[list(one.box) for one in seen] for seen in frames]
-        write_text(self.folder(row) / "people.json", json.dumps(boxes) + "\n")
+        told = [[{"box": one.box, "track": one.track} for one in seen] for seen in frames]
+        write_text(self.folder(row) / "people.json", json.dumps(told) + "\n")
         return row.labelled(self.name, track=track).with_paths(people=f"{row.files}/people.json")
 
 
@@ -87,25 +102,51 @@ class Masks(ModelStage):
                 beside.mkdir()
                 for number in range(total):
                     inside = row.start <= number < row.stop
-                    _write_png(beside / f"{number:05d}.png", masks[number - row.start] if inside else masks[0] * 0)
+                    encode_picture(beside / f"{number:05d}.png", masks[number - row.start] if inside else masks[0] * 0)
         return row.scored(self.name, area=float(np.median((masks > 127).mean((1, 2))))).with_paths(
             mask=f"{row.files}/mask"
         )
 
 
 @dataclass(frozen=True)
+class Poses(ModelStage):
+    """The person's joints as a pose file of the whole video, frames outside the shot without a score.
+
+    Score `seen`: the mean share of joints with a score above a half.
+    """
+
+    name: ClassVar[str] = "poses"
+
+    def __call__(self, row: Row) -> Row:
+        """The row with the path `pose`."""
+        joints = self.models.joints(row, row.labels["person.track"])
+        whole = np.zeros((int(row.scores["probe.frames"]), *joints.shape[1:]), np.float32)
+        whole[row.start : row.stop] = joints
+        size = {name: str(int(row.scores[f"probe.{name}"])) for name in ("width", "height")}
+        told = {"layout": self.models.layout, **size, "fps": f"{row.scores['probe.fps']:.12g}"}
+        with whole_file(self.folder(row) / "pose.safetensors") as beside:
+            save_file({"keypoints": whole}, beside, told)
+        seen = float((joints[..., 2] > 0.5).mean())
+        return row.scored(self.name, seen=seen).with_paths(pose=f"{row.files}/pose.safetensors")
+
+
+@dataclass(frozen=True)
 class TargetFrame(ModelStage):
-    """The ground-truth frame: where the person is largest. Score `index`, a frame of the video."""
+    """The ground-truth frame: where the person's mask is largest. Score `index`, a frame of the video."""
 
     name: ClassVar[str] = "target"
+    version: ClassVar[int] = 2
 
     def __call__(self, row: Row) -> Row:
         """The row with the score and the path `target`."""
-        masks = self.models.masks(row, row.labels["person.track"])
-        index = row.start + int(np.argmax((masks > 127).sum((1, 2))))
-        picture = next(frame for at, frame in enumerate(frames_of(self.place(row.video), 1 << 14)) if at == index)
-        with whole_file(self.folder(row) / "target.png") as beside:
-            _write_png(beside, picture[..., ::-1])
+        folder = self.place(row.paths["mask"])
+        pictures = [
+            cv2.imread(str(folder / f"{at:05d}.png"), cv2.IMREAD_GRAYSCALE) for at in range(row.start, row.stop)
+        ]
+        areas = [0 if picture is None else int((picture > 127).sum()) for picture in pictures]
+        index = row.start + int(np.argmax(areas))
+        picture = next(video_frames(self.place(row.video), index))
+        write_picture(self.folder(row) / "target.png", picture)
         return row.scored(self.name, index=index).with_paths(target=f"{row.files}/target.png")
 
 
@@ -121,57 +162,3 @@ class Captions(ModelStage):
         return (
             row.labelled(self.name, first=first, later=later) if first.strip() or later.strip() else Drop("no_caption")
         )
-
-
-@dataclass(frozen=True)
-class EditAndVerify(ModelStage):
-    """Edits of the ground-truth frame, each verified from below and above; the best one stays.
-
-    Scores: `same` (share of yes in three questions, put twice with the pictures exchanged; an invalid reply is three
-    times no), `invalid` replies, `pose` (mean shift of the joints over the person's height), `place` (distance of the
-    hash from the ground-truth frame's nearest frame: what is too near is a copy).
-    """
-
-    name: ClassVar[str] = "verify"
-    candidates: int = 2
-
-    def __call__(self, row: Row) -> Row | Drop:
-        """The row with the path `reference`. Drops `no_edit`."""
-        tried = self.models.edits(row, self.candidates)
-        if not tried:
-            return Drop("no_edit")
-        joints = self.models.joints(row, row.labels["person.track"])
-        hashes = [perceptual_hash(frame) for frame in self._frames(row)]
-        judged = []
-        for number, candidate in enumerate(tried):
-            told = [self.models.judge(row, number, exchanged=exchanged) for exchanged in (False, True)]
-            yes = sum(x.same_person + x.same_hair + x.same_outfit for x in told if x is not None)
-            found = perceptual_hash(candidate.picture)
-            scores = {
-                "same": yes / 6,
-                "invalid": float(sum(x is None for x in told)),
-                "pose": _pose_shift(joints, candidate.joints),
-                "place": min(hash_distance(found, one) for one in hashes),
-            }
-            judged.append((scores, candidate))
-        scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].seed))
-        with whole_file(self.folder(row) / "reference.png") as beside:
-            _write_png(beside, best.picture[..., ::-1])
-        row = row.scored(self.name, **scores, seed=float(best.seed)).with_paths(reference=f"{row.files}/reference.png")
-        return row.labelled(self.name, instruction=best.instruction)
-
-    def _frames(self, row: Row) -> list[NDArray[np.uint8]]:
-        frames = enumerate(frames_of(self.place(row.video), 256))
-        return [frame for number, frame in frames if row.start <= number < row.stop]
-
-
-def _pose_shift(joints: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The smallest mean distance of centred joints from any frame's, over the person's height."""
-    centred, aim = joints - joints.mean(axis=1, keepdims=True), other - other.mean(axis=0)
-    height = np.maximum(np.ptp(joints[..., 1], axis=1), 1.0)
-    return float((np.linalg.norm(centred - aim, axis=-1).mean(axis=1) / height).min())
-
-
-def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    if not cv2.imwrite(str(path), np.ascontiguousarray(picture)):
-        raise OSError(f"{path} could not be written.")

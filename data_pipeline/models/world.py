@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.licences import ModelCard
+from data_pipeline.models.picture_files import read_picture
 from data_pipeline.models.protocols import Candidate, Seen, Verdict
 from data_pipeline.rows import Row
-from data_pipeline.world_sources import read_truth
+from data_pipeline.world_sources import name_of, read_truth
+from training.world import Character
 
 _LEAST_PIXELS = 8  # of a mask: fewer are no person
 _OUTFIT = ("shirt_color", "trousers_color")
@@ -46,6 +50,16 @@ class WorldModels:
     invalid: float = 0.02
     name: str = "world"
     version: int = 1
+    layout: str = "body14"
+    gpu: bool = False
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The renderer's truth with noise, in the place of every model."""
+        return (ModelCard("world", str(self.version), "people, masks, joints, captions, edits, verdicts"),)
+
+    def check(self) -> None:
+        """Nothing can be missing."""
 
     def _folder(self, row: Row) -> Path:
         return (self.root / row.video).parent
@@ -92,7 +106,8 @@ class WorldModels:
     def joints(self, row: Row, track: str) -> NDArray[np.float32]:
         """As `Models.joints`: the truth within a pixel."""
         true = _arrays(self._folder(row))["joints"][self._index(row, track), row.start : row.stop]
-        return np.asarray(true + self._rng(row, 2).normal(0, 0.5, true.shape), np.float32)
+        moved = true + self._rng(row, 2).normal(0, 0.5, true.shape)
+        return np.concatenate([moved, np.ones_like(moved[..., :1])], axis=-1).astype(np.float32)
 
     def captions(self, row: Row) -> tuple[str, str]:
         """As `Models.captions`: the grammar's."""
@@ -102,10 +117,7 @@ class WorldModels:
     def edits(self, row: Row, count: int) -> list[Candidate]:
         """As `Models.edits`: the source's reference, in slightly different brightness for each candidate."""
         folder = self._folder(row)
-        stored = cv2.imread(str(folder / "reference.png"))
-        if stored is None:
-            raise OSError(f"{folder / 'reference.png'} cannot be read.")
-        picture, joints = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), _arrays(folder)["reference_joints"]
+        picture, joints = read_picture(folder / "reference.png"), _arrays(folder)["reference_joints"]
         wanted = "the same person in another action, place and light"
         return [
             Candidate(np.clip(picture.astype(np.int16) + 2 * seed, 0, 255).astype(np.uint8), wanted, seed, joints)
@@ -114,10 +126,24 @@ class WorldModels:
 
     def judge(self, row: Row, candidate: int, *, exchanged: bool) -> Verdict | None:
         """As `Models.judge`: the truth about both people, each answer sometimes false, some replies invalid."""
-        rng, truth = self._rng(row, 3, candidate, int(exchanged)), read_truth(self._folder(row))
+        truth = read_truth(self._folder(row))
+        return self._verdict(
+            self._rng(row, 3, candidate, int(exchanged)), truth["character"], truth["reference_character"]
+        )
+
+    def compare(self, row: Row, other: Row, *, exchanged: bool) -> Verdict | None:
+        """As `Models.compare`: the shots of a source show one person."""
+        mine = read_truth(self._folder(row))["character"]
+        its = read_truth(self._folder(other))["character"]
+        return self._verdict(self._rng(row, 4, other.start, int(exchanged)), mine, its)
+
+    def identities(self, rows: Sequence[Row]) -> list[str]:
+        """As `Models.identities`: the truth's names."""
+        return [name_of(Character(**read_truth(self._folder(row))["character"])) for row in rows]
+
+    def _verdict(self, rng: np.random.Generator, mine: dict[str, str], other: dict[str, str]) -> Verdict | None:
         if rng.random() < self.invalid:
             return None
-        mine, other = truth["character"], truth["reference_character"]
         true = [mine == other, *(all(mine[x] == other[x] for x in names) for names in (_HAIR, _OUTFIT))]
         told = [bool(answer) != bool(rng.random() < self.wrong_answers) for answer in true]
         return Verdict(*told)

@@ -47,7 +47,8 @@ class Shots(Stage):
     """One row for each shot. Frames of a dissolve belong to none.
 
     Attributes:
-        threshold: of PySceneDetect's ContentDetector. min_length: frames; a shorter shot joins its neighbour.
+        threshold: of PySceneDetect's ContentDetector.
+        min_length: frames; a shorter shot joins the next one, and the last one may be shorter.
         windows: lengths in frames in which a dissolve is looked for.
         min_change: mean difference (0 to 255) between a window's ends that is a change of place.
         max_residual: the share of this change that a blend of both ends may leave unexplained.

@@ -12,7 +12,9 @@ import torch
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from evaluation.ablation.alignment import ReferenceAlignment
 from evaluation.ablation.part import Settings
+from evaluation.ablation.vace import with_place
 from evaluation.ablation.variants import as_variant
 from training.parts.objective import EncodedClips, draw, loss_terms
 
@@ -62,10 +64,15 @@ def _losses(network: ContextAnyoneTransformer, settings: Settings, seed: int) ->
         target=latents[:, :, :1] if ground_truth else references,
         target_weights=weights[:, :, :1] if ground_truth else None,
     )
+    if settings.variant == "vace":
+        clips = with_place(clips)
+    alignment = ReferenceAlignment(network, tokens.shape[-1]) if settings.variant == "aligned" else None
     draws = draw(settings, clips, generator)
     if settings.variant == "text_only":
         draws = replace(draws, reference=None)
     texts = torch.randn((2, 2, config.text_len, config.text_dim), generator=generator)
     terms = loss_terms(network, settings, clips, draws, (texts[0], None if draws.reference is None else texts[1]))
     found = [terms.total, terms.video, *([] if terms.reference is None else [terms.reference])]
+    if alignment is not None and draws.reference is not None:
+        found.append(alignment(tokens, draws.sigma))
     return [float(term.mean()) for term in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from contextanyone_core.sampling.guidance import CfgGuidance
 from contextanyone_core.weights.checkpoint import load_transformer
 from evaluation.ablation.part import Settings, prompt_of
 from evaluation.ablation.plan import Measuring
+from evaluation.ablation.vace import VaceTransformer, load_context
 from evaluation.ablation.variants import as_variant
 from training.evaluation.accuracy import attributes_right, scene_accuracy
 from training.evaluation.characters import Subject, subjects
 from training.evaluation.motion import mean_flow
 from training.evaluation.probe import Probe, join_readings, read_clips
+
+_PLACE_SEED = 1 << 32  # added to a subject's: noise of the reference's place
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def measure(path: Path, settings: Settings, measuring: Measuring, tools: Tools) 
 def _pipeline(path: Path, settings: Settings, tools: Tools) -> ContextAnyonePipeline:
     phantom = settings.reading == "phantom"
     network = as_variant(load_transformer(path, dtype=torch.float32, plain=phantom), settings.variant)
+    if isinstance(network, VaceTransformer):
+        load_context(path.with_name("context.safetensors"), network)
     image_encoder = None if network.config.image_dim is None else tools.image_encoder
     spec = MODELS["phantom" if phantom else "contextanyone"]
     vae = VideoVAE(tools.vae.vae, network.config)
@@ -100,7 +105,12 @@ def _clips(
             references = [pipeline.dual_encoder.encode(picture, (settings.size, settings.size))]
         conditions.append(pipeline.conditions(references, prompt_of(settings.variant, subject.neutral)))
     noise = pipeline.noise([subject.seed for subject in batch], generation)
-    latents = pipeline.sample_latents(stack_conditions(conditions), generation, noise)
+    places = 0
+    if settings.variant == "vace":  # the reference's place is generated too, and dropped
+        still = replace(generation, num_frames=1)
+        place = pipeline.noise([_PLACE_SEED + subject.seed for subject in batch], still)
+        noise, places = torch.cat([place, noise], dim=2), 1
+    latents = pipeline.sample_latents(stack_conditions(conditions), generation, noise)[:, :, places:]
     return np.stack([images_to_frames(images) for images in pipeline.decode(latents)])
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.prompts import TwoStagePrompt
+from evaluation.ablation.alignment import ReferenceAlignment
+from evaluation.ablation.vace import VaceTransformer, context_share, save_context, with_place
 from evaluation.ablation.variants import Variant, as_variant
 from training.files import write_tensors
 from training.parts import PARTS, PartEntry, transformer
-from training.parts.base import PartContext
-from training.parts.objective import Draws, EncodedClips
+from training.parts.base import Metrics, PartContext, Work
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step
 from training.randomness import numpy_generator
 from training.world import ACTIONS, ATTRIBUTES, LIGHTS, PLACES, Character, Scene, sample
 from training.world.captions import first_caption, later_caption
@@ -36,6 +39,12 @@ class Settings(transformer.Settings):
     variant: Variant = "none"
     network: Mapping[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _vace_is_one_stream(self) -> Self:
+        if self.variant == "vace" and self.reading != "phantom":
+            raise ValueError("variant: vace has no reference stream; it needs part.reading: phantom")
+        return self
+
 
 class AblationPart(transformer.TransformerPart):
     """Trains a network that differs from the model as specified by one cell."""
@@ -45,6 +54,9 @@ class AblationPart(transformer.TransformerPart):
     def __init__(self, settings: Settings, context: PartContext) -> None:
         super().__init__(settings, context)
         self._frames: dict[str, Tensor] = {}
+        self.alignment: ReferenceAlignment | None = None
+        if settings.variant == "aligned":
+            self.alignment = ReferenceAlignment(self.transformer, self.image_encoder.image_dim)
 
     def starting_network(self) -> Any:
         """The variant's network, newly initialised."""
@@ -52,6 +64,10 @@ class AblationPart(transformer.TransformerPart):
 
     def _config(self, vae_path: Path) -> ContextAnyoneConfig:
         return replace(super()._config(vae_path), **self.settings.network)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The transformer, and the projections of the aligned tokens."""
+        return super().modules() | ({} if self.alignment is None else {"alignment": self.alignment})
 
     def open_data(self) -> None:
         """Open the pool; if the references are frames of the clips, also CLIP tokens of the first frames."""
@@ -80,7 +96,41 @@ class AblationPart(transformer.TransformerPart):
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch in the network's form: without CLIP tokens if it has no CLIP branch."""
         clips = super().encoded(batch)
+        if self.settings.variant == "vace":
+            clips = with_place(clips)
         return clips if self.transformer.config.image_dim is not None else replace(clips, image_embeds=None)
+
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The objective; with references also the alignment of their tokens."""
+        if self.alignment is None:
+            return super().loss(batch, step, generator)
+        self.alignment.forget()  # left by a validation
+        clips = self.encoded(batch)
+        draws = self.draws(clips, step, generator)
+        losses, metrics = dual_guidance_step(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
+        if draws.reference is None:
+            return losses, metrics
+        aligned = self.alignment(batch["image_embeds"], draws.sigma)
+        return losses + aligned, {**metrics, "alignment": aligned.detach()}
+
+    def work(self, batch: Any, *, with_reference: bool) -> Work:
+        """As the transformer's, and of the context blocks; the alignment's projections are not counted."""
+        found = super().work(batch, with_reference=with_reference)
+        more = 1 + context_share(self.transformer)
+        return found if found.flops is None else found._replace(flops=round(found.flops * more))
+
+    def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Write transformer.safetensors, and context.safetensors of a network with context blocks."""
+        trained = self.transformer
+        if not isinstance(trained, VaceTransformer):
+            super().export_in(folder, record, dtype)
+            return
+        save_context(folder / "context.safetensors", trained, dtype)
+        self.transformer = trained.backbone()
+        try:
+            super().export_in(folder, record, dtype)
+        finally:
+            self.transformer = trained
 
     def draws(self, clips: EncodedClips, step: int, generator: torch.Generator) -> Draws:
         """As in the objective; never a reference for the variant `text_only`."""

@@ -61,8 +61,9 @@ class Claim(_Section):
 
 
 class AblationPlan(_Section):
-    """The plan. `base` is a run configuration of `training/train.py` without a name."""
+    """The plan. `base` is a run configuration of `training/train.py` without a name; `note` heads the report."""
 
+    note: str = ""
     base: Mapping[str, Any]
     measuring: Measuring = Measuring()  # type: ignore[call-arg]  # pydantic fills the defaults
     cells: Mapping[str, CellSettings]
@@ -109,12 +110,12 @@ class Job:
 
 
 def load_plan(path: Path) -> AblationPlan:
-    """Read and check a plan.
+    """Read and check a plan. With the key `like`, it is another plan beside it with the values of this file in place.
 
     Raises:
-        InputError: the file cannot be read, or holds an unknown key or an invalid value.
+        InputError: a file cannot be read, or holds an unknown key or an invalid value.
     """
-    data = read_settings(path)
+    data = _read(path)
     try:
         plan = AblationPlan.model_validate(data)
     except ValidationError as error:
@@ -136,6 +137,22 @@ def job_hash(job: Job, plan: AblationPlan, data: str) -> str:
     kept = {key: value for key, value in flat.items() if key not in _UNHASHED and not key.startswith("run.log")}
     text = json.dumps([kept, plan.measuring.model_dump(mode="json"), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = read_settings(path)
+    like = data.pop("like", None)
+    return data if like is None else _merged(_read(path.parent / str(like)), data)
+
+
+def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with the changes of another one in place."""
+    both = {
+        key: _merged(data[key], value)
+        for key, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(data.get(key), Mapping)
+    }
+    return {**data, **changes, **both}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
         if row["verdict"] != "open":
             row.pop("settled_by")
         claims.append(row)
-    return {"measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
+    return {"note": plan.note, "measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
 
 
 def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str
 
 def table(found: Mapping[str, Any]) -> str:
     """The results as a Markdown table, attributes in percent, drift and copying in percentage points."""
-    lines = [
+    lines = [f"{found['note']}\n"] if found["note"] else []
+    lines += [
         "| cell | attributes kept | drift | picture's place copied | motion | seeds |",
         "|---|---|---|---|---|---|",
     ]

@@ -20,6 +20,7 @@ from contextanyone_core.model.transformer import (
     TransformerOutput,
     _table,
 )
+from evaluation.ablation.vace import ContextBranch, VaceTransformer
 
 Variant = Literal[
     "none",  # the model itself; the cell differs in settings only
@@ -30,6 +31,8 @@ Variant = Literal[
     "one_prompt",  # both streams get the later prompt
     "wrong_people",  # a tenth of the references show another person
     "text_only",  # never a reference
+    "aligned",  # reference tokens are aligned to the CLIP tower's (`alignment`)
+    "vace",  # context blocks, the reference a first frame (`vace`); of the reference mode `phantom`
 ]
 
 
@@ -38,12 +41,15 @@ def as_variant(network: ContextAnyoneTransformer, variant: Variant) -> ContextAn
     kinds: dict[str, type[ContextAnyoneTransformer]] = {
         "joint_attention": JointTransformer,
         "clip_only": ClipOnlyTransformer,
+        "vace": VaceTransformer,
     }
     if variant not in kinds:
         return network
     with torch.device("meta"):
         built = kinds[variant](network.config, attention=network.attention)
     built.load_state_dict(network.state_dict(), assign=True)
+    if isinstance(built, VaceTransformer):
+        built.context = ContextBranch(built)
     return built.train(network.training)
 
 

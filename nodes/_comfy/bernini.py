@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import comfy.model_management
 import torch
 
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, InContextReferences
 from ...contextanyone_core.model_specs import MODELS
-from ...contextanyone_core.runtime.memory import forward_bytes
-from .model import ContextAnyoneModel, reference_numbers
 from .network import ContextAnyoneNetwork, host_attention
+from .one_stream import OneStreamModel
 from .run import KeyedReferences
 
 
@@ -35,23 +33,10 @@ class BerniniNetwork(ContextAnyoneNetwork):
         return output.velocity
 
 
-class BerniniModel(ContextAnyoneModel):
+class BerniniModel(OneStreamModel):
     """A Bernini MODEL: references at their own size, in every pass."""
 
     network = BerniniNetwork
     unconditional = "references"
     own_size = MODELS["bernini"].own_size
     family = MODELS["bernini"].family
-
-    @property
-    def follows_references(self) -> bool:
-        """Whether it was trained to."""
-        return True
-
-    def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:
-        """Bytes that a call of the network needs beside the weights: of a stream longer by the references' tokens."""
-        batch, channels, frames, height, width = input_shape
-        numbers, _ = reference_numbers(cond_shapes)
-        longer = (batch, channels, 1, 1, frames * height * width + numbers // channels)  # as many latents in one row
-        size = comfy.model_management.dtype_size(self.get_dtype_inference())
-        return forward_bytes(self.config, longer, dtype_size=size)

@@ -21,7 +21,8 @@ from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
 from ...contextanyone_core.model.condition import given_frames, with_absent_frames
 from ...contextanyone_core.model.transformer import ReferenceInputs
-from ...contextanyone_core.runtime.memory import forward_bytes
+from ...contextanyone_core.runtime.memory import cache_bytes, forward_bytes
+from ...contextanyone_core.runtime.reference_cache import CacheOptions
 from ...contextanyone_core.weights.recognition import FAMILY
 from ...contextanyone_core.weights.saved_header import HEADER, header_tensor
 from .given import require_channels
@@ -40,6 +41,12 @@ POSE_START = "contextanyone_pose_start"
 POSE_END = "contextanyone_pose_end"
 START_FRAME = "contextanyone_start_frame"
 """Key of a conditioning that holds the raw latents (1, 16, 1, h, w) of the clean first frame."""
+PIECES = "contextanyone_pieces"
+"""Key of a conditioning that holds the tokens of its text as sentencepiece writes them, a list in JSON."""
+PERSON = "contextanyone_person"
+"""Key of a conditioning that holds where the person is whom its text names: (1, 1, T, h, w), shares of each latent."""
+NAMED = "contextanyone_named"
+"""Key of a conditioning that holds the rows of its text that name that person, whole numbers (n,)."""
 CONDITION = (POSE, POSE_STRENGTH, POSE_START, POSE_END, START_FRAME)
 """Keys of what the video follows, the same in every pass."""
 
@@ -47,6 +54,7 @@ _NETWORK_REFERENCES = "references"
 """Name of the network's argument that is `KeyedReferences`."""
 _NETWORK_POSE = "pose"
 _NETWORK_START = "start"
+_NETWORK_PERSON = "person"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -109,6 +117,8 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         own_size: whether references keep their own size.
         cut_out: whether references should be subjects cut out on white.
         family: family to state in a saved file where its tensors do not determine it.
+        has_cache: whether its references are computed once, and kept for the run.
+        cache_options: how the present run keeps them.
     """
 
     network: type[ContextAnyoneNetwork] = ContextAnyoneNetwork
@@ -116,6 +126,8 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
     own_size = False
     cut_out = False
     family = ""
+    has_cache = True
+    cache_options = CacheOptions()
 
     def __init__(self, model_config: ModelConfig, device: torch.device | None = None) -> None:
         kind = comfy.model_base.ModelType.FLOW
@@ -157,7 +169,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         return out
 
     def _condition(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Pose and start frame as conditionings of the video's size, so that ComfyUI cuts them as it cuts the video."""
+        """What the video follows as conditionings of its size, so that ComfyUI cuts them as it cuts the video."""
         out: dict[str, Any] = {}
         pose, start = given.get(POSE), given.get(START_FRAME)
         require_channels(self.config_now, pose=pose, start_frame=start)
@@ -165,6 +177,9 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
             out[_NETWORK_POSE] = comfy.conds.CONDNoiseShape(self.process_latent_in(pose))
             acts = PoseActs(given.get(POSE_STRENGTH, 1.0), (given.get(POSE_START, 0.0), given.get(POSE_END, 1.0)))
             out["pose_acts"] = comfy.conds.CONDConstant(acts)
+        if given.get(PERSON) is not None:
+            out[_NETWORK_PERSON] = comfy.conds.CONDNoiseShape(given[PERSON])
+            out["named"] = comfy.conds.CONDConstant(tuple(given[NAMED].tolist()))
         if start is not None:
             whole = with_absent_frames(self.process_latent_in(start), given["noise"].shape[2])
             out[_NETWORK_START] = comfy.conds.CONDNoiseShape(whole)
@@ -179,8 +194,8 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: torch.Tensor, device: Any, **_: Any
     ) -> Any:
-        """A pose belongs to its frames: a context window gets its own, whatever frames of others it retains."""
-        if cond_key != _NETWORK_POSE:
+        """Pose and person belong to their frames: a context window gets its own, whatever frames it retains."""
+        if cond_key not in (_NETWORK_POSE, _NETWORK_PERSON):
             return None
         return comfy.conds.CONDNoiseShape(window.get_tensor(cond_value.cond, device, dim=2))
 
@@ -196,15 +211,13 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
         One cache serves all branches and the whole batch: the largest set of references counts, once.
         """
-        latents, tokens = reference_numbers(cond_shapes)
-        config = self.config
-        return forward_bytes(
-            config,
-            input_shape,
-            reference_tokens=latents // (config.in_dim * math.prod(config.patch_size)),
-            image_tokens=tokens // (config.image_dim or 1),
-            dtype_size=comfy.model_management.dtype_size(self.get_dtype_inference()),
-        )
+        numbers, clip = reference_numbers(cond_shapes)
+        config, size = self.config, comfy.model_management.dtype_size(self.get_dtype_inference())
+        tokens = numbers // (config.in_dim * math.prod(config.patch_size))
+        image = clip // (config.image_dim or 1)
+        needed = forward_bytes(config, input_shape, reference_tokens=tokens, image_tokens=image, dtype_size=size)
+        cache = cache_bytes(config, tokens, image, size)
+        return needed - cache + self.cache_options.device_bytes(cache, config.num_layers, size)
 
 
 def widened_config(config: ContextAnyoneConfig, channels: int) -> ContextAnyoneConfig:

@@ -16,7 +16,8 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.generation.conditions import WHOLE_RUN, condition_at, share_before
 from ...contextanyone_core.model.condition import VideoCondition
-from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache
+from ...contextanyone_core.model.regions import Regions
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 from .run import KeyedReferences, current_run
 
 
@@ -75,28 +76,36 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
         transformer_options: dict[str, Any],
         emphasis: float = 1.0,
         references: KeyedReferences | None = None,
-        **more: Any,  # pose and start; `control`, and the conditionings of other models
+        **more: Any,  # pose, start and person; `control`, and the conditionings of other models
     ) -> torch.Tensor:
         attention = partial(host_attention, options=transformer_options)
+        run = current_run(transformer_options)
+        inputs: ReferenceInputs | None = None
         cache: ReferenceCache | None = None
-        if references is not None:
-            encode = partial(self.encode_references, attention=attention)
-            cache = current_run(transformer_options).cache(references, x, encode)
+        if references is not None and run.options.device == "off":
+            inputs = references.inputs.to(x.device, x.dtype)
+        elif references is not None:
+            cache = run.cache(references, x, partial(self.encode_references, attention=attention))
         output = super().forward(
             x,
             timestep,
             context,
+            references=inputs,
             cache=cache,
             emphasis=emphasis,
             condition=condition_now(more, transformer_options),
             attention=attention,
         )
+        if references is not None and inputs is not None:
+            run.note(references.key, inputs, output.reference_output or [])
         return output.velocity
 
 
 def condition_now(given: Mapping[str, Any], options: Mapping[str, Any]) -> VideoCondition | None:
-    """Pose and start frame of one call, out of the network's keyword arguments; outside its window there is no pose."""
-    video, acts = VideoCondition(given.get("pose"), given.get("start")), given.get("pose_acts", PoseActs())
+    """Pose, start frame and regions of one call, out of the network's keyword arguments, as they act in its step."""
+    person = given.get("person")
+    regions = None if person is None else Regions(person, (given["named"],))
+    video, acts = VideoCondition(given.get("pose"), given.get("start"), regions), given.get("pose_acts", PoseActs())
     share = 0.0
     if acts.window != WHOLE_RUN and "sample_sigmas" in options:  # else no step is asked for: a GPU would have to wait
         share = share_before(float(options["sigmas"].flatten()[0]), options["sample_sigmas"].tolist())

@@ -15,6 +15,8 @@ from .types import Model
 
 NOTE = "contextanyone_note"
 """Key of a node's UI output: a list of texts."""
+SAID = "contextanyone_said"
+"""Key of texts that are no warnings."""
 THRESHOLD = "contextanyone_familiar_psnr"
 """Attribute of the miniature's VAE: below this many dB a picture is foreign to it. Other VAEs have none."""
 _LOG = logging.getLogger(__name__)

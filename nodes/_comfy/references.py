@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
 from ...contextanyone_core.shapes import VideoShape
 from .given import checked_images, checked_masks, require_conditioning, require_given
-from .model import CONDITION, EMPHASIS, FIRST_PROMPT, REFERENCES, ContextAnyoneModel, widened_config
+from .model import CONDITION, EMPHASIS, FIRST_PROMPT, PIECES, REFERENCES, ContextAnyoneModel, widened_config
 from .types import Clip, ClipVision, Conditioning, Model, Vae
 
 _PATCHES = "diffusion_model.patch_embedding.weight"
@@ -179,7 +180,8 @@ def encode_prompt(clip: Clip, prompt: TwoStagePrompt, negative: str) -> tuple[Co
     require_given(clip=clip)
     positive = _encode_text(clip, prompt.video_text)
     first = _encode_text(clip, prompt.reference_text)[0][0]
-    return node_helpers.conditioning_set_values(positive, {FIRST_PROMPT: first}), _encode_text(clip, negative)
+    values = {FIRST_PROMPT: first} | _pieces(clip, prompt.video_text)
+    return node_helpers.conditioning_set_values(positive, values), _encode_text(clip, negative)
 
 
 def apply_references(
@@ -287,6 +289,16 @@ def _encode_text(clip: Clip, text: str) -> Conditioning:
             literal.embedding_directory, literal.embedding_identifier = None, _NO_TEXT
             setattr(clip.tokenizer, name, literal)
     return clip.encode_from_tokens_scheduled(clip.tokenize(text.replace("(", "\\(").replace(")", "\\)")))
+
+
+def _pieces(clip: Clip, text: str) -> dict[str, str]:
+    """The value of a conditioning with the tokens of its text; none for a CLIP without sentencepiece."""
+    for tokenizer in vars(clip.tokenizer).values():
+        processor = getattr(getattr(tokenizer, "tokenizer", None), "tokenizer", None)
+        split = getattr(processor, "encode_as_pieces", None)
+        if split is not None:
+            return {PIECES: json.dumps(split(text))}
+    return {}
 
 
 def _encode_picture(

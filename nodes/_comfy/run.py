@@ -1,8 +1,8 @@
 """What lives for one sampling run: the reference cache, made and dropped around it.
 
-Under a run the references are encoded once, for every sampler, number of steps and guidance. While
-something changes weights within the run (hooks on conditionings), nothing is reused. Outside of a run (a wrapper
-called directly) every call encodes anew: slower, and the same values.
+Under a run the references are encoded once, for every sampler, number of steps and guidance, and kept as ContextAnyone
+Cache says. While something changes weights within the run (hooks on conditionings), nothing is reused. Outside of a run
+(a wrapper called directly) every call encodes anew: slower, and the same values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sampler_helpers
@@ -18,7 +19,10 @@ import torch
 
 from ...contextanyone_core.model.losses import reconstruction
 from ...contextanyone_core.model.transformer import ReferenceCache, ReferenceInputs, forget_tables
+from ...contextanyone_core.runtime.reference_cache import CacheOptions, keep
 
+CACHE = "contextanyone_cache"
+"""Key of a MODEL's transformer options that holds `CacheOptions`."""
 _RUN = "contextanyone_run"
 _WRAPPER = "contextanyone"
 
@@ -41,11 +45,13 @@ class SamplingRun:
 
     Attributes:
         reuse: whether a cache may serve a second call.
+        options: how caches are kept.
         made: how many times references were encoded.
     """
 
     def __init__(self, *, reuse: bool) -> None:
         self.reuse = reuse
+        self.options = CacheOptions()
         self.made = 0
         self._caches: dict[tuple[str, torch.device], ReferenceCache] = {}
         self._reconstructions: dict[str, list[torch.Tensor]] = {}
@@ -59,12 +65,16 @@ class SamplingRun:
             return self._caches[place]
         inputs = references.inputs.to(like.device, like.dtype)
         cache = encode(inputs)
-        self.made += 1
-        pairs = zip(inputs.latents, cache.outputs, strict=True)
-        self._reconstructions[references.key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
+        self.note(references.key, inputs, cache.outputs)
         if self.reuse:
-            self._caches[place] = cache
+            cache = self._caches[place] = keep(cache, self.options)
         return cache
+
+    def note(self, key: str, inputs: ReferenceInputs, outputs: list[torch.Tensor]) -> None:
+        """Note that references were encoded, and what the reference stream made of them."""
+        self.made += 1
+        pairs = zip(inputs.latents, outputs, strict=True)
+        self._reconstructions[key] = [reconstruction(fed.float(), out.float()) for fed, out in pairs]
 
     def reconstructions(self, key: str) -> list[torch.Tensor]:
         """What the reference stream made of the references, normalised latents (1, 16, 1, h, w); empty if not run."""
@@ -89,15 +99,27 @@ def with_runs(patcher: Any) -> Any:
     return patcher
 
 
-def _sample_in_a_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+def _sample_in_a_run(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     guider = executor.class_obj
-    before = guider.model_options
+    before, model = guider.model_options, guider.model_patcher.model
     hooked = (comfy.sampler_helpers.cond_has_hooks([[None, cond] for cond in conds]) for conds in guider.conds.values())
-    run = SamplingRun(reuse=not any(hooked))
+    planned, run = model.cache_options, SamplingRun(reuse=not any(hooked))
+    model.cache_options = before.get("transformer_options", {}).get(CACHE, planned)
     guider.model_options = comfy.model_patcher.create_model_options_clone(before)
     guider.model_options.setdefault("transformer_options", {})[_RUN] = run
     try:
-        return executor(*args, **kwargs)
+        model.cache_options = run.options = _settled(model.cache_options, guider, noise)
+        return executor(noise, *args, **kwargs)
     finally:
-        guider.model_options = before
+        guider.model_options, model.cache_options = before, planned
         run.drop()
+
+
+def _settled(options: CacheOptions, guider: Any, noise: torch.Tensor) -> CacheOptions:
+    """How this run keeps its caches; `auto` goes by the memory of the whole card, which does not change."""
+    if options.device != "auto":
+        return options
+    patcher = guider.model_patcher
+    working, _ = comfy.sampler_helpers.estimate_memory(patcher, list(noise.shape), guider.conds)
+    total = comfy.model_management.get_total_memory(patcher.load_device)
+    return options.settled(int(patcher.model_size() + working), int(total))

@@ -2,6 +2,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .model_patcher import ModelPatcher
+
 class CLIP:
     tokenizer: Any
     def __init__(self, target: Any, *, tokenizer_data: dict[str, Any], model_options: dict[str, Any]) -> None: ...
@@ -16,3 +18,7 @@ class VAE:
     def throw_exception_if_invalid(self) -> None: ...
     def encode(self, pixel_samples: Tensor) -> Tensor: ...
     def decode(self, samples_in: Tensor) -> Tensor: ...
+
+def load_lora_for_models(
+    model: ModelPatcher, clip: None, lora: dict[str, Tensor], strength_model: float, strength_clip: float
+) -> tuple[ModelPatcher, None]: ...

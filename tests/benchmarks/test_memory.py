@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def test_every_mode_runs_from_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert result["resident_bytes"] > 0
     assert (tmp_path / "memory.md").read_text() in shown
     assert (tmp_path / "memory.png").is_file()
+
+
+def test_models_of_one_stream_share_their_encoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["contextanyone", "refalign", "bernini"]
+    words = ["--device", "cpu", "--small", "--steps", "2", "--repeats", "1", "--modes", "balanced", "--models", *models]
+    assert memory.main([*words, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "memory.json").read_text())
+    assert [(item["model"], item["memory"]) for item in result["modes"]] == [(model, "balanced") for model in models]
+    assert all(len(item["stages"]) == 1 and item["error"] is None for item in result["modes"])
+    ours, refalign, bernini = (item["by_arithmetic"]["denoise"] for item in result["modes"])
+    assert refalign < bernini
+    assert ours != refalign
+    assert re.search(r"refalign +\| +balanced", capsys.readouterr().out)
 
 
 def test_the_bound_is_for_low_at_full_size() -> None:

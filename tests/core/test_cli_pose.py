@@ -18,12 +18,13 @@ from contextanyone_core import cli
 from contextanyone_core.cli.pose import command_parser
 from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import read_metadata, write_clip
-from contextanyone_core.pose.body import body_of, bone_lengths, lengths_to_metadata
+from contextanyone_core.pose.body import body_of, bone_lengths
 from contextanyone_core.pose.drawing import MINIATURE, PoseStyle, draw_poses
 from contextanyone_core.pose.fitting import fit_affine
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.reading import PoseSource, read_poses
 from contextanyone_core.pose.sequence import BODY_18
+from contextanyone_core.weights.personal_file import PersonalFile
 
 
 def dance(frames=9, fps=16.0, **changes):
@@ -111,7 +112,8 @@ def test_a_body_gives_its_proportions(run):
     run("dance.json", "--body", "tall.json", "--fit", "affine", "--out", "out.json")
     fitted = read_poses(Path("out.json"), PoseSource())
     np.testing.assert_allclose(fitted.body, fit_affine(dance(), body_of(tall())).body, atol=1e-2)
-    save_file({"lora": np.zeros(1, np.float32)}, "me.safetensors", lengths_to_metadata(bone_lengths(tall())))
+    me = PersonalFile("zuv", "woman", "A zuv woman", "", body_of(tall()))
+    save_file({"lora": np.zeros(1, np.float32)}, "me.safetensors", me.metadata())
     run("dance.json", "--body", "me.safetensors", "--out", "out.safetensors")
     again = read_poses(Path("out.safetensors"), PoseSource())
     assert thigh_by_shoulder(again) == pytest.approx(thigh_by_shoulder(tall()), rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
-from contextanyone_core.runtime.memory import cache_bytes, forward_bytes
+from contextanyone_core.runtime.memory import cache_bytes, forward_bytes, one_stream_bytes
+from contextanyone_core.sampling.reference_modes import REFERENCE_MODES
 
 
 class PeakOfStorages(TorchDispatchMode):
@@ -77,6 +79,30 @@ def test_forward_bytes_is_within_20_percent_of_every_allocation(batch, frames, h
         config, shape, reference_tokens=tokens, image_tokens=references * 257, dtype_size=dtype.itemsize
     )
     assert estimate == pytest.approx(measured_peak(config, shape, references, dtype), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("model", "references", "size"),
+    [("refalign", 1, (60, 104)), ("phantom", 4, (60, 104)), ("bernini", 1, (106, 60)), ("bernini", 3, (106, 106))],
+)
+def test_one_stream_bytes_is_within_20_percent_of_every_allocation(model, references, size):
+    config, dtype = replace(ContextAnyoneConfig.wan_1_3b(), emphasize=False, image_dim=None), torch.bfloat16
+    shape = (1, 16, 21, 60, 104)
+    _kept_table.cache_clear()
+    with FakeTensorMode(), torch.no_grad():
+        network = ContextAnyoneTransformer(config, device="cpu", dtype=dtype).eval()
+        text = torch.randn(1, config.text_len, config.text_dim, dtype=dtype)
+        shown = [torch.randn(1, 16, 1, *size, dtype=dtype) for _ in range(references)]
+        weights = {StorageWeakRef(parameter.untyped_storage()).cdata for parameter in network.parameters()}
+        conditioned = REFERENCE_MODES[model](network, ReferenceInputs(shown, text, []))
+        latents, timesteps = torch.randn(shape, dtype=dtype), torch.zeros(1)
+        tracker = PeakOfStorages(weights)
+        with tracker:
+            conditioned.velocity(latents, timesteps, text, with_reference=True)
+    _kept_table.cache_clear()
+    tokens = references * (size[0] // 2) * (size[1] // 2)
+    estimate = one_stream_bytes(config, shape, reference_tokens=tokens, dtype_size=dtype.itemsize)
+    assert estimate == pytest.approx(tracker.peak, rel=0.2)
 
 
 def test_the_cache_of_one_reference_at_832_x_480():

@@ -19,6 +19,7 @@ from contextanyone_core.encoders.vae import VideoVAE, build_vae, mini_vae_config
 from contextanyone_core.generation.load import model_sizes
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.model_specs import MODELS
+from contextanyone_core.runtime.fits import _sizes, fits, stages_of
 from contextanyone_core.runtime.memory import (
     _TEXT_WORK,
     MODES,
@@ -124,11 +125,48 @@ def test_the_modes_at_832_x_480_and_81_frames():
         assert f"| **{gib}** |" in row
 
 
+@pytest.mark.parametrize("model", ["refalign", "bernini", "phantom"])
+def test_models_of_one_stream_at_832_x_480_and_81_frames(model):
+    """What docs/SPEED.md states, in GiB; nothing of the references is kept on the CPU or the GPU."""
+    text = (Path(__file__).parents[2] / "docs" / "SPEED.md").read_text(encoding="utf-8")
+    title = MODELS[model].title
+    for width in ("1.3B", "14B") if model != "bernini" else ("1.3B",):
+        stages = stages_of(MODELS[model], width, FULL_SIZE)
+        for mode in MODES:
+            row = next(line for line in text.splitlines() if line.startswith(f"| {title} {width} | {mode} |"))
+            assert f"| **{max(stages[mode].values()) / GIB:.1f}** |" in row
+        with_one, without = (stages_of(MODELS[model], width, FULL_SIZE._replace(references=n)) for n in (1, 0))
+        more = {mode: with_one[mode]["denoise"] - without[mode]["denoise"] for mode in MODES}
+        assert len(set(more.values())) == 1
+        assert 0 < more["low"] < 0.3 * GIB
+
+
+def test_a_reference_of_its_own_size_is_planned_as_the_largest():
+    plan = {name: stages_of(MODELS[name], "1.3B", FULL_SIZE)["balanced"] for name in ("bernini", "refalign")}
+    vae = 2 * SIZES["1.3B"].vae
+    assert plan["bernini"]["references"] == vae + encode_bytes(VideoShape(1, 848, 848), 2)
+    assert plan["bernini"]["denoise"] > plan["refalign"]["denoise"]
+
+
 def test_the_fastest_that_fits():
     stages = {mode: stage_bytes(mode, SIZES["1.3B"], CONFIGS["1.3B"], FULL_SIZE) for mode in MODES}
     chosen = [fitting_mode(gib * GIB, stages) for gib in (80, 24, 16, 12, 8, 6, 4, 1)]
-    assert chosen == sorted(chosen, key=MODES.index)
-    assert (chosen[0], chosen[4], chosen[-1]) == ("high", "balanced", "low")
+    assert chosen == ["high", "high", "balanced", "balanced", "balanced", "low", "low", None]
+
+
+def test_the_doctors_sizes_are_those_of_the_networks():
+    rows = fits(24 * GIB)
+    ours = _sizes(True, "1.3B")[1]
+    assert ours == SIZES["1.3B"]
+    assert _sizes(False, "1.3B")[1].transformer == 1_418_996_800
+    assert len(rows) == len({(row.spec.name, row.width, row.shape) for row in rows})
+    by_name = {(row.spec.name, row.width): row for row in rows if row.shape == FULL_SIZE.shape}
+    assert by_name["contextanyone", "1.3B"].mode == "high"
+    assert by_name["refalign", "14B"].mode == "low"
+    assert {row.mode for row in fits(GIB)} == {None}
+    for row in rows:
+        assert (row.host == 0) == (row.mode == "high")
+        assert row.mode is None or row.peak <= 0.9 * 24 * GIB
 
 
 def test_sizes_of_a_folder_are_those_of_its_parts(tiny_folder):

@@ -13,12 +13,12 @@ from safetensors.numpy import save_file
 from contextanyone_core.errors import InputError
 from contextanyone_core.pose.body import (
     BONES,
-    METADATA_KEY,
+    PERSONAL_KEY,
     Body,
     body_of,
     bone_lengths,
-    lengths_to_metadata,
     read_personal_body,
+    stated_lengths,
 )
 from contextanyone_core.pose.fitting import RATIO, bone_ratios, fit, fit_affine, fit_bones
 from contextanyone_core.pose.sequence import BODY_18, SEEN
@@ -223,12 +223,19 @@ def test_a_personal_files_header_has_the_lengths(tmp_path):
     lengths = LENGTHS.copy()
     lengths[0] = np.nan
     path = tmp_path / "me.safetensors"
-    save_file({"x": np.zeros(1, np.float32)}, path, lengths_to_metadata(lengths))
+    tensors = {"x": np.zeros(1, np.float32)}
+    save_file(tensors, path, {PERSONAL_KEY: json.dumps({"bones": stated_lengths(Body(lengths))})})
     np.testing.assert_array_equal(read_personal_body(path).lengths, lengths)
-    for text in ("[1, 2]", "{}", "no", json.dumps([0] * 17), json.dumps([None] * 17), "[" * 100_000, "null"):
-        save_file({"x": np.zeros(1, np.float32)}, path, {METADATA_KEY: text})
-        with pytest.raises(InputError, match="bone_lengths"):
+    wrong = ([1, 2], {}, "no", [0] * 17, [None] * 17, ["1"] * 17, [True] * 17, [1.0, *[[]] * 16], [float("inf")] * 17)
+    for bones in wrong:
+        save_file(tensors, path, {PERSONAL_KEY: json.dumps({"bones": bones})})
+        with pytest.raises(InputError, match="17 numbers above 0"):
             read_personal_body(path)
-    save_file({"x": np.zeros(1, np.float32)}, path)
-    with pytest.raises(InputError, match="give keypoints"):
-        read_personal_body(path)
+    for text in ("no", "[" * 100_000):
+        save_file(tensors, path, {PERSONAL_KEY: text})
+        with pytest.raises(InputError, match="not JSON"):
+            read_personal_body(path)
+    for metadata in ({}, {PERSONAL_KEY: "{}"}, {PERSONAL_KEY: "null"}):
+        save_file(tensors, path, metadata)
+        with pytest.raises(InputError, match="give keypoints"):
+            read_personal_body(path)

@@ -299,3 +299,7 @@ def test_a_pose_keypoint_of_comfyui_is_read_as_it_is():
     """What SDPose and controlnet_aux hand over is a list of frames in memory, no file."""
     poses = poses_of(frames_of([frame(person(figure()))], "POSE_KEYPOINT"), PoseSource(), "POSE_KEYPOINT")
     np.testing.assert_allclose(poses.body[0], figure())
+
+
+def test_equal_poses_give_equal_files():
+    assert len({pose_file_bytes(sequence([figure()])) for _ in range(20)}) == 1

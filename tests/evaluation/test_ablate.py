@@ -15,11 +15,15 @@ from evaluation import ablate
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.part import Settings
 from evaluation.ablation.plan import AblationPlan, Claim, job_hash, load_plan
+from evaluation.ablation.report import describe, table
 from evaluation.ablation.statistics import judge, summary
 from evaluation.ablation.variants import as_variant
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = ROOT / "evaluation" / "ablations.yaml"
+PLAN, SMALL, COMPARISON = (
+    ROOT / "evaluation" / f"{name}.yaml" for name in ("ablations", "ablations_small", "comparison")
+)
+CELLS = ("full", "joint_attention", "clip_frame", "aligned", "vace")
 
 
 @pytest.fixture
@@ -111,6 +115,28 @@ def test_the_shipped_plan_is_what_the_paper_and_the_open_choices_ask_for():
     assert [job.seed for job in plan.jobs()[: len(plan.cells)]] == [0] * len(plan.cells)
 
 
+def test_the_small_plan_is_the_plan_with_fewer_samples_and_says_so():
+    plan, small = load_plan(PLAN), load_plan(SMALL)
+    assert small.cells == plan.cells
+    assert small.claims == plan.claims
+    assert "4,000 clips" in small.note
+    assert not plan.note
+    runs = [each.jobs()[0].config(each, Path("x")) for each in (plan, small)]
+    assert (runs[0].run.steps, runs[1].run.steps) == (2500, 250)
+    assert runs[0].part.network == runs[1].part.network
+    assert small.note in table(describe(small, {}))
+
+
+def test_the_comparison_has_three_ways_on_equal_samples():
+    plan = load_plan(COMPARISON)
+    configs = {job.name: job.config(plan, Path("x")) for job in plan.jobs()}
+    assert configs.keys() == {"ours", "phantom", "vace"}
+    assert len({(config.run.steps, config.part.batch, config.part.size) for config in configs.values()}) == 1
+    assert configs["ours"].part.size == 128
+    assert plan.measuring.count == 200
+    assert {name: config.part.reading for name, config in configs.items()}["vace"] == "phantom"
+
+
 def test_a_hash_knows_what_counts_and_forgets_where_it_runs():
     plan = load_plan(PLAN)
     full, other = plan.jobs()[0], plan.jobs()[1]
@@ -146,6 +172,17 @@ def test_a_planted_difference_is_confirmed_a_reversed_one_refuted_a_tie_left_ope
     assert judge([claim("high", "absent")], {**cells, "absent": []}) == [None]
 
 
+def test_seeds_that_differ_much_confirm_nothing_even_if_they_do_not_overlap():
+    def cell(*means: float) -> list[dict[str, object]]:
+        return [{**result(0.5, 0), "attributes": [mean / 100] * 60} for mean in means]
+
+    apart = {"high": cell(52, 60, 68), "low": cell(44, 45, 51)}
+    found = judge([claim("high", "low")], apart)[0]
+    assert found.ci95[0] > 0
+    assert found.verdict == "open"
+    assert judge([claim("high", "low")], {"high": cell(59, 60, 61), "low": cell(44, 45, 46)})[0].verdict == "confirmed"
+
+
 def test_seeds_that_differ_widen_the_interval():
     alike = summary(np.full((3, 40), 50.0))
     apart = summary(np.repeat([[40.0], [50.0], [60.0]], 40, axis=1))
@@ -161,7 +198,8 @@ def small_plan(tmp_path: Path) -> Path:
     part["network"] = {"dim": 64, "ffn_dim": 64, "num_heads": 1, "num_layers": 2}
     data["base"] = {"run": run, "precision": "fp32", "part": part}
     data["measuring"] = {"count": 2, "steps": 1, "batch_size": 2}
-    data["cells"] = {name: {**data["cells"][name], "seeds": [0]} for name in ("full", "joint_attention", "clip_frame")}
+    data["cells"] = {name: {**data["cells"][name], "seeds": [0]} for name in CELLS[:-1]}
+    data["cells"]["vace"] = yaml.safe_load(COMPARISON.read_text())["cells"]["vace"]
     data["claims"] = [{"text": "a", "better": "full", "worse": "joint_attention"}]
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(data))
@@ -175,7 +213,7 @@ def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path,
     assert ablate.main([*words, "--cells", "full"]) == 3
     assert ablate.main(words) == 0
     found = json.loads((tmp_path / "out" / "ablations.json").read_text())
-    assert found["cells"].keys() == {"full", "joint_attention", "clip_frame"}
+    assert set(found["cells"]) == set(CELLS)
     for cell in found["cells"].values():
         for measure in ("attributes", "drift", "copy", "motion"):
             assert cell[measure].keys() == {"mean", "ci95", "seeds"}
@@ -183,7 +221,7 @@ def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path,
     assert found["claims"][0]["verdict"] == "open"
     assert list((tmp_path / "work").iterdir()) == []
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*-0-*.json")}
-    assert len(files) == 3
+    assert len(files) == len(CELLS)
     assert ablate.main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -22,11 +22,17 @@ LOADERS = {
     "CLIPLoader": ("text_encoders", 1),
     "VAELoader": ("vae", 2),
     "CLIPVisionLoader": ("clip_vision", 3),
-    "LoraLoaderModelOnly": ("loras", None),
+    "LoadBackgroundRemovalModel": ("background_removal", None),
+    "LoraLoaderModelOnly": ("loras", 0),
+    "ContextAnyonePersonalLoader": ("loras", 0),
     "CheckpointLoaderSimple": ("checkpoints", None),
 }
+PERSON = "ContextAnyonePersonalLoader"  # needs a file of the user's own; without it there is no body either
 DETECTOR = "SDPoseKeypointExtractor"  # needs its own public file; the pack's example stands in for what it finds
+REMOVER = "RemoveBackground"  # likewise; everything is kept
 EXAMPLE_POSE = {"class_type": "ContextAnyoneExamplePose", "inputs": {"motion": "dance", "length": 17}}
+WHOLE_PICTURE = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 128, "height": 128}}
+STAND_INS = {DETECTOR: EXAMPLE_POSE, REMOVER: WHOLE_PICTURE}
 MINIATURE = "ContextAnyoneMiniatureLoader"
 MINIATURE_SIZE = {"width": 128, "height": 128, "length": 17}
 SMALL_SIZE = {"width": 64, "height": 64, "length": 5}  # where only the way through the server matters
@@ -108,16 +114,16 @@ def with_miniature(prompt: Prompt, steps: int) -> Prompt:
         node_id: LOADERS[node["class_type"]][1] for node_id, node in prompt.items() if node["class_type"] in LOADERS
     }
     swapped = {
-        node_id: EXAMPLE_POSE if node["class_type"] == DETECTOR else node
-        for node_id, node in prompt.items()
-        if node_id not in slots
+        node_id: STAND_INS.get(node["class_type"], node) for node_id, node in prompt.items() if node_id not in slots
     }
     changes = MINIATURE_SIZE | {"steps": steps}
     for node_id, node in swapped.items():
         inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()}
-        for name, value in inputs.items():
-            if isinstance(value, list) and value[0] in slots:
-                inputs[name] = ["miniature", slots[value[0]]]
+        links = {name: value for name, value in inputs.items() if isinstance(value, list) and value[0] in slots}
+        for name, (source, slot) in links.items():
+            inputs[name] = ["miniature", slots[source]]
+            if prompt[source]["class_type"] == PERSON and slot > 0:
+                del inputs[name]
         swapped[node_id] = {**node, "inputs": inputs}
     return swapped | {"miniature": {"class_type": MINIATURE, "inputs": {}}}
 

@@ -37,20 +37,6 @@ def config(folder, count, seed=5):
     return path
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run over a source of each fault."""
-    folder = tmp_path_factory.mktemp("run")
-    assert main([str(config(folder, len(FAULTS))), "--out", str(folder / "out")]) == 0
-    return folder / "out"
-
-
-@pytest.fixture
-def copy(run, tmp_path):
-    """The run again, to change."""
-    return Path(shutil.copytree(run, tmp_path / "out"))
-
-
 def outputs(root):
     return {name: (root / name).read_bytes() for name in OUTPUTS}
 
@@ -229,11 +215,12 @@ def row(source, track, hashes="0" * 64):
 def test_splits_keep_sources_and_identities_together():
     rows = [row(f"s{number}", f"p{number}") for number in range(200)]
     rows += [row("s0", "p1"), row("s2", "p1"), row("s3", "p199")]
-    splits = split_rows(rows)
+    people = [one.labels["person.track"] for one in rows]
+    splits = split_rows(rows, people)
     assert {"train", "val", "test"} == set(splits)
     assert len({splits[0], splits[1], splits[2], splits[200], splits[201]}) == 1
     assert len({splits[3], splits[199], splits[202]}) == 1
-    backwards = split_rows(rows[::-1])[::-1]
+    backwards = split_rows(rows[::-1], people[::-1])[::-1]
     assert backwards == splits
 
 

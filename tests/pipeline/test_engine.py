@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipeline.engine.local import Progress, run_local
+from data_pipeline.engine.local import run_local
+from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
-from data_pipeline.rows import Drop, Row, read_part
+from data_pipeline.rows import Drop, Row, count_part, read_part
 from data_pipeline.stage import Stage, fingerprints
 
 
@@ -161,6 +162,24 @@ def test_what_killed_workers_left_half_written_is_removed(tmp_path):
     list(run_local(work, work.sources.names(), 2, Progress(work.root / "progress.jsonl", 2)))
     assert not remains["a"].exists()
     assert remains["z"].exists()  # of a source that another machine has
+
+
+def test_few_files_are_open_whatever_the_number_of_sources(tmp_path):
+    work = job(tmp_path, {f"s{number:03d}": "" for number in range(150)})
+    before, most = len(list(Path("/proc/self/fd").iterdir())), 0
+    for _ in run_local(work, work.sources.names(), 2, Progress(tmp_path / "progress.jsonl", 150)):
+        most = max(most, len(list(Path("/proc/self/fd").iterdir())))
+    assert most - before <= 40
+
+
+def test_a_part_is_counted_without_parsing_its_rows(tmp_path):
+    work = job(tmp_path, {"a": "", "b": "drop"})
+    for source, count in (("a", 2), ("b", 0)):
+        run_source(work, source)
+        path = work.part_path(1, source)
+        part = read_part(path)
+        assert count_part(path) == (len(part.rows), list(part.dropped))
+        assert len(part.rows) == count
 
 
 def test_keys_tell_spans_and_sources_apart(tmp_path):

@@ -95,6 +95,18 @@ def test_kill_9_of_both_and_resume(tmp_path: Path, caplog: Any) -> None:
     assert [line["step"] for line in read_log(tmp_path / "cut")][-2:] == [5, 6]
 
 
+def test_the_end_of_one_process_is_one_line_in_the_others(tmp_path: Path, capfd: Any) -> None:
+    part = {"name": "shared", "seconds_a_step": 0.05}
+    processes = start(make_config(tmp_path / "run", part, {"steps": 5000}), ACCELERATE_USE_FSDP="true")
+    wait_for_lines(processes, tmp_path / "run", 2)
+    processes[1].kill()
+    processes[0].join(120)
+    assert processes[0].exitcode == 1
+    written = capfd.readouterr().err
+    assert written.count("train.py: Another process of this run has ended, or cannot be reached") == 1
+    assert "Traceback" not in written
+
+
 def test_one_that_is_not_finite_and_one_that_is_told_to_end(tmp_path: Path) -> None:
     part = {"name": "shared", "seconds_a_step": 0.1, "nan_steps": [1]}
     config = make_config(tmp_path / "run", part, {"steps": 1000, "save_every": 1000, "workers": 1})

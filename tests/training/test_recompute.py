@@ -1,5 +1,7 @@
 """Activation checkpointing: the same numbers, bit for bit, from less memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.parts.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step
 from training.parts.transformer import Settings
@@ -17,7 +20,9 @@ from training.parts.transformer_base import TransformerTraining
 TINY = ContextAnyoneConfig.tiny()
 
 
-def gradients(recompute: str, bf16: bool) -> dict[str, torch.Tensor]:
+def gradients(
+    recompute: str, bf16: bool, regions: Regions | None = None, keep_text: tuple[bool, ...] = (True, True)
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     transformer = ContextAnyoneTransformer(TINY)
     for parameter in transformer.parameters():  # zero-initialised layers would hide what they should pass on
@@ -26,7 +31,8 @@ def gradients(recompute: str, bf16: bool) -> dict[str, torch.Tensor]:
     part = TransformerTraining(settings, transformer)
     latents, still = torch.randn(2, 16, 3, 4, 6), torch.randn(2, 16, 1, 4, 6)
     clips = EncodedClips(latents, torch.ones(2, 1, 3, 4, 6), still, torch.randn(2, 5, 24), latents[:, :, :1], None)
-    draws = Draws(torch.rand(2), torch.randn_like(latents), [True, True], ReferenceDraws(torch.rand(2), still))
+    clips = replace(clips, regions=regions)
+    draws = Draws(torch.rand(2), torch.randn_like(latents), list(keep_text), ReferenceDraws(torch.rand(2), still))
     texts = (torch.randn(2, 12, 32), torch.randn(2, 12, 32))
     with autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = dual_guidance_step(part.transformer, settings, clips, draws, texts)
@@ -40,6 +46,19 @@ def test_gradients_are_the_same_bit_for_bit():
         again = gradients(kind, bf16=False)
         assert again.keys() == plain.keys()
         assert [name for name, gradient in plain.items() if not torch.equal(gradient, again[name])] == []
+
+
+def test_regions_train_recomputed_too_and_not_where_the_text_is_dropped():
+    person = torch.rand((2, 1, 3, 4, 6), generator=torch.Generator().manual_seed(3))
+    regions = Regions(person, ((1, 2), (3,)))
+    plain, guided = gradients("none", bf16=False), gradients("none", bf16=False, regions=regions)
+    name = "blocks.0.cross_attn.v.weight"
+    assert not torch.allclose(plain[name], guided[name], atol=1e-5)
+    for kind in ("full", "selective"):
+        again = gradients(kind, bf16=False, regions=regions)
+        assert [one for one, gradient in guided.items() if not torch.equal(gradient, again[one])] == []
+    dropped = gradients("none", bf16=False, regions=regions, keep_text=(False, False))
+    assert all(torch.equal(gradient, plain[one]) for one, gradient in dropped.items())
 
 
 def test_under_autocast_a_shared_weights_gradients_are_added_in_float32():

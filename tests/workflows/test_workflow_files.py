@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOWS = sorted((ROOT / "workflows").glob("*.json"))
 SCHEMA = json.loads((ROOT / "tests" / "nodes" / "schema.json").read_text(encoding="utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PUBLIC = ("https://huggingface.co/Comfy-Org/", "https://huggingface.co/Kijai/")
+PUBLIC = tuple(f"https://huggingface.co/{owner}/" for owner in ("Comfy-Org", "Kijai", "gudaochangsheng"))
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
 NARROWEST = 225  # what the new design of nodes draws at least
 TITLE = 30  # a node's title stands above its position
-FOLDERS = {"text_encoders", "vae", "clip_vision", "loras", "diffusion_models", "checkpoints"}
+FOLDERS = {"text_encoders", "vae", "clip_vision", "loras", "diffusion_models", "checkpoints", "background_removal"}
 NOTE, BYPASSED = "MarkdownNote", 4
 MOTIONS = {path.stem for path in (ROOT / "assets" / "poses").glob("*.json")}
 EXAMPLES = {path.name for path in (ROOT / "assets" / "examples").glob("*.png")}
@@ -40,8 +40,17 @@ def ours(flow):
     return [node for node in flow["nodes"] if node["type"].startswith("ContextAnyone")]
 
 
-def test_the_eight_are_there():
-    assert [path.stem[:3] for path in FLOWS] == [f"0{number}_" for number in range(1, 9)]
+def test_they_are_there_and_each_has_a_number_of_its_own():
+    numbers = [int(path.stem[:2]) for path in FLOWS]
+    assert {*range(1, 9), 10, 11, 12, 13} <= set(numbers)
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("stem", ["11_photo_refalign", "12_photo_bernini", "13_photo_fast"])
+def test_a_photograph_needs_nothing_that_is_not_offered(stem):
+    flow = read(ROOT / "workflows" / f"{stem}.json")
+    loaders = [node for node in flow["nodes"] if re.search("Load", node["type"]) and node["type"] != "LoadImage"]
+    assert [node["type"] for node in loaders if not node["properties"].get("models")] == []
 
 
 def test_form_is_what_the_page_saves(flow):

@@ -76,8 +76,17 @@ class CachedData:
 
     def longest_text(self) -> int:
         """Tokens of the longest prompt."""
-        keys = {key for row in self.rows for key in _text_keys(row)}
+        keys = {key for row in self.rows for key in _text_keys(row)} | set(self.index.prior)
         return self._stores["text"].longest(keys, "text_embeds")
+
+    def prior_texts(self, text_len: int) -> Tensor:
+        """The prompts of the class (N, text_len, D), float16.
+
+        Raises:
+            CheckpointError: the disk no longer gives them.
+        """
+        read = (self._stores["text"].read(key)["text_embeds"] for key in self.index.prior)
+        return torch.stack([padded_text(text, text_len) for text in read])
 
     def batch(self, numbers: Sequence[int], text_len: int) -> Batch:
         """Rows of one bucket as a batch.

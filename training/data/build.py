@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ import torch
 
 from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
-from training.data.cache import KINDS, CachedRow, CacheIndex, index_path, row_as_data
+from training.data.cache import KINDS, CachedRow, CacheIndex, write_index
 from training.data.check import Checked, CheckedClip, Unusable, check_files, judge
 from training.data.encode import (
     Encoders,
@@ -64,6 +64,7 @@ class CacheBuilder:
         self.checked = check_files(self.manifest, settings.buckets, decode=False, share=self.share)
         self.keys = [row_keys(clip, self.encoders.hashes, settings.poses) for clip in self.checked.clips]
         self.empty = text_key("", self.encoders.hashes)
+        self.prior = tuple(text_key(prompt, self.encoders.hashes) for prompt in settings.prior_prompts())
         self.stores = {kind: ShardStore(settings.cache / kind) for kind in KINDS}
         self.failed = settings.cache / "failed"
 
@@ -178,7 +179,7 @@ class CacheBuilder:
 
     def _prompts(self) -> dict[str, str]:
         """This process's prompts by key; the empty one, which a dropped text is replaced by, is among all of them."""
-        texts = {""}
+        texts = {"", *self.settings.prior_prompts()}
         for line in self.manifest.lines:
             prompt = prompt_of(line.row)
             texts |= {prompt.reference_text, prompt.video_text}
@@ -227,7 +228,7 @@ class CacheBuilder:
                 dropped.append(clip.line.drop(**json.loads(failed[0].read_text(encoding="utf-8"))))
             else:
                 rows.append(CachedRow(clip.line.row.id, clip.bucket, keys))
-        if self.empty not in present:
+        if not present.issuperset({self.empty, *self.prior}):
             return False
         self._write_index(rows, sorted(dropped, key=lambda drop: drop.line))
         return True
@@ -238,9 +239,8 @@ class CacheBuilder:
         empty = self.stores["text"].read(self.empty)["text_embeds"]
         packed = base64.b85encode(empty.numpy().tobytes()).decode()
         hashes = self.encoders.hashes
-        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty))
-        data = asdict(index) | {"rows": [row_as_data(row) for row in rows]}
-        write_lines(index_path(self.settings), [json.dumps(data)])
+        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty), self.prior)
+        write_index(self.settings, index)
 
 
 @dataclass(frozen=True)

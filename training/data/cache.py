@@ -26,7 +26,7 @@ from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
 from training.data.encode import RowKeys, encoder_hashes
 from training.data.facts import FactStore
-from training.data.manifest import Drop
+from training.data.manifest import Drop, write_lines
 from training.data.settings import DataSettings
 
 KINDS = ("clip", "reference", "target", "pose", "text")
@@ -52,6 +52,7 @@ class CacheIndex:
         empty_text: its embeddings, float16 as base 85, and their number of rows: without it no row could be trained on,
             so it does not hang on one shard. "" in indexes of older versions.
         latents_mean, latents_std: of the VAE.
+        prior: keys of the prompts of the class, where the settings name one.
     """
 
     rows: list[CachedRow]
@@ -62,6 +63,7 @@ class CacheIndex:
     latents_std: tuple[float, ...]
     empty_text: str = ""
     empty_tokens: int = 0
+    prior: tuple[str, ...] = ()
 
     def empty_embeds(self) -> Tensor | None:
         """The empty prompt's embeddings (tokens, D) float16, where the index holds them."""
@@ -73,7 +75,8 @@ class CacheIndex:
 
 def data_hash(index: CacheIndex) -> str:
     """SHA-256 of everything that training reads, and of its order."""
-    return hashlib.sha256(json.dumps([row_as_data(row) for row in index.rows]).encode()).hexdigest()
+    data: list[object] = [row_as_data(row) for row in index.rows]
+    return hashlib.sha256(json.dumps(data + ([index.prior] if index.prior else [])).encode()).hexdigest()
 
 
 def index_path(settings: DataSettings) -> Path:
@@ -92,6 +95,8 @@ def index_path(settings: DataSettings) -> Path:
     chosen: list[Any] = [settings.split, buckets.model_dump(mode="json", exclude={"budget"})]
     if settings.poses is not None:
         chosen.append(settings.poses)
+    if prompts := settings.prior_prompts():
+        chosen.append(prompts)
     digest.update(json.dumps(chosen, sort_keys=True).encode())
     return settings.cache / f"index-{digest.hexdigest()[:12]}.json"
 
@@ -116,12 +121,20 @@ def read_index(settings: DataSettings) -> CacheIndex:
     return index
 
 
+def write_index(settings: DataSettings, index: CacheIndex) -> None:
+    """Write the index for these settings, whole or not at all."""
+    data = asdict(index) | {"rows": [row_as_data(row) for row in index.rows]}
+    write_lines(index_path(settings), [json.dumps(data)])
+
+
 def _parse_index(data: dict[str, Any]) -> CacheIndex:
     rows = [CachedRow(row["id"], Bucket(*row["bucket"]), _keys(row["keys"])) for row in data["rows"]]
     dropped = [Drop(**drop) for drop in data["dropped"]]
     statistics = (tuple(data["latents_mean"]), tuple(data["latents_std"]))
     empty = data.get("empty_text", ""), data.get("empty_tokens", 0)
-    return CacheIndex(rows, dropped, data["encoders"], data["empty"], *statistics, *empty)
+    return CacheIndex(
+        rows, dropped, data["encoders"], data["empty"], *statistics, *empty, prior=tuple(data.get("prior", ()))
+    )
 
 
 def _keys(data: dict[str, Any]) -> RowKeys:

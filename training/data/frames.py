@@ -102,3 +102,9 @@ def latent_masks(masks: Tensor) -> Tensor:
     frames = F.avg_pool2d(masks[:, None].float() / 255.0, 8)
     groups = [frames[:1], *(frames[start : start + 4] for start in range(1, len(frames), 4))]
     return torch.stack([group.amax(dim=0) for group in groups], dim=1)
+
+
+def dilated(mask: Tensor, cells: int) -> Tensor:
+    """A mask (B, 1, t, h, w) enlarged by so many latents on all sides, frame by frame."""
+    side = 2 * cells + 1
+    return F.max_pool3d(mask, (1, side, side), stride=1, padding=(0, cells, cells)) if cells else mask

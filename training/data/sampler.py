@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
 from training.randomness import numpy_generator
 
@@ -21,21 +22,30 @@ class BucketSampler:
         batch: rows in a batch of all processes together, by bucket.
         seed: of the run.
         rank, world: this process and how many there are.
+        among: the rows that are drawn from; None is all of them.
 
     Raises:
         ValueError: a batch is no multiple of the number of processes, or there is no row.
     """
 
     def __init__(
-        self, buckets: Sequence[Bucket], batch: Mapping[Bucket, int], seed: int, rank: int = 0, world: int = 1
+        self,
+        buckets: Sequence[Bucket],
+        batch: Mapping[Bucket, int],
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        among: Sequence[int] | None = None,
     ) -> None:
         if uneven := [bucket for bucket, count in batch.items() if count % world]:
             raise ValueError(f"The batch of {uneven[0]} is {batch[uneven[0]]}, no multiple of {world} processes.")
-        if not buckets:
+        drawn = range(len(buckets)) if among is None else among
+        if not drawn:
             raise ValueError("There is no row to draw from.")
         self._rows: dict[Bucket, list[int]] = {}
-        for row, bucket in enumerate(buckets):
-            self._rows.setdefault(bucket, []).append(row)
+        for row in drawn:
+            self._rows.setdefault(buckets[row], []).append(row)
         self._batch, self._seed, self._rank, self._world = dict(batch), seed, rank, world
         self.steps_per_epoch = sum(-(-len(rows) // self._batch[bucket]) for bucket, rows in self._rows.items())
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
@@ -58,3 +68,44 @@ class BucketSampler:
             batches += [filled[start : start + size] for start in range(0, len(filled), size)]
         shuffled = numpy_generator(self._seed, epoch, "order of batches").permutation(len(batches))
         return [batches[i] for i in shuffled]
+
+
+class StagedSampler:
+    """Pictures before a step, longer clips from it on: each stage in the order of a `BucketSampler` of its rows.
+
+    Args:
+        buckets, batch, seed, rank, world: as of `BucketSampler`.
+        stills_steps: how many steps take pictures.
+
+    Raises:
+        InputError: one of the two stages has no row.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        batch: Mapping[Bucket, int],
+        seed: int,
+        rank: int,
+        world: int,
+        *,
+        stills_steps: int,
+    ) -> None:
+        self._stills_steps = stills_steps
+        stages = []
+        for name, single in (("of one frame", True), ("of more than one frame", False)):
+            among = [row for row, bucket in enumerate(buckets) if (bucket.num_frames == 1) == single]
+            if not among:
+                raise InputError(
+                    f"part.stills_steps divides the run into pictures and clips, and no row {name} can be used; add "
+                    "such rows to the manifest, or leave it out."
+                )
+            stages.append(BucketSampler(buckets, batch, seed, rank, world, among=among))
+        self._stills, self._clips = stages
+        self.steps_per_epoch = self._stills.steps_per_epoch + self._clips.steps_per_epoch
+
+    def rows(self, step: int) -> list[int]:
+        """This process's rows of a step, counted from 0 over the whole run."""
+        if step < self._stills_steps:
+            return self._stills.rows(step)
+        return self._clips.rows(step - self._stills_steps)

@@ -185,6 +185,15 @@ class KeepsStart(Protocol):
 
 
 @runtime_checkable
+class NeedsWhole(Protocol):
+    """A part whose settings may exclude that processes share its network out (FSDP2, DeepSpeed)."""
+
+    def needs_whole(self) -> str | None:
+        """Return the setting that does, as `key is value`; None where they may."""
+        ...
+
+
+@runtime_checkable
 class ExportsIn(Protocol):
     """A part whose files can be written in other dtypes than fp16 (`export.py --dtype`)."""
 

@@ -24,15 +24,20 @@ from contextanyone_core.errors import CheckpointError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.media.image_io import images_to_frames
 from contextanyone_core.media.video_io import write_clip
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.transformer import ReferenceInputs
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
-from training.data.sampler import BucketSampler
+from training.data.frames import dilated
+from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
-from training.parts.base import PartContext
-from training.parts.objective import Draws, EncodedClips
+from training.files import file_sha256
+from training.parts.base import Metrics, PartContext
+from training.parts.objective import Draws, EncodedClips, prior_step
+from training.parts.personal import PersonalSettings
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
+from training.randomness import torch_generator
 
 _LOG = logging.getLogger(__name__)
 CONFIGS = {
@@ -49,6 +54,10 @@ class Settings(TransformerSettings):
     data: DataSettings
     model: Literal["miniature", "wan_1_3b", "wan_14b"] = "wan_1_3b"  # its sizes, where init.from is not given
     background_weight: float = Field(default=1.0, ge=0, le=1)  # loss weight outside the person's mask; inside it is 1
+    dilate_mask: int = Field(default=0, ge=0)  # by how many latents the person's mask is enlarged on all sides
+    stills_steps: int | None = Field(default=None, ge=1)  # before this step only pictures, then only longer clips
+    prior: float = Field(default=0.0, ge=0, lt=1)  # of the steps preserve what the LoRA's network makes of its class
+    personal: PersonalSettings | None = None  # who the LoRA is of, for the header of its file
     sample_clips: int = Field(default=2, ge=1)
     sample_steps: int = Field(default=20, ge=1)
     validation_clips: int = Field(default=16, ge=1)  # of the split `val`, which cache.py must have encoded
@@ -59,6 +68,18 @@ class Settings(TransformerSettings):
             raise ValueError(
                 "part.reading is phantom, which the part transformer trains; on a manifest leave part.reading out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _prior_has_a_target(self) -> Self:
+        lora = self.train.lora
+        if self.prior > 0 and (lora is None or lora.full or self.data.prior_class is None):
+            raise ValueError(
+                "part.prior needs part.data.prior_class, and a LoRA alone, whose network is its target: part.train."
+                "lora with full: []"
+            )
+        if self.personal is not None and lora is None:
+            raise ValueError("part.personal is the header of a LoRA's file; give part.train.lora, or leave it out")
         return self
 
 
@@ -73,12 +94,22 @@ class ManifestPart(TransformerTraining):
         super().__init__(settings, starting_network(settings, context, self._fresh_config))
         self.config = self.transformer.config
         self._check_fit()
+        self.prior_texts = self.data.prior_texts(self.config.text_len).float() if settings.prior else None
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         buckets = [row.bucket for row in self.data.rows]
         shape = self.data.image_embeds_shape()
         tokens, rank, world = shape[0] if shape else 0, context.rank, context.world
-        plan = plan_buckets(buckets, self.config, settings.data.buckets, tokens, world, rank)
-        self.sampler = BucketSampler(buckets, plan.batch, context.seed, rank, world)
+        costs = [
+            bucket._replace(references=bucket.references if settings.anchor == "reference" else 0) for bucket in buckets
+        ]
+        plan = plan_buckets(costs, self.config, settings.data.buckets, tokens, world, rank)
+        batch = {bucket: plan.batch[cost] for bucket, cost in zip(buckets, costs, strict=True)}
+        self.sampler: BucketSampler | StagedSampler
+        if settings.stills_steps is None:
+            self.sampler = BucketSampler(buckets, batch, context.seed, rank, world)
+        else:
+            drawn = settings.stills_steps
+            self.sampler = StagedSampler(buckets, batch, context.seed, rank, world, stills_steps=drawn)
         if rank == 0:
             _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
 
@@ -100,7 +131,9 @@ class ManifestPart(TransformerTraining):
     def _check_fit(self) -> None:
         """Refuse a network whose encoders are not those of the cache."""
         config, index, shape = self.config, self.data.index, self.data.image_embeds_shape()
-        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1], "image_dim": shape[1] if shape else None}
+        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1]}
+        if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
+            found["image_dim"] = shape[1] if shape else None
         for name, value in found.items():
             if getattr(config, name) != value:
                 raise CheckpointError(f"{name} of the cache is {value}, the transformer needs {getattr(config, name)}.")
@@ -167,16 +200,41 @@ class ManifestPart(TransformerTraining):
             conditioned=self.conditioned,
         )
 
+    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The dual-guidance loss; in a share of the steps, of all processes alike, that of the prior."""
+        drawn = torch.rand((), generator=torch_generator(self.context.seed, step, "prior"))
+        if self.prior_texts is None or drawn >= self.settings.prior:
+            return super().loss(batch, step, generator)
+        clips = self.encoded(batch)
+        draws = self.draws(clips, step, generator)
+        texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
+        return prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+
+    def _prior_prompts(self, texts: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Prompts of the class for a batch; where there are captions without the name, half of them are of these."""
+        captions = len(self.settings.data.prior_captions)
+        chosen = torch.randint(len(texts) - captions, (count,), generator=generator)
+        if captions:
+            own = torch.randint(len(texts) - captions, len(texts), (count,), generator=generator)
+            chosen = torch.where(torch.rand(count, generator=generator) < 0.5, own, chosen)
+        return texts[chosen]
+
+    def lora_header(self) -> dict[str, str]:
+        """A personal file's header, where the run states whose it is."""
+        person, start = self.settings.personal, self.context.init_from
+        return {} if person is None or start is None else person.described(file_sha256(start)).metadata()
+
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """The cached embeddings; where the text is dropped, the empty prompt's."""
         video_text = batch["video_text"].float()
-        keep = torch.tensor(draws.keep_text, device=video_text.device)[:, None, None]
-        video_text = torch.where(keep, video_text, self.empty_text.to(video_text.device))
+        device = video_text.device
+        keep = torch.tensor(draws.keep_text).to(device, non_blocking=True)[:, None, None]
+        video_text = torch.where(keep, video_text, self.empty_text.to(device, non_blocking=True))
         return video_text, batch["first_text"].float() if draws.reference else None
 
     def _weights(self, mask: Tensor) -> Tensor:
         background = self.settings.background_weight
-        return background + (1.0 - background) * mask.float()
+        return background + (1.0 - background) * dilated(mask.float(), self.settings.dilate_mask)
 
     def sample(self, step: int, folder: Path) -> None:
         """For the first rows of the manifest: references, generated clip, and the clip itself, side by side.
@@ -206,10 +264,12 @@ class ManifestPart(TransformerTraining):
         tokens = [on_device["image_embeds"]] if "image_embeds" in on_device else []
         pictures = list(torch.split(on_device["reference_latents"], 1, dim=2))
         references = ReferenceInputs(pictures, on_device["first_text"], tokens)
+        poses = VideoCondition(pose=on_device["poses"]) if self.conditioned and "poses" in on_device else None
         empty = self.empty_text.to(sampler.device, sampler.dtype)
         settings = GenerationSettings(
             num_frames=bucket.num_frames, width=bucket.width, height=bucket.height, steps=self.settings.sample_steps
         )
         with torch.compiler.set_stance("force_eager"):  # other shapes than in training: not worth a compilation
-            conditions = Conditions(on_device["video_text"], empty, references)
+            anchored = references if self.settings.anchor == "reference" else None
+            conditions = Conditions(on_device["video_text"], empty, anchored, poses)
             return sampler.sample_latents(conditions, settings, sampler.noise([0], settings))

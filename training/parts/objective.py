@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,10 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, reconstruction
+from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, per_sample_error, reconstruction
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
+from training.lora import without_lora
 from training.parts.base import Metrics, PartSettings
 
 
@@ -48,6 +51,7 @@ class EncodedClips:
             weights, None for equal ones.
         poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
         conditioned: whether the network has condition channels, and so is shown poses and first frames.
+        regions: where the person is whom the prompts name, for mask-guided attention; None without it.
     """
 
     latents: Tensor
@@ -58,6 +62,7 @@ class EncodedClips:
     target_weights: Tensor | None
     poses: Tensor | None = None
     conditioned: bool = False
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Draws:
         keep_text: whether each sample's video stream gets its prompt; the others get the empty one.
         reference: None if this batch drops its references.
         condition: None if the network has no condition channels.
+        quarters: of sigma, of each sample, for the log; empty where it shows none.
     """
 
     sigma: Tensor
@@ -96,6 +102,7 @@ class Draws:
     keep_text: list[bool]
     reference: ReferenceDraws | None
     condition: ConditionDraws | None = None
+    quarters: tuple[int, ...] = ()
 
 
 def draw(
@@ -111,30 +118,31 @@ def draw(
             the steps then take equally long, and FSDP needs all processes to use the same layers.
     """
     count, device = len(clips.latents), clips.latents.device
-    noise = torch.randn(clips.latents.shape, generator=generator).to(device)
-    sigma = sample_sigmas(
+    noise = _moved(torch.randn(clips.latents.shape, generator=generator), device)
+    drawn = sample_sigmas(
         count,
         shift=settings.shift,
         uniform=settings.uniform,
         distribution=settings.sigmas,
         generator=generator,
-    ).to(device)
+    )
+    sigma, quarters = _moved(drawn, device), tuple((drawn * 4).long().clamp(max=3).tolist())
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
     dropping = draws[0] if common is None else torch.rand((), generator=common)
     condition = _draw_condition(settings, clips, generator)
     if dropping < settings.drop_reference:
-        return Draws(sigma, noise, keep_text, None, condition)
+        return Draws(sigma, noise, keep_text, None, condition, quarters)
     halves = torch.rand(2, count, generator=generator)
     # Half of the references clean, half with sigma in (0, 0.1].
-    levels = torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])).to(device)
-    return Draws(
-        sigma,
-        noise,
-        keep_text,
-        ReferenceDraws(levels, torch.randn(clips.reference_latents.shape, generator=generator).to(device)),
-        condition,
-    )
+    levels = _moved(torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])), device)
+    references = _moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
+    return Draws(sigma, noise, keep_text, ReferenceDraws(levels, references), condition, quarters)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for what the device does before."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _draw_condition(
@@ -147,7 +155,8 @@ def _draw_condition(
     pose, start, second = torch.rand(3, count, generator=generator)
     shown = (1 + (second < 0.5).long()).clamp(max=frames - 1)
     start_frames = torch.where(start < settings.drop_start, torch.zeros_like(shown), shown)
-    return ConditionDraws((pose >= settings.drop_pose).to(clips.latents.device), start_frames.to(clips.latents.device))
+    device = clips.latents.device
+    return ConditionDraws(_moved(pose >= settings.drop_pose, device), _moved(start_frames, device))
 
 
 def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:
@@ -177,7 +186,29 @@ def dual_guidance_step(
     """
     terms = loss_terms(transformer, settings, clips, draws, texts)
     used = draws.reference is not None and texts[1] is not None and settings.reading == "contextanyone"
-    return terms.total, _metrics(terms.video, terms.reference if used else None, draws.sigma)
+    return terms.total, _metrics(terms.video, terms.reference if used else None, draws.quarters)
+
+
+def prior_step(
+    transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, texts: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Prior preservation without data: the LoRA must not change what the network makes of other prompts.
+
+    The target is the network's own velocity without its LoRA, of the same noisy clips under the same prompts; every
+    latent counts alike.
+
+    Args:
+        texts: (B, text_len, text_dim), prompts of the class, which do not name the person.
+
+    Returns: the loss of each sample (B,), and its term for the log.
+    """
+    noisy, timesteps = add_noise(clips.latents, draws.noise, draws.sigma), 1000.0 * draws.sigma
+    condition = _condition(clips, draws.condition)
+    with torch.no_grad(), without_lora(transformer):
+        target = transformer(noisy, timesteps, texts, condition=condition).velocity
+    velocity = transformer(noisy, timesteps, texts, condition=condition).velocity
+    losses = per_sample_error([velocity.float()], [target.float()])
+    return losses, {"prior": losses.detach()}
 
 
 def loss_terms(
@@ -216,6 +247,8 @@ def _velocity_and_reconstruction(
     """Outputs of both streams: the video's velocity (B, 16, t, h, w), and each reference's reconstruction."""
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
+    if clips.regions is not None:  # the empty prompt names nobody
+        condition = replace(condition or VideoCondition(), regions=clips.regions.only(draws.keep_text))
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
@@ -247,13 +280,11 @@ def _phantom_velocity(
     return reading.velocity(noisy, 1000.0 * draws.sigma, text, with_reference=draws.reference is not None)
 
 
-def _metrics(video: Tensor, reference: Tensor | None, sigma: Tensor) -> Metrics:
-    """The terms, and the video's by quarter of sigma."""
+def _metrics(video: Tensor, reference: Tensor | None, quarters: Sequence[int]) -> Metrics:
+    """The terms, and the video's by quarter of sigma; nothing here waits for the device."""
     video, metrics = video.detach(), {"video": video.detach()}
     if reference is not None:
         metrics["reference"] = reference.detach()
-    for index in range(4):
-        inside = (sigma * 4).long().clamp(max=3) == index
-        if inside.any():
-            metrics[f"sigma_{index}"] = video[inside]
+    for index in sorted(set(quarters)):
+        metrics[f"sigma_{index}"] = torch.stack([video[i] for i, quarter in enumerate(quarters) if quarter == index])
     return dict(metrics)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch._dynamo
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
+from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.condition import resized_patch_weight
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import merge_loras, save_lora
+from training.block_offload import BlockOffload
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
 from training.parts.base import Metrics, ParameterGroup, PartContext, Work, default_groups, scaled_groups
@@ -34,7 +36,8 @@ from training.parts.objective import (
     fixed_draws,
     loss_terms,
 )
-from training.recompute import Recompute, recompute_blocks
+from training.quantised import quantise_frozen
+from training.recompute import Recompute, keeping_attention, recompute_blocks
 from training.trainable import TrainSettings, choose_trained, frozen_names, lr_scales
 
 _LOG = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ class TransformerSettings(ObjectiveSettings):
     gap: float | None = Field(default=None, ge=0)  # latent frames; None: as in `init.from`, 10 without one
     condition: bool | None = None  # channels for poses and first frames; None: as in `init.from`, false without one
     emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as in `init.from`, true without one
+    anchor: Literal["reference", "none"] = "reference"  # none: no reference stream, and plain backbones will do
     train: TrainSettings = TrainSettings()
     compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
     recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
@@ -53,9 +57,20 @@ class TransformerSettings(ObjectiveSettings):
 
     @model_validator(mode="after")
     def _recompute_fits(self) -> Self:
-        if self.recompute == "selective" and (self.compile or self.explicit_attention):
+        if self.recompute == "selective" and self.explicit_attention:
             raise ValueError(
-                "part.recompute: selective needs fused attention, neither compiled nor explicit; full does not"
+                "part.recompute: selective needs fused attention, not part.explicit_attention; full does not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_recomputes(self) -> Self:
+        if self.train.lora is None or not self.train.lora.offload:
+            return self
+        if self.recompute == "none" or (self.recompute == "selective" and self.compile):
+            raise ValueError(
+                "part.train.lora.offload needs part.recompute: full, or selective without part.compile; else the "
+                "backward pass would keep every block on the card"
             )
         return self
 
@@ -89,12 +104,18 @@ class TransformerTraining:
     def __init__(self, settings: TransformerSettings, transformer: ContextAnyoneTransformer) -> None:
         self.transformer, self.settings = transformer, settings
         choose_trained(transformer, settings.train)
+        if settings.train.lora is not None:
+            quantise_frozen(transformer.blocks, settings.train.lora.base)
         self._fixed = {name for name, parameter in transformer.named_parameters() if not parameter.requires_grad}
         if settings.explicit_attention:
             transformer.attention = explicit_attention
+        selective_inside = settings.compile and settings.recompute == "selective"
         if settings.compile:
-            compile_for_buckets(transformer)
-        recompute_blocks(transformer, settings.recompute)
+            compile_for_buckets(transformer, keeping_attention if selective_inside else TransformerBlock.forward)
+        self.offload: BlockOffload | None = None
+        if settings.train.lora is not None and settings.train.lora.offload:
+            self.offload = BlockOffload(list(transformer.blocks))
+        recompute_blocks(transformer, "none" if selective_inside else settings.recompute)
 
     @property
     def conditioned(self) -> bool:
@@ -122,6 +143,13 @@ class TransformerTraining:
         named = self.transformer.named_parameters() if self.settings.train.lora is not None else ()
         return [parameter for name, parameter in named if name in self._fixed]
 
+    def needs_whole(self) -> str | None:
+        """The setting by which every process needs the whole network."""
+        lora = self.settings.train.lora
+        if lora is not None and lora.base != "float32":
+            return f"part.train.lora.base is {lora.base}"
+        return "part.train.lora.offload is true" if self.offload is not None else None
+
     def start(self) -> ContextAnyoneTransformer:
         """The network of `init.from`, which there is, as the training started from it."""
         assert self.context.init_from is not None
@@ -147,12 +175,16 @@ class TransformerTraining:
 
     def draws(self, clips: EncodedClips, step: int, generator: torch.Generator) -> Draws:
         """Everything random about a step."""
-        return draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        drawn = draw(self.settings, clips, generator, self.context.common_generator(step, "drop references"))
+        return self._anchored(drawn)
+
+    def _anchored(self, draws: Draws) -> Draws:
+        return draws if self.settings.anchor == "reference" else replace(draws, reference=None)
 
     def validation_loss(self, batch: Any, sigma: float, generator: torch.Generator) -> Metrics:
         """The terms of the loss at one noise level."""
         clips = self.encoded(batch)
-        draws = fixed_draws(clips, sigma, generator)
+        draws = self._anchored(fixed_draws(clips, sigma, generator))
         terms = loss_terms(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
         return {"video": terms.video, "reference": terms.reference}
 
@@ -176,8 +208,12 @@ class TransformerTraining:
             flops = len(latents) * sum(count(config, video, references, clip_tokens) for count in passes)
         return Work(len(latents) * (video + sum(references)), flops)
 
+    def lora_header(self) -> dict[str, str]:
+        """Entries of the header of an exported LoRA, beside the record."""
+        return {}
+
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write transformer.safetensors; of a LoRA, lora.safetensors and the merged network."""
+        """Write transformer.safetensors; of a LoRA, lora.safetensors and, unless left out, the merged network."""
         self.export_in(folder, record, torch.float16)
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -186,7 +222,9 @@ class TransformerTraining:
         if self.settings.train.lora is not None:
             network = self.start()
             lora = trained_lora(self.transformer, self.settings.train.lora, network)
-            save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra)
+            save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra | self.lora_header())
+            if not self.settings.train.lora.merged:
+                return
             merge_loras(network, [(lora, 1.0)])
         save_transformer(folder / "transformer.safetensors", network, dtype=dtype, extra=extra)
         if (encoders := self.encoders()) is not None:
@@ -211,7 +249,8 @@ def starting_network(
 
 
 def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
-    network = load_transformer(path, dtype=torch.float32, plain=settings.reading == "phantom")
+    plain = settings.reading == "phantom" or settings.anchor == "none"
+    network = load_transformer(path, dtype=torch.float32, plain=plain)
     config = settings.network_config(network.config)
     if config.emphasize and not network.config.emphasize:
         raise InputError(
@@ -248,8 +287,10 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return read.transpose(1, 2).flatten(-2)
 
 
-def compile_for_buckets(transformer: ContextAnyoneTransformer) -> None:
+def compile_for_buckets(
+    transformer: ContextAnyoneTransformer, forward: Callable[..., Any] = TransformerBlock.forward
+) -> None:
     """Compile the repeated block for each shape, of which every bucket has its own, with references and without."""
     # With and without references, in training and in validation: buckets four times, and eight is torch's own limit.
     torch._dynamo.config.recompile_limit = 256
-    compile_blocks(transformer)
+    compile_blocks(transformer, forward)

@@ -10,8 +10,10 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import transformer_config
 from contextanyone_core.weights.naming import TRANSFORMER
 from contextanyone_core.weights.safetensors_file import read_header
+from contextanyone_core.weights.source import open_source
 from training.config import TrainConfig
 from training.data.buckets import Bucket, BucketPlan, bucket_flops, bucket_tokens, plan_buckets
 from training.data.cache import index_path, read_index
@@ -82,6 +84,13 @@ class RunPlan:
         return {step: sum(sizes.values()) - sum(sizes[n] for n in frozen_names(sizes, train, step)) for step in steps}
 
     @property
+    def parameters(self) -> int:
+        """How many parameters the network has, a LoRA's among them."""
+        network = ContextAnyoneTransformer(self.model, device="meta")
+        choose_trained(network, self.settings.train)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    @property
     def cost(self) -> StepCost:
         """Of the step as the configuration has it."""
         return self.costs[self.settings.recompute]
@@ -93,7 +102,12 @@ class RunPlan:
 
     def ways(self) -> list[Share]:
         """How the processes can share the work."""
-        return ways_to_share(self.cost, self.model, self.world, self.batches, bf16=self.config.precision != "fp32")
+        ways = ways_to_share(self.cost, self.model, self.world, self.batches, bf16=self.config.precision != "fp32")
+        lora = self.settings.train.lora
+        whole = self.config.optim.optimizer != "adamw" or (
+            lora is not None and (lora.offload or lora.base != "float32")
+        )
+        return ways[:1] if whole else ways
 
     def checkpoint_bytes(self) -> int:
         """Of one checkpoint: weights (of a LoRA those that are trained), their average, the optimizer's state."""
@@ -111,7 +125,9 @@ class RunPlan:
         """What the run's folder and the cache need at their fullest."""
         checkpoints = (self.config.run.keep_last + 1) * self.checkpoint_bytes()
         cache = sum(count * self.entry_bytes(bucket) for bucket, count in self.buckets.rows.items())
-        exported = self.cost.weights // 2 + (0 if self.settings.train.lora is None else self.cost.ema // 2)
+        lora = self.settings.train.lora
+        network = 0 if lora is not None and not lora.merged else 2 * self.parameters
+        exported = network + (0 if lora is None else self.cost.ema // 2)
         return Disk(checkpoints, exported, cache)
 
     def step_seconds(self, rate: float) -> float:
@@ -133,7 +149,7 @@ def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
     """
     settings = _settings(config)
     model, tokens = model_config(config), clip_tokens(config)
-    if model.image_dim is None:
+    if model.image_dim is None or settings.anchor == "none":
         tokens = 0
     buckets, from_data = _buckets(settings, model, tokens, world)
     work = {bucket: (flops * buckets.batch[bucket], bucket) for bucket, flops in buckets.flops.items()}
@@ -167,6 +183,8 @@ def model_config(config: TrainConfig) -> ContextAnyoneConfig:
 def _whole_config(config: TrainConfig) -> ContextAnyoneConfig:
     start, settings = config.init.from_, _settings(config)
     if start is not None and start.is_file():
+        if settings.anchor == "none":
+            return transformer_config(open_source(start), plain=True)
         header = read_header(start)
         if header.kind != TRANSFORMER:
             raise InputError(
@@ -193,7 +211,7 @@ def _settings(config: TrainConfig) -> manifest.Settings | transformer.Settings:
 
 
 def _possible(settings: manifest.Settings | transformer.Settings, kind: Recompute) -> bool:
-    return kind != "selective" or not (settings.compile or settings.explicit_attention)
+    return kind != "selective" or not settings.explicit_attention
 
 
 def _buckets(
@@ -203,6 +221,8 @@ def _buckets(
     if isinstance(settings, transformer.Settings):
         bucket = Bucket(settings.num_frames, settings.size, settings.size)
         flops = bucket_flops(model, bucket, tokens)
+        if settings.anchor == "none":
+            flops = bucket_flops(model, bucket._replace(references=0), 0)
         if settings.reading == "phantom":  # the reference is a frame of the one stream
             flops = forward_flops(model, bucket_tokens(model, bucket))
         return BucketPlan({bucket: settings.pairs}, {bucket: settings.batch * world}, {bucket: flops}), False
@@ -211,5 +231,7 @@ def _buckets(
     shapes = data.buckets.shapes()
     possible = [Bucket(count, *shape) for count in data.buckets.frames for shape in shapes]
     found = [row.bucket for row in read_index(data).rows] if from_data else possible
+    if settings.anchor == "none":
+        found = [bucket._replace(references=0) for bucket in found]
     plan = plan_buckets(found, model, data.buckets, tokens, world)
     return (plan, True) if from_data else (replace(plan, rows=dict.fromkeys(plan.rows, 0)), False)

@@ -21,7 +21,7 @@ def plan_text(plan: RunPlan, cards: Mapping[str, Card]) -> str:
 def _network(plan: RunPlan) -> str:
     model, config = plan.model, plan.config
     precision = "fp32" if config.precision == "fp32" else "bf16"
-    trained, everything = plan.cost.ema / 4e9, plan.cost.weights / 4e9
+    trained, everything = plan.cost.ema / 4e9, plan.parameters / 1e9
     return (
         f"{config.run.name}: width {model.dim}, {model.num_layers} blocks, {everything:.3f} B parameters, "
         f"{trained:.3f} B of them trained; {precision}, {config.optim.optimizer}; "
@@ -54,10 +54,12 @@ def _possible_buckets(buckets: BucketPlan) -> str:
 
 def _step_table(plan: RunPlan) -> str:
     """FLOPs of the costliest step and memory of the widest, for every kind of activation checkpointing."""
+    anchored = plan.settings.anchor == "reference"
     heads = ("recompute", "forward", "backward", "weights", "gradients", "optimizer", "EMA", "activations", "all")
     lines = [
-        f"The costliest batch is {_described(plan.shape)} with a reference on each process, the one with the most "
-        f"tokens {_described(plan.widest)}{f'; {plan.batches} batches a step' if plan.batches > 1 else ''}",
+        f"The costliest batch is {_described(plan.shape)} with{'' if anchored else 'out'} a reference on each process, "
+        f"the one with the most tokens {_described(plan.widest)}"
+        f"{f'; {plan.batches} batches a step' if plan.batches > 1 else ''}",
         "(TFLOP of the former; GiB at the widest moment of either):",
         f"{heads[0]:>11}" + "".join(f"{head:>12}" for head in heads[1:]),
     ]

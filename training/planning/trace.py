@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model import transformer as core_transformer
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from training.adam8bit import state_bytes
 from training.config import OptimSettings
 from training.data.buckets import Bucket
 from training.optim import make_optimizer
@@ -44,7 +45,7 @@ class StepCost:
         forward_flops: of the forward pass.
         backward_flops: of the backward pass, with what it computes again. Fused attention counts as its four products
             plus the scores that its kernel computes anew.
-        weights: float32 weights, trained or not.
+        weights: of the network, trained or not, as they are stored; without those in host memory (`offload`).
         gradients, activations: both as they are at the widest moment; activations are everything that is not named.
         optimizer: its state.
         ema: the average of what is trained.
@@ -110,8 +111,11 @@ def run_step(
     part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="meta"))
     with FakeTensorMode(), _no_tables_kept():
         _materialise(part.transformer)
-        inputs = _inputs(config, shape)
-        optimizer = make_optimizer(part.parameter_groups(), optim)
+        if part.offload is not None:
+            part.offload.change(lambda stored: torch.empty(stored.shape, dtype=stored.dtype))
+        inputs = _inputs(config, shape, anchored=settings.anchor == "reference")
+        in_8_bits = optim.optimizer == "adamw8bit"
+        optimizer = None if in_8_bits else make_optimizer(part.parameter_groups(), optim)
         trained = [parameter for parameter in part.transformer.parameters() if parameter.requires_grad]
         tracker = _Tracker(part.transformer.parameters())
         with tracker:
@@ -130,10 +134,15 @@ def run_step(
             in_pass = tracker.widest
             tracker.widest = tracker.now()
             torch.nn.utils.clip_grad_norm_(trained, optim.clip_norm)
-            optimizer.step()
-        state = sum(_bytes(leaf) for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor))
+            if optimizer is not None:
+                optimizer.step()
+        if optimizer is None:  # its compiled update works on one parameter after the other, in registers
+            state, made = sum(state_bytes(parameter) for parameter in trained), 0
+        else:
+            leaves = tree_leaves(list(optimizer.state.values()))
+            state = made = sum(_bytes(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         # The optimizer's state is there in every pass but the first, and counted in its own phase already.
-        in_optimizer = Moment(tracker.widest.bytes - state, tracker.widest.gradients)
+        in_optimizer = Moment(tracker.widest.bytes - made, tracker.widest.gradients)
         widest = max(in_pass, in_optimizer)
     return StepCost(
         forward_flops=forward,
@@ -182,6 +191,9 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._meet(leaf.untyped_storage())
+        for leaf in tree_leaves(args):  # a weight that came from host memory, whose copying no mode sees
+            if isinstance(leaf, nn.Parameter):
+                self._meet(leaf.untyped_storage())
         if self._alive > self.widest.bytes:
             self.widest = self.now()
         return result
@@ -225,25 +237,29 @@ def _numbered(pattern: str) -> bool:
     )
 
 
-def _inputs(config: ContextAnyoneConfig, shape: StepShape) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor]]:
-    """A batch with reference, as the objective is given it."""
+def _inputs(
+    config: ContextAnyoneConfig, shape: StepShape, *, anchored: bool = True
+) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor | None]]:
+    """A batch, with reference where the network is given one, as the objective is given it."""
     count, bucket = shape.clips, shape.bucket
     frames, *sides = bucket.latents(config)
-    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, bucket.references))
+    pictures = max(1, bucket.references)
+    latents, still = (torch.empty(count, config.in_dim, length, *sides) for length in (frames, pictures))
     ones = torch.empty(count, 1, frames, *sides)
     tokens = None
     if config.image_dim is not None and shape.clip_tokens:
         tokens = torch.empty(count, shape.clip_tokens * bucket.references, config.image_dim)
-    weights = ones[:, :, :1].expand(-1, -1, bucket.references, -1, -1)
+    weights = ones[:, :, :1].expand(-1, -1, pictures, -1, -1)
     poses, condition = None, None
     if config.condition_dim:
         poses = torch.empty_like(latents)
         condition = ConditionDraws(torch.empty(count, dtype=torch.bool), torch.empty(count, dtype=torch.long))
     clips = EncodedClips(latents, ones, still, tokens, still, weights, poses, config.condition_dim > 0)
     sigma = torch.empty(count)
-    draws = Draws(sigma, torch.empty_like(latents), [], ReferenceDraws(sigma, torch.empty_like(still)), condition)
+    reference = ReferenceDraws(sigma, torch.empty_like(still)) if anchored else None
+    draws = Draws(sigma, torch.empty_like(latents), [], reference, condition)
     texts = [torch.empty(count, config.text_len, config.text_dim) for _ in range(2)]
-    return clips, draws, (texts[0], texts[1])
+    return clips, draws, (texts[0], texts[1] if anchored else None)
 
 
 @contextmanager

@@ -85,6 +85,9 @@ class Float:
         ) -> None: ...
 
 class String:
+    class Output(OutputBase):
+        def __init__(self, *, display_name: str = ..., tooltip: str = ...) -> None: ...
+
     class Input(InputBase):
         def __init__(
             self,

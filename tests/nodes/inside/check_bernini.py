@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import comfy.model_management
 import folder_paths
 import torch
 from check_files import small
@@ -156,6 +158,23 @@ def check_the_model_is_what_the_node_says():
     assert "cut out on white" in words["refalign"]
     assert "in Bernini's way" in words["bernini"]
     assert "its own" not in words["phantom"]
+
+
+def check_the_loader_says_what_fits_the_card():
+    line = pack("nodes._comfy.memory_line")
+    model, gib = load("bernini_r_1.3B.safetensors"), 1 << 30
+    words, fits = line.memory_line(model)
+    assert "no GPU" in words
+    assert not fits
+    assert line.memory_line(miniature()[0]) == ("", True)
+    for total, ends, wanted in ((8 * gib, "fits.", True), (1 << 20, "fp8 help.", False)):
+        with (
+            mock.patch.object(comfy.model_management, "is_device_cpu", return_value=False),
+            mock.patch.object(comfy.model_management, "get_total_memory", return_value=total),
+        ):
+            words, fits = line.memory_line(model)
+        assert words.endswith(ends), words
+        assert fits is wanted
 
 
 def check_ours_is_no_other_model():

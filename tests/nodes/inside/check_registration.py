@@ -11,6 +11,7 @@ SCHEMA = Path(__file__).resolve().parents[1] / "schema.json"
 NODE_IDS = [
     "ContextAnyoneLoader",
     "ContextAnyoneMiniatureLoader",
+    "ContextAnyonePersonalLoader",
     "ContextAnyoneExamplePicture",
     "ContextAnyoneExamplePose",
     "ContextAnyoneReference",

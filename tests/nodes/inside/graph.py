@@ -45,6 +45,16 @@ def pack(name: str) -> ModuleType:
     return importlib.import_module(f"{PACK.module}.{name}")
 
 
+class LackingError(Exception):
+    """This ComfyUI has not what a check needs; the check is skipped, and says what."""
+
+
+def needed(node_id: str) -> None:
+    """Skip the check where this ComfyUI has no such node."""
+    if node_id not in nodes.NODE_CLASS_MAPPINGS:
+        raise LackingError(f"this ComfyUI has no node {node_id}")
+
+
 def node(node_id: str) -> Any:
     """The class of a node; a V3 one is called as node("ContextAnyoneApply").execute(model=..., ...)."""
     return nodes.NODE_CLASS_MAPPINGS[node_id]

@@ -5,7 +5,8 @@ Started by test_inside.py with ComfyUI's own interpreter; that has neither pytes
     python run.py --comfy FOLDER --pack LINK --out results.json check_a.py check_b.py -- --cpu ...
 
 A check is a function `check_<what>()` of one of the files; an exception is its failure. The results are
-{"check_file.py::check_name": null or the traceback}. What stands behind `--` goes to ComfyUI's command line.
+{"check_file.py::check_name": null, the traceback, or "skipped: " and what this ComfyUI lacks}. What stands behind `--`
+goes to ComfyUI's command line.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
+SKIPPED = "skipped: "
+"""How the result of a check begins that this ComfyUI cannot run."""
 
 
 def main() -> int:
@@ -99,6 +102,8 @@ def load_pack(path: str):
 
 def run_checks(file: Path) -> dict[str, str | None]:
     """Run every `check_*` of a file in the order in which they stand there."""
+    from graph import LackingError
+
     try:
         module = import_file(file)
     except BaseException:
@@ -109,9 +114,11 @@ def run_checks(file: Path) -> dict[str, str | None]:
         try:
             getattr(module, name)()
             results[f"{file.name}::{name}"] = None
+        except LackingError as lacking:
+            results[f"{file.name}::{name}"] = f"{SKIPPED}{lacking}"
         except Exception:
             results[f"{file.name}::{name}"] = traceback.format_exc()
-        outcome = "failed" if results[f"{file.name}::{name}"] else "passed"
+        outcome = "did not pass" if results[f"{file.name}::{name}"] else "passed"
         logging.info("%s %s %s in %.1f s", file.name, name, outcome, time.perf_counter() - started)
     return results
 

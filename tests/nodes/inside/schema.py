@@ -7,7 +7,7 @@ from typing import Any
 import graph
 
 # Lists that come from ComfyUI or from the user's folders.
-FROM_OUTSIDE = {"model_name", "sampler_name", "scheduler", "picture", "motion", "body_file"}
+FROM_OUTSIDE = {"model_name", "sampler_name", "scheduler", "picture", "motion", "body_file", "file"}
 KEPT = (
     *("default", "min", "max", "step", "multiline", "dynamicPrompts", "advanced", "control_after_generate"),
     *("forceInput", "lazy"),

@@ -1,0 +1,87 @@
+"""The account of a run while it goes on: a line of JSON every two seconds, a line of words every half minute."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.engine.work import Done, Failed
+from data_pipeline.stage import Stage
+
+_EVERY = 2.0  # seconds between lines of progress.jsonl
+_WORDS_EVERY = 30.0  # seconds between lines for people
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """`progress.jsonl`: sources done and failed, rows computed, rows a second, seconds left, the funnel so far.
+
+    `gpu_hours_left` is the time that stages with a GPU took for each source so far, times the sources left.
+    """
+
+    path: Path
+    total: int
+    stages: Sequence[Stage] = ()
+    done: int = 0
+    failed: int = 0
+    rows: int = 0
+    funnel: dict[str, int] = field(default_factory=dict)
+    _gpu: float = 0.0
+    _started: float = 0.0
+    _written: float = 0.0
+    _told: float = 0.0
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._started = self._told = time.monotonic()
+
+    def add(self, outcome: Done | Failed) -> None:
+        """Count a source, and write a line if the last is a while ago."""
+        self.done += 1
+        self.failed += isinstance(outcome, Failed)
+        if isinstance(outcome, Done):
+            self.rows += outcome.computed
+            for stage, (rows, seconds) in zip(self.stages, outcome.stages, strict=False):
+                self.funnel[stage.name] = self.funnel.get(stage.name, 0) + rows
+                self._gpu += seconds if stage.gpu else 0.0
+        now = time.monotonic()
+        if now - self._written >= _EVERY or self.done == self.total:
+            self.write()
+        if now - self._told >= _WORDS_EVERY:
+            self._told = now
+            _LOGGER.info("%s", progress_words(self._line()))
+
+    def write(self) -> None:
+        """Append one line."""
+        self._written = time.monotonic()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._line()) + "\n")
+
+    def _line(self) -> dict[str, object]:
+        elapsed = max(time.monotonic() - self._started, 1e-6)
+        left = (self.total - self.done) / self.done if self.done else None
+        return {
+            "done": self.done,
+            "total": self.total,
+            "failed": self.failed,
+            "rows": self.rows,
+            "rows_per_s": round(self.rows / elapsed, 2),
+            "eta_s": None if left is None else round(elapsed * left, 1),
+            "gpu_hours_left": None if left is None else round(self._gpu * left / 3600, 3),
+            "funnel": self.funnel,
+        }
+
+
+def progress_words(line: dict[str, object]) -> str:
+    """A line of `progress.jsonl` in words."""
+    funnel = line["funnel"]
+    told = ", ".join(f"{count} {name}" for name, count in funnel.items()) if isinstance(funnel, dict) else ""
+    return (
+        f"{line['done']} of {line['total']} sources, {line['failed']} failed, {line['rows_per_s']} rows/s, "
+        f"{line['eta_s']} s and {line['gpu_hours_left']} GPU-hours left; rows after {told}"
+    )

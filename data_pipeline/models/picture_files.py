@@ -1,0 +1,32 @@
+"""Pictures on disk, RGB in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from contextanyone_core.atomic_file import whole_file
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """An RGB picture (H, W, 3). Raises: OSError."""
+    stored = cv2.imread(str(path))
+    if stored is None:
+        raise OSError(f"{path} cannot be read.")
+    return np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB (H, W, 3) or grey (H, W) picture, whole or not at all. Raises: OSError."""
+    with whole_file(path) as beside:
+        encode_picture(beside, picture)
+
+
+def encode_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB or grey picture at once; for files of a folder that gets its name later. Raises: OSError."""
+    stored = picture if picture.ndim == 2 else picture[..., ::-1]
+    if not cv2.imwrite(str(path), np.ascontiguousarray(stored)):
+        raise OSError(f"{path} could not be written.")

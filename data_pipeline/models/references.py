@@ -1,0 +1,150 @@
+"""Where the reference of a pair is from: an edit of the ground-truth frame, another shot of the source, or the shot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from data_pipeline.models.picture_files import read_picture, write_picture
+from data_pipeline.models.protocols import Verdict
+from data_pipeline.models.stages import ModelStage
+from data_pipeline.pixels.decode import frames_of
+from data_pipeline.pixels.scores import hash_distance, perceptual_hash
+from data_pipeline.rows import Drop, Row
+from data_pipeline.stage import Stage
+
+_SEEN = 0.3  # score of a joint that is compared
+_QUESTIONS = 3
+
+
+@dataclass(frozen=True)
+class ReferenceStage(ModelStage):
+    """A stage that verifies pictures of the row's person, from below and from above.
+
+    Scores: `same` (share of yes in three questions, put twice with the pictures exchanged; an invalid reply is three
+    times no), `invalid` replies, `pose` (mean shift of the joints over the person's height), `place` (distance of the
+    hash from that of the shot's nearest frame: what is too near is a copy).
+    """
+
+    name: ClassVar[str] = "verify"
+
+    def scores(
+        self, row: Row, picture: NDArray[np.uint8], joints: NDArray[np.float32], ask: Callable[[bool], Verdict | None]
+    ) -> dict[str, float]:
+        """The scores of one picture (H, W, 3) with joints (K, 2 or more); `ask` takes whether they are exchanged."""
+        replies = [ask(exchanged) for exchanged in (False, True)]
+        yes = sum(x.same_person + x.same_hair + x.same_outfit for x in replies if x is not None)
+        found = perceptual_hash(picture)
+        own = self.joints(row)[row.start : row.stop]
+        return {
+            "same": yes / (_QUESTIONS * len(replies)),
+            "invalid": float(sum(x is None for x in replies)),
+            "pose": pose_shift(own, joints),
+            "place": min(hash_distance(found, perceptual_hash(frame)) for frame in self.frames(row)),
+        }
+
+    def joints(self, row: Row) -> NDArray[np.float32]:
+        """The row's pose file, (T, K, 3), all frames of the video."""
+        return np.asarray(load_file(self.place(row.paths["pose"]))["keypoints"], np.float32)
+
+    def frames(self, row: Row) -> list[NDArray[np.uint8]]:
+        """The frames of the shot, small."""
+        frames = enumerate(frames_of(self.place(row.video), 256))
+        return [frame for number, frame in frames if row.start <= number < row.stop]
+
+
+@dataclass(frozen=True)
+class EditAndVerify(ReferenceStage):
+    """Edits of the ground-truth frame; the best one stays. Drops `no_edit`."""
+
+    version: ClassVar[int] = 2
+    candidates: int = 2
+
+    def __call__(self, row: Row) -> Row | Drop:
+        """The row with the path `reference`."""
+        tried = self.models.edits(row, self.candidates)
+        judged = []
+        for number, one in enumerate(tried):
+
+            def ask(exchanged: bool, number: int = number) -> Verdict | None:
+                return self.models.judge(row, number, exchanged=exchanged)
+
+            judged.append((self.scores(row, one.picture, one.joints, ask), one))
+        if not judged:
+            return Drop("no_edit")
+        scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].seed))
+        write_picture(self.folder(row) / "reference.png", best.picture)
+        row = row.scored(self.name, **scores, seed=float(best.seed)).with_paths(reference=f"{row.files}/reference.png")
+        return row.labelled(self.name, instruction=best.instruction)
+
+
+@dataclass(frozen=True)
+class OtherShot(ReferenceStage):
+    """The ground-truth frame of another shot of the same source. Drops `no_other_shot`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, and what tells this stage from an edit's."""
+        return {**super().settings, "reference": "other_shot"}
+
+    def __call__(self, row: Row) -> Drop:
+        """A row alone has no other shot."""
+        return Drop("no_other_shot")
+
+    def over_source(self, rows: tuple[Row, ...]) -> list[Row | Drop | list[Row]]:
+        """Each row with the best of the others' pictures as its path `reference`."""
+        return [self._best(row, [other for other in rows if other is not row]) for row in rows]
+
+    def _best(self, row: Row, others: list[Row]) -> Row | Drop:
+        judged = []
+        for other in others:
+
+            def ask(exchanged: bool, other: Row = other) -> Verdict | None:
+                return self.models.compare(row, other, exchanged=exchanged)
+
+            index = int(other.scores["target.index"])
+            picture = read_picture(self.place(other.paths["target"]))
+            judged.append((self.scores(row, picture, self.joints(other)[index], ask), other))
+        if not judged:
+            return Drop("no_other_shot")
+        scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].start))
+        return row.scored(self.name, **scores).with_paths(reference=best.paths["target"])
+
+
+@dataclass(frozen=True)
+class SelfReference(Stage):
+    """The ground-truth frame itself: nothing to verify, and nothing that keeps a model from copying it."""
+
+    name: ClassVar[str] = "verify"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells this stage from the others of its name."""
+        return {"reference": "self"}
+
+    def __call__(self, row: Row) -> Row:
+        """The row with the path `reference`."""
+        return row.with_paths(reference=row.paths["target"])
+
+
+def pose_shift(joints: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """The smallest mean distance of centred joints from any frame's, over the person's height; 0 where none is seen.
+
+    Args:
+        joints: (T, K, 3) x, y and score. other: (K, 2) or (K, 3); joints without a score count.
+    """
+    there = np.ones(len(other), bool) if other.shape[-1] == 2 else other[:, 2] > _SEEN
+    best = []
+    for frame in joints:
+        both = there & (frame[:, 2] > _SEEN)
+        if both.sum() >= 2:
+            mine, its = frame[both, :2], other[both, :2]
+            height = max(float(np.ptp(mine[:, 1])), 1.0)
+            moved = (mine - mine.mean(axis=0)) - (its - its.mean(axis=0))
+            best.append(float(np.linalg.norm(moved, axis=-1).mean()) / height)
+    return min(best, default=0.0)

@@ -1,0 +1,138 @@
+"""A model of one person: the LoRA on a MODEL, the body as keypoints, and the regions of a video that follows a pose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+import node_helpers
+import torch
+
+from ...contextanyone_core.config import ContextAnyoneConfig
+from ...contextanyone_core.errors import InputError
+from ...contextanyone_core.generation.personal import introduction, named_rows, other_base, person_regions, require_fit
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
+from ...contextanyone_core.pose.body import BONES, Body
+from ...contextanyone_core.pose.drawing import STYLES
+from ...contextanyone_core.pose.hull import person_hull
+from ...contextanyone_core.pose.openpose import to_json
+from ...contextanyone_core.pose.sequence import BODY_18
+from ...contextanyone_core.pose.standing import standing_figure
+from ...contextanyone_core.weights.comparison import expected_tensors
+from ...contextanyone_core.weights.file_hash import sha256_of
+from ...contextanyone_core.weights.personal_file import PersonalFile, read_personal_file
+from ...contextanyone_core.weights.safetensors_file import read_header
+from .loading import file_names_only
+from .model import NAMED, PERSON, PIECES
+from .poses import Following, given_pose
+from .references import config_of
+from .types import Conditioning, Keypoints, Model
+
+FOLDER = "loras"
+_EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "personal"
+_PERSON = "contextanyone_personal_file"
+"""Attachment of a MODEL that is a `PersonalFile`; its clones keep it."""
+_SHOWN_BONES = ("right_shoulder", "right_elbow", "right_wrist", "right_hip", "right_knee", "right_ankle", "nose")
+
+
+def personal_names() -> list[str]:
+    """The files of `models/loras`, as ComfyUI lists them, and behind them the pack's examples."""
+    listed = list(folder_paths.get_filename_list(FOLDER))
+    return listed + [path.name for path in sorted(_EXAMPLES.glob("*.safetensors")) if path.name not in listed]
+
+
+def personal_path(name: str) -> Path:
+    """Where a file of `models/loras`, or an example of that name, is.
+
+    Raises:
+        InputError: it is no longer there.
+    """
+    path, example = folder_paths.get_full_path(FOLDER, name), _EXAMPLES / Path(name).name
+    if path is None and not example.is_file():
+        raise InputError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
+    return example if path is None else Path(path)
+
+
+def load_person(model: Model, name: str, strength: float) -> tuple[Model, PersonalFile, str]:
+    """A MODEL with a person's LoRA, what the file says of the person, and what is odd about it, if anything.
+
+    Raises:
+        InputError: no personal file, or no MODEL of ours.
+        CheckpointError: it is damaged, or of a base of another size.
+    """
+    config, path = config_of(model), personal_path(name)
+    with file_names_only(path):
+        person = read_personal_file(path)
+        lora = {key: tensor.shape for key, tensor in read_header(path).tensors.items()}
+        require_fit(path.name, lora, _shapes(config))
+    tensors, _ = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
+    patched.set_attachments(_PERSON, person)
+    return patched, person, _other_base(path.name, person, model)
+
+
+def described(name: str, person: PersonalFile) -> list[str]:
+    """What the node shows of a person: how to call them, name, class and bone lengths."""
+    told = [f"{introduction(name, person)}. Name: {person.name}. Class: {person.class_name}."]
+    return [*told, _bones(person.body)]
+
+
+def body_keypoints(person: PersonalFile) -> Keypoints | None:
+    """POSE_KEYPOINT of a standing figure with the person's bone lengths, None where the file states none."""
+    return None if person.body is None else to_json(standing_figure(person.body))
+
+
+def with_person(
+    model: Model, positive: Conditioning, following: Following, size: tuple[int, int], length: int
+) -> tuple[Conditioning, str]:
+    """The positive CONDITIONING with the regions of the MODEL's person, and what to tell the user where it has none.
+
+    Regions come from the pose that the video of `length` frames and `size` follows: without one there are none.
+    """
+    person, pose = model.get_attachment(_PERSON), given_pose(following.pose)
+    if not isinstance(person, PersonalFile):
+        return positive, ""
+    hull = None
+    if pose is not None:
+        hull = person_hull(pose.pose.for_clip(length, size).poses, STYLES[config_of(model).pose_style])
+    missing, entries = "", []
+    for entry in positive:
+        pieces = entry[1].get(PIECES)
+        rows, told = ((), _NO_TEXT) if pieces is None else named_rows(json.loads(pieces), person)
+        missing = missing or told
+        values: dict[str, Any] = {}
+        if rows and hull is not None:
+            values = {PERSON: person_regions(hull, rows).person, NAMED: torch.tensor(rows)}
+        entries += node_helpers.conditioning_set_values([entry], values)
+    return entries, missing
+
+
+_NO_TEXT = (
+    "The prompt does not come from ContextAnyone Prompt: which of its words name the person is not known, and the "
+    "background may show some of them. Connect that node in its place."
+)
+
+
+def _shapes(config: ContextAnyoneConfig) -> dict[str, tuple[int, ...]]:
+    return expected_tensors(ContextAnyoneTransformer(config, device="meta"))
+
+
+def _other_base(file: str, person: PersonalFile, model: Model) -> str:
+    """What to tell where the MODEL's file is another base; one whose file is not known is taken as it is."""
+    made_by = getattr(model, "cached_patcher_init", None)
+    base = made_by[1][0] if made_by and made_by[1] else None
+    if not isinstance(base, Path) or not base.is_file():
+        return ""
+    return other_base(file, person, sha256_of(base))
+
+
+def _bones(body: Body | None) -> str:
+    if body is None:
+        return "Bone lengths: not in the file; body gives nothing."
+    ends = {BODY_18[child]: length for (_, child), length in zip(BONES, body.lengths.tolist(), strict=True)}
+    parts = [f"{name.removeprefix('right_')} {ends[name]:.0f}" for name in _SHOWN_BONES if ends[name] == ends[name]]
+    return f"Bone lengths up to each joint: {', '.join(parts)}."

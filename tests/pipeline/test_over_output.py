@@ -1,0 +1,245 @@
+"""What is done with a finished run: gallery and review, removal, export, card, the kinds of references."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from contextanyone_core.pose.pose_file import read_pose_file
+from data_pipeline.chains import job_of, removed_from
+from data_pipeline.commands import main
+from data_pipeline.config import read_config
+from data_pipeline.decisions.bias import ATTRIBUTES, drop_rates
+from data_pipeline.decisions.outputs import account_of
+from data_pipeline.decisions.review import agreement, reviewed
+from data_pipeline.decisions.rules import Decision
+from data_pipeline.rows import Row
+from data_pipeline.world_sources import FAULTS, read_truth
+from training.data.manifest import read_manifest
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+def account(root):
+    settings = read_config(root / "settings.json")
+    job = job_of(settings, root)
+    return account_of(job, settings, job.sources.names())
+
+
+def rows_of(root):
+    return [line.row for line in read_manifest(root / "manifest.jsonl").lines]
+
+
+def without_edits(run, folder, reference):
+    """A run whose rows have everything but their references, and a configuration for another kind of them."""
+    out = folder / "out"
+    shutil.copytree(run, out)
+    data = json.loads((run / "settings.json").read_text()) | {"reference": reference}
+    path = folder / "other.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path, out
+
+
+def test_the_gallery_has_a_page_for_each_reason_nearest_to_the_threshold_first(copy):
+    assert main(["gallery", "--out", str(copy), "--most", "3"]) == 0
+    found = account(copy)
+    reasons = {decision.reason or "kept" for decision in found.decisions}
+    pages = {path.name for path in (copy / "gallery").glob("*.html")}
+    assert pages == {f"{reason.replace('.', '_')}.html" for reason in reasons}
+    kept = (copy / "gallery" / "kept.html").read_text()
+    assert kept.count("<article") == 3
+    for decision in found.decisions:
+        name = f"{(decision.reason or 'kept').replace('.', '_')}.html"
+        assert (
+            f"<b>{sum(x.reason == decision.reason for x in found.decisions)}</b>"
+            in (copy / "gallery" / name).read_text()
+        )
+    assert len(list((copy / "gallery" / "sheets").glob("*.jpg"))) == kept.count("<article") + sum(
+        min(3, sum(x.reason == reason for x in found.decisions)) for reason in reasons - {"kept"}
+    )
+
+
+def test_a_sheet_shows_the_box_and_the_mask(copy):
+    assert main(["gallery", "--out", str(copy)]) == 0
+    sheet = next((copy / "gallery" / "sheets").glob("*.jpg"))
+    picture = cv2.cvtColor(cv2.imread(str(sheet)), cv2.COLOR_BGR2RGB).astype(int)
+    assert picture.shape[0] == 64
+    assert picture.shape[1] % 64 == 0
+    box = np.abs(picture - [255, 196, 0]).sum(axis=-1) < 150
+    outline = np.abs(picture - [0, 220, 255]).sum(axis=-1) < 150
+    assert box.any() or outline.any()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
+def test_buttons_of_the_gallery_are_read_back(copy, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    assert main(["gallery", "--out", str(copy)]) == 0
+    before = rows_of(copy)
+    dropped = next(x.row.id for x in account(copy).decisions if x.reason == "dark.min_brightness")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
+        page = browser.new_page()
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((copy / "gallery" / "kept.html").as_uri())
+        assert page.locator("img.sheet").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 64
+        assert page.locator("figure img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+        mine = f'article[data-id="{before[0].id}"]'
+        page.click(f"{mine} button.drop")
+        assert page.get_attribute(f"{mine} button.drop", "aria-pressed") == "true"
+        other = f'article[data-id="{before[1].id}"]'
+        page.click(f"{other} button.drop")
+        page.click(f"{other} button.drop")  # taken back
+        assert page.get_attribute(f"{other} button.drop", "aria-pressed") == "false"
+        page.click("nav a:has-text('dark.min_brightness')")
+        page.click(f'article[data-id="{dropped}"] button.keep')
+        assert page.text_content("#count") == "2 decided in this browser"
+        with page.expect_download() as download:
+            page.click("#save")
+        download.value.save_as(tmp_path / "review.jsonl")
+        browser.close()
+        assert errors == []
+    assert main(["filter", "--out", str(copy), "--review", str(tmp_path / "review.jsonl")]) == 0
+    after = {row.id for row in rows_of(copy)}
+    assert after == {row.id for row in before} - {before[0].id} | {dropped}
+    assert json.loads((copy / "funnel.json").read_text())["dropped"]["review"] == 1
+
+
+def decided(name, *broken):
+    row = Row(source=name, sha256="0" * 64, video="v", stop=1)
+    return Decision(row, broken[0] if broken else "", broken)
+
+
+def test_a_review_overrules_the_rules_and_measures_them():
+    rows = [decided("a"), decided("b", "x.min_y"), decided("c", "x.min_y"), decided("d")]
+    review = {rows[0].row.id: False, rows[1].row.id: True, rows[2].row.id: False}
+    assert [one.reason for one in reviewed(rows, review)] == ["review", "", "review", ""]
+    assert agreement(rows, review) == {
+        "kept": {"reviewed": 1, "precision": 0.0},
+        "x.min_y": {"reviewed": 2, "precision": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ["{", '{"id": 3, "keep": true}', '{"id": "a", "keep": 1}', '{"id": "a"}', "[]", "null"]
+)
+def test_a_review_of_another_form_or_run_is_a_mistake(line, copy, tmp_path, capsys):
+    path = tmp_path / "review.jsonl"
+    path.write_text(line + "\n")
+    before = (copy / "manifest.jsonl").read_bytes()
+    assert main(["filter", "--out", str(copy), "--review", str(path)]) == 2
+    path.write_text('{"id": "nobody-000000-000025", "keep": true}\n')
+    assert main(["filter", "--out", str(copy), "--review", str(path)]) == 2
+    assert "nobody" in capsys.readouterr().err
+    assert (copy / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_removed_source_leaves_nothing_and_does_not_come_back(copy, tmp_path):
+    name = rows_of(copy)[-1].id.rsplit("-", 2)[0]  # no frame has its number
+    main(["card", "--out", str(copy)])
+    assert main(["remove", "--source", name, "--out", str(copy)]) == 0
+    assert removed_from(copy) == {name}
+    left = [path for path in copy.rglob("*") if name in {part.split(".")[0] for part in path.relative_to(copy).parts}]
+    assert left == []
+    for path in copy.glob("*.json*"):
+        assert f'"{name}"' not in path.read_text(), path
+        assert f"{name}-0" not in path.read_text(), path
+    (tmp_path / "again.yaml").write_text((copy / "settings.json").read_text())
+    assert main([str(tmp_path / "again.yaml"), "--out", str(copy)]) == 0
+    assert not (copy / "sources" / name).exists()
+    assert main(["remove", "--source", name, "--out", str(copy)]) == 2
+
+
+def test_an_export_stands_alone(copy, tmp_path, capsys):
+    to = tmp_path / "export"
+    assert main(["export", "--out", str(copy), "--to", str(to)]) == 0
+    assert main(["export", "--out", str(copy), "--to", str(to)]) == 2
+    shutil.rmtree(copy)
+    rows = rows_of(to)
+    assert len(rows) > 0
+    assert all((to / path).exists() for row in rows for path in row.paths().values())
+    assert not any(path.is_symlink() for path in to.rglob("*"))
+    assert (to / "README.md").is_file()
+    assert {path.name for path in (to / "sources").iterdir()} == {row.id.rsplit("-", 2)[0] for row in rows}
+
+
+def test_an_unknown_licence_is_not_exported(copy, tmp_path, capsys):
+    data = json.loads((copy / "settings.json").read_text()) | {"license": "unknown"}
+    (copy / "settings.json").write_text(json.dumps(data))
+    assert main(["filter", "--out", str(copy)]) == 0
+    assert main(["export", "--out", str(copy), "--to", str(tmp_path / "export")]) == 2
+    assert "licence" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
+def test_the_card_tells_whom_the_filters_drop(copy):
+    assert main(["card", "--out", str(copy)]) == 0
+    card = (copy / "README.md").read_text()
+    for words in (
+        "| world | 1 |",
+        "## Consent",
+        "remove --source",
+        "| skin |",
+        "| body_shape |",
+        "| person.min_area |",
+    ):
+        assert words in card
+    sound = [x for x in account(copy).decisions if read_truth(copy / "sources" / x.row.source)["fault"] in (
+        "none", "cut", "dissolve")]  # fmt: skip
+    rates = drop_rates(copy, account(copy).decisions)
+    for attribute in ATTRIBUTES:
+        assert sum(rate.rows for rate in rates if rate.attribute == attribute) == len(sound)
+        assert sum(rate.dropped for rate in rates if rate.attribute == attribute) == sum(bool(x.broken) for x in sound)
+    assert all(rate.low <= rate.dropped / rate.rows <= rate.high for rate in rates)
+
+
+def test_poses_are_files_that_training_reads(run):
+    row = rows_of(run)[0]
+    poses = read_pose_file(run / row.pose)
+    assert (poses.width, poses.height) == (row.width, row.height)
+    seen = poses.body[row.start_frame : row.start_frame + row.num_frames]
+    assert (seen[:, :14, 2] > 0).all()
+    assert 0 <= np.median(seen[:, :14, 0]) <= row.width
+
+
+def test_references_of_another_shot_and_of_the_shot_itself(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    path, out = without_edits(run, tmp_path / "a", "other_shot")
+    assert main([str(path), "--out", str(out)]) == 0
+    rows = rows_of(out)
+    assert {FAULTS[int(row.id[:6])] for row in rows} <= {"cut", "dissolve"}
+    assert len(rows) >= 2
+    for row in rows:
+        shot = row.id.split("-", 1)[1]
+        assert row.edit is None
+        assert shot not in row.reference
+        assert row.reference.split("/")[1] == row.id[:6]
+    assert json.loads((out / "funnel.json").read_text())["stages"]["verify"]["dropped"]["no_other_shot"] > 0
+    path, out = without_edits(run, tmp_path / "b", "edit")
+    assert main([str(path), "--out", str(out), "--reference", "self"]) == 0
+    assert all(row.reference.endswith("/target.png") for row in rows_of(out))
+    assert len(rows_of(out)) > len(rows)
+
+
+def test_commercial_use_is_refused_where_a_licence_does_not_allow_it(copy, tmp_path, capsys):
+    path = tmp_path / "world.yaml"
+    data = json.loads((copy / "settings.json").read_text())
+    path.write_text(yaml.safe_dump(data | {"license": "CC-BY-NC-4.0"}))
+    assert main([str(path), "--out", str(copy), "--commercial"]) == 2
+    assert "CC-BY-NC-4.0" in capsys.readouterr().err
+    models = {"mediapipe": "wheel", "server": "http://localhost:1/v1", "vlm": "Qwen/Qwen2.5-VL-3B-Instruct"}
+    path.write_text(yaml.safe_dump(data | {"chain": "gpu", "gpu": models}))
+    assert main([str(path), "--out", str(tmp_path / "new"), "--commercial", "--dry-run"]) == 2
+    assert "Qwen Research License" in capsys.readouterr().err
+    assert main([str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    path.write_text(yaml.safe_dump(data))
+    assert main([str(path), "--out", str(tmp_path / "new"), "--commercial", "--dry-run"]) == 0

@@ -1,0 +1,47 @@
+"""Tracks and clusters on boxes and vectors made by hand."""
+
+import numpy as np
+
+from data_pipeline.models.tracks import Found, cluster, overlap, tracked
+
+
+def found(x, vector=None, y=0.2):
+    return Found((x, y, x + 0.2, y + 0.6), 1.0, None if vector is None else np.array(vector, np.float32))
+
+
+def names(frames):
+    return [[one.track for one in people] for people in frames]
+
+
+def test_overlap_is_intersection_over_union():
+    assert overlap((0, 0, 1, 1), (0.5, 0, 1.5, 1)) == 1 / 3
+    assert overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0
+    assert overlap((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+
+
+def test_a_person_who_moves_slowly_keeps_the_track_and_one_who_passes_by_has_another():
+    frames = [[found(0.1)], [found(0.14), found(0.7)], [found(0.68), found(0.18)]]
+    assert names(tracked(frames, 0.6)) == [["person-0"], ["person-0", "person-1"], ["person-1", "person-0"]]
+
+
+def test_who_comes_back_elsewhere_is_known_by_the_face():
+    frames = [[found(0.1, [0, 0])], [], [found(0.7, [0.1, 0]), found(0.4, [5, 0])]]
+    assert names(tracked(frames, 0.6)) == [["person-0"], [], ["person-0", "person-1"]]
+
+
+def test_two_people_never_share_a_track_in_one_frame():
+    frames = [[found(0.1, [0, 0])], [found(0.1, [0, 0]), found(0.12, [0.1, 0])]]
+    tracks = names(tracked(frames, 0.6))[1]
+    assert sorted(tracks) == ["person-0", "person-1"]
+
+
+def test_a_face_that_is_turned_away_is_remembered():
+    frames = [[found(0.1, [0, 0])], [found(0.12)], [found(0.8, [0.1, 0])]]
+    assert names(tracked(frames, 0.6)) == [["person-0"]] * 3
+
+
+def test_clusters_are_chains_of_near_vectors_and_who_cannot_be_told_is_alone():
+    vectors = [np.array([x], np.float32) for x in (0.0, 5.0, 0.9, 0.5)]
+    assert cluster([*vectors, None, None], 0.6, list("abcdef")) == ["a", "b", "a", "a", "e", "f"]
+    assert cluster([], 0.6, []) == []
+    assert cluster([None], 0.6, ["a"]) == ["a"]

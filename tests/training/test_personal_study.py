@@ -1,0 +1,124 @@
+"""The comparison of personal models: its arms, what is asked, the leak's rank, intervals, cells that are made once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from training.config import load_config
+from training.evaluate_personal import main
+from training.personal.presets import PRESETS
+from training.personal_study.arms import ARMS, PAIRS
+from training.personal_study.measures import MEASURES, _backdrop, leak_rank, paired, summary
+from training.personal_study.people import Person
+from training.personal_study.study import Study, table
+from training.world import ATTRIBUTES
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_valid_training(name):
+    changes = ARMS[name].changes
+    part = load_config(PRESETS["miniature"].config, changes or ()).part
+    assert part.anchor == "none"
+    assert part.stills_steps == (None if name == "one_stage" else 150)
+    assert {first for pair in PAIRS for first in pair} <= set(ARMS)
+
+
+def test_the_arms_differ_as_they_are_named():
+    parts = {name: load_config(PRESETS["miniature"].config, arm.changes or ()).part for name, arm in ARMS.items()}
+    assert (parts["two_stages"].background_weight, parts["two_stages"].prior) == (1.0, 0.0)
+    assert (parts["weakening"].background_weight, parts["weakening"].prior) == (1e-6, 0.0)
+    assert (parts["prior"].background_weight, parts["prior"].prior) == (1e-6, 0.25)
+    assert parts["one_stage"].data.buckets.frames == (17,)
+
+
+def test_what_is_asked_names_the_person_and_no_attribute():
+    person = Person(3)
+    asked = person.asked(8)
+    assert [one.own_place for one in asked] == [False, False, False, True] * 2
+    assert all((one.scene.place == person.shot.scene.place) == one.own_place for one in asked)
+    assert all(one.scene.light != person.shot.scene.light for one in asked)
+    words = {value for values in ATTRIBUTES.values() for value in values} - {"none", "plain"}
+    for one in asked:
+        prompt = one.prompt("A zuv person")
+        assert prompt.startswith("A zuv person ")
+        assert not words & set(prompt.rstrip(".").split())
+    assert len({one.joints.tobytes() for one in asked}) == 8
+    again = Person(3).asked(8)
+    assert all(np.array_equal(one.joints, other.joints) for one, other in zip(asked, again, strict=True))
+
+
+def test_the_rank_is_first_for_the_clips_own_backdrop_alone():
+    person = Person(1)
+    asked = next(one for one in person.asked(4) if one.own_place)
+    own = _backdrop(asked.scene, person.shot.background_seed)
+    dim = np.stack([0.5 * own + 10] * 3).astype(np.uint8)  # neither light nor contrast counts
+    assert leak_rank(person, asked, dim) == 1
+    shown = (np.stack([_backdrop(asked.scene, seed)] * 3).astype(np.uint8) for seed in range(8))
+    ranks = [leak_rank(person, asked, clip) for clip in shown]
+    assert min(ranks) > 1
+
+
+def test_intervals_are_over_characters_and_pairs_share_them():
+    found = summary([40.0, 60.0, 50.0, 70.0])
+    assert found["mean"] == 55.0
+    assert 40 < found["ci95"][0] < 50 < 60 < found["ci95"][1] < 70
+    first = {who: {"identity": 50.0 + 10 * who} for who in range(5)}
+    second = {who: {"identity": 45.0 + 10 * who, "pose": 1.0} for who in range(1, 6)}
+    difference = paired(first, second)
+    assert difference["identity"] == {"mean": 5.0, "ci95": [5.0, 5.0], "n": 4}
+    assert "pose" not in difference
+
+
+def test_cells_that_are_there_are_not_made_again(tmp_path, capsys):
+    study = Study(tmp_path, ("base", "prior", "masked_attention"), 2, 4, 1)
+    for name, identity in (("base", 20.0), ("prior", 80.0)):
+        for who in range(2):
+            path = study._path(ARMS[name], Person(who))
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"values": dict.fromkeys(MEASURES, identity + who)}))
+    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", "base", "prior", "masked_attention"]
+    assert main(["--out", str(tmp_path), *options]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["arms"]["prior"]["identity"]["mean"] == 80.5
+    assert set(found["arms"]["base"]) == set(MEASURES)
+    assert found["arms"]["masked_attention"] == {}
+    assert "region attention" in found["waiting"]["masked_attention"]
+    assert "waits for region attention" in table(found)
+    assert "80.5 [80, 81]" in capsys.readouterr().out
+
+
+def test_a_change_of_a_cell_is_another_cell(tmp_path):
+    study = Study(tmp_path, ("prior",), 1, 4, 1)
+    arm, person = ARMS["prior"], Person(0)
+    others = [Study(tmp_path, ("prior",), 1, 4, 2), Study(tmp_path, ("prior",), 1, 5, 1)]
+    others.append(Study(tmp_path, ("prior",), 1, 4, 1, ("run.steps=9",)))
+    assert len({one._path(arm, person) for one in (study, *others)}) == 4
+    assert study._lora(arm, person) == study._lora(ARMS["reference_lora"], person)  # trained once
+    assert study._path(arm, person) != study._path(ARMS["reference_lora"], person)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "prio"], "Did you mean prior?"),
+        (["--prompts", "3"], "it must be at least 4"),
+        (["--characters", "0"], "it must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, capsys, options, message):
+    assert main(["--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_small_study_runs_with_the_shipped_miniature(tmp_path):
+    options = ["--characters", "1", "--prompts", "4", "--steps", "2", "--arms", "base", "prior", "reference_lora"]
+    tiny = ["run.steps=2", "part.stills_steps=1", "run.workers=0", "run.trackers=[]", "run.save_every=1"]
+    assert main(["--out", str(tmp_path), *options, "--set", *tiny]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(found["arms"]) == {"base", "prior", "reference_lora"}
+    for values in found["arms"].values():
+        assert set(values) == set(MEASURES)
+        assert all(np.isfinite(value["mean"]) for value in values.values())
+    assert len(list((tmp_path / "loras").glob("*.safetensors"))) == 1

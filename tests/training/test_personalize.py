@@ -1,0 +1,367 @@
+"""`personalize.py`: a clip, a file, its sheet, with published backbones; resume; one line for what is wrong."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from plain_files import write_backbone, write_encoders
+from safetensors.torch import load_file
+
+from contextanyone_core.encoders.text import read_tokenizer
+from contextanyone_core.errors import InputError
+from contextanyone_core.media.video_io import write_clip
+from contextanyone_core.pose.openpose import to_json
+from contextanyone_core.pose.pose_file import pose_file_bytes, read_pose_file
+from contextanyone_core.weights.personal_file import read_personal_file
+from training.config import load_config
+from training.data.buckets import BucketSettings
+from training.data.manifest import read_manifest
+from training.data.world_poses import world_poses
+from training.files import file_sha256
+from training.personal.choice import choose_clips, choose_stills
+from training.personal.masks import hull, masks_of_shot
+from training.personal.names import check_name, without_name
+from training.personal.prepare import write_png
+from training.personal.presets import PRESETS
+from training.personal.shot import open_clip
+from training.personalize import _PRESETS, main
+from training.world import TEST_SEED_START, posed_sample
+
+SIZE = (32, 48)
+TINY = [
+    *("run.steps=4", "part.stills_steps=2", "run.save_every=2", "run.workers=0", "run.threads=1", "run.trackers=[]"),
+    *("part.data.buckets.sizes=[48x32]", "part.data.buckets.frames=[1, 9]", "part.sample_steps=1"),
+    *("part.train.lora.rank=2", "part.recompute=none", "run.sample_every=9", "precision=fp32"),
+]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, tiny_folder):
+    """A clip of 20 frames with its masks and poses, backbones as published, encoders."""
+    folder = tmp_path_factory.mktemp("given")
+    pair = posed_sample(TEST_SEED_START + 4, 20, SIZE, free=True)
+    write_clip(folder / "me.mp4", pair.video, {})
+    (folder / "masks").mkdir()
+    for number, mask in enumerate(pair.masks):
+        write_png(folder / "masks" / f"{number:03d}.png", mask)
+    (folder / "me.pose.safetensors").write_bytes(pose_file_bytes(world_poses(pair.keypoints, SIZE)))
+    write_backbone(folder / "t2v.safetensors", control=False)
+    write_backbone(folder / "control.safetensors", control=True)
+    write_encoders(folder / "encoders", tiny_folder)
+    return folder
+
+
+def options(given, out, base="control", **changes):
+    values = {
+        "--clip": given / "me.mp4",
+        "--class": "woman",
+        "--out": out,
+        "--mask": given / "masks",
+        "--pose": given / "me.pose.safetensors",
+        "--base": given / f"{base}.safetensors",
+        "--encoders": given / "encoders",
+    } | changes
+    return [str(word) for pair in values.items() if pair[1] is not None for word in pair]
+
+
+def run(given, out, *overrides, **changes):
+    return main([*options(given, out, **changes), "--set", *TINY, *overrides])
+
+
+@pytest.mark.parametrize("base", ["t2v", "control"])
+def test_a_clip_becomes_a_personal_file_and_a_sheet(given, tmp_path, capsys, base):
+    out = tmp_path / "me.safetensors"
+    assert run(given, out, base=base, **{"--consent": "hers", "--license": "CC0"}) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(out), str(tmp_path / "me.sheet.png")]
+    person = read_personal_file(out)
+    assert (person.trigger, person.caption, person.preset) == ("zuv woman", "A zuv woman", "paper")
+    assert (person.consent, person.license) == ("hers", "CC0")
+    assert person.base_hash == file_sha256(given / f"{base}.safetensors")
+    assert np.isfinite(person.body.lengths).sum() >= 12
+    names = {name.split(".")[3] for name in load_file(out)}
+    assert names == {"cross_attn"}
+    with Image.open(tmp_path / "me.sheet.png") as sheet:
+        assert sheet.width > 5 * 48
+    rows = [line.row for line in read_manifest(tmp_path / "me.work" / "data" / "manifest.jsonl").lines]
+    assert {row.num_frames for row in rows} == {1, 9}
+    assert len([row for row in rows if row.num_frames == 1]) == 16
+    assert {row.prompt_first for row in rows} == {"A zuv woman."}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["me.safetensors", "me.sheet.png", "me.work"]
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(given, tmp_path):
+    straight, halves = tmp_path / "straight.safetensors", tmp_path / "halves.safetensors"
+    assert run(given, straight) == 0
+    assert run(given, halves, "run.steps=3") == 0
+    first = halves.read_bytes()
+    assert run(given, halves) == 0
+    assert halves.read_bytes() == straight.read_bytes() != first
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(given, tmp_path, caplog):
+    caplog.set_level("INFO")
+    out = tmp_path / "me.safetensors"
+    log = tmp_path / "me.work" / "run" / "log.jsonl"
+
+    def interrupt():
+        while not log.is_file():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    code = run(given, out, "run.steps=100000")
+    watcher.join()
+    assert code == 130
+    assert not out.exists()
+    assert (tmp_path / "me.work" / "run" / "checkpoints" / "latest").is_file()
+    assert "the same command goes on from there" in caplog.text
+
+
+def test_a_full_disk_leaves_nothing_half_written(given, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        code = run(given, tmp_path / "me.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 1
+    assert "Traceback" not in said[-1]
+    assert not (tmp_path / "me.safetensors").exists()
+    assert not list(tmp_path.glob("me.work/*"))
+
+
+def two_people(folder, given):
+    frames = to_json(read_pose_file(given / "me.pose.safetensors"))
+    other = json.loads(json.dumps(frames))
+    for frame, copy in zip(frames, other, strict=True):
+        points = copy["people"][0]["pose_keypoints_2d"]
+        points[0::3] = [x + 12 if x else 0 for x in points[0::3]]
+        frame["people"].append(copy["people"][0])
+    path = folder / "two.json"
+    path.write_text(json.dumps(frames))
+    return path
+
+
+def nobody(folder, given):
+    frames = to_json(read_pose_file(given / "me.pose.safetensors"))
+    path = folder / "nobody.json"
+    path.write_text(json.dumps([frame | {"people": []} for frame in frames]))
+    return path
+
+
+def short(folder, given):
+    write_clip(folder / "short.mp4", np.zeros((5, 32, 48, 3), np.uint8), {})
+    return folder / "short.mp4"
+
+
+def text(folder, given):
+    (folder / "text.mp4").write_text("no video")
+    return folder / "text.mp4"
+
+
+def picture(folder, given):
+    write_png(folder / "one.png", np.zeros((32, 48, 3), np.uint8))
+    return folder / "one.png"
+
+
+def masks(size, count, value):
+    def write(folder, given):
+        path = folder / f"masks{size}-{count}-{value}"
+        path.mkdir()
+        for number in range(count):
+            write_png(path / f"{number:03d}.png", np.full((32, size), value, np.uint8))
+        return path
+
+    return write
+
+
+def other_base(folder, given):
+    return write_backbone(folder / "wide.safetensors", control=True, text_dim=40)
+
+
+def empty_encoders(folder, given):
+    (folder / "encoders").mkdir()
+    return folder / "encoders"
+
+
+WRONG = {
+    "no clip": ({"--clip": lambda f, g: f / "none.mp4"}, "there is no such file"),
+    "no video": ({"--clip": text}, "cannot be decoded"),
+    "a picture": ({"--clip": picture}, "is a single picture"),
+    "too short": ({"--clip": short}, "5 frames at 16 a second in its longest shot; at least 9"),
+    "nobody": ({"--pose": nobody}, "shows nobody"),
+    "several people": ({"--pose": two_people}, "shows 2 people"),
+    "no poses": ({"--pose": None}, "give --pose FILE with keypoints, or --models PATH"),
+    "a mask of another size": ({"--mask": masks(64, 20, 255)}, "has 64 x 32 pixels, the clip 48 x 32"),
+    "masks of another number": ({"--mask": masks(48, 7, 255)}, "has 7 frames, the clip 20"),
+    "an empty mask": ({"--mask": masks(48, 20, 0)}, "is empty in every frame"),
+    "digits": ({"--name": "zq7"}, "--name zq7 falls into ▁"),
+    "a word": ({"--name": "in"}, "is one piece of the tokenizer, ▁"),
+    "no class": ({"--class": "12"}, "must be what the person is"),
+    "a caption of nobody": ({"--caption": "A woman at the beach."}, "does not name the person as 'zuv woman'"),
+    "another base": ({"--base": other_base}, "a base of another size"),
+    "no base": ({"--base": None}, "needs --base FILE"),
+    "a lost base": ({"--base": lambda f, g: f / "none.safetensors"}, "there is no such file"),
+    "no encoders": ({"--encoders": empty_encoders}, "holds no vae.safetensors"),
+    "no folder": ({"--out": lambda f, g: f / "none" / "me.safetensors"}, "there is no folder"),
+    "another ending": ({"--out": lambda f, g: f / "me.pt"}, "give the name of a .safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(given, tmp_path, capsys, name):
+    made, message = WRONG[name]
+    changes = {key: make(tmp_path, given) if callable(make) else make for key, make in made.items()}
+    before = sorted(tmp_path.rglob("*"))
+    code = run(given, tmp_path / "me.safetensors", **changes)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert message in said[-1]
+    assert said[-1].startswith("personalize.py: ")
+    assert not any("Traceback" in line for line in said)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name != "me.work"] == []
+
+
+def test_the_command_knows_the_presets():
+    assert set(PRESETS) == set(_PRESETS)
+    targets = load_config(PRESETS["strong"].config, PRESETS["strong"].changes).part.train.lora.targets
+    assert {"blocks.*.self_attn.q", "blocks.*.cross_attn.o", "blocks.*.ffn.*"} <= set(targets)
+
+
+@pytest.mark.nightly
+def test_a_drawn_person_needs_neither_masks_nor_poses(tmp_path):
+    pair = posed_sample(TEST_SEED_START + 4, 33, (128, 128), free=True)
+    write_clip(tmp_path / "drawn.mp4", pair.video, {})
+    out = tmp_path / "drawn.safetensors"
+    steps = ["run.steps=4", "part.stills_steps=2", "run.workers=0", "run.trackers=[]", "part.sample_steps=2"]
+    command = ["--clip", str(tmp_path / "drawn.mp4"), "--class", "person", "--out", str(out), "--preset", "miniature"]
+    assert main([*command, "--set", *steps]) == 0
+    assert read_personal_file(out).preset == "miniature"
+    assert out.stat().st_size < 1_000_000
+    found = read_pose_file(tmp_path / "drawn.work" / "data" / "pose.safetensors").body
+    truth = world_poses(pair.keypoints, (128, 128)).body
+    seen = truth[..., 2] > 0
+    assert np.linalg.norm((found - truth)[..., :2], axis=-1)[seen].mean() < 2.5
+
+
+def test_another_clip_does_not_mix_with_the_work_of_the_first(given, tmp_path, capsys):
+    out = tmp_path / "me.safetensors"
+    assert run(given, out) == 0
+    clip = tmp_path / "other.mp4"
+    write_clip(clip, posed_sample(TEST_SEED_START + 5, 20, SIZE, free=True).video, {})
+    assert run(given, out, **{"--clip": clip}) == 2
+    assert "holds the training of another clip" in capsys.readouterr().err
+
+
+def test_the_longest_shot_is_used_and_the_others_are_named(tmp_path, caplog):
+    red, blue = (
+        np.full((count, 64, 64, 3), color, np.uint8) for count, color in ((12, (200, 30, 30)), (30, (30, 30, 200)))
+    )
+    write_clip(tmp_path / "two.mp4", np.concatenate([red, blue]), {})
+    shot = open_clip(tmp_path / "two.mp4")
+    assert (shot.total, shot.start, shot.stop) == (42, 12, 42)
+    assert "holds 2 shots; the longest is used, frames 12 to 41 of 42" in caplog.text
+
+
+def test_pictures_are_of_different_poses_and_only_usable_frames():
+    keypoints = posed_sample(TEST_SEED_START + 4, 30, (128, 128), free=True).keypoints
+    standing = np.concatenate([np.repeat(keypoints[:1], 60, axis=0), keypoints])
+    poses = world_poses(standing, (128, 128))
+    usable = np.ones(90, bool)
+    usable[70] = False
+    chosen = choose_stills(poses, usable)
+    assert len(chosen) == 29
+    assert 70 not in chosen
+    assert sum(index < 61 for index in chosen) == 1  # of sixty equal frames one is enough
+    few = choose_stills(poses, np.arange(90) < 5)
+    assert few == [0, 1, 2, 3, 4]
+    moved = world_poses(standing * 0.5 + 20, (128, 128))
+    assert choose_stills(moved, usable) == chosen  # neither place nor size count
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "at_16", "length", "count"),
+    [(9, 16.0, 9, 9, 1), (40, 16.0, 40, 33, 1), (100, 16.0, 100, 33, 5), (150, 30.0, 80, 61, 3)],
+)
+def test_clips_are_the_longest_that_fit_and_evenly_spread(frames, fps, at_16, length, count):
+    found = choose_clips(frames, fps, at_16, BucketSettings(frames=(1, 9, 17, 33)))
+    assert {size for _, size in found} == {length}
+    assert len(found) == count
+    assert found[0][0] == 0
+    assert found[-1][0] + length <= frames
+
+
+def test_the_hull_covers_the_person():
+    pair = posed_sample(TEST_SEED_START + 4, 9, (128, 128), free=True)
+    poses = world_poses(pair.keypoints, (128, 128))
+    for body, mask in zip(poses.body, pair.masks, strict=True):
+        person, found = mask > 127, hull(body, (128, 128)) > 127
+        assert found[person].mean() > 0.95
+        assert found.mean() < 0.6
+    assert not hull(np.zeros((18, 3)), (32, 48)).any()
+
+
+class Bright:
+    """A segmenter of white figures on black."""
+
+    def segment(self, frames):
+        for frame in frames:
+            yield (frame[..., 0] > 127).astype(np.float32)
+
+
+def test_several_people_in_the_masks_are_refused(given, tmp_path):
+    for number in range(12):
+        frame = np.zeros((64, 64, 3), np.uint8)
+        frame[10:50, 5:20] = 255
+        if number > 3:
+            frame[10:40, 40:55] = 255  # a second one, in 8 of 12 frames
+        write_png(tmp_path / f"{number:02d}.png", frame)
+    shot = open_clip(tmp_path)
+    poses = world_poses(np.zeros((12, 14, 2), np.float32), (64, 64))
+    with pytest.raises(InputError, match="shows several people in 8 of 12 frames; crop it to one"):
+        list(masks_of_shot(shot, poses, None, Bright()))
+    for number in range(4, 8):
+        write_png(tmp_path / f"{number:02d}.png", np.zeros((64, 64, 3), np.uint8))
+    assert [int(mask.max()) for mask in masks_of_shot(shot, poses, None, Bright())][:5] == [255] * 4 + [0]
+
+
+def test_captions_come_with_and_without_the_scene_and_the_prior_has_them_without_the_name(given, tmp_path):
+    out = tmp_path / "me.safetensors"
+    assert run(given, out, **{"--caption": "In the park a zuv woman waves"}) == 0
+    rows = [line.row for line in read_manifest(tmp_path / "me.work" / "data" / "manifest.jsonl").lines]
+    assert [row.prompt_first for row in rows[:3]] == ["A zuv woman.", "In the park a zuv woman waves.", "A zuv woman."]
+    config = load_config(tmp_path / "me.work" / "run" / "config.yaml")
+    assert config.part.data.prior_captions == ("A woman.", "In the park a woman waves.")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [("A zuv woman.", "A woman."), ("An ape sees a zuv ape.", "An ape sees an ape."), ("The zuv ape", "The ape")],
+)
+def test_a_caption_without_the_name_is_about_anyone(caption, expected):
+    assert without_name(caption, "zuv", expected.rstrip(".").split()[-1]) == expected
+
+
+def test_names_show_their_pieces(given):
+    tokenizer, _ = read_tokenizer(given / "encoders" / "text_encoder.safetensors")
+    assert len(check_name("zuv", tokenizer)) > 1
+    for wrong in ("zu-v", "a b", "", "x9"):
+        with pytest.raises(InputError, match="falls into"):
+            check_name(wrong, tokenizer)
+
+
+def test_a_work_folder_that_is_copied_goes_on(given, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    assert run(given, first / "me.safetensors", "run.steps=3") == 0
+    shutil.copytree(first, second)
+    assert run(given, second / "me.safetensors") == 0

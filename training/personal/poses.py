@@ -1,0 +1,76 @@
+"""The person's pose in every frame of the clip: given, estimated, or read off drawn people."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contextanyone_core.errors import InputError
+from contextanyone_core.pose.estimation import estimated
+from contextanyone_core.pose.reading import PoseSource, read_poses
+from contextanyone_core.pose.sequence import SEEN, PoseSequence
+from training.data.world_poses import world_poses
+from training.evaluation.pose_reader import load_pose_reader, read_joints
+from training.personal.shot import Shot
+from training.settings import MINIATURE
+
+ENOUGH = 6
+"""Joints that a frame must show to be trained on as a picture."""
+
+
+def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn: bool) -> PoseSequence:
+    """The poses of a shot's frames, in pixels of the clip.
+
+    Args:
+        given: a file of keypoints of the whole clip. models: MediaPipe's, for the estimator.
+        drawn: the clip shows the character world, and the miniature's pose reader is taken.
+
+    Raises:
+        InputError: nobody or several people are found, a file does not fit the clip, or nothing gives poses.
+        MissingDependencyError: the extra `pose` is not installed.
+    """
+    if given is not None:
+        poses = _given(shot, given)
+    elif drawn:
+        poses = _read_off(shot)
+    elif models is not None:
+        from contextanyone_core.pose.blazepose import BlazePose
+
+        poses = replace(estimated(shot.frames(), shot.fps, BlazePose(models)), fps=shot.fps)
+    else:
+        raise InputError(
+            "poses are needed: give --pose FILE with keypoints, or --models PATH for the estimator: the wheel of "
+            "pip download --no-deps mediapipe==0.10.21."
+        )
+    if not (poses.body[..., 2] > SEEN).any():
+        raise InputError(f"{shot.path} shows nobody whom the estimator finds in any of its frames.")
+    return poses
+
+
+def _given(shot: Shot, path: Path) -> PoseSequence:
+    choose = "crop the clip to one person, or take the others out of the file"
+    poses = read_poses(path, PoseSource((shot.height, shot.width), choose=choose))
+    if poses.num_frames != shot.total:
+        raise InputError(f"--pose {path} has {poses.num_frames} frames, the clip has {shot.total}; give one for each.")
+    return replace(poses.at(range(shot.start, shot.stop)), fps=shot.fps)
+
+
+def _read_off(shot: Shot) -> PoseSequence:
+    if shot.width != shot.height:
+        raise InputError(
+            f"{shot.path} has {shot.width} x {shot.height} pixels; the miniature reads poses off square clips: crop "
+            "it, or give --pose."
+        )
+    frames = torch.from_numpy(np.stack(list(shot.frames())))[None]
+    joints = read_joints(load_pose_reader(MINIATURE / "pose_reader.safetensors"), frames)[0].numpy()
+    return replace(world_poses(joints, (shot.height, shot.width)), fps=shot.fps)
+
+
+def seen_enough(poses: PoseSequence) -> NDArray[np.bool_]:
+    """Which frames show enough of the person, (T,)."""
+    counts: NDArray[np.int64] = (poses.body[..., 2] > SEEN).sum(axis=1)
+    return counts >= ENOUGH

@@ -1,0 +1,192 @@
+"""The comparison: its cells, one for each arm and person, cached by what they depend on; the table and metrics.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from contextanyone_core.atomic_file import write_text
+from contextanyone_core.weights.file_hash import sha256_of
+from training.config import load_config
+from training.evaluation.pose_reader import load_pose_reader
+from training.evaluation.probe import load_probe
+from training.personal.command import Request, train_person
+from training.personal.presets import PRESETS
+from training.personal_study.arms import ARMS, PAIRS, Arm
+from training.personal_study.generation import Maker, picture_of
+from training.personal_study.measures import MEASURES, measure, paired, summary
+from training.personal_study.people import CLASS, NAME, Person
+from training.settings import MINIATURE
+
+_LOG = logging.getLogger(__name__)
+_VERSION = 1  # raised when a cell is measured in another way
+_OTHERS = 4  # characters whose loss shows forgetting
+_STEP_SECONDS, _CLIP_SECONDS = 1.5, 1.0  # on two idle cores with AMX
+_NAMELESS = 3  # one clip without the name for so many with it
+
+Values = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and where it is kept.
+
+    Attributes:
+        out: the folder. arms: names of `ARMS`. characters, prompts: how many of each.
+        steps: of the sampler. overrides: settings of every training.
+    """
+
+    out: Path
+    arms: tuple[str, ...]
+    characters: int
+    prompts: int
+    steps: int
+    overrides: tuple[str, ...] = ()
+
+    def run(self) -> int | None:
+        """Make the cells that are missing, then write metrics.json. Returns the signal that ended it, else None."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        cells = [(ARMS[name], Person(who)) for name in self.arms for who in range(self.characters)]
+        missing = [cell for cell in cells if not ARMS[cell[0].name].waits_for and not self._path(*cell).is_file()]
+        self._say_cost(missing)
+        for number, (arm, person) in enumerate(missing, 1):
+            _LOG.info("Cell %d of %d: %s, character %d.", number, len(missing), arm.title, person.number)
+            if (ended_by := self._make(arm, person)) is not None:
+                return ended_by
+        write_text(self.out / "metrics.json", json.dumps(self.metrics(), indent=1) + "\n")
+        return None
+
+    def _say_cost(self, missing: list[tuple[Arm, Person]]) -> None:
+        trainings = {self._lora(arm, person) for arm, person in missing if arm.changes is not None}
+        left = [path for path in trainings if not path.is_file()]
+        clips = len(missing) * (self.prompts + self._nameless)
+        steps = len(left) * self._run_steps
+        minutes = (steps * _STEP_SECONDS + clips * _CLIP_SECONDS) / 60
+        _LOG.info(
+            "%d cells are missing: %d trainings of %d steps, %d clips; about %.0f minutes on two idle cores.",
+            len(missing),
+            len(left),
+            self._run_steps,
+            clips,
+            minutes,
+        )
+
+    @cached_property
+    def _run_steps(self) -> int:
+        return load_config(PRESETS["miniature"].config, self.overrides).run.steps
+
+    @property
+    def _nameless(self) -> int:
+        return max(1, self.prompts // _NAMELESS)
+
+    @cached_property
+    def _frozen(self) -> dict[str, str]:
+        names = ("transformer", "vae", "text_encoder", "image_encoder", "probe", "pose_reader")
+        return {name: sha256_of(MINIATURE / f"{name}.safetensors") for name in names}
+
+    def _trained_by(self, arm: Arm, person: Person) -> list[object]:
+        """What a training depends on."""
+        preset = PRESETS["miniature"].config.read_text(encoding="utf-8")
+        return [_VERSION, preset, arm.changes, list(self.overrides), person.number, self._frozen]
+
+    def _lora(self, arm: Arm, person: Person) -> Path:
+        return self.out / "loras" / f"{_hash(self._trained_by(arm, person))}.safetensors"
+
+    def _path(self, arm: Arm, person: Person) -> Path:
+        made_by = [*self._trained_by(arm, person), arm.reference, self.prompts, self.steps]
+        return self.out / "cells" / f"{_hash(made_by)}.json"
+
+    def _make(self, arm: Arm, person: Person) -> int | None:
+        began, lora = time.monotonic(), None
+        if arm.changes is not None:
+            lora = self._lora(arm, person)
+            if (ended_by := self._train(arm, person, lora)) is not None:
+                return ended_by
+        maker = Maker(lora, self.steps)
+        asked = person.asked(self.prompts)
+        picture = picture_of(person) if arm.reference else None
+        clips = maker.clips(f"A {NAME} {CLASS}", asked, picture)
+        nameless = maker.clips(f"A {CLASS}", [one for one in asked if not one.own_place][: self._nameless], None)
+        probe, reader = (
+            load_probe(MINIATURE / "probe.safetensors"),
+            load_pose_reader(MINIATURE / "pose_reader.safetensors"),
+        )
+        values: Values = measure(person, asked, clips, nameless, probe, reader)
+        values |= {"forgetting": maker.loss_of_others(_OTHERS), "seconds": time.monotonic() - began}
+        path = self._path(arm, person)
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps({"arm": arm.name, "character": person.number, "values": values}, indent=1))
+        return None
+
+    def _train(self, arm: Arm, person: Person, lora: Path) -> int | None:
+        if lora.is_file():
+            return None
+        lora.parent.mkdir(exist_ok=True)
+        video, masks, poses = person.write(self.out / "people" / f"{person.number:02d}")
+        request = Request(
+            clip=video,
+            class_name=CLASS,
+            out=lora,
+            preset="miniature",
+            name=NAME,
+            caption=None,
+            mask=masks,
+            pose=poses,
+            models=None,
+            base=None,
+            encoders=None,
+            consent="a drawn character",
+            license="Apache-2.0",
+            overrides=(f"part.data.cache={self.out / 'cache'}", *(arm.changes or ()), *self.overrides),
+        )
+        return train_person(request)[1]
+
+    def values(self, name: str) -> dict[int, Values]:
+        """The measures of an arm's cells that are there, by character."""
+        paths = {who: self._path(ARMS[name], Person(who)) for who in range(self.characters)}
+        return {
+            who: json.loads(path.read_text(encoding="utf-8"))["values"] for who, path in paths.items() if path.is_file()
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """`arms.<arm>.<measure>.{mean,ci95}`, `paired`, and what waits for something else."""
+        arms: dict[str, Any] = {}
+        for name in self.arms:
+            cells = self.values(name)
+            by_measure = {key: [v for cell in cells.values() if (v := cell.get(key)) is not None] for key in MEASURES}
+            arms[name] = {key: summary(values) for key, values in by_measure.items() if values}
+        pairs = {
+            f"{first} - {second}": paired(self.values(first), self.values(second))
+            for first, second in PAIRS
+            if first in self.arms and second in self.arms
+        }
+        waiting = {name: ARMS[name].waits_for for name in self.arms if ARMS[name].waits_for}
+        settings = {"characters": self.characters, "prompts": self.prompts, "steps": self.steps}
+        return {"settings": settings | {"set": list(self.overrides)}, "arms": arms, "paired": pairs, "waiting": waiting}
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The arms as lines of a table, means with their intervals."""
+    lines = [f"{'':>32}" + "".join(f"{name:>22}" for name in MEASURES)]
+    for name, values in metrics["arms"].items():
+        cells = [_cell(values.get(key)) for key in MEASURES]
+        note = f"  waits for {metrics['waiting'][name]}" if name in metrics["waiting"] else ""
+        lines.append(f"{ARMS[name].title:>32}" + ("" if note else "".join(f"{cell:>22}" for cell in cells)) + note)
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    low, high = found["ci95"]
+    return f"{found['mean']:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _hash(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
