@@ -11,7 +11,7 @@ import pytest
 from benchmarks import training_run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_measures_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
