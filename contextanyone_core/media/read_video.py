@@ -5,6 +5,7 @@ Transparency is over white, pixels are square; what cannot be shown faithfully i
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -12,7 +13,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,23 +117,24 @@ def _decoded(path: Path) -> VideoFrames:
     return VideoFrames(rate, chain([first], frames))
 
 
-def _start(path: Path, pixels: str, decoder: str | None = None) -> tuple[_Pictures, IO[bytes]]:
-    """Frames from a new ffmpeg process, and the file with what it prints, which closes with the frames."""
-    remarks = tempfile.TemporaryFile()  # noqa: SIM115
+def _start(path: Path, pixels: str, decoder: str | None = None) -> tuple[_Pictures, Path]:
+    """Frames from a new ffmpeg process, and the file with what it prints, which is removed with the frames.
+
+    The file is read by its name: a handle shared with the process would share its position too, and a read in the
+    middle of a remark would move where ffmpeg writes on.
+    """
     chosen = ["-c:v", decoder] if decoder else []
     words = ["-hide_banner", "-nostdin", *chosen, "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
-    process = subprocess.Popen(
-        [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"],
-        stdout=subprocess.PIPE,
-        stderr=remarks,
-    )
-    return _from_pipe(path, process, remarks), remarks
+    command = [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"]
+    handle, name = tempfile.mkstemp(prefix="ffmpeg-", suffix=".log")
+    with os.fdopen(handle, "wb") as written:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=written)
+    return _from_pipe(path, process, Path(name)), Path(name)
 
 
-def _description(remarks: IO[bytes]) -> tuple[str, str, float]:
+def _description(remarks: Path) -> tuple[str, str, float]:
     """What ffmpeg prints of the stream that it decodes: its line, its metadata, and the output's frame rate."""
-    remarks.seek(0)
-    source, _, rest = remarks.read().decode(errors="replace").partition("Stream mapping:")
+    source, _, rest = remarks.read_bytes().decode(errors="replace").partition("Stream mapping:")
     mapped = re.search(r"Stream #0:(\d+)", rest)
     found = mapped and re.search(rf"^  (Stream #0:{mapped[1]}\b.*)\n((?:    .*\n)*)", source, re.MULTILINE)
     rate = re.search(r"Output #0.*?([0-9.]+) fps", rest, re.DOTALL)
@@ -164,13 +165,13 @@ def _ffmpeg() -> str:
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
-def _from_pipe(path: Path, process: subprocess.Popen[bytes], remarks: IO[bytes]) -> _Pictures:
+def _from_pipe(path: Path, process: subprocess.Popen[bytes], remarks: Path) -> _Pictures:
     """Frames of a stream of PAM pictures, at least one, else InputError; closing the iterator ends the process."""
     count = 0
     pipe = process.stdout
     assert pipe is not None
     try:
-        with remarks, pipe:
+        with pipe:
             while pipe.readline().strip() == b"P7":
                 header: dict[bytes, bytes] = {}
                 while (words := pipe.readline().split()) and words != [b"ENDHDR"]:
@@ -183,10 +184,10 @@ def _from_pipe(path: Path, process: subprocess.Popen[bytes], remarks: IO[bytes])
                 frame = np.frombuffer(content, np.uint8).reshape(height, width, depth)
                 yield frame if depth == 3 else np.asarray(over_white(Image.fromarray(frame)))
             if process.wait() or not count:
-                remarks.seek(0)
-                printed = remarks.read().decode(errors="replace").strip().splitlines() or ["no video in it"]
+                printed = remarks.read_bytes().decode(errors="replace").strip().splitlines() or ["no video in it"]
                 raise InputError(f"{path} cannot be decoded as a video ({printed[-1][-200:]}).")
     finally:
         if process.poll() is None:
             process.kill()
         process.wait()
+        remarks.unlink(missing_ok=True)

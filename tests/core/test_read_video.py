@@ -1,6 +1,8 @@
 """Reading clips: every format returns the frames that were written, upright, at their rate; others are refused."""
 
 import subprocess
+import sys
+import tempfile
 
 import imageio_ffmpeg
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.media import read_video
 from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import write_clip
 
@@ -144,6 +147,32 @@ def test_transparent_videos_are_over_white_as_pictures_are(tmp_path, name, words
     assert video.fps == 16
     assert frames[:, 30:].min() > 240
     assert red_corner(tmp_path / name) == ("top left", (48, 64))
+
+
+_TALKATIVE = r"""#!{python}
+import os
+os.write(2, b"Input #0\n  Stream #0:0: Video: rawvideo, 16x16\n    x : 0\nStream mapping:\n  Stream #0:0 -> #0:0\n")
+os.write(2, b"Output #0, image2pipe\n  Stream #0:0: Video: pam, 16x16, 25 fps\n")
+os.write(1, b"P7\nWIDTH 16\nHEIGHT 16\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + bytes(768))
+for _ in range(40000):
+    os.write(2, b"frame=    1 fps=0.0 q=-0.0 size=       1KiB\r")
+"""
+
+
+def test_what_ffmpeg_goes_on_printing_spoils_no_description(tmp_path, monkeypatch):
+    talkative, logs = tmp_path / "ffmpeg", tmp_path / "logs"
+    talkative.write_text(_TALKATIVE.format(python=sys.executable))
+    talkative.chmod(0o755)
+    logs.mkdir()
+    monkeypatch.setattr(read_video, "_ffmpeg", lambda: str(talkative))
+    monkeypatch.setattr(tempfile, "tempdir", str(logs))
+    frames, remarks = read_video._start(tmp_path / "a.mp4", "rgb24")
+    next(frames)
+    for _ in range(200):
+        stream, _, rate = read_video._description(remarks)
+        assert ("rawvideo" in stream, rate) == (True, 25)
+    frames.close()
+    assert list(logs.iterdir()) == []
 
 
 def test_what_cannot_be_shown_faithfully_is_refused(tmp_path):
