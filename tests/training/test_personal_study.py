@@ -83,7 +83,7 @@ def test_cells_that_are_there_are_not_made_again(tmp_path, capsys):
     assert found["arms"]["prior"]["identity"]["mean"] == 80.5
     assert set(found["arms"]["base"]) == set(MEASURES)
     assert found["arms"]["masked_attention"] == {}
-    assert "region attention" in found["waiting"]["masked_attention"]
+    assert "regions in training" in found["waiting"]["masked_attention"]
     assert "waits for region attention" in table(found)
     assert "80.5 [80, 81]" in capsys.readouterr().out
 
