@@ -120,6 +120,8 @@ def with_miniature(prompt: Prompt, steps: int) -> Prompt:
     for node_id, node in swapped.items():
         inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()}
         links = {name: value for name, value in inputs.items() if isinstance(value, list) and value[0] in slots}
+        if node["class_type"] == "ContextAnyoneReference":  # the miniature reads CLIP tokens, and not every model does
+            inputs["clip_vision"] = ["miniature", LOADERS["CLIPVisionLoader"][1]]
         for name, (source, slot) in links.items():
             inputs[name] = ["miniature", slots[source]]
             if prompt[source]["class_type"] == PERSON and slot > 0:

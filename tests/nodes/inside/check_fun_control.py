@@ -10,7 +10,9 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from unittest import mock
 
+import comfy.model_base
 import comfy.sd
 import folder_paths
 import numpy as np
@@ -86,8 +88,22 @@ def check_poses_are_followed_as_comfyuis_own_nodes_follow_them():
 
 
 def check_a_start_frame_too():
-    assert difference(pose=True, start=True)[0] < TOLERANCE
-    assert difference(pose=False, start=True)[0] < TOLERANCE
+    """But for the frames that it gives: ours are the start frame itself, ComfyUI leaves them to the network."""
+    model = pack("nodes._comfy.model").ContextAnyoneModel
+    with mock.patch.object(model, "_apply_model", comfy.model_base.BaseModel._apply_model):
+        assert difference(pose=True, start=True)[0] < TOLERANCE
+        assert difference(pose=False, start=True)[0] < TOLERANCE
+    assert difference(pose=False, start=True)[0] > 0.1
+
+
+def check_the_video_begins_with_the_start_frame():
+    ours, (_, _, vae, _) = both()[0], miniature()
+    torch.manual_seed(2)
+    picture = torch.rand(1, 48, 64, 3)
+    latents = ksampler(*applied(ours, pictures=(), negative="A city.", vae=vae, start_frame=picture))
+    with torch.inference_mode():
+        wanted = vae.encode(picture)
+    assert largest(latents[:, :, :1] - wanted) < TOLERANCE
 
 
 def check_without_either_it_is_plain_text_to_video():

@@ -99,7 +99,8 @@ def encoded_picture() -> torch.Tensor:
 
 def check_the_memory_estimate_counts_references_and_cache():
     config = pack("contextanyone_core.config").ContextAnyoneConfig.wan_1_3b()
-    model = mock.Mock(spec_set=["config", "get_dtype_inference"], config=config)
+    options = pack("contextanyone_core.runtime.reference_cache").CacheOptions()
+    model = mock.Mock(spec_set=["config", "cache_options", "get_dtype_inference"], config=config, cache_options=options)
     model.get_dtype_inference.return_value = torch.bfloat16
     estimate = pack("nodes._comfy.model").ContextAnyoneModel.memory_required
     shape, latents, tokens = [1, 16, 21, 60, 104], 16 * 60 * 104, 257 * 1280

@@ -20,6 +20,7 @@ NODE_IDS = [
     "ContextAnyoneApply",
     "ContextAnyoneGuider",
     "ContextAnyoneSampler",
+    "ContextAnyoneCache",
 ]
 # ComfyUI itself, and what it cannot run without.
 OF_COMFYUI = ("comfy", "comfy_api", "comfy_extras", "torch", "safetensors")
