@@ -5,8 +5,8 @@ Transparency is over white, pixels are square; what cannot be shown faithfully i
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
@@ -126,10 +126,10 @@ def _start(path: Path, pixels: str, decoder: str | None = None) -> tuple[_Pictur
     chosen = ["-c:v", decoder] if decoder else []
     words = ["-hide_banner", "-nostdin", *chosen, "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
     command = [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"]
-    handle, name = tempfile.mkstemp(prefix="ffmpeg-", suffix=".log")
-    with os.fdopen(handle, "wb") as written:
+    remarks = Path(tempfile.mkdtemp(prefix="ffmpeg-")) / "remarks.log"
+    with remarks.open("wb") as written:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=written)
-    return _from_pipe(path, process, Path(name)), Path(name)
+    return _from_pipe(path, process, remarks), remarks
 
 
 def _description(remarks: Path) -> tuple[str, str, float]:
@@ -190,4 +190,4 @@ def _from_pipe(path: Path, process: subprocess.Popen[bytes], remarks: Path) -> _
         if process.poll() is None:
             process.kill()
         process.wait()
-        remarks.unlink(missing_ok=True)
+        shutil.rmtree(remarks.parent, ignore_errors=True)
