@@ -84,7 +84,7 @@ def test_cells_that_are_there_are_not_made_again(tmp_path, capsys):
     assert set(found["arms"]["base"]) == set(MEASURES)
     assert found["arms"]["masked_attention"] == {}
     assert "regions in training" in found["waiting"]["masked_attention"]
-    assert "waits for region attention" in table(found)
+    assert "waits for regions in training" in table(found)
     assert "80.5 [80, 81]" in capsys.readouterr().out
 
 
