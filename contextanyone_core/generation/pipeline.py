@@ -28,14 +28,7 @@ from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, Guidance, make_guidance
 from ..sampling.reference_modes import REFERENCE_MODES, Conditioned, ReferenceMode, SeparateStream
 from ..sampling.schedulers import make_sampler
-from .conditions import (
-    Conditions,
-    check_batch,
-    condition_at,
-    lead_to_start,
-    of_negative,
-    stack_conditions,
-)
+from .conditions import Conditions, check_batch, condition_at, lead_to_start, of_negative, stack_conditions
 from .load import check_components, load_components
 from .settings import GenerationSettings
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError, ShapeError
-from .regions import Regions
+from .regions import Regions, TextGuide
 
 NO_CHANNELS = (
     "A pose or a start frame is given, and this model has no condition channels (condition_dim is 0); leave them out, "
@@ -45,6 +45,10 @@ class VideoCondition:
 
     def _parts(self) -> Sequence[tuple[str, Tensor | None]]:
         return ("pose", self.pose), ("start", self.start)
+
+    def guide(self, latents: Tensor, patch: tuple[int, int, int], text_len: int) -> TextGuide | None:
+        """What the text cross-attention needs of the regions (`Regions.guide`); None without any."""
+        return None if self.regions is None else self.regions.guide(latents, patch, text_len)
 
     def beside(self, latents: Tensor, channels: int) -> Tensor:
         """Noise | pose | start: (B, `channels`, T, h, w); the noisy latents themselves with nothing to add.

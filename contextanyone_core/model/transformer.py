@@ -217,8 +217,7 @@ class ContextAnyoneTransformer(nn.Module):
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = _table((grid,), None, self.config.head_dim, latents.device)
-        regions, patch = condition.regions, self.config.patch_size
-        guide = None if regions is None else regions.guide(latents, patch, self.config.text_len)
+        guide = condition.guide(latents, self.config.patch_size, self.config.text_len)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide)
         x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):
