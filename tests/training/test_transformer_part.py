@@ -423,6 +423,18 @@ def test_a_posed_pool_holds_poses_and_free_motions_whose_captions_name_no_action
     assert [not pool.moves_freely(row) for row in rows] == said
 
 
+def test_captions_leave_the_action_out_as_often_as_asked(part):
+    moving = ("walk", "wav", "jump", "leap", "danc", "sit")
+
+    def named(drop_action):
+        part.settings = part.settings.model_copy(update={"drop_action": drop_action})
+        return [any(word in text for word in moving) for step in range(60) for text in part.batch(step)["later"]]
+
+    assert all(named(0.0))
+    assert not any(named(1.0))
+    assert 0.55 < np.mean(named(0.3)) < 0.85
+
+
 def test_poses_and_starts_are_dropped_by_sample_and_a_still_has_no_start(posed_part):
     clips = posed_part.encoded(posed_part.batch(0))
     many = replace(clips, latents=clips.latents.expand(2, -1, -1, -1, -1).repeat(500, 1, 1, 1, 1))

@@ -61,6 +61,7 @@ class Settings(TransformerSettings):
     weights: ShippedPath = MINIATURE
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
     motion_weight: float = Field(0.0, ge=0)  # and this * how much it differs from the frame before or after
+    drop_action: float = Field(0.0, ge=0, le=1)  # of the captions leave out what the person does: the pose must tell
     sample_steps: int = Field(12, ge=1)
     attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
     validation_pairs: int = Field(64, ge=1)  # of a pool that has none of the pairs above
@@ -161,7 +162,8 @@ class TransformerPart(TransformerTraining):
     def batch(self, step: int) -> Any:
         """Encoded pairs, and captions drawn anew."""
         rng = numpy_generator(self.context.own_seed, step, "pairs")
-        return _captioned(self.pool, rng.integers(len(self.pool), size=self.settings.batch), rng)
+        chosen = rng.integers(len(self.pool), size=self.settings.batch)
+        return _captioned(self.pool, chosen, rng, self.settings.drop_action)
 
     def validation_batches(self) -> Iterator[Any]:
         """Pairs of another pool, encoded at first use."""
@@ -238,13 +240,16 @@ class TransformerPart(TransformerTraining):
         cv2.imwrite(str(folder / f"{step:06d}.png"), np.concatenate(rows)[..., ::-1])
 
 
-def _captioned(pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Any]:
+def _captioned(
+    pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator, drop_action: float = 0.0
+) -> dict[str, Any]:
     first, later = [], []
     for index in chosen.tolist():
         character, scene = pool.character(index), pool.scene(index)
         first.append(first_caption(character, scene, draw_named(rng, silent_share=0.6), rng))
         named = draw_named(rng, silent_share=0.8)
-        later.append(later_caption(character, scene, named, rng, action_named=not pool.moves_freely(index)))
+        action_named = not pool.moves_freely(index) and (drop_action == 0 or rng.random() >= drop_action)
+        later.append(later_caption(character, scene, named, rng, action_named=action_named))
     rows = torch.from_numpy(chosen)
     poses = {} if pool.poses is None else {"poses": pool.poses[rows]}
     return poses | {
