@@ -71,10 +71,12 @@ class ConditionDraws:
 
     Attributes:
         keep_pose: (B,) bool. start_frames: (B,), how many clean latent frames; 0 for none.
+        with_pose: as keep_pose, for what is chosen on the host.
     """
 
     keep_pose: Tensor
     start_frames: Tensor
+    with_pose: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def _draw_condition(
     shown = (1 + (second < 0.5).long()).clamp(max=frames - 1)
     start_frames = torch.where(start < settings.drop_start, torch.zeros_like(shown), shown)
     device = clips.latents.device
-    return ConditionDraws(_moved(pose >= settings.drop_pose, device), _moved(start_frames, device))
+    kept = pose >= settings.drop_pose
+    return ConditionDraws(_moved(kept, device), _moved(start_frames, device), tuple(kept.tolist()))
 
 
 def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:
@@ -167,7 +170,7 @@ def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -
     condition = None
     if clips.conditioned:
         every = torch.ones(count, dtype=torch.bool, device=device)
-        condition = ConditionDraws(every, torch.zeros(count, dtype=torch.long, device=device))
+        condition = ConditionDraws(every, torch.zeros(count, dtype=torch.long, device=device), (True,) * count)
     return Draws(torch.full((count,), sigma, device=device), noise, [True] * count, clean, condition)
 
 

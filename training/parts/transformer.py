@@ -61,7 +61,7 @@ class Settings(TransformerSettings):
     weights: ShippedPath = MINIATURE
     person_weight: float = Field(2.0, ge=0)  # loss weight of a latent is 1 + this * the person's share of it
     motion_weight: float = Field(0.0, ge=0)  # and this * how much it differs from the frame before or after
-    drop_action: float = Field(0.0, ge=0, le=1)  # of the captions leave out what the person does: the pose must tell
+    drop_action: float = Field(0.0, ge=0, le=1)  # of the samples with a pose: their caption leaves the action to it
     sample_steps: int = Field(12, ge=1)
     attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
     validation_pairs: int = Field(64, ge=1)  # of a pool that has none of the pairs above
@@ -197,7 +197,9 @@ class TransformerPart(TransformerTraining):
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Embeddings of the captions, which are drawn anew for every batch."""
-        prompts = [TwoStagePrompt(first, later) for first, later in zip(batch["first"], batch["later"], strict=True)]
+        shown = draws.condition.with_pose if draws.condition else ()
+        later = [batch["later_posed" if posed else "later"][i] for i, posed in enumerate(shown)] or batch["later"]
+        prompts = [TwoStagePrompt(*captions) for captions in zip(batch["first"], later, strict=True)]
         kept = zip(prompts, draws.keep_text, strict=True)
         video_text = self._encode([prompt.video_text if keep else "" for prompt, keep in kept])
         return video_text, self._encode([prompt.reference_text for prompt in prompts]) if draws.reference else None
@@ -243,13 +245,15 @@ class TransformerPart(TransformerTraining):
 def _captioned(
     pool: Pool, chosen: NDArray[np.int64], rng: np.random.Generator, drop_action: float = 0.0
 ) -> dict[str, Any]:
-    first, later = [], []
+    """Pairs with their captions; `later_posed` is the later one where the pose is shown."""
+    first, later, posed = [], [], []
     for index in chosen.tolist():
         character, scene = pool.character(index), pool.scene(index)
         first.append(first_caption(character, scene, draw_named(rng, silent_share=0.6), rng))
         named = draw_named(rng, silent_share=0.8)
-        action_named = not pool.moves_freely(index) and (drop_action == 0 or rng.random() >= drop_action)
-        later.append(later_caption(character, scene, named, rng, action_named=action_named))
+        later.append(later_caption(character, scene, named, rng, action_named=not pool.moves_freely(index)))
+        leave_out = drop_action > 0 and rng.random() < drop_action
+        posed.append(later_caption(character, scene, named, rng, action_named=False) if leave_out else later[-1])
     rows = torch.from_numpy(chosen)
     poses = {} if pool.poses is None else {"poses": pool.poses[rows]}
     return poses | {
@@ -260,6 +264,7 @@ def _captioned(
         "labels": pool.labels[rows],
         "first": first,
         "later": later,
+        "later_posed": posed,
     }
 
 
