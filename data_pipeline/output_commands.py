@@ -85,7 +85,7 @@ def _filter(arguments: Namespace) -> str:
     if settings.chain == "world":
         write_json(arguments.out / "filters.json", measure(arguments.out, account.decisions))
     write_text(arguments.out / "settings.json", settings.model_dump_json(indent=1) + "\n")
-    table = what_if([found.row for found in account.decisions], account.rules)
+    table = what_if(account.decisions)
     agreed = agreement(account.decisions, stored_review(arguments.out))
     lines = [
         f"{x['precision']:>8.4f}  of {x['reviewed']:g} reviewed rows agree with {rule}\n" for rule, x in agreed.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,11 +106,13 @@ class Part:
         return "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines)
 
 
-def read_part(path: Path) -> Part:
-    """The part that a file holds."""
+def read_part(path: Path, *, dropped_only: bool = False) -> Part:
+    """The part that a file holds; its rows, which may be many, are left out on demand."""
     rows, dropped = [], []
     with path.open(encoding="utf-8") as file:
         for text in file:
+            if dropped_only and not text.startswith(_DROPPED):
+                continue
             line = json.loads(text)
             row = Row.model_validate(line["row"])
             if "reason" in line:
@@ -119,15 +122,13 @@ def read_part(path: Path) -> Part:
     return Part(tuple(rows), tuple(dropped))
 
 
-def count_part(path: Path) -> tuple[int, list[Dropped]]:
-    """How many rows a part holds, and what was dropped; rows that stay are not parsed."""
-    count, dropped = 0, []
+def count_part(path: Path) -> tuple[int, Counter[str]]:
+    """How many rows a part holds, and how many were dropped by reason; rows that stay are not parsed."""
+    count, dropped = 0, Counter[str]()
     with path.open(encoding="utf-8") as file:
         for text in file:
             if text.startswith(_DROPPED):
-                line = json.loads(text)
-                drop = Drop(line["reason"], line["scores"])
-                dropped.append(Dropped(Row.model_validate(line["row"]), line["stage"], drop))
+                dropped[json.loads(text)["reason"]] += 1
             else:
                 count += 1
     return count, dropped

@@ -15,9 +15,10 @@ import yaml
 from data_pipeline.chains import job_of
 from data_pipeline.commands import main
 from data_pipeline.config import read_config
+from data_pipeline.decisions.dedup import KeptHashes
 from data_pipeline.decisions.measure import CAUGHT_BY
 from data_pipeline.decisions.outputs import account_of
-from data_pipeline.decisions.rules import Rule, decide, nearest_before, rules_of, what_if
+from data_pipeline.decisions.rules import Rule, decide, rules_of, what_if
 from data_pipeline.decisions.splits import split_rows
 from data_pipeline.rows import Row
 from data_pipeline.world_sources import FAULTS
@@ -90,13 +91,13 @@ def test_the_what_if_table_says_what_filter_then_gives(run):
     settings = read_config(run / "settings.json")
     job = job_of(settings, run)
     rows = [found.row for found in account_of(job, settings, job.sources.names()).decisions]
-    rules = [rule for rule in rules_of(settings.filters, rows) if rule.stage != "dedup"]
-    table = what_if(rows, rules)
+    rules = [rule for rule in rules_of(settings.filters) if rule.stage != "dedup"]
+    table = what_if(decide(rows, rules))
     assert len(table) == len(rules)
     for rule in rules:
         for entry in table[rule.name]:
             changed = [Rule(x.stage, x.bound, entry["threshold"]) if x is rule else x for x in rules]
-            assert sum(not found.reason for found in decide(rows, changed)) == entry["kept"]
+            assert decide(rows, changed).kept == entry["kept"]
 
 
 @pytest.mark.slow
@@ -216,17 +217,18 @@ def test_splits_keep_sources_and_identities_together():
     rows = [row(f"s{number}", f"p{number}") for number in range(200)]
     rows += [row("s0", "p1"), row("s2", "p1"), row("s3", "p199")]
     people = [one.labels["person.track"] for one in rows]
-    splits = split_rows(rows, people)
+    splits = split_rows((one.source, person) for one, person in zip(rows, people, strict=True))
     assert {"train", "val", "test"} == set(splits)
     assert len({splits[0], splits[1], splits[2], splits[200], splits[201]}) == 1
     assert len({splits[3], splits[199], splits[202]}) == 1
-    backwards = split_rows(rows[::-1], people[::-1])[::-1]
-    assert backwards == splits
+    backwards = split_rows((one.source, person) for one, person in zip(rows[::-1], people[::-1], strict=True))
+    assert backwards[::-1] == splits
 
 
 def test_a_duplicate_of_a_duplicate_is_measured_against_what_is_kept():
     hashes = ["0" * 192, "0" * 191 + "1", "f" * 192]
-    found = nearest_before([row("a", "p", one) for one in hashes], 0.1)
+    kept = KeptHashes(0.1)
+    found = [kept.nearest(row("a", "p", one)) for one in hashes]
     assert found[0] == 1
     assert found[1] == pytest.approx(1 / 768)
     assert found[2] == 1
