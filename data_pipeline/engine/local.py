@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import cv2
 
 from data_pipeline.engine.progress import Progress
-from data_pipeline.engine.work import Done, Failed, Job, remove_remains, run_source, write_failure
+from data_pipeline.engine.work import Done, Failed, Job, died, remove_remains, run_source
 
 _TASKS_OF_A_WORKER = 256  # then a new process takes its place: libraries that leak do not add up
 
@@ -26,8 +26,9 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
     A source that was in a worker's hands when one died is tried again alone: if its worker dies again, it has failed.
     """
     progress.begin()
-    waiting, suspects = deque(names), deque[str]()
-    remove_remains(job, set(names))
+    waiting, suspects, broken = deque(names), deque[str](), False
+    everybody = set(names)
+    remove_remains(job, everybody)
     while waiting or suspects:
         if suspects:
             todo, count = deque([suspects.popleft()]), 1
@@ -36,16 +37,15 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
             todo, count, alone = waiting, workers, False
         for outcome in _until_broken(job, todo, count):
             if isinstance(outcome, str):  # its worker died
+                broken = True
                 if not alone:
                     suspects.append(outcome)
                     continue
-                outcome = Failed(
-                    outcome, "worker", "the process died: killed, out of memory, or a fault in a library", ""
-                )
-                write_failure(job, outcome)
+                outcome = died(job, outcome)
             progress.add(outcome)
             yield outcome
-        remove_remains(job, set(suspects))
+    if broken:
+        remove_remains(job, everybody)
 
 
 def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | Failed | str]:

@@ -87,6 +87,41 @@ def test_another_threshold_runs_no_stage(copy, capsys):
     assert {path: path.stat().st_mtime_ns for path in (copy / "parts").rglob("*.jsonl")} == parts
 
 
+def with_gate(folder, root, gate):
+    data = json.loads((root / "settings.json").read_text()) | {"gate": gate}
+    path = folder / "gated.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_a_gate_keeps_the_same_pairs_and_asks_models_about_fewer_rows(copy, tmp_path, capsys):
+    before = (copy / "manifest.jsonl").read_bytes()
+    path = with_gate(tmp_path, copy, {"dark": {"min_brightness": 0.2}, "person": {"max_count": 1}})
+    assert main([str(path), "--out", str(copy)]) == 0
+    assert (copy / "manifest.jsonl").read_bytes() == before
+    stages = json.loads((copy / "funnel.json").read_text())["stages"]
+    assert stages["person"]["dropped"] == {"gate.dark.min_brightness": 1}
+    assert stages["masks"]["dropped"] == {"gate.person.max_count": 1}
+    assert json.loads((copy / "progress.jsonl").read_text().splitlines()[-1])["rows"] == 0  # all had been answered
+    assert "1 gate.person.max_count" in capsys.readouterr().out
+    assert main(["filter", "--out", str(copy), "--set", "dark.min_brightness=0.1"]) == 2
+    assert "gate" in capsys.readouterr().err
+    assert main(["filter", "--out", str(copy), "--set", "dark.min_brightness=0.3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"dark": {"min_brightness": 0.5}}, "looser than gate.dark.min_brightness"),
+        ({"dark": {"max_brightness": 0.5}}, "filters.dark.max_brightness"),
+        ({"verify": {"min_same": 0.1}}, "no expensive stage"),
+    ],
+)
+def test_a_gate_that_could_not_hold_is_a_mistake(gate, words, run, tmp_path, capsys):
+    assert main([str(with_gate(tmp_path, run, gate)), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_what_if_table_says_what_filter_then_gives(run):
     settings = read_config(run / "settings.json")
     job = job_of(settings, run)
@@ -136,7 +171,10 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
 
 def test_status_inspect_and_card(copy, capsys):
     assert main(["status", "--out", str(copy)]) == 0
-    assert "rows after verify" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rows after verify" in said
+    assert "rows left of verify" in said
+    assert "with 64 workers" in said
     name = read_manifest(copy / "manifest.jsonl").lines[0].row.id
     assert main(["inspect", name, "--out", str(copy)]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["person.count"] == 1

@@ -14,6 +14,8 @@ from data_pipeline.config import PipelineSettings
 from data_pipeline.decisions.dedup import KeptHashes
 from data_pipeline.decisions.outputs import account_of, write_outputs
 from data_pipeline.decisions.rules import DEDUP, Rule, decide
+from data_pipeline.engine.progress import Progress, costs_in, last_line
+from data_pipeline.engine.reckoning import Cost, reckoning
 from data_pipeline.engine.work import Job, run_source
 from data_pipeline.rows import Row
 from data_pipeline.sources import FolderSources
@@ -177,3 +179,45 @@ def test_two_files_of_one_name_are_a_mistake(tmp_path):
     (tmp_path / "a__b.mp4").touch()
     with pytest.raises(InputError, match=r"a/b.mp4 and a__b.mp4"):
         FolderSources(tmp_path).names()
+
+
+@dataclass(frozen=True)
+class Edit(Stage):
+    """A stage of a GPU."""
+
+    name: ClassVar[str] = "edit"
+
+    @property
+    def gpu(self):
+        return True
+
+    def __call__(self, row):
+        return row
+
+
+def test_hours_are_reckoned_from_measured_and_stated_seconds(tmp_path):
+    stages = (Cut(tmp_path), Edit(tmp_path))
+    costs = {"shots": Cost(sources=10, rows=10, seconds=36.0)}
+    told = reckoning(stages, costs, {"edit": 7.2, "shots": 100.0}, [1000, 1000])
+    assert "1000  rows left of shots: 3.6 s a row (measured), 1 CPU-hours" in told
+    assert "1000  rows left of edit: 7.2 s a row (stated), 2 GPU-hours" in told
+    assert "2  GPU-hours and 1 CPU-hours left: 3 h with 1 GPUs, 0.375 h with 8 GPUs, 0.04688 h with 64 GPUs" in told
+    costs["edit"] = Cost(sources=10, rows=70, seconds=252.0)  # seven of ten rows pass what is before it
+    assert "7000  rows left of edit: 3.6 s a row (measured), 7 GPU-hours" in reckoning(stages, costs, {}, [1000, 1000])
+    assert "not measured: shots, edit" in reckoning(stages, {}, {}, [1, 1])
+
+
+def test_costs_outlive_a_run_and_what_was_only_read_has_no_time(tmp_path):
+    job = Job(tmp_path, Numbers(3), (Cut(tmp_path),))
+    path = tmp_path / "progress.jsonl"
+    for first, total in ((0, 2), (0, 3)):  # the second run reads two sources and computes one
+        progress = Progress(path, total, job.stages)
+        progress.begin()
+        for name in job.sources.names()[first:total]:
+            progress.add(run_source(job, name))
+    assert costs_in(last_line(path))["shots"].sources == 3
+    assert costs_in(last_line(path))["shots"].rows == 3
+    with path.open("a") as file:
+        file.write('{"half": ')
+    assert last_line(path)["total"] == 3
+    assert last_line(tmp_path / "none.jsonl") == {}
