@@ -87,7 +87,7 @@ def _run(arguments: Namespace) -> bool:
     write_outputs(job, settings, account)
     if settings.chain == "world":
         write_json(root / "filters.json", measure(root, account.decisions))
-    sys.stdout.write(funnel_text(account))
+    sys.stdout.write(f"{funnel_text(account)}To look at it: python data_pipeline/run.py gallery --out {root}\n")
     return failures > settings.engine.max_failed * len(names)
 
 

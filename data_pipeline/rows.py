@@ -69,10 +69,11 @@ class Row(BaseModel):
 
 @dataclass(frozen=True)
 class Drop:
-    """A stage has nothing to go on with: a fixed word, and the scores that show it. Thresholds are no reason."""
+    """A stage has nothing to go on with: a fixed word, the scores that show it, and in words what exactly is wrong."""
 
     reason: str
     scores: dict[str, float] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Part:
                 "stage": found.stage,
                 "reason": found.drop.reason,
                 "scores": found.drop.scores,
+                **({"why": found.drop.why} if found.drop.why else {}),
             }
             for found in self.dropped
         ]
@@ -116,7 +118,7 @@ def read_part(path: Path, *, dropped_only: bool = False) -> Part:
             line = json.loads(text)
             row = Row.model_validate(line["row"])
             if "reason" in line:
-                dropped.append(Dropped(row, line["stage"], Drop(line["reason"], line["scores"])))
+                dropped.append(Dropped(row, line["stage"], Drop(line["reason"], line["scores"], line.get("why", ""))))
             else:
                 rows.append(row)
     return Part(tuple(rows), tuple(dropped))

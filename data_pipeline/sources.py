@@ -34,7 +34,7 @@ class FolderSources:
     removed: frozenset[str] = frozenset()
 
     def names(self) -> list[str]:
-        """Every video of the folder.
+        """Every video of the folder; files whose name begins with a dot are none (some systems put them beside each).
 
         Raises:
             InputError: there is none, or no such folder, or two would have one name.
@@ -42,7 +42,7 @@ class FolderSources:
         if not self.folder.is_dir():
             raise InputError(f"sources.folder is {self.folder}, which is no folder; name one that holds videos.")
         found = [path for path in self.folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
-        paths = sorted(path.relative_to(self.folder).as_posix() for path in found)
+        paths = sorted(path.relative_to(self.folder).as_posix() for path in found if not path.name.startswith("."))
         names: dict[str, str] = {}
         for path in paths:
             other = names.setdefault(path.replace("/", "__"), path)

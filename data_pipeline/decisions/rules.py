@@ -45,12 +45,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """A row, why it does not stay ("" where it does), every rule that it breaks, and how far it is from a kept row."""
+    """A row, why it does not stay ("" where it does), every rule that it breaks, and how far it is from a kept row.
+
+    Attributes:
+        why: what a stage that dropped it says, for people.
+    """
 
     row: Row
     reason: str
     broken: tuple[str, ...]
     nearest: float = 1.0
+    why: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-import cv2
-
 from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, died, remove_remains, run_source
+from data_pipeline.pixels.decode import prepare_process
 
 _TASKS_OF_A_WORKER = 256  # then a new process takes its place: libraries that leak do not add up
 
@@ -80,7 +79,7 @@ def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | F
 
 def _begin(job: Job) -> None:
     global _job  # noqa: PLW0603  # the worker's own; every task would carry it otherwise
-    cv2.setNumThreads(1)
+    prepare_process()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _job = job
 

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from contextanyone_core.errors import MissingDependencyError
 from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, died, remove_remains, run_source
+from data_pipeline.pixels.decode import prepare_process
 
 _STORE = 200 << 20  # bytes of Ray's object store: rows have no pixels
 _ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +23,7 @@ class _Worker:
     """An actor: a source's name in, its outcome out as JSON. Everything else goes by the parts on disk."""
 
     def __init__(self, job: Job) -> None:
-        cv2.setNumThreads(1)
+        prepare_process()
         self._job = job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ class Cost:
 def reckoning(
     stages: Sequence[Stage], costs: Mapping[str, Cost], stated: Mapping[str, float], left: Sequence[int]
 ) -> str:
-    """A table of what is left: rows, seconds a row, hours; then the sum, and the time for several sizes.
+    """A table of what is left: rows, seconds a row, hours; then the sum, and the time for several sizes. Nothing: "".
 
     A worker takes a source through all stages, so that with one worker for each GPU the CPU stages add to its time.
 
@@ -35,6 +35,8 @@ def reckoning(
         costs, stated: by name of the stage; stated seconds hold where nothing was measured.
         left: for each stage the sources that it has not seen.
     """
+    if not any(left):
+        return ""
     hours, unknown = {True: 0.0, False: 0.0}, []
     lines = []
     rows_of_a_source = 1.0

@@ -63,12 +63,14 @@ def build_gallery(root: Path, account: Account, most: int) -> Path:
     for title, nearest in titles.items():
         groups = [nearest[at : at + _PAGE_ROWS] for at in range(0, len(nearest), _PAGE_ROWS)] or [[]]
         pages += [_Page(title, group, number, len(groups)) for number, group in enumerate(groups)]
+    sheets = set()
     for found in (one for page in pages for one in page.rows):
         with suppress(MediaError, FileNotFoundError):  # a row without pictures has none in the gallery either
             write_sheet(folder / _sheet(found.row), root, found.row)
+            sheets.add(_sheet(found.row))
     review = stored_review(root)
     for page in pages:
-        write_text(folder / page.name, _html(page, pages, counts, account.rules, review, run))
+        write_text(folder / page.name, _html(page, pages, counts, account.rules, review, sheets, run))
     return folder / pages[0].name
 
 
@@ -90,7 +92,7 @@ def _nearest(account: Account, most: int) -> tuple[dict[str, list[Decision]], Co
         run = digest(run, found.row.key)
     for lost in account.dropped:
         reason = f"{lost.stage}.{lost.drop.reason}"
-        add(reason, Decision(lost.row.model_copy(update={"scores": lost.drop.scores}), reason, ()))
+        add(reason, Decision(lost.row.model_copy(update={"scores": lost.drop.scores}), reason, (), why=lost.drop.why))
     ordered = {title: sorted(rows, key=lambda entry: entry[:2])[:most] for title, rows in titles.items()}
     return {title: [found for _, _, found in rows] for title, rows in ordered.items()}, counts, run
 
@@ -123,6 +125,7 @@ def _html(
     counts: dict[str, int],
     rules: Sequence[Rule],
     review: dict[str, bool],
+    sheets: set[str],
     run: str,
 ) -> str:
     links = "".join(
@@ -136,7 +139,7 @@ def _html(
         for other in pages
         if other.title == page.title and page.pages > 1
     )
-    rows = "".join(_row_html(found, rules, review) for found in page.rows) or "<p>No row.</p>"
+    rows = "".join(_row_html(found, rules, review, sheets) for found in page.rows) or "<p>No row.</p>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(page.title)}</title>"
@@ -148,7 +151,7 @@ def _html(
     )
 
 
-def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool]) -> str:
+def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool], sheets: set[str]) -> str:
     row = found.row
     scores = "".join(_score_html(row, rule, found) for rule in rules if rule.name == DEDUP or rule.score in row.scores)
     decided = found.reason in ("", REVIEW, *(rule.name for rule in rules))
@@ -167,11 +170,13 @@ def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool]) -
         for name in ("first", "later")
         if f"captions.{name}" in row.labels
     )
+    frames = f'<img class="sheet" loading="lazy" src="{_sheet(row)}" alt="frames">'
+    sheet = frames if _sheet(row) in sheets else ""
     told = review.get(row.id)
     state = "" if told is None else ("keep" if told else "drop")
     return (
         f'<article data-id="{escape(row.id)}" data-stored="{state}"><h2>{escape(row.id)}</h2>'
-        f'<img class="sheet" loading="lazy" src="{_sheet(row)}" alt="frames">'
+        f"{sheet}{f'<p>{escape(found.why)}</p>' if found.why else ''}"
         f'<div class="pair">{pictures}<div>{prompts}<table>{scores}</table></div></div>'
         f"{buttons if decided else ''}</article>"
     )

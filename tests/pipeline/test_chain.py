@@ -192,6 +192,7 @@ def test_poisoned_files_stop_nothing_and_a_dry_run_writes_nothing(run, tmp_path,
     shutil.copy(run / "sources" / "000000" / "video.mp4", folder / "good.mp4")
     (folder / "noise.mp4").write_bytes(bytes(range(256)) * 40)
     (folder / "empty.mp4").touch()
+    (folder / "._good.mp4").touch()  # macOS leaves such files
     whole = (folder / "good.mp4").read_bytes()
     (folder / "cut_off.mp4").write_bytes(whole[: len(whole) // 2])
     path = tmp_path / "pixels.yaml"
@@ -204,6 +205,16 @@ def test_poisoned_files_stop_nothing_and_a_dry_run_writes_nothing(run, tmp_path,
     assert (funnel["kept"], funnel["failed"]) == (1, 0)
     assert funnel["stages"]["probe"]["dropped"] == {"undecodable": 3}
     assert not (out / "manifest.jsonl").exists()
+    said = capsys.readouterr().out
+    assert f"gallery --out {out}" in said
+    assert main(["gallery", "--out", str(out)]) == 0
+    page = (out / "gallery" / "probe_undecodable.html").read_text()
+    assert page.count("<article") == 3
+    assert "<img" not in page  # there is nothing to show
+    assert page.count("cannot be decoded") == 3  # but something to say, and without the output folder's name
+    assert str(out) not in page
+    assert main(["card", "--out", str(out)]) == 0
+    assert "References" not in (out / "README.md").read_text()
 
 
 def test_failed_sources_above_the_share_end_with_3(run, tmp_path):

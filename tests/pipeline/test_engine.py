@@ -13,7 +13,7 @@ from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
-from data_pipeline.rows import Drop, Part, Row, count_part, read_part
+from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, read_part
 from data_pipeline.stage import Stage, fingerprints
 
 
@@ -253,6 +253,16 @@ def test_a_part_is_counted_without_parsing_its_rows(tmp_path):
         assert count_part(path) == (len(part.rows), Counter(found.drop.reason for found in part.dropped))
         assert read_part(path, dropped_only=True) == Part((), part.dropped)
         assert len(part.rows) == count
+
+
+def test_what_a_stage_says_of_a_dropped_row_is_kept(tmp_path):
+    row = Row(source="a", sha256="0" * 64, video="v")
+    part = Part((), (Dropped(row, "x", Drop("bad", {}, "line 3 is missing")), Dropped(row, "x", Drop("bad"))))
+    path = tmp_path / "part.jsonl"
+    path.write_text(part.text())
+    assert read_part(path) == part
+    assert count_part(path) == (0, Counter(bad=2))
+    assert '"why"' not in path.read_text().splitlines()[1]
 
 
 def test_keys_tell_spans_and_sources_apart(tmp_path):
