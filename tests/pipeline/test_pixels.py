@@ -189,4 +189,4 @@ for prepared in (False, True):
     before, after, _ = done.stderr.split("prepared")
     assert "[mov" in before
     assert after.strip() == ""
-    assert done.stdout.split() == ["undecodable"] * 2
+    assert done.stdout.split() == ["no_frames"] * 2
