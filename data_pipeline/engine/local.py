@@ -25,24 +25,31 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
     A source that was in a worker's hands when one died is tried again alone: if its worker dies again, it has failed.
     """
     progress.begin()
-    waiting, suspects, broken = deque(names), deque[str](), False
+    waiting, suspects, broken = deque[str](), deque[str](), False
     everybody = set(names)
     remove_remains(job, everybody)
+    for name in names:
+        if job.is_done(name):  # no process is needed to say so
+            outcome = run_source(job, name)
+            progress.add(outcome)
+            yield outcome
+        else:
+            waiting.append(name)
     while waiting or suspects:
         if suspects:
             todo, count = deque([suspects.popleft()]), 1
             alone = True
         else:
             todo, count, alone = waiting, workers, False
-        for outcome in _until_broken(job, todo, count):
-            if isinstance(outcome, str):  # its worker died
+        for ended in _until_broken(job, todo, count):
+            if isinstance(ended, str):  # its worker died
                 broken = True
                 if not alone:
-                    suspects.append(outcome)
+                    suspects.append(ended)
                     continue
-                outcome = died(job, outcome)
-            progress.add(outcome)
-            yield outcome
+                ended = died(job, ended)
+            progress.add(ended)
+            yield ended
     if broken:
         remove_remains(job, everybody)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from contextanyone_core.atomic_file import ENDING, PREFIX, write_text
 from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.watch import Watch, last_words, watched
-from data_pipeline.rows import Drop, Dropped, Part, Row, digest, read_part
+from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, digest, read_part
 from data_pipeline.sources import Sources
 from data_pipeline.stage import Stage, fingerprints
 
@@ -102,6 +102,10 @@ class Job:
         """Path of the part of a stage and a source."""
         return self.folders[number] / f"{source}.jsonl"
 
+    def is_done(self, source: str) -> bool:
+        """Whether a run has nothing to compute for a source."""
+        return self.selection.first is None and self.part_path(len(self.stages) - 1, source).is_file()
+
     def running_path(self, source: str) -> Path:
         """Path of the note of what is being done with a source."""
         return self.root / "running" / source
@@ -160,18 +164,18 @@ def _through(job: Job, source: str, at: list[str], watch: Watch) -> Done:
     names = [stage.name for stage in job.stages]
     last = len(names) if job.selection.last is None else names.index(job.selection.last) + 1
     anew = len(names) if job.selection.first is None else names.index(job.selection.first)
-    part, account = None, list[tuple[int, int, float]]()
+    part, there, account = None, None, list[tuple[int, int, float]]()
     for number in range(last):
         at[0] = names[number]
         path = job.part_path(number, source)
         if number < anew and path.is_file():
-            part = read_part(path)
-            account.append((len(part.rows), 0, 0.0))
+            part, there = None, path  # read only where the next stage is to be computed
+            account.append((count_part(path)[0], 0, 0.0))
             continue
         began = time.monotonic()
         if part is None:
             watch.stage("source")
-            part = Part((job.sources.row(source, job.root),))
+            part = Part((job.sources.row(source, job.root),)) if there is None else read_part(there)
         known = _known(job, number, source) if number < anew else {}
         part, computed = _run_stage(job, number, part.rows, known, watch)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -197,7 +197,7 @@ def test_poisoned_files_stop_nothing_and_a_dry_run_writes_nothing(run, tmp_path,
     (folder / "cut_off.mp4").write_bytes(whole[: len(whole) // 2])
     path = tmp_path / "pixels.yaml"
     data = {"chain": "pixels", "source": "test", "license": "CC0-1.0", "sources": {"folder": str(folder)}}
-    path.write_text(yaml.safe_dump(data | {"filters": {"dark": {"min_brightness": 0.1}}}))
+    path.write_text(yaml.safe_dump(data | {"filters": {"dark": {"min_brightness": 0.1}}, "engine": {"workers": 1}}))
     assert main([str(path), "--out", str(out), "--dry-run"]) == 0
     assert not out.exists()
     assert main([str(path), "--out", str(out)]) == 0

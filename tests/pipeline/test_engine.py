@@ -174,6 +174,16 @@ def test_a_kill_and_another_run_give_the_bytes_of_an_undisturbed_one(tmp_path):
     )
 
 
+def test_a_run_with_nothing_to_compute_parses_no_row_and_starts_no_process(tmp_path, monkeypatch):
+    work = job(tmp_path, {"a": "", "b": "drop"})
+    for source in "ab":
+        run_source(work, source)
+    monkeypatch.setattr(Row, "model_validate", None)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", None)
+    outcomes = list(run_local(work, ["a", "b"], 2, Progress(tmp_path / "progress.jsonl", 2)))
+    assert outcomes == [Done("a", 2, 0), Done("b", 0, 0)]
+
+
 def test_what_killed_workers_left_half_written_is_removed(tmp_path):
     work = job(tmp_path, dict.fromkeys("ab", ""))
     folder = work.part_path(0, "a").parent
