@@ -104,7 +104,8 @@ class Job:
 
     def is_done(self, source: str) -> bool:
         """Whether a run has nothing to compute for a source."""
-        return self.selection.first is None and self.part_path(len(self.stages) - 1, source).is_file()
+        there = (self.part_path(number, source).is_file() for number in reversed(range(len(self.stages))))
+        return self.selection.first is None and all(there)
 
     def running_path(self, source: str) -> Path:
         """Path of the note of what is being done with a source."""
@@ -176,7 +177,7 @@ def _through(job: Job, source: str, at: list[str], watch: Watch) -> Done:
         if part is None:
             watch.stage("source")
             part = Part((job.sources.row(source, job.root),)) if there is None else read_part(there)
-        known = _known(job, number, source) if number < anew else {}
+        known = {} if number >= anew or job.stages[number].compares else _known(job, number, source)
         part, computed = _run_stage(job, number, part.rows, known, watch)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, part.text())
