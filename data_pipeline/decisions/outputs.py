@@ -64,7 +64,9 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
     filters = {
         stage: bounds for stage, bounds in settings.filters.items() if (stage, settings.reference) != _UNVERIFIED
     }
-    decisions = decide(StoredRows(job, names), rules_of(filters), stored_review(job.root))
+    last = len(job.stages) - 1
+    through = [name for name in names if job.part_path(last, name).is_file()]  # fixed: a run may be going on
+    decisions = decide(StoredRows(job, through), rules_of(filters), stored_review(job.root))
     funnel: dict[str, object] = {
         "sources": len(names),
         "failed": sum(job.failure_path(name).is_file() for name in names),

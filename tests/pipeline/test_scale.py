@@ -221,3 +221,12 @@ def test_costs_outlive_a_run_and_what_was_only_read_has_no_time(tmp_path):
         file.write('{"half": ')
     assert last_line(path)["total"] == 3
     assert last_line(tmp_path / "none.jsonl") == {}
+
+
+def test_an_account_stays_as_it_was_while_a_run_goes_on(tmp_path):
+    job, settings = run_of(tmp_path, 2)
+    later = Job(tmp_path, Numbers(3), job.stages)
+    account = account_of(later, settings, later.sources.names())
+    run_source(later, "00002")
+    assert len(list(account.decisions)) == len(account.decisions) == 20
+    assert len(account_of(later, settings, later.sources.names()).decisions) == 30
