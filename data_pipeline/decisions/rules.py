@@ -169,8 +169,9 @@ def what_if(decisions: Decisions) -> dict[str, list[dict[str, float]]]:
         rule, everywhere = decisions.rules[number], decisions.scores[:, number]
         others = [other for other in single if other != number]
         scores = everywhere[~decisions.broken[:, others].any(axis=1)]
-        quantiles = np.round(np.quantile(everywhere, np.linspace(0, 1, _GRID)), 6) if len(everywhere) else []
-        grid = sorted({rule.value, *quantiles}) if len(everywhere) else []
+        grid: list[float] = []
+        if len(everywhere):
+            grid = sorted({rule.value, *np.round(np.quantile(everywhere, np.linspace(0, 1, _GRID)), 6)})
         below = rule.bound.startswith("min_")
         table[rule.name] = [
             {"threshold": float(at), "kept": int((scores >= at).sum() if below else (scores <= at).sum())}

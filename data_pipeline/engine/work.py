@@ -197,7 +197,9 @@ def _run_stage(
         known: answers that there are already, by the keys of the rows that they are about.
     """
     stage, mark = job.stages[number], fingerprints(job.stages)[number]
-    answers = {row.key: Drop(*told) for row in rows if stage.expensive and (told := _refused(row, job.gate))}
+    answers: dict[str, Answer] = {
+        row.key: Drop(*told) for row in rows if stage.expensive and (told := _refused(row, job.gate))
+    }
     entering = tuple(row for row in rows if row.key not in answers)
     computed: tuple[Row, ...]
     if stage.compares:
