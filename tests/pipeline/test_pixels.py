@@ -86,7 +86,11 @@ def test_sources_are_the_same_bytes_each_time(tmp_path):
 
 def test_a_file_that_is_no_video_is_dropped(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"no video at all" * 100)
-    assert Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4")) == Drop("undecodable")
+    found = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4"))
+    assert isinstance(found, Drop)
+    assert found.reason == "undecodable"
+    assert found.why.startswith("x cannot be decoded")
+    assert str(tmp_path) not in found.why
 
 
 def test_videos_are_looked_at_as_training_reads_them(tmp_path):
