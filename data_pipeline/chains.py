@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from contextanyone_core.errors import InputError
 from data_pipeline.config import PipelineSettings
+from data_pipeline.decisions.rules import rules_of
 from data_pipeline.engine.work import Job, Selection
 from data_pipeline.licences import ModelCard, refuse_non_commercial
 from data_pipeline.models.gpu import GpuKit
@@ -81,9 +83,25 @@ def job_of(settings: PipelineSettings, root: Path, selection: Selection | None =
     """What a worker needs for a configuration.
 
     Raises:
-        InputError: it is to be used commercially, and a model or the sources may not be.
+        InputError: it is to be used commercially, and a model or the sources may not be; or a rule of the gate has no
+            expensive stage behind it.
     """
     stages, sources = stages_of(settings, root), sources_of(settings, root)
     if settings.commercial:
         refuse_non_commercial(cards_of(stages), settings.license)
-    return Job(root, sources, stages, selection or Selection(), settings.engine.retries)
+    gate = tuple(rules_of(settings.gate))
+    expensive = max((number for number, stage in enumerate(stages) if stage.expensive), default=0)
+    for rule in gate:
+        if rule.stage not in [stage.name for stage in stages[:expensive]]:
+            raise InputError(
+                f"gate.{rule.name}: in the chain {settings.chain} no expensive stage comes after one of its name."
+            )
+    return Job(
+        root,
+        sources,
+        stages,
+        selection or Selection(),
+        settings.engine.retries,
+        gate=gate,
+        row_seconds=settings.engine.row_seconds,
+    )

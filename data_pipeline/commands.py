@@ -16,8 +16,9 @@ from data_pipeline.config import PipelineSettings, Reference, changed, read_conf
 from data_pipeline.decisions.measure import measure
 from data_pipeline.decisions.outputs import account_of, funnel_text, write_json, write_outputs
 from data_pipeline.engine.local import run_local
-from data_pipeline.engine.progress import Progress
+from data_pipeline.engine.progress import Progress, costs_in, last_line
 from data_pipeline.engine.ray_data import run_ray
+from data_pipeline.engine.reckoning import reckoning
 from data_pipeline.engine.work import Failed, Job, Selection
 from data_pipeline.output_commands import OVER_OUTPUT, over_output
 from training.commands import Parser, output_folder, run_command
@@ -73,7 +74,7 @@ def _run(arguments: Namespace) -> bool:
         raise InputError(f"{job.selection.first} is no stage of the chain {settings.chain}: {', '.join(known)}.")
     names = job.sources.names()[: arguments.limit]
     if arguments.dry_run:
-        sys.stdout.write(_plan_text(job, names))
+        sys.stdout.write(_plan_text(job, names, settings))
         return False
     for stage in job.stages:
         stage.check()
@@ -86,7 +87,7 @@ def _run(arguments: Namespace) -> bool:
     write_outputs(job, settings, account)
     if settings.chain == "world":
         write_json(root / "filters.json", measure(root, account.decisions))
-    sys.stdout.write(funnel_text(account))
+    sys.stdout.write(f"{funnel_text(account)}To look at it: python data_pipeline/run.py gallery --out {root}\n")
     return failures > settings.engine.max_failed * len(names)
 
 
@@ -102,12 +103,14 @@ def _work_through(job: Job, settings: PipelineSettings, names: Sequence[str], en
     return failures
 
 
-def _plan_text(job: Job, names: Sequence[str]) -> str:
-    lines = [f"{len(names):>8}  sources"]
+def _plan_text(job: Job, names: Sequence[str], settings: PipelineSettings) -> str:
+    lines, left = [f"{len(names):>8}  sources"], []
     for number, stage in enumerate(job.stages):
         there = sum(job.part_path(number, name).is_file() for name in names)
-        lines.append(f"{there:>8}  done of {stage.name} ({job.part_path(number, '').parent.name})")
-    return "\n".join(lines) + "\n"
+        left.append(len(names) - there)
+        lines.append(f"{there:>8}  done of {stage.name} ({job.folders[number].name})")
+    costs = costs_in(last_line(job.root / "progress.jsonl"))
+    return "\n".join(lines) + "\n" + reckoning(job.stages, costs, settings.engine.stage_seconds, left)
 
 
 def _remember(root: Path, settings: PipelineSettings) -> None:

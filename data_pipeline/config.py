@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -36,11 +36,15 @@ class EngineSettings(_Settings):
     Attributes:
         workers: processes. retries: attempts after the first for a stage that raises.
         max_failed: the share of failed sources above which the command ends with 3.
+        row_seconds: a stage that takes longer for one row has failed, and its process is ended.
+        stage_seconds: for a row, by stage: what --dry-run and status reckon with where nothing was measured yet.
     """
 
     workers: int = Field(default=2, ge=1, le=256)
     retries: int = Field(default=2, ge=0, le=10)
     max_failed: float = Field(default=0.01, ge=0, le=1)
+    row_seconds: float = Field(default=3600, ge=1, le=10**6)
+    stage_seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
 
 
 class SmallModels(_Settings):
@@ -92,6 +96,7 @@ class PipelineSettings(_Settings):
         shots: what finds cuts. text: whether text recognition (RapidOCR) scores burnt-in text too.
         consent: of the people shown; it goes into the card.
         filters: thresholds, as `<stage>: {min_<score>: x, max_<score>: y}`. They belong to the chain.
+        gate: bounds as in `filters`, each there too and at least as tight: what breaks one enters no stage of models.
         licence: of the sources; it goes into the manifest.
     """
 
@@ -99,6 +104,7 @@ class PipelineSettings(_Settings):
     sources: SourceSettings
     engine: EngineSettings = EngineSettings()
     filters: dict[str, dict[str, float]] = {}
+    gate: dict[str, dict[str, float]] = {}
     reference: Reference = "edit"
     commercial: bool = False
     shots: Literal["pyscenedetect", "transnetv2"] = "pyscenedetect"
@@ -109,7 +115,7 @@ class PipelineSettings(_Settings):
     license: str = Field(min_length=1)
     consent: Literal["documented", "not_needed", "unknown"] = "unknown"
 
-    @field_validator("filters")
+    @field_validator("filters", "gate")
     @classmethod
     def _bounds(cls, filters: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for stage, bounds in filters.items():
@@ -117,6 +123,23 @@ class PipelineSettings(_Settings):
                 if name[:4] not in ("min_", "max_") or len(name) == 4:
                     raise ValueError(f"{stage}.{name} must begin with min_ or max_ and name a score")
         return filters
+
+    @model_validator(mode="after")
+    def _gate_is_looser(self) -> PipelineSettings:
+        for stage, bounds in self.gate.items():
+            for name, value in bounds.items():
+                tight = self.filters.get(stage, {}).get(name)
+                rule = f"{stage}.{name}"
+                if tight is None:
+                    raise ValueError(
+                        f"gate.{rule} is {value:g}, but filters.{rule} is not set; set it as tight or tighter"
+                    )
+                if (tight < value) if name.startswith("min_") else (tight > value):
+                    raise ValueError(
+                        f"filters.{rule} is {tight:g}, looser than gate.{rule}, {value:g}: rows between the two were "
+                        "never given to the models; loosen the gate in the configuration, and run the chain again"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _chain_fits(self) -> PipelineSettings:

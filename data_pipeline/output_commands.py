@@ -27,7 +27,9 @@ from data_pipeline.decisions.outputs import (
 from data_pipeline.decisions.removal import remove_source
 from data_pipeline.decisions.review import agreement, stored_review, take_review
 from data_pipeline.decisions.rules import what_if
-from data_pipeline.engine.progress import progress_words
+from data_pipeline.decisions.stored import paths_of
+from data_pipeline.engine.progress import costs_in, last_line, progress_words
+from data_pipeline.engine.reckoning import reckoning
 from data_pipeline.engine.work import Job
 from data_pipeline.gallery.build import build_gallery
 from training.commands import Parser, run_command
@@ -70,10 +72,13 @@ def _account(settings: PipelineSettings, job: Job) -> Account:
 
 def _status(arguments: Namespace) -> str:
     settings, job = _read(arguments.out)
-    path = arguments.out / "progress.jsonl"
-    last = path.read_text(encoding="utf-8").splitlines()[-1:] if path.is_file() else []
-    words = "".join(f"last: {progress_words(json.loads(line))}\n" for line in last)
-    return funnel_text(_account(settings, job)) + words
+    names = job.sources.names()
+    account = account_of(job, settings, names)
+    seen = [sum(1 for _ in paths_of(job, number, names)) for number in range(len(job.stages))]
+    last = last_line(arguments.out / "progress.jsonl")
+    left = [len(names) - count for count in seen]
+    words = f"last: {progress_words(last)}\n" if last else ""
+    return funnel_text(account) + words + reckoning(job.stages, costs_in(last), settings.engine.stage_seconds, left)
 
 
 def _filter(arguments: Namespace) -> str:
@@ -85,7 +90,7 @@ def _filter(arguments: Namespace) -> str:
     if settings.chain == "world":
         write_json(arguments.out / "filters.json", measure(arguments.out, account.decisions))
     write_text(arguments.out / "settings.json", settings.model_dump_json(indent=1) + "\n")
-    table = what_if([found.row for found in account.decisions], account.rules)
+    table = what_if(account.decisions)
     agreed = agreement(account.decisions, stored_review(arguments.out))
     lines = [
         f"{x['precision']:>8.4f}  of {x['reviewed']:g} reviewed rows agree with {rule}\n" for rule, x in agreed.items()

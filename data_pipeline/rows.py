@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +69,11 @@ class Row(BaseModel):
 
 @dataclass(frozen=True)
 class Drop:
-    """A stage has nothing to go on with: a fixed word, and the scores that show it. Thresholds are no reason."""
+    """A stage has nothing to go on with: a fixed word, the scores that show it, and in words what exactly is wrong."""
 
     reason: str
     scores: dict[str, float] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,35 +101,36 @@ class Part:
                 "stage": found.stage,
                 "reason": found.drop.reason,
                 "scores": found.drop.scores,
+                **({"why": found.drop.why} if found.drop.why else {}),
             }
             for found in self.dropped
         ]
         return "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines)
 
 
-def read_part(path: Path) -> Part:
-    """The part that a file holds."""
+def read_part(path: Path, *, dropped_only: bool = False) -> Part:
+    """The part that a file holds; its rows, which may be many, are left out on demand."""
     rows, dropped = [], []
     with path.open(encoding="utf-8") as file:
         for text in file:
+            if dropped_only and not text.startswith(_DROPPED):
+                continue
             line = json.loads(text)
             row = Row.model_validate(line["row"])
             if "reason" in line:
-                dropped.append(Dropped(row, line["stage"], Drop(line["reason"], line["scores"])))
+                dropped.append(Dropped(row, line["stage"], Drop(line["reason"], line["scores"], line.get("why", ""))))
             else:
                 rows.append(row)
     return Part(tuple(rows), tuple(dropped))
 
 
-def count_part(path: Path) -> tuple[int, list[Dropped]]:
-    """How many rows a part holds, and what was dropped; rows that stay are not parsed."""
-    count, dropped = 0, []
+def count_part(path: Path) -> tuple[int, Counter[str]]:
+    """How many rows a part holds, and how many were dropped by reason; rows that stay are not parsed."""
+    count, dropped = 0, Counter[str]()
     with path.open(encoding="utf-8") as file:
         for text in file:
             if text.startswith(_DROPPED):
-                line = json.loads(text)
-                drop = Drop(line["reason"], line["scores"])
-                dropped.append(Dropped(Row.model_validate(line["row"]), line["stage"], drop))
+                dropped[json.loads(text)["reason"]] += 1
             else:
                 count += 1
     return count, dropped

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 from typing import Protocol
 
@@ -31,32 +33,51 @@ class FolderSources:
     folder: Path
     removed: frozenset[str] = frozenset()
 
-    def _files(self) -> dict[str, Path]:
-        found = [path for path in self.folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
-        return {path.relative_to(self.folder).as_posix().replace("/", "__"): path for path in found}
-
     def names(self) -> list[str]:
-        """Every video of the folder.
+        """Every video of the folder; files whose name begins with a dot are none (some systems put them beside each).
 
         Raises:
-            InputError: there is none, or no such folder.
+            InputError: there is none, or no such folder, or two would have one name.
         """
         if not self.folder.is_dir():
             raise InputError(f"sources.folder is {self.folder}, which is no folder; name one that holds videos.")
-        names = sorted(self._files().keys() - self.removed)
+        found = [path for path in self.folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
+        paths = sorted(path.relative_to(self.folder).as_posix() for path in found if not path.name.startswith("."))
+        names: dict[str, str] = {}
+        for path in paths:
+            other = names.setdefault(path.replace("/", "__"), path)
+            if other != path:
+                raise InputError(f"sources.folder {self.folder}: {other} and {path} would have one name; rename one.")
         if not names:
             raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(ENDINGS))}).")
-        return names
+        return sorted(names.keys() - self.removed)
 
     def row(self, name: str, root: Path) -> Row:
         """The video as a row; a link below the output folder leads to the file."""
-        path = self._files()[name].resolve()
+        path = _named(self.folder, name.split("__")).resolve()
         link = root / "sources" / name
         if not link.is_symlink() or link.readlink() != path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(path)
         return Row(source=name, sha256=file_sha256(path), video=f"sources/{name}")
+
+
+def _named(folder: Path, parts: list[str]) -> Path:
+    """The file whose path has these parts, some joined by `__` in one name; the folder is not listed.
+
+    Raises: FileNotFoundError where there is none.
+    """
+    if (whole := folder / "__".join(parts)).is_file():
+        return whole
+    for count in range(1, len(parts)):
+        inner = folder / "__".join(parts[:count])
+        if inner.is_dir():
+            try:
+                return _named(inner, parts[count:])
+            except FileNotFoundError:
+                continue
+    raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(folder / "__".join(parts)))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,16 @@ class Stage(ABC):
         return False
 
     @property
+    def expensive(self) -> bool:
+        """Whether the gate stands before it."""
+        return False
+
+    @property
+    def compares(self) -> bool:
+        """Whether an answer depends on the source's other rows: it has its own `over_source`."""
+        return type(self).over_source is not Stage.over_source
+
+    @property
     def cards(self) -> tuple[ModelCard, ...]:
         """The models that it uses."""
         return ()

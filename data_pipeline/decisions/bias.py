@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -27,7 +27,7 @@ class Rate:
     high: float
 
 
-def drop_rates(root: Path, decisions: Sequence[Decision]) -> list[Rate]:
+def drop_rates(root: Path, decisions: Iterable[Decision]) -> list[Rate]:
     """Drop rates of sound rows of the character world, by attribute and value; bounds are Wilson's.
 
     A row with a planted fault is to be dropped whoever is in it, and who got which fault is chance.

@@ -25,9 +25,10 @@ def write_card(account: Account, settings: PipelineSettings, job: Job) -> None:
 
 
 def _origin(settings: PipelineSettings) -> str:
+    pairs = "No pairs." if settings.chain == "pixels" else f"References: {settings.reference}."
     return (
         f"\nSources: {settings.source}. Licence: {settings.license}. Chain: {settings.chain}. "
-        f"References: {settings.reference}.\n\n## Consent\n\n{_CONSENT[settings.consent]}\n"
+        f"{pairs}\n\n## Consent\n\n{_CONSENT[settings.consent]}\n"
     )
 
 

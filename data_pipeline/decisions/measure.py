@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ _SHARD = "shots.min_frames"
 _NEAR = 2  # frames by which a boundary may be off
 
 
-def measure(root: Path, decisions: Sequence[Decision]) -> dict[str, float]:
+def measure(root: Path, decisions: Iterable[Decision]) -> dict[str, float]:
     """`<filter>.{precision,recall,planted}` of every rule, and of the shots.
 
     A rule's precision is over sound rows and rows with its own fault: a dark clip that is dropped as blurred too is no
     error of either. `<filter>.precision_of_all` counts it as one. What `shots.min_frames` drops counts for no other
     rule: a frame or two that a false cut has left over show no motion.
     """
-    whole = decisions
-    decisions = [found for found in decisions if _SHARD not in found.broken]
+    whole = list(decisions)
+    decisions = [found for found in whole if _SHARD not in found.broken]
     faults = {found.row.source: read_truth(root / "sources" / found.row.source)["fault"] for found in whole}
     results: dict[str, float] = {}
     for fault, rule in CAUGHT_BY.items():
@@ -88,9 +88,10 @@ def _shots(root: Path, rows: Sequence[Row], faults: dict[str, str]) -> dict[str,
     return results
 
 
-def fitted(root: Path, decisions: Sequence[Decision], rules: Sequence[Rule]) -> dict[str, Any]:
+def fitted(root: Path, decisions: Iterable[Decision], rules: Sequence[Rule]) -> dict[str, Any]:
     """For each rule of one row the threshold in the middle of the range with the best F1 on this set."""
     found: dict[str, Any] = {}
+    decisions = list(decisions)
     for fault, name in CAUGHT_BY.items():
         rule = next((rule for rule in rules if rule.name == name and name != DEDUP), None)
         if rule is None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.config import PipelineSettings
-from data_pipeline.decisions.review import reviewed, stored_review
-from data_pipeline.decisions.rules import Decision, Rule, decide, reasons, rules_of, what_if
+from data_pipeline.decisions.review import stored_review
+from data_pipeline.decisions.rules import Decisions, Rule, decide, rules_of, what_if
 from data_pipeline.decisions.splits import identities_of, split_rows
+from data_pipeline.decisions.stored import StoredDrops, StoredRows, paths_of
 from data_pipeline.engine.work import Job
 from data_pipeline.models.stages import ModelStage
-from data_pipeline.rows import Dropped, Row, count_part, read_part, sorted_rows
+from data_pipeline.rows import Dropped, Row, count_part
 from training.data.manifest import Edit, Hashes, ManifestRow, Split, write_lines, write_manifest
 
 _UNVERIFIED = ("verify", "self")  # the stage whose rules do not hold for references of this kind
@@ -24,17 +25,16 @@ _UNVERIFIED = ("verify", "self")  # the stage whose rules do not hold for refere
 
 @dataclass(frozen=True)
 class Account:
-    """Every row of a run with its decision, what stages dropped, the rules, and the funnel of stages."""
+    """Every row of a run with its decision, what stages dropped, and the funnel of stages."""
 
-    decisions: list[Decision]
-    dropped: list[Dropped]
-    rules: list[Rule]
+    decisions: Decisions
+    dropped: Iterable[Dropped]
     funnel: dict[str, object]
 
-
-def paths_of(job: Job, number: int, names: Sequence[str]) -> Iterator[Path]:
-    """The parts of one stage that there are, in the order of sources."""
-    return (path for name in names if (path := job.part_path(number, name)).is_file())
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The rules that decided."""
+        return self.decisions.rules
 
 
 def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Account:
@@ -44,10 +44,7 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
         InputError: a rule names a score that was not measured.
     """
     stages: dict[str, dict[str, object]] = {}
-    rows: list[Row] = []
-    lost: list[Dropped] = []
     entering = 0
-    last = len(job.stages) - 1
     for number, stage in enumerate(job.stages):
         dropped: Counter[str] = Counter()
         count, sources = 0, 0
@@ -55,9 +52,7 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
             sources += 1
             out, gone = count_part(path)
             count += out
-            rows += read_part(path).rows if number == last else ()
-            dropped.update(found.drop.reason for found in gone)
-            lost += gone
+            dropped.update(gone)
         entering = sources if number == 0 else entering
         stages[stage.name] = {
             "sources": sources,
@@ -66,39 +61,39 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
             "dropped": dict(sorted(dropped.items())),
         }
         entering = count
-    rows = sorted_rows(rows)
     filters = {
         stage: bounds for stage, bounds in settings.filters.items() if (stage, settings.reference) != _UNVERIFIED
     }
-    rules = rules_of(filters, rows)
-    review = stored_review(job.root)
-    decisions = reviewed(decide(rows, rules), review)
-    failed = sum(job.failure_path(name).is_file() for name in names)
-    kept = sum(not found.reason for found in decisions)
-    funnel = {
+    last = len(job.stages) - 1
+    through = [name for name in names if job.part_path(last, name).is_file()]  # fixed: a run may be going on
+    decisions = decide(StoredRows(job, through), rules_of(filters), stored_review(job.root))
+    funnel: dict[str, object] = {
         "sources": len(names),
-        "failed": failed,
+        "failed": sum(job.failure_path(name).is_file() for name in names),
         "stages": stages,
-        "rows": len(rows),
-        "kept": kept,
-        "dropped": reasons(decisions),
+        "rows": len(decisions),
+        "kept": decisions.kept,
+        "dropped": decisions.reasons(),
     }
-    return Account(decisions, lost, rules, funnel)
+    return Account(decisions, StoredDrops(job, names), funnel)
 
 
 def write_outputs(job: Job, settings: PipelineSettings, account: Account) -> None:
     """Write `decisions.jsonl`, `funnel.json`, `what_if.json`, and `manifest.jsonl` where the chain makes pairs."""
-    rows = [found.row for found in account.decisions]
     table = ({**found.row.model_dump(), "reason": found.reason, "broken": found.broken} for found in account.decisions)
     write_lines(job.root / "decisions.jsonl", (json.dumps(line, sort_keys=True, ensure_ascii=False) for line in table))
     write_json(job.root / "funnel.json", account.funnel)
-    write_json(job.root / "what_if.json", what_if(rows, account.rules))
-    kept = [found.row for found in account.decisions if not found.reason]
+    write_json(job.root / "what_if.json", what_if(account.decisions))
     asking = next((stage for stage in job.stages if isinstance(stage, ModelStage)), None)
     if asking is not None:
-        clusters = identities_of(job.root, rows, asking.models)
-        pairs = zip(kept, split_rows(kept, [clusters[row.key] for row in kept]), strict=True)
-        write_manifest(job.root / "manifest.jsonl", [_pair(row, split, settings) for row, split in pairs])
+        clusters = identities_of(job.root, account.decisions.rows, asking.models)
+        splits = split_rows((row.source, clusters[row.key]) for row in _kept(account))
+        pairs = zip(_kept(account), splits, strict=True)
+        write_manifest(job.root / "manifest.jsonl", (_pair(row, split, settings) for row, split in pairs))
+
+
+def _kept(account: Account) -> Iterator[Row]:
+    return (found.row for found in account.decisions if not found.reason)
 
 
 def write_json(path: Path, data: object) -> None:

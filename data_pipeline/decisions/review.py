@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.decisions.rules import Decision
-
-REVIEW = "review"
-"""The reason of a row that a person dropped."""
 
 
 def read_review(path: Path) -> dict[str, bool | None]:
@@ -59,30 +55,24 @@ def store_review(root: Path, review: Mapping[str, bool]) -> None:
     write_text(root / "review.jsonl", "".join(lines))
 
 
-def take_review(root: Path, path: Path, decisions: Sequence[Decision]) -> None:
+def take_review(root: Path, path: Path, decisions: Iterable[Decision]) -> None:
     """Add a file that the gallery saved to the run's review.
 
     Raises:
         InputError: as `read_review`, or it names a row that this run does not have.
     """
     review = read_review(path)
-    unknown = sorted(review.keys() - {found.row.id for found in decisions})
+    nowhere = set(review)
+    for found in decisions:
+        nowhere.discard(found.row.id)
+    unknown = sorted(nowhere)
     if unknown:
         raise InputError(f"{path} names {len(unknown)} rows that this run does not have, {unknown[0]} among them.")
     both = stored_review(root) | review
     store_review(root, {name: keep for name, keep in both.items() if keep is not None})
 
 
-def reviewed(decisions: Sequence[Decision], review: Mapping[str, bool]) -> list[Decision]:
-    """The decisions with those of a person in place of the rules'; `broken` stays what the rules say."""
-    changed = []
-    for found in decisions:
-        keep = review.get(found.row.id)
-        changed.append(found if keep is None else replace(found, reason="" if keep else REVIEW))
-    return changed
-
-
-def agreement(decisions: Sequence[Decision], review: Mapping[str, bool]) -> dict[str, dict[str, float]]:
+def agreement(decisions: Iterable[Decision], review: Mapping[str, bool]) -> dict[str, dict[str, float]]:
     """For each rule, and for `kept`: reviewed rows, and the share in which the person decided as the rule.
 
     Args:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from sys import intern
 
 from contextanyone_core.atomic_file import write_text
 from data_pipeline.models.protocols import Models
@@ -15,8 +16,11 @@ from training.data.manifest import Split
 _VAL, _TEST = 5, 5  # per cent
 
 
-def identities_of(root: Path, rows: Sequence[Row], models: Models) -> dict[str, str]:
+def identities_of(root: Path, rows: Iterable[Row], models: Models) -> dict[str, str]:
     """The cluster of each row's person, by the row's key, from `clusters.json` where it has them all.
+
+    Args:
+        rows: an iterable that can be gone through again.
 
     The models embed in memory and only names of clusters are written; a run that is killed here starts this anew.
     """
@@ -28,8 +32,12 @@ def identities_of(root: Path, rows: Sequence[Row], models: Models) -> dict[str, 
     return known
 
 
-def split_rows(rows: Sequence[Row], people: Sequence[str]) -> list[Split]:
-    """The split of each row: rows that share a source or an identity, also over others, have the same one."""
+def split_rows(rows: Iterable[tuple[str, str]]) -> list[Split]:
+    """The split of each row: rows that share a source or an identity, also over others, have the same one.
+
+    Args:
+        rows: the source of each and its person's cluster.
+    """
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -39,11 +47,13 @@ def split_rows(rows: Sequence[Row], people: Sequence[str]) -> list[Split]:
             name = parent[name]
         return name
 
-    names = [(f"source {row.source}", f"person {person}") for row, person in zip(rows, people, strict=True)]
-    for source, person in names:
-        first, second = sorted((root(source), root(person)))  # the smallest name leads, whatever the order of rows
+    sources: list[str] = []
+    for source, person in rows:
+        own = intern(f"source {source}")  # one text for all rows of a source
+        first, second = sorted((root(own), root(f"person {person}")))  # the smallest leads, whatever the rows' order
         parent[second] = first
-    return [_of(root(source)) for source, _ in names]
+        sources.append(own)
+    return [_of(root(source)) for source in sources]
 
 
 def _of(group: str) -> Split:

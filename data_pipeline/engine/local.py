@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-import cv2
-
 from data_pipeline.engine.progress import Progress
-from data_pipeline.engine.work import Done, Failed, Job, remove_remains, run_source, write_failure
+from data_pipeline.engine.work import Done, Failed, Job, died, remove_remains, run_source
+from data_pipeline.pixels.decode import prepare_process
 
 _TASKS_OF_A_WORKER = 256  # then a new process takes its place: libraries that leak do not add up
 
@@ -26,26 +25,33 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
     A source that was in a worker's hands when one died is tried again alone: if its worker dies again, it has failed.
     """
     progress.begin()
-    waiting, suspects = deque(names), deque[str]()
-    remove_remains(job, set(names))
+    waiting, suspects, broken = deque[str](), deque[str](), False
+    everybody = set(names)
+    remove_remains(job, everybody)
+    for name in names:
+        if job.is_done(name):  # no process is needed to say so
+            outcome = run_source(job, name)
+            progress.add(outcome)
+            yield outcome
+        else:
+            waiting.append(name)
     while waiting or suspects:
         if suspects:
             todo, count = deque([suspects.popleft()]), 1
             alone = True
         else:
             todo, count, alone = waiting, workers, False
-        for outcome in _until_broken(job, todo, count):
-            if isinstance(outcome, str):  # its worker died
+        for ended in _until_broken(job, todo, count):
+            if isinstance(ended, str):  # its worker died
+                broken = True
                 if not alone:
-                    suspects.append(outcome)
+                    suspects.append(ended)
                     continue
-                outcome = Failed(
-                    outcome, "worker", "the process died: killed, out of memory, or a fault in a library", ""
-                )
-                write_failure(job, outcome)
-            progress.add(outcome)
-            yield outcome
-        remove_remains(job, set(suspects))
+                ended = died(job, ended)
+            progress.add(ended)
+            yield ended
+    if broken:
+        remove_remains(job, everybody)
 
 
 def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | Failed | str]:
@@ -80,7 +86,7 @@ def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | F
 
 def _begin(job: Job) -> None:
     global _job  # noqa: PLW0603  # the worker's own; every task would carry it otherwise
-    cv2.setNumThreads(1)
+    prepare_process()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _job = job
 

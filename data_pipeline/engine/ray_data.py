@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from contextanyone_core.errors import MissingDependencyError
 from data_pipeline.engine.progress import Progress
-from data_pipeline.engine.work import Done, Failed, Job, remove_remains, run_source, write_failure
+from data_pipeline.engine.work import Done, Failed, Job, died, remove_remains, run_source
+from data_pipeline.pixels.decode import prepare_process
 
 _STORE = 200 << 20  # bytes of Ray's object store: rows have no pixels
 _ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +23,7 @@ class _Worker:
     """An actor: a source's name in, its outcome out as JSON. Everything else goes by the parts on disk."""
 
     def __init__(self, job: Job) -> None:
-        cv2.setNumThreads(1)
+        prepare_process()
         self._job = job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
@@ -40,9 +39,7 @@ class _Worker:
         marks = [tries / f"{source}.{number}" for number in range(self._job.retries + 1)]
         mark = next((path for path in marks if not path.exists()), None)
         if mark is None:
-            failed = Failed(source, "worker", "the process died: killed, out of memory, or a fault in a library", "")
-            write_failure(self._job, failed)
-            outcome: Done | Failed = failed
+            outcome: Done | Failed = died(self._job, source)
         else:
             mark.touch()
             outcome = run_source(self._job, source)
@@ -92,5 +89,5 @@ def run_ray(job: Job, names: Sequence[str], workers: int, progress: Progress) ->
 
 def _outcome(told: list[Any]) -> Done | Failed:
     if told[-1] == "done" and len(told) == 5:
-        return Done(told[0], told[1], told[2], tuple((rows, seconds) for rows, seconds in told[3]))
+        return Done(told[0], told[1], told[2], tuple((out, computed, seconds) for out, computed, seconds in told[3]))
     return Failed(*told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import numpy as np
 
 from contextanyone_core.atomic_file import write_text
 from data_pipeline.decisions.outputs import Account
-from data_pipeline.decisions.review import REVIEW, stored_review
-from data_pipeline.decisions.rules import DEDUP, Decision, Rule
+from data_pipeline.decisions.review import stored_review
+from data_pipeline.decisions.rules import DEDUP, REVIEW, Decision, Rule
 from data_pipeline.gallery.sheets import write_sheet
 from data_pipeline.rows import Row, digest
 from training.data.video import MediaError
@@ -57,28 +58,43 @@ def build_gallery(root: Path, account: Account, most: int) -> Path:
     folder.mkdir(parents=True)
     for name in ("gallery.js", "gallery.css"):
         shutil.copyfile(_ASSETS / name, folder / name)
-    spreads = _spreads(account)
-    titles: dict[str, list[Decision]] = {KEPT: []}
-    for found in account.decisions:
-        titles.setdefault(found.reason or KEPT, []).append(found)
-    for lost in account.dropped:
-        reason = f"{lost.stage}.{lost.drop.reason}"
-        titles.setdefault(reason, []).append(
-            Decision(lost.row.model_copy(update={"scores": lost.drop.scores}), reason, ())
-        )
-    counts = {title: len(rows) for title, rows in titles.items()}
+    titles, counts, run = _nearest(account, most)
     pages = []
-    for title, rows in titles.items():
-        nearest = sorted(rows, key=lambda one: (_distance(one, title, account.rules, spreads), one.row.id))[:most]
+    for title, nearest in titles.items():
         groups = [nearest[at : at + _PAGE_ROWS] for at in range(0, len(nearest), _PAGE_ROWS)] or [[]]
         pages += [_Page(title, group, number, len(groups)) for number, group in enumerate(groups)]
+    sheets = set()
     for found in (one for page in pages for one in page.rows):
         with suppress(MediaError, FileNotFoundError):  # a row without pictures has none in the gallery either
             write_sheet(folder / _sheet(found.row), root, found.row)
-    review, run = stored_review(root), digest(sorted(found.row.key for found in account.decisions))
+            sheets.add(_sheet(found.row))
+    review = stored_review(root)
     for page in pages:
-        write_text(folder / page.name, _html(page, pages, counts, account.rules, review, run))
+        write_text(folder / page.name, _html(page, pages, counts, account.rules, review, sheets, run))
     return folder / pages[0].name
+
+
+def _nearest(account: Account, most: int) -> tuple[dict[str, list[Decision]], Counter[str], str]:
+    """For each title the rows nearest to the threshold, and how many there are; a hash of all rows."""
+    spreads, counts, run = _spreads(account), Counter[str](), ""
+    titles: dict[str, list[tuple[float, str, Decision]]] = {KEPT: []}
+
+    def add(title: str, found: Decision) -> None:
+        counts[title] += 1
+        rows = titles.setdefault(title, [])
+        rows.append((_distance(found, title, account.rules, spreads), found.row.id, found))
+        if len(rows) > 2 * most:
+            rows.sort(key=lambda entry: entry[:2])
+            del rows[most:]
+
+    for found in account.decisions:
+        add(found.reason or KEPT, found)
+        run = digest(run, found.row.key)
+    for lost in account.dropped:
+        reason = f"{lost.stage}.{lost.drop.reason}"
+        add(reason, Decision(lost.row.model_copy(update={"scores": lost.drop.scores}), reason, (), why=lost.drop.why))
+    ordered = {title: sorted(rows, key=lambda entry: entry[:2])[:most] for title, rows in titles.items()}
+    return {title: [found for _, _, found in rows] for title, rows in ordered.items()}, counts, run
 
 
 def _sheet(row: Row) -> str:
@@ -88,9 +104,9 @@ def _sheet(row: Row) -> str:
 def _spreads(account: Account) -> dict[str, float]:
     """For each rule the range of the middle 80 % of its scores, by which distances of rules can be compared."""
     spreads = {}
-    for rule in account.rules:
-        if rule.name != DEDUP and account.decisions:
-            scores = np.array([found.row.scores[rule.score] for found in account.decisions])
+    for number, rule in enumerate(account.rules):
+        if rule.name != DEDUP and len(account.decisions):
+            scores = account.decisions.scores[:, number]
             spreads[rule.name] = float(np.ptp(np.quantile(scores, [0.1, 0.9]))) or 1.0
     return spreads
 
@@ -109,6 +125,7 @@ def _html(
     counts: dict[str, int],
     rules: Sequence[Rule],
     review: dict[str, bool],
+    sheets: set[str],
     run: str,
 ) -> str:
     links = "".join(
@@ -122,7 +139,7 @@ def _html(
         for other in pages
         if other.title == page.title and page.pages > 1
     )
-    rows = "".join(_row_html(found, rules, review) for found in page.rows) or "<p>No row.</p>"
+    rows = "".join(_row_html(found, rules, review, sheets) for found in page.rows) or "<p>No row.</p>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(page.title)}</title>"
@@ -134,7 +151,7 @@ def _html(
     )
 
 
-def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool]) -> str:
+def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool], sheets: set[str]) -> str:
     row = found.row
     scores = "".join(_score_html(row, rule, found) for rule in rules if rule.name == DEDUP or rule.score in row.scores)
     decided = found.reason in ("", REVIEW, *(rule.name for rule in rules))
@@ -153,11 +170,13 @@ def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool]) -
         for name in ("first", "later")
         if f"captions.{name}" in row.labels
     )
+    frames = f'<img class="sheet" loading="lazy" src="{_sheet(row)}" alt="frames">'
+    sheet = frames if _sheet(row) in sheets else ""
     told = review.get(row.id)
     state = "" if told is None else ("keep" if told else "drop")
     return (
         f'<article data-id="{escape(row.id)}" data-stored="{state}"><h2>{escape(row.id)}</h2>'
-        f'<img class="sheet" loading="lazy" src="{_sheet(row)}" alt="frames">'
+        f"{sheet}{f'<p>{escape(found.why)}</p>' if found.why else ''}"
         f'<div class="pair">{pictures}<div>{prompts}<table>{scores}</table></div></div>'
         f"{buttons if decided else ''}</article>"
     )

@@ -228,15 +228,17 @@ class PictureModels:
         judge = _loaded(self.kit).judge
         return judge.verdict(second, first) if exchanged else judge.verdict(first, second)
 
-    def identities(self, rows: Sequence[Row]) -> list[str]:
+    def identities(self, rows: Iterable[Row]) -> list[str]:
         """As `Models.identities`: single linkage over the ground-truth frames; who cannot be told is alone."""
         parts = _loaded(self.kit)
         vectors: list[Vector | None] = []
+        names = []
         for row in rows:
+            names.append(row.id)
             people = parts.detector.people(self._target(row))
             largest = max(people, key=lambda one: one.area, default=None)
             vectors.append(None if largest is None else parts.embedder.vector(self._target(row), largest.box))
-        return cluster(vectors, parts.embedder.limit, [row.id for row in rows])
+        return cluster(vectors, parts.embedder.limit, names)
 
     def _target(self, row: Row) -> Picture:
         return read_picture(self.root / row.paths["target"])

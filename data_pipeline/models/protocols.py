@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,5 +90,5 @@ class Models(Protocol):
     def compare(self, row: Row, other: Row, *, exchanged: bool) -> Verdict | None:
         """As `judge`, about the ground-truth frames of two rows of one source."""
 
-    def identities(self, rows: Sequence[Row]) -> list[str]:
+    def identities(self, rows: Iterable[Row]) -> list[str]:
         """The cluster of each row's person. Embeddings stay in memory, and only these names are written."""

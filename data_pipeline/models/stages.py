@@ -35,6 +35,11 @@ class ModelStage(Stage):
         return {**own, "models": [self.models.name, self.models.version]}
 
     @property
+    def expensive(self) -> bool:
+        """Models are."""
+        return True
+
+    @property
     def gpu(self) -> bool:
         """Whether the chain's models use one."""
         return self.models.gpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,7 +137,7 @@ class WorldModels:
         its = read_truth(self._folder(other))["character"]
         return self._verdict(self._rng(row, 4, other.start, int(exchanged)), mine, its)
 
-    def identities(self, rows: Sequence[Row]) -> list[str]:
+    def identities(self, rows: Iterable[Row]) -> list[str]:
         """As `Models.identities`: the truth's names."""
         return [name_of(Character(**read_truth(self._folder(row))["character"])) for row in rows]
 

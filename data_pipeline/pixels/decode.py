@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,15 @@ Frames = NDArray[np.uint8]
 
 _PAIRS = 16
 _LONG_SIDE = 256
+
+
+def prepare_process() -> None:
+    """One thread for OpenCV, for there is a process for each worker; and no remarks of FFmpeg on the terminal.
+
+    PySceneDetect turns these on.
+    """
+    cv2.setNumThreads(1)
+    av.logging.set_libav_level(av.logging.PANIC)
 
 
 def frames_of(path: Path, long_side: int) -> Iterator[Frames]:

@@ -33,8 +33,8 @@ class Probe(Stage):
             with open_stream(path) as (_, stream):
                 rate = float(stream.average_rate or 0)
             sizes = [picture.shape[:2] for picture in video_frames(path)]
-        except MediaError:
-            return Drop("undecodable")
+        except MediaError as error:
+            return Drop("undecodable", why=str(error).replace(str(path), row.source))
         if not sizes:
             return Drop("no_frames")
         (height, width), count = sizes[0], len(sizes)

@@ -15,9 +15,10 @@ import yaml
 from data_pipeline.chains import job_of
 from data_pipeline.commands import main
 from data_pipeline.config import read_config
+from data_pipeline.decisions.dedup import KeptHashes
 from data_pipeline.decisions.measure import CAUGHT_BY
 from data_pipeline.decisions.outputs import account_of
-from data_pipeline.decisions.rules import Rule, decide, nearest_before, rules_of, what_if
+from data_pipeline.decisions.rules import Rule, decide, rules_of, what_if
 from data_pipeline.decisions.splits import split_rows
 from data_pipeline.rows import Row
 from data_pipeline.world_sources import FAULTS
@@ -86,17 +87,52 @@ def test_another_threshold_runs_no_stage(copy, capsys):
     assert {path: path.stat().st_mtime_ns for path in (copy / "parts").rglob("*.jsonl")} == parts
 
 
+def with_gate(folder, root, gate):
+    data = json.loads((root / "settings.json").read_text()) | {"gate": gate}
+    path = folder / "gated.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_a_gate_keeps_the_same_pairs_and_asks_models_about_fewer_rows(copy, tmp_path, capsys):
+    before = (copy / "manifest.jsonl").read_bytes()
+    path = with_gate(tmp_path, copy, {"dark": {"min_brightness": 0.2}, "person": {"max_count": 1}})
+    assert main([str(path), "--out", str(copy)]) == 0
+    assert (copy / "manifest.jsonl").read_bytes() == before
+    stages = json.loads((copy / "funnel.json").read_text())["stages"]
+    assert stages["person"]["dropped"] == {"gate.dark.min_brightness": 1}
+    assert stages["masks"]["dropped"] == {"gate.person.max_count": 1}
+    assert json.loads((copy / "progress.jsonl").read_text().splitlines()[-1])["rows"] == 0  # all had been answered
+    assert "1 gate.person.max_count" in capsys.readouterr().out
+    assert main(["filter", "--out", str(copy), "--set", "dark.min_brightness=0.1"]) == 2
+    assert "gate" in capsys.readouterr().err
+    assert main(["filter", "--out", str(copy), "--set", "dark.min_brightness=0.3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"dark": {"min_brightness": 0.5}}, "looser than gate.dark.min_brightness"),
+        ({"dark": {"max_brightness": 0.5}}, "filters.dark.max_brightness"),
+        ({"verify": {"min_same": 0.1}}, "no expensive stage"),
+    ],
+)
+def test_a_gate_that_could_not_hold_is_a_mistake(gate, words, run, tmp_path, capsys):
+    assert main([str(with_gate(tmp_path, run, gate)), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_what_if_table_says_what_filter_then_gives(run):
     settings = read_config(run / "settings.json")
     job = job_of(settings, run)
     rows = [found.row for found in account_of(job, settings, job.sources.names()).decisions]
-    rules = [rule for rule in rules_of(settings.filters, rows) if rule.stage != "dedup"]
-    table = what_if(rows, rules)
+    rules = [rule for rule in rules_of(settings.filters) if rule.stage != "dedup"]
+    table = what_if(decide(rows, rules))
     assert len(table) == len(rules)
     for rule in rules:
         for entry in table[rule.name]:
             changed = [Rule(x.stage, x.bound, entry["threshold"]) if x is rule else x for x in rules]
-            assert sum(not found.reason for found in decide(rows, changed)) == entry["kept"]
+            assert decide(rows, changed).kept == entry["kept"]
 
 
 @pytest.mark.slow
@@ -135,7 +171,17 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
 
 def test_status_inspect_and_card(copy, capsys):
     assert main(["status", "--out", str(copy)]) == 0
-    assert "rows after verify" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rows after verify" in said
+    assert "rows left" not in said
+    part = next(copy.glob("parts/*-verify-*/000000.jsonl"))
+    whole = part.read_bytes()
+    part.unlink()
+    assert main(["status", "--out", str(copy)]) == 0
+    said = capsys.readouterr().out
+    assert "1  rows left of verify" in said
+    assert "with 64 workers" in said
+    part.write_bytes(whole)
     name = read_manifest(copy / "manifest.jsonl").lines[0].row.id
     assert main(["inspect", name, "--out", str(copy)]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["person.count"] == 1
@@ -153,11 +199,12 @@ def test_poisoned_files_stop_nothing_and_a_dry_run_writes_nothing(run, tmp_path,
     shutil.copy(run / "sources" / "000000" / "video.mp4", folder / "good.mp4")
     (folder / "noise.mp4").write_bytes(bytes(range(256)) * 40)
     (folder / "empty.mp4").touch()
+    (folder / "._good.mp4").touch()  # macOS leaves such files
     whole = (folder / "good.mp4").read_bytes()
     (folder / "cut_off.mp4").write_bytes(whole[: len(whole) // 2])
     path = tmp_path / "pixels.yaml"
     data = {"chain": "pixels", "source": "test", "license": "CC0-1.0", "sources": {"folder": str(folder)}}
-    path.write_text(yaml.safe_dump(data | {"filters": {"dark": {"min_brightness": 0.1}}}))
+    path.write_text(yaml.safe_dump(data | {"filters": {"dark": {"min_brightness": 0.1}}, "engine": {"workers": 1}}))
     assert main([str(path), "--out", str(out), "--dry-run"]) == 0
     assert not out.exists()
     assert main([str(path), "--out", str(out)]) == 0
@@ -165,6 +212,16 @@ def test_poisoned_files_stop_nothing_and_a_dry_run_writes_nothing(run, tmp_path,
     assert (funnel["kept"], funnel["failed"]) == (1, 0)
     assert funnel["stages"]["probe"]["dropped"] == {"undecodable": 3}
     assert not (out / "manifest.jsonl").exists()
+    said = capsys.readouterr().out
+    assert f"gallery --out {out}" in said
+    assert main(["gallery", "--out", str(out)]) == 0
+    page = (out / "gallery" / "probe_undecodable.html").read_text()
+    assert page.count("<article") == 3
+    assert "<img" not in page  # there is nothing to show
+    assert page.count("cannot be decoded") == 3  # but something to say, and without the output folder's name
+    assert str(out) not in page
+    assert main(["card", "--out", str(out)]) == 0
+    assert "References" not in (out / "README.md").read_text()
 
 
 def test_failed_sources_above_the_share_end_with_3(run, tmp_path):
@@ -216,17 +273,18 @@ def test_splits_keep_sources_and_identities_together():
     rows = [row(f"s{number}", f"p{number}") for number in range(200)]
     rows += [row("s0", "p1"), row("s2", "p1"), row("s3", "p199")]
     people = [one.labels["person.track"] for one in rows]
-    splits = split_rows(rows, people)
+    splits = split_rows((one.source, person) for one, person in zip(rows, people, strict=True))
     assert {"train", "val", "test"} == set(splits)
     assert len({splits[0], splits[1], splits[2], splits[200], splits[201]}) == 1
     assert len({splits[3], splits[199], splits[202]}) == 1
-    backwards = split_rows(rows[::-1], people[::-1])[::-1]
-    assert backwards == splits
+    backwards = split_rows((one.source, person) for one, person in zip(rows[::-1], people[::-1], strict=True))
+    assert backwards[::-1] == splits
 
 
 def test_a_duplicate_of_a_duplicate_is_measured_against_what_is_kept():
     hashes = ["0" * 192, "0" * 191 + "1", "f" * 192]
-    found = nearest_before([row("a", "p", one) for one in hashes], 0.1)
+    kept = KeptHashes(0.1)
+    found = [kept.nearest(row("a", "p", one)) for one in hashes]
     assert found[0] == 1
     assert found[1] == pytest.approx(1 / 768)
     assert found[2] == 1

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import signal
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
-from data_pipeline.rows import Drop, Row, count_part, read_part
+from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, read_part
 from data_pipeline.stage import Stage, fingerprints
 
 
@@ -53,6 +56,8 @@ class Measure(Stage):
             raise ValueError("broken file")
         if text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if text == "hang":
+            re.match("(a+)+$", "a" * 64 + "b")  # for ages, and it never lets another thread run
         if text == "once" and not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -61,13 +66,29 @@ class Measure(Stage):
         return row.scored("measure", value=self.factor * row.start)
 
 
-def job(root, texts, selection=None, stages=None):
+@dataclass(frozen=True)
+class Model(Stage):
+    """An expensive stage: it notes what it is asked about, and drops a row in the middle."""
+
+    name: ClassVar[str] = "model"
+
+    @property
+    def expensive(self):
+        return True
+
+    def __call__(self, row):
+        with (self.root / "asked.txt").open("a") as file:
+            file.write(f"{row.start}\n")
+        return Drop("middle") if row.start == 4 else row.scored("model", answer=row.start / 2)
+
+
+def job(root, texts, selection=None, stages=None, **how):
     folder = root / "in"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text)
     chosen = stages or (Split(root), Measure(root))
-    return Job(root, Files(folder), chosen, selection or Selection(), retries=1, backoff=0.0)
+    return Job(root, Files(folder), chosen, selection or Selection(), retries=1, backoff=0.0, **how)
 
 
 def parts(root):
@@ -132,7 +153,8 @@ def test_a_worker_that_dies_takes_no_other_source_with_it(tmp_path):
     outcomes = {outcome.source: outcome for outcome in run_local(work, work.sources.names(), 2, progress)}
     assert sorted(outcomes) == sorted(texts)
     assert {name for name, outcome in outcomes.items() if isinstance(outcome, Failed)} == {"d", "e"}
-    assert outcomes["d"].stage == "worker"
+    assert outcomes["d"].stage == "measure"  # where it died
+    assert not list((tmp_path / "running").iterdir())
     assert work.failure_path("d").exists()
     last = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[-1])
     assert (last["done"], last["failed"], last["eta_s"]) == (8, 2, 0.0)
@@ -152,6 +174,16 @@ def test_a_kill_and_another_run_give_the_bytes_of_an_undisturbed_one(tmp_path):
     )
 
 
+def test_a_run_with_nothing_to_compute_parses_no_row_and_starts_no_process(tmp_path, monkeypatch):
+    work = job(tmp_path, {"a": "", "b": "drop"})
+    for source in "ab":
+        run_source(work, source)
+    monkeypatch.setattr(Row, "model_validate", None)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", None)
+    outcomes = list(run_local(work, ["a", "b"], 2, Progress(tmp_path / "progress.jsonl", 2)))
+    assert outcomes == [Done("a", 2, 0), Done("b", 0, 0)]
+
+
 def test_what_killed_workers_left_half_written_is_removed(tmp_path):
     work = job(tmp_path, dict.fromkeys("ab", ""))
     folder = work.part_path(0, "a").parent
@@ -162,6 +194,56 @@ def test_what_killed_workers_left_half_written_is_removed(tmp_path):
     list(run_local(work, work.sources.names(), 2, Progress(work.root / "progress.jsonl", 2)))
     assert not remains["a"].exists()
     assert remains["z"].exists()  # of a source that another machine has
+
+
+def test_a_row_that_takes_too_long_has_failed_and_the_run_goes_on(tmp_path):
+    work = job(tmp_path, {"a": "", "b": "hang", "c": ""}, row_seconds=1.0)
+    progress = Progress(tmp_path / "progress.jsonl", 3)
+    outcomes = {outcome.source: outcome for outcome in run_local(work, work.sources.names(), 1, progress)}
+    assert {name for name, outcome in outcomes.items() if isinstance(outcome, Failed)} == {"b"}
+    assert outcomes["b"].stage == "measure"
+    assert "row_seconds" in outcomes["b"].error
+    assert "in __call__" in json.loads(work.failure_path("b").read_text())["traceback"]
+    (tmp_path / "in" / "b.txt").write_text("")  # mended: the next run takes it up
+    assert isinstance(run_source(work, "b"), Done)
+    assert not work.failure_path("b").exists()
+
+
+def gated(root, bound, factor=1.0):
+    """Ten rows of a source, with values 0 to 9 times the factor, a gate, and the part that the model leaves."""
+    gate = () if bound is None else (Rule("measure", "min_value", bound),)
+    stages = (Split(root, pieces=10), Measure(root, factor), Model(root))
+    work = job(root, {"a": ""}, stages=stages, gate=gate)
+    done = run_source(work, "a")
+    asked = root / "asked.txt"
+    told = [int(line) for line in asked.read_text().split()] if asked.exists() else []
+    asked.unlink(missing_ok=True)
+    return work.part_path(2, "a"), told, done
+
+
+def test_the_gate_keeps_rows_from_expensive_stages_only(tmp_path):
+    path, asked, done = gated(tmp_path, 3)
+    assert asked == [3, 4, 5, 6, 7, 8, 9]
+    assert done == Done("a", 6, 1 + 10 + 7)
+    part = read_part(path)
+    refused = [found for found in part.dropped if found.drop.reason == "gate.measure.min_value"]
+    assert [(found.row.start, found.drop.scores) for found in refused] == [(x, {"measure.value": x}) for x in range(3)]
+    assert [found.stage for found in refused] == ["model"] * 3
+    assert [row.start for row in part.rows] == [3, 5, 6, 7, 8, 9]
+
+
+def test_another_gate_asks_about_no_row_twice_and_leaves_the_same_bytes(tmp_path):
+    asked, parts = {}, {}
+    for bound in (8, 2, 6, None, 0, 8):
+        path, asked[bound], _ = gated(tmp_path / "x", bound)
+        parts[bound] = path.read_bytes()
+    assert asked == {8: [], 2: [2, 3, 4, 5, 6, 7], 6: [], None: [0, 1], 0: []}
+    for bound in (2, None):
+        path, _, _ = gated(tmp_path / "y" / str(bound), bound)
+        there, here = (str(tmp_path / name).encode() for name in (f"y/{bound}", "x"))
+        assert path.read_bytes().replace(there, here) == parts[bound]
+    _, told, _ = gated(tmp_path / "x", 2, factor=2.0)  # other scores are other rows
+    assert told == list(range(1, 10))
 
 
 def test_few_files_are_open_whatever_the_number_of_sources(tmp_path):
@@ -178,8 +260,19 @@ def test_a_part_is_counted_without_parsing_its_rows(tmp_path):
         run_source(work, source)
         path = work.part_path(1, source)
         part = read_part(path)
-        assert count_part(path) == (len(part.rows), list(part.dropped))
+        assert count_part(path) == (len(part.rows), Counter(found.drop.reason for found in part.dropped))
+        assert read_part(path, dropped_only=True) == Part((), part.dropped)
         assert len(part.rows) == count
+
+
+def test_what_a_stage_says_of_a_dropped_row_is_kept(tmp_path):
+    row = Row(source="a", sha256="0" * 64, video="v")
+    part = Part((), (Dropped(row, "x", Drop("bad", {}, "line 3 is missing")), Dropped(row, "x", Drop("bad"))))
+    path = tmp_path / "part.jsonl"
+    path.write_text(part.text())
+    assert read_part(path) == part
+    assert count_part(path) == (0, Counter(bad=2))
+    assert '"why"' not in path.read_text().splitlines()[1]
 
 
 def test_keys_tell_spans_and_sources_apart(tmp_path):

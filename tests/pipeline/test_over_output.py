@@ -14,8 +14,8 @@ from data_pipeline.commands import main
 from data_pipeline.config import read_config
 from data_pipeline.decisions.bias import ATTRIBUTES, drop_rates
 from data_pipeline.decisions.outputs import account_of
-from data_pipeline.decisions.review import agreement, reviewed
-from data_pipeline.decisions.rules import Decision
+from data_pipeline.decisions.review import agreement
+from data_pipeline.decisions.rules import Rule, decide
 from data_pipeline.rows import Row
 from data_pipeline.world_sources import FAULTS, read_truth
 from training.data.manifest import read_manifest
@@ -113,16 +113,14 @@ def test_buttons_of_the_gallery_are_read_back(copy, tmp_path):
     assert json.loads((copy / "funnel.json").read_text())["dropped"]["review"] == 1
 
 
-def decided(name, *broken):
-    row = Row(source=name, sha256="0" * 64, video="v", stop=1)
-    return Decision(row, broken[0] if broken else "", broken)
-
-
 def test_a_review_overrules_the_rules_and_measures_them():
-    rows = [decided("a"), decided("b", "x.min_y"), decided("c", "x.min_y"), decided("d")]
-    review = {rows[0].row.id: False, rows[1].row.id: True, rows[2].row.id: False}
-    assert [one.reason for one in reviewed(rows, review)] == ["review", "", "review", ""]
-    assert agreement(rows, review) == {
+    rows = [Row(source=x, sha256="0" * 64, video="v", stop=1, scores={"x.y": x in "ad"}) for x in "abcd"]
+    review = {rows[0].id: False, rows[1].id: True, rows[2].id: False}
+    decisions = decide(rows, [Rule("x", "min_y", 0.5)], review)
+    assert [found.reason for found in decisions] == ["review", "", "review", ""]
+    assert (decisions.kept, decisions.reasons()) == (2, {"review": 2})
+    assert decide(rows, decisions.rules).reasons() == {"x.min_y": 2}
+    assert agreement(decisions, review) == {
         "kept": {"reviewed": 1, "precision": 0.0},
         "x.min_y": {"reviewed": 2, "precision": 0.5},
     }

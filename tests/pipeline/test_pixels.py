@@ -86,7 +86,11 @@ def test_sources_are_the_same_bytes_each_time(tmp_path):
 
 def test_a_file_that_is_no_video_is_dropped(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"no video at all" * 100)
-    assert Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4")) == Drop("undecodable")
+    found = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4"))
+    assert isinstance(found, Drop)
+    assert found.reason == "undecodable"
+    assert found.why.startswith("x cannot be decoded")
+    assert str(tmp_path) not in found.why
 
 
 def test_videos_are_looked_at_as_training_reads_them(tmp_path):
@@ -163,3 +167,30 @@ def test_hashes_are_near_for_a_copy_and_far_for_another(scored):
     assert all(hash_distance(a, b) > 0.15 for a, b in zip(first, other, strict=True))
     picture = np.random.default_rng(0).integers(0, 200, (64, 64, 3), np.uint8)
     assert hash_distance(perceptual_hash(picture), perceptual_hash(picture + 9)) < 0.02
+
+
+def test_remarks_of_ffmpeg_do_not_reach_the_terminal(tmp_path):
+    """PySceneDetect turns them on for the process: they are there until it is prepared."""
+    write_clip(tmp_path / "good.mp4", np.zeros((12, 32, 32, 3), np.uint8), {})
+    (tmp_path / "cut_off.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:900])
+    script = """
+import sys
+from pathlib import Path
+from data_pipeline.pixels.decode import prepare_process
+from data_pipeline.pixels.shots import Probe, Shots
+from data_pipeline.rows import Row
+root = Path(sys.argv[1])
+for prepared in (False, True):
+    if prepared:
+        prepare_process()
+    Shots(root)(Row(source="good", sha256="0" * 64, video="good.mp4", stop=12))
+    print(Probe(root)(Row(source="cut_off", sha256="0" * 64, video="cut_off.mp4")).reason)
+    print("prepared", file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    before, after, _ = done.stderr.split("prepared")
+    assert "[mov" in before
+    assert after.strip() == ""
+    assert done.stdout.split() == ["no_frames"] * 2
