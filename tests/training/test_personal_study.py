@@ -20,7 +20,7 @@ def test_every_arm_is_a_valid_training(name):
     changes = ARMS[name].changes
     part = load_config(PRESETS["miniature"].config, changes or ()).part
     assert part.anchor == "none"
-    assert part.stills_steps == (None if name == "one_stage" else 150)
+    assert part.stills_steps == (None if name == "one_stage" else 200)
     assert {first for pair in PAIRS for first in pair} <= set(ARMS)
 
 
@@ -28,7 +28,12 @@ def test_the_arms_differ_as_they_are_named():
     parts = {name: load_config(PRESETS["miniature"].config, arm.changes or ()).part for name, arm in ARMS.items()}
     assert (parts["two_stages"].background_weight, parts["two_stages"].prior) == (1.0, 0.0)
     assert (parts["weakening"].background_weight, parts["weakening"].prior) == (1e-6, 0.0)
-    assert (parts["prior"].background_weight, parts["prior"].prior) == (1e-6, 0.25)
+    assert (parts["weakening"].elsewhere, parts["elsewhere"].elsewhere, parts["elsewhere"].prior) == (0.0, 0.9, 0.0)
+    assert (parts["prior"].background_weight, parts["prior"].prior) == (1e-6, 0.33)
+    assert [parts[name].regions for name in ("weakening", "masked_attention", "prior", "regions_pose")] == [
+        *("none", "mask", "none", "pose")
+    ]
+    assert [name for name, arm in ARMS.items() if arm.regions] == ["regions_pose"]  # the paper's masks are the clip's
     assert parts["one_stage"].data.buckets.frames == (17,)
 
 
@@ -71,20 +76,18 @@ def test_intervals_are_over_characters_and_pairs_share_them():
 
 
 def test_cells_that_are_there_are_not_made_again(tmp_path, capsys):
-    study = Study(tmp_path, ("base", "prior", "masked_attention"), 2, 4, 1)
+    study = Study(tmp_path, ("base", "prior"), 2, 4, 1)
     for name, identity in (("base", 20.0), ("prior", 80.0)):
         for who in range(2):
             path = study._path(ARMS[name], Person(who))
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps({"values": dict.fromkeys(MEASURES, identity + who)}))
-    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", "base", "prior", "masked_attention"]
+    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", "base", "prior"]
     assert main(["--out", str(tmp_path), *options]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["arms"]["prior"]["identity"]["mean"] == 80.5
     assert set(found["arms"]["base"]) == set(MEASURES)
-    assert found["arms"]["masked_attention"] == {}
-    assert "regions in training" in found["waiting"]["masked_attention"]
-    assert "waits for regions in training" in table(found)
+    assert "80.5 [80, 81]" in table(found)
     assert "80.5 [80, 81]" in capsys.readouterr().out
 
 

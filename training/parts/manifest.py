@@ -25,11 +25,13 @@ from contextanyone_core.generation.pipeline import Conditions, GenerationSetting
 from contextanyone_core.media.image_io import images_to_frames
 from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ReferenceInputs
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
 from training.data.frames import dilated
+from training.data.named import NamedRows, named_rows
 from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
 from training.files import file_sha256
@@ -57,6 +59,8 @@ class Settings(TransformerSettings):
     dilate_mask: int = Field(default=0, ge=0)  # by how many latents the person's mask is enlarged on all sides
     stills_steps: int | None = Field(default=None, ge=1)  # before this step only pictures, then only longer clips
     prior: float = Field(default=0.0, ge=0, lt=1)  # of the steps preserve what the LoRA's network makes of its class
+    elsewhere: float = Field(default=0.0, ge=0, le=1)  # of the samples have a prompt of data.elsewhere as their caption
+    regions: Literal["none", "mask", "pose"] = "none"  # mask-guided attention: where the person is, by what
     personal: PersonalSettings | None = None  # who the LoRA is of, for the header of its file
     sample_clips: int = Field(default=2, ge=1)
     sample_steps: int = Field(default=20, ge=1)
@@ -82,6 +86,16 @@ class Settings(TransformerSettings):
             raise ValueError("part.personal is the header of a LoRA's file; give part.train.lora, or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _person_is_named(self) -> Self:
+        if self.elsewhere > 0 and self.data.elsewhere is None:
+            raise ValueError('part.elsewhere needs part.data.elsewhere, who is meant, such as "A zuv woman"')
+        if self.regions != "none" and self.personal is None:
+            raise ValueError("part.regions needs part.personal, whose name the background does not read")
+        if self.regions == "pose" and self.data.poses is None:
+            raise ValueError("part.regions: pose needs part.data.poses; part.regions: mask does without")
+        return self
+
 
 class ManifestPart(TransformerTraining):
     """Trains `ContextAnyoneTransformer` on cached rows, bucket by bucket, with the dual-guidance loss."""
@@ -90,11 +104,12 @@ class ManifestPart(TransformerTraining):
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
-        self.data = CachedData(settings.data)
+        self.data = CachedData(settings.data, hulls=settings.regions == "pose")
         super().__init__(settings, starting_network(settings, context, self._fresh_config))
         self.config = self.transformer.config
         self._check_fit()
         self.prior_texts = self.data.prior_texts(self.config.text_len).float() if settings.prior else None
+        self.elsewhere = self.data.elsewhere_texts(self.config.text_len).float() if settings.elsewhere else None
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         buckets = [row.bucket for row in self.data.rows]
         shape = self.data.image_embeds_shape()
@@ -160,24 +175,46 @@ class ManifestPart(TransformerTraining):
 
     def batch(self, step: int) -> Any:
         """The entries of this process's rows of a step."""
-        return self.data.batch(self.sampler.rows(step), self.config.text_len)
+        return self._named(self.data.batch(self.sampler.rows(step), self.config.text_len), self.named)
+
+    def _named(self, batch: dict[str, Any], named: NamedRows | None) -> dict[str, Any]:
+        """The batch with the tokens of each prompt that name the person, where there are regions."""
+        return batch if named is None else batch | {"named": [named.captions[name] for name in batch["ids"]]}
+
+    def _named_rows(self, data: DataSettings) -> NamedRows | None:
+        person = self.settings.personal
+        return (
+            None
+            if self.settings.regions == "none" or person is None
+            else named_rows(data, person.name, person.class_name)
+        )
+
+    @cached_property
+    def named(self) -> NamedRows | None:
+        """What names the person in the run's prompts, where there are regions."""
+        return self._named_rows(self.settings.data)
+
+    @property
+    def _held_out_settings(self) -> DataSettings:
+        return self.settings.data.model_copy(update={"split": "val"})
 
     @cached_property
     def held_out(self) -> CachedData:
         """The manifest's split `val`, as of its first use."""
-        found = CachedData(self.settings.data.model_copy(update={"split": "val"}))
+        found = CachedData(self._held_out_settings, hulls=self.settings.regions == "pose")
         self._check_length(found)
         return found
 
     def validation_batches(self) -> Iterator[Any]:
         """The first rows of the manifest's split `val`, one by one, without those that can no longer be read."""
         count, unreadable = min(self.settings.validation_clips, len(self.held_out.rows)), 0
+        named = self._named_rows(self._held_out_settings)
         for number in range(count):
             batch = self.held_out.row(number, self.config.text_len)
             if batch is None:
                 unreadable += 1
             else:
-                yield batch
+                yield self._named(batch, named)
         if unreadable == count:
             raise CheckpointError(
                 f"None of the first {count} rows of the split val can be read from {self.settings.data.cache}: run "
@@ -198,17 +235,46 @@ class ManifestPart(TransformerTraining):
             target_weights=self._weights(batch[f"{aim}_masks"]),
             poses=batch["poses"].float() if "poses" in batch else None,
             conditioned=self.conditioned,
+            regions=self._regions(batch),
+            regions_of_pose=settings.regions == "pose",
         )
+
+    def _regions(self, batch: Any) -> Regions | None:
+        """Where the person is: by the mask, enlarged as in the loss, or by the pose's hull, as in generation."""
+        if self.settings.regions == "none":
+            return None
+        if self.settings.regions == "pose":
+            return Regions(batch["hulls"].float(), tuple(batch["named"]))
+        return Regions(dilated(batch["masks"].float(), self.settings.dilate_mask), tuple(batch["named"]))
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss; in a share of the steps, of all processes alike, that of the prior."""
         drawn = torch.rand((), generator=torch_generator(self.context.seed, step, "prior"))
         if self.prior_texts is None or drawn >= self.settings.prior:
-            return super().loss(batch, step, generator)
+            return super().loss(self._in_other_places(batch, generator), step, generator)
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
         texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
         return prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+
+    def _in_other_places(self, batch: Any, generator: torch.Generator) -> Any:
+        """The batch with the captions of some samples replaced by prompts of the person elsewhere.
+
+        The loss is the person's alone where the background weighs nothing, so a place that the clip does not show costs
+        nothing, and only the name is there in every prompt.
+        """
+        if self.elsewhere is None:
+            return batch
+        own = batch["video_text"].float()
+        count, texts = len(own), self.elsewhere.to(own.device, non_blocking=True)
+        moved = torch.rand(count, generator=generator) < self.settings.elsewhere
+        chosen = torch.randint(len(texts), (count,), generator=generator)
+        drawn = texts[chosen.to(own.device, non_blocking=True)]
+        found = batch | {"video_text": torch.where(moved.to(own.device, non_blocking=True)[:, None, None], drawn, own)}
+        if self.named is not None:
+            rows = zip(moved.tolist(), chosen.tolist(), batch["named"], strict=True)
+            found["named"] = [self.named.elsewhere[place] if other else named for other, place, named in rows]
+        return found
 
     def _prior_prompts(self, texts: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Prompts of the class for a batch; where there are captions without the name, half of them are of these."""

@@ -52,6 +52,7 @@ class EncodedClips:
         poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
         conditioned: whether the network has condition channels, and so is shown poses and first frames.
         regions: where the person is whom the prompts name, for mask-guided attention; None without it.
+        regions_of_pose: whether the poses say so: a sample whose pose is dropped then reads its prompt as ever.
     """
 
     latents: Tensor
@@ -63,6 +64,7 @@ class EncodedClips:
     poses: Tensor | None = None
     conditioned: bool = False
     regions: Regions | None = None
+    regions_of_pose: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,10 @@ def _velocity_and_reconstruction(
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
     if clips.regions is not None:  # the empty prompt names nobody
-        condition = replace(condition or VideoCondition(), regions=clips.regions.only(draws.keep_text))
+        regions = clips.regions.only(draws.keep_text)
+        if clips.regions_of_pose and draws.condition is not None:
+            regions = regions.where(draws.condition.keep_pose)
+        condition = replace(condition or VideoCondition(), regions=regions)
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
