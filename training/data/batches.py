@@ -108,8 +108,9 @@ class CachedData:
             (B, 16, R, h, w), `target_masks`, `reference_masks` (B, 1, R, h, w), `image_embeds` (B, R * N, D) if there
             are any, `poses` (B, 16, t, h, w) if the settings use them, zeros for a row without, `hulls`
             (B, 1, t, h, w) if asked for, the share of each latent within the figure's hull, 1 for a row without pose,
-            `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that are left out. R is
-            the number of references of each row, N of CLIP tokens of one. Where a row has no mask it is 1.
+            `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that are
+            left out. R is the number of references of each row, N of CLIP tokens of one. Where a row has no mask it
+            is 1.
 
         Raises:
             CheckpointError: no row of the bucket can be read.
