@@ -59,6 +59,7 @@ class Settings(TransformerSettings):
     dilate_mask: int = Field(default=0, ge=0)  # by how many latents the person's mask is enlarged on all sides
     stills_steps: int | None = Field(default=None, ge=1)  # before this step only pictures, then only longer clips
     prior: float = Field(default=0.0, ge=0, lt=1)  # of the steps preserve what the LoRA's network makes of its class
+    prior_weight: float = Field(default=1.0, gt=0)  # factor of the loss of those steps
     elsewhere: float = Field(default=0.0, ge=0, le=1)  # of the samples have a prompt of data.elsewhere as their caption
     regions: Literal["none", "mask", "pose"] = "none"  # mask-guided attention: where the person is, by what
     personal: PersonalSettings | None = None  # who the LoRA is of, for the header of its file
@@ -255,7 +256,8 @@ class ManifestPart(TransformerTraining):
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
         texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
-        return prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+        losses, metrics = prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+        return self.settings.prior_weight * losses, metrics
 
     def _in_other_places(self, batch: Any, generator: torch.Generator) -> Any:
         """The batch with the captions of some samples replaced by prompts of the person elsewhere.
