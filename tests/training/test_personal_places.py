@@ -95,6 +95,21 @@ def test_a_share_of_the_captions_is_replaced_and_nothing_else(part_of):
     assert part_of()._in_other_places(batch, generator()) is batch
 
 
+def test_the_prior_beside_asks_for_the_same_places_without_the_name(part_of):
+    alone, beside = part_of(elsewhere=1.0), part_of(elsewhere=1.0, prior_beside=0.5, prior_weight=2.0)
+    one, terms = alone.loss(alone.batch(0), 0, generator())
+    both, more = beside.loss(beside.batch(0), 0, generator())
+    assert set(more) - set(terms) == {"prior"}
+    assert len(more["prior"]) == -(-len(one) // 2)
+    torch.testing.assert_close(both, one + 2.0 * more["prior"].mean())
+    batch = beside._in_other_places(beside.batch(0), generator())
+    clips = beside.encoded(batch)
+    drawn = clips, beside.draws(clips, 0, generator())
+    there = beside._prior_beside(beside.prior_texts, batch, drawn, generator())[0]
+    other = beside._prior_beside(beside.prior_texts, batch | {"places": batch["places"] - 1}, drawn, generator())[0]
+    assert not torch.equal(there, other)
+
+
 @pytest.mark.parametrize(("regions", "share"), [("mask", "masks"), ("pose", "hulls")])
 def test_regions_say_where_the_person_is_and_which_tokens_name_them(part_of, data, regions, share):
     part = part_of(regions=regions)

@@ -20,16 +20,20 @@ def test_every_arm_is_a_valid_training(name):
     changes = ARMS[name].changes
     part = load_config(PRESETS["miniature"].config, changes or ()).part
     assert part.anchor == "none"
-    assert part.stills_steps == (None if name == "one_stage" else 200)
+    assert part.stills_steps == (None if name == "one_stage" else 170)
     assert {first for pair in PAIRS for first in pair} <= set(ARMS)
 
 
 def test_the_arms_differ_as_they_are_named():
     parts = {name: load_config(PRESETS["miniature"].config, arm.changes or ()).part for name, arm in ARMS.items()}
-    assert (parts["two_stages"].background_weight, parts["two_stages"].prior) == (1.0, 0.0)
-    assert (parts["weakening"].background_weight, parts["weakening"].prior) == (1e-6, 0.0)
-    assert (parts["weakening"].elsewhere, parts["elsewhere"].elsewhere, parts["elsewhere"].prior) == (0.0, 0.9, 0.0)
-    assert (parts["prior"].background_weight, parts["prior"].prior) == (1e-6, 0.33)
+    assert (parts["two_stages"].background_weight, parts["two_stages"].prior_beside) == (1.0, 0.0)
+    assert (parts["weakening"].background_weight, parts["weakening"].prior_beside) == (1e-6, 0.0)
+    assert (parts["weakening"].elsewhere, parts["elsewhere"].elsewhere, parts["elsewhere"].prior_beside) == (
+        0.0,
+        0.9,
+        0.0,
+    )
+    assert (parts["prior"].background_weight, parts["prior"].prior_beside) == (1e-6, 0.4)
     assert [parts[name].regions for name in ("weakening", "masked_attention", "prior", "regions_pose")] == [
         *("none", "mask", "none", "pose")
     ]
@@ -99,6 +103,9 @@ def test_a_change_of_a_cell_is_another_cell(tmp_path):
     assert len({one._path(arm, person) for one in (study, *others)}) == 4
     assert study._lora(arm, person) == study._lora(ARMS["reference_lora"], person)  # trained once
     assert study._path(arm, person) != study._path(ARMS["reference_lora"], person)
+    base = ARMS["base"]
+    assert len({one._path(base, person) for one in (study, others[2])}) == 1  # it trains nothing
+    assert len({one._path(base, person) for one in (study, *others)}) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ It needs no encoder while it trains; `sample` loads the VAE to show frames.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -36,7 +37,7 @@ from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
 from training.files import file_sha256
 from training.parts.base import Metrics, PartContext
-from training.parts.objective import Draws, EncodedClips, prior_step
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
 from training.parts.personal import PersonalSettings
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import torch_generator
@@ -59,7 +60,8 @@ class Settings(TransformerSettings):
     dilate_mask: int = Field(default=0, ge=0)  # by how many latents the person's mask is enlarged on all sides
     stills_steps: int | None = Field(default=None, ge=1)  # before this step only pictures, then only longer clips
     prior: float = Field(default=0.0, ge=0, lt=1)  # of the steps preserve what the LoRA's network makes of its class
-    prior_weight: float = Field(default=1.0, gt=0)  # factor of the loss of those steps
+    prior_beside: float = Field(default=0.0, ge=0, le=1)  # in every step, on so many of its samples beside their loss
+    prior_weight: float = Field(default=1.0, gt=0)  # factor of the prior's loss
     elsewhere: float = Field(default=0.0, ge=0, le=1)  # of the samples have a prompt of data.elsewhere as their caption
     regions: Literal["none", "mask", "pose"] = "none"  # mask-guided attention: where the person is, by what
     personal: PersonalSettings | None = None  # who the LoRA is of, for the header of its file
@@ -78,7 +80,7 @@ class Settings(TransformerSettings):
     @model_validator(mode="after")
     def _prior_has_a_target(self) -> Self:
         lora = self.train.lora
-        if self.prior > 0 and (lora is None or lora.full or self.data.prior_class is None):
+        if max(self.prior, self.prior_beside) > 0 and (lora is None or lora.full or self.data.prior_class is None):
             raise ValueError(
                 "part.prior needs part.data.prior_class, and a LoRA alone, whose network is its target: part.train."
                 "lora with full: []"
@@ -109,7 +111,9 @@ class ManifestPart(TransformerTraining):
         super().__init__(settings, starting_network(settings, context, self._fresh_config))
         self.config = self.transformer.config
         self._check_fit()
-        self.prior_texts = self.data.prior_texts(self.config.text_len).float() if settings.prior else None
+        self.prior_texts = (
+            self.data.prior_texts(self.config.text_len).float() if settings.prior or settings.prior_beside else None
+        )
         self.elsewhere = self.data.elsewhere_texts(self.config.text_len).float() if settings.elsewhere else None
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         buckets = [row.bucket for row in self.data.rows]
@@ -252,12 +256,32 @@ class ManifestPart(TransformerTraining):
         """The dual-guidance loss; in a share of the steps, of all processes alike, that of the prior."""
         drawn = torch.rand((), generator=torch_generator(self.context.seed, step, "prior"))
         if self.prior_texts is None or drawn >= self.settings.prior:
-            return super().loss(self._in_other_places(batch, generator), step, generator)
+            batch = self._in_other_places(batch, generator)
+            clips = self.encoded(batch)
+            draws = self.draws(clips, step, generator)
+            texts = self.texts(batch, draws)
+            losses, metrics = dual_guidance_step(self.transformer, self.settings, clips, draws, texts)
+            if self.prior_texts is None or not self.settings.prior_beside:
+                return losses, metrics
+            prior, terms = self._prior_beside(self.prior_texts, batch, (clips, draws), generator)
+            return losses + self.settings.prior_weight * prior.mean(), metrics | terms
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
         texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
         losses, metrics = prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
         return self.settings.prior_weight * losses, metrics
+
+    def _prior_beside(
+        self, texts: Tensor, batch: Any, drawn: tuple[EncodedClips, Draws], generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """The prior of the first samples: the same noisy clips under the same prompts without the name."""
+        clips, draws = drawn
+        count = math.ceil(self.settings.prior_beside * len(clips.latents))
+        chosen = self._prior_prompts(texts, count, generator)
+        if "places" in batch:
+            place = batch["places"][:count]
+            chosen = torch.where((place >= 0)[:, None, None], texts[place.clamp(min=0)], chosen)
+        return prior_step(self.transformer, clips.first(count), draws.first(count), chosen.to(clips.latents.device))
 
     def _in_other_places(self, batch: Any, generator: torch.Generator) -> Any:
         """The batch with the captions of some samples replaced by prompts of the person elsewhere.
@@ -272,7 +296,8 @@ class ManifestPart(TransformerTraining):
         moved = torch.rand(count, generator=generator) < self.settings.elsewhere
         chosen = torch.randint(len(texts), (count,), generator=generator)
         drawn = texts[chosen.to(own.device, non_blocking=True)]
-        found = batch | {"video_text": torch.where(moved.to(own.device, non_blocking=True)[:, None, None], drawn, own)}
+        found = batch | {"places": torch.where(moved, chosen, -1)}
+        found |= {"video_text": torch.where(moved.to(own.device, non_blocking=True)[:, None, None], drawn, own)}
         if self.named is not None:
             rows = zip(moved.tolist(), chosen.tolist(), batch["named"], strict=True)
             found["named"] = [self.named.elsewhere[place] if other else named for other, place, named in rows]

@@ -66,6 +66,11 @@ class EncodedClips:
     regions: Regions | None = None
     regions_of_pose: bool = False
 
+    def first(self, count: int) -> EncodedClips:
+        """Videos and poses of the first clips, which is all that the prior needs."""
+        poses = None if self.poses is None else self.poses[:count]
+        return replace(self, latents=self.latents[:count], poses=poses)
+
 
 @dataclass(frozen=True)
 class ConditionDraws:
@@ -77,6 +82,10 @@ class ConditionDraws:
 
     keep_pose: Tensor
     start_frames: Tensor
+
+    def first(self, count: int) -> ConditionDraws:
+        """Those of the first clips."""
+        return ConditionDraws(self.keep_pose[:count], self.start_frames[:count])
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,11 @@ class Draws:
     reference: ReferenceDraws | None
     condition: ConditionDraws | None = None
     quarters: tuple[int, ...] = ()
+
+    def first(self, count: int) -> Draws:
+        """Noise and condition of the first clips, without references."""
+        condition = None if self.condition is None else self.condition.first(count)
+        return Draws(self.sigma[:count], self.noise[:count], self.keep_text[:count], None, condition)
 
 
 def draw(

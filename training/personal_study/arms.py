@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PAPER = ("part.prior=0.0", "part.elsewhere=0.0")
+_LAYERS = "part.train.lora.targets=[" + ", ".join(f"blocks.*.cross_attn.{layer}" for layer in "qkvo") + "]"
+_PAPER = (_LAYERS, "part.prior_beside=0.0", "part.elsewhere=0.0")
 _PLAIN = ("part.background_weight=1.0", *_PAPER)
-_ONE_STAGE = ("part.stills_steps=null", "part.data.buckets.frames=[17]", "optim.lr_factors={}")
+_ONE_STAGE = ("part.stills_steps=null", "part.data.buckets.frames=[17]")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ ARMS = {
         Arm("two_stages", "two stages", _PLAIN),
         Arm("weakening", "+ background weakening", _PAPER),
         Arm("masked_attention", "+ mask-guided attention (paper)", (*_PAPER, "part.regions=mask")),
-        Arm("elsewhere", "weakening + other places", ("part.prior=0.0",)),
-        Arm("prior", "+ prior (the preset)", ()),
+        Arm("elsewhere", "weakening + other places", (_LAYERS, "part.prior_beside=0.0")),
+        Arm("cross_attention", "+ prior", (_LAYERS,)),
+        Arm("prior", "+ text embedding (preset)", ()),
         Arm("regions_pose", "regions: pose", ("part.regions=pose",), regions=True),
         Arm("reference", "reference alone", None, reference=True),
         Arm("reference_lora", "reference + LoRA", (), reference=True),
@@ -48,7 +50,9 @@ PAIRS = (
     ("weakening", "two_stages"),
     ("masked_attention", "weakening"),
     ("elsewhere", "weakening"),
-    ("prior", "elsewhere"),
+    ("cross_attention", "elsewhere"),
+    ("prior", "cross_attention"),
+    ("prior", "weakening"),
     ("regions_pose", "prior"),
     ("reference_lora", "reference"),
 )

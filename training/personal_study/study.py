@@ -52,7 +52,7 @@ class Study:
     def run(self) -> int | None:
         """Make the cells that are missing, then write metrics.json. Returns the signal that ended it, else None."""
         self.out.mkdir(parents=True, exist_ok=True)
-        cells = [(ARMS[name], Person(who)) for name in self.arms for who in range(self.characters)]
+        cells = [(ARMS[name], Person(who)) for who in range(self.characters) for name in self.arms]
         missing = [cell for cell in cells if not self._path(*cell).is_file()]
         self._say_cost(missing)
         for number, (arm, person) in enumerate(missing, 1):
@@ -91,9 +91,12 @@ class Study:
         return {name: sha256_of(MINIATURE / f"{name}.safetensors") for name in names}
 
     def _trained_by(self, arm: Arm, person: Person) -> list[object]:
-        """What a training depends on."""
-        preset = PRESETS["miniature"].config.read_text(encoding="utf-8")
-        return [_VERSION, preset, arm.changes, list(self.overrides), person.number, self._frozen]
+        """What a training depends on; without one, the shipped weights alone."""
+        if arm.changes is None:
+            return [_VERSION, person.number, self._frozen]
+        config = load_config(PRESETS["miniature"].config, [*arm.changes, *self.overrides]).to_dict()
+        settings = {name: config[name] for name in ("optim", "precision", "part")}
+        return [_VERSION, settings, config["run"]["steps"], config["run"]["seed"], person.number, self._frozen]
 
     def _lora(self, arm: Arm, person: Person) -> Path:
         return self.out / "loras" / f"{_hash(self._trained_by(arm, person))}.safetensors"
