@@ -37,7 +37,8 @@ def test_the_arms_differ_as_they_are_named():
     assert [parts[name].regions for name in ("weakening", "masked_attention", "prior", "regions_pose")] == [
         *("none", "mask", "none", "pose")
     ]
-    assert [name for name, arm in ARMS.items() if arm.regions] == ["regions_pose"]  # the paper's masks are the clip's
+    # The paper's masks are the clip's; a generated one has none.
+    assert [name for name, arm in ARMS.items() if arm.regions] == ["regions_pose", "reference_lora"]
     assert parts["one_stage"].data.buckets.frames == (17,)
 
 
@@ -101,7 +102,7 @@ def test_a_change_of_a_cell_is_another_cell(tmp_path):
     others = [Study(tmp_path, ("prior",), 1, 4, 2), Study(tmp_path, ("prior",), 1, 5, 1)]
     others.append(Study(tmp_path, ("prior",), 1, 4, 1, ("run.steps=9",)))
     assert len({one._path(arm, person) for one in (study, *others)}) == 4
-    assert study._lora(arm, person) == study._lora(ARMS["reference_lora"], person)  # trained once
+    assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["reference_lora"], person)  # trained once
     assert study._path(arm, person) != study._path(ARMS["reference_lora"], person)
     base = ARMS["base"]
     assert len({one._path(base, person) for one in (study, others[2])}) == 1  # it trains nothing
@@ -123,11 +124,22 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys, options, message):
 
 @pytest.mark.nightly
 def test_a_small_study_runs_with_the_shipped_miniature(tmp_path):
-    options = ["--characters", "1", "--prompts", "4", "--steps", "2", "--arms", "base", "prior", "reference_lora"]
+    options = [
+        "--characters",
+        "1",
+        "--prompts",
+        "4",
+        "--steps",
+        "2",
+        "--arms",
+        "base",
+        "regions_pose",
+        "reference_lora",
+    ]
     tiny = ["run.steps=2", "part.stills_steps=1", "run.workers=0", "run.trackers=[]", "run.save_every=1"]
     assert main(["--out", str(tmp_path), *options, "--set", *tiny]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(found["arms"]) == {"base", "prior", "reference_lora"}
+    assert set(found["arms"]) == {"base", "regions_pose", "reference_lora"}
     for values in found["arms"].values():
         assert set(values) == set(MEASURES)
         assert all(np.isfinite(value["mean"]) for value in values.values())

@@ -267,8 +267,8 @@ class ManifestPart(TransformerTraining):
             return losses + self.settings.prior_weight * prior.mean(), metrics | terms
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
-        texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
-        losses, metrics = prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+        prompts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
+        losses, metrics = prior_step(self.transformer, clips, draws, prompts.to(clips.latents.device))
         return self.settings.prior_weight * losses, metrics
 
     def _prior_beside(

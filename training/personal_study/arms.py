@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _LAYERS = "part.train.lora.targets=[" + ", ".join(f"blocks.*.cross_attn.{layer}" for layer in "qkvo") + "]"
-_PAPER = (_LAYERS, "part.prior_beside=0.0", "part.elsewhere=0.0")
+_NONE = "part.regions=none"
+_PAPER = (_LAYERS, _NONE, "part.prior_beside=0.0", "part.elsewhere=0.0")
 _PLAIN = ("part.background_weight=1.0", *_PAPER)
 _ONE_STAGE = ("part.stills_steps=null", "part.data.buckets.frames=[17]")
 
@@ -35,15 +36,15 @@ ARMS = {
         Arm("two_stages", "two stages", _PLAIN),
         Arm("weakening", "+ background weakening", _PAPER),
         Arm("masked_attention", "+ mask-guided attention (paper)", (*_PAPER, "part.regions=mask")),
-        Arm("elsewhere", "weakening + other places", (_LAYERS, "part.prior_beside=0.0")),
-        Arm("cross_attention", "+ prior", (_LAYERS,)),
-        Arm("prior", "+ text embedding (preset)", ()),
-        Arm("regions_pose", "regions: pose", ("part.regions=pose",), regions=True),
+        Arm("elsewhere", "weakening + other places", (_LAYERS, _NONE, "part.prior_beside=0.0")),
+        Arm("cross_attention", "+ prior", (_LAYERS, _NONE)),
+        Arm("prior", "+ text embedding", (_NONE,)),
+        Arm("regions_pose", "+ regions: pose (preset)", (), regions=True),
         Arm("reference", "reference alone", None, reference=True),
-        Arm("reference_lora", "reference + LoRA", (), reference=True),
+        Arm("reference_lora", "reference + LoRA", (), reference=True, regions=True),
     )
 }
-"""By name, in the order of the table; `reference_lora` generates with the LoRA of `prior`."""
+"""By name, in the order of the table; `reference_lora` generates with the LoRA of `regions_pose`."""
 
 PAIRS = (
     ("two_stages", "one_stage"),
