@@ -50,6 +50,14 @@ class Regions:
         named = self.named * len(kept) if len(self.named) == 1 else self.named
         return replace(self, named=tuple(rows if keep else () for rows, keep in zip(named, kept, strict=True)))
 
+    def where(self, known: Tensor) -> Regions:
+        """The same for a batch in which it is not known of some videos: those are all person, and read all of the text.
+
+        Args:
+            known: (B,) bool.
+        """
+        return replace(self, person=torch.where(known[:, None, None, None, None], self.person, 1.0))
+
     def guide(self, latents: Tensor, patch: tuple[int, int, int], text_len: int) -> TextGuide | None:
         """What the text cross-attention needs for these latents (B, C, T, h, w); None where no text names anybody.
 

@@ -20,15 +20,25 @@ def test_every_arm_is_a_valid_training(name):
     changes = ARMS[name].changes
     part = load_config(PRESETS["miniature"].config, changes or ()).part
     assert part.anchor == "none"
-    assert part.stills_steps == (None if name == "one_stage" else 150)
+    assert part.stills_steps == (None if name == "one_stage" else 170)
     assert {first for pair in PAIRS for first in pair} <= set(ARMS)
 
 
 def test_the_arms_differ_as_they_are_named():
     parts = {name: load_config(PRESETS["miniature"].config, arm.changes or ()).part for name, arm in ARMS.items()}
-    assert (parts["two_stages"].background_weight, parts["two_stages"].prior) == (1.0, 0.0)
-    assert (parts["weakening"].background_weight, parts["weakening"].prior) == (1e-6, 0.0)
-    assert (parts["prior"].background_weight, parts["prior"].prior) == (1e-6, 0.25)
+    assert (parts["two_stages"].background_weight, parts["two_stages"].prior_beside) == (1.0, 0.0)
+    assert (parts["weakening"].background_weight, parts["weakening"].prior_beside) == (1e-6, 0.0)
+    assert (parts["weakening"].elsewhere, parts["elsewhere"].elsewhere, parts["elsewhere"].prior_beside) == (
+        0.0,
+        0.9,
+        0.0,
+    )
+    assert (parts["prior"].background_weight, parts["prior"].prior_beside) == (1e-6, 0.4)
+    assert [parts[name].regions for name in ("weakening", "masked_attention", "prior", "regions_pose")] == [
+        *("none", "mask", "none", "pose")
+    ]
+    # The paper's masks are the clip's; a generated one has none.
+    assert [name for name, arm in ARMS.items() if arm.regions] == ["regions_pose", "reference_lora"]
     assert parts["one_stage"].data.buckets.frames == (17,)
 
 
@@ -71,20 +81,18 @@ def test_intervals_are_over_characters_and_pairs_share_them():
 
 
 def test_cells_that_are_there_are_not_made_again(tmp_path, capsys):
-    study = Study(tmp_path, ("base", "prior", "masked_attention"), 2, 4, 1)
+    study = Study(tmp_path, ("base", "prior"), 2, 4, 1)
     for name, identity in (("base", 20.0), ("prior", 80.0)):
         for who in range(2):
             path = study._path(ARMS[name], Person(who))
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps({"values": dict.fromkeys(MEASURES, identity + who)}))
-    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", "base", "prior", "masked_attention"]
+    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", "base", "prior"]
     assert main(["--out", str(tmp_path), *options]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["arms"]["prior"]["identity"]["mean"] == 80.5
     assert set(found["arms"]["base"]) == set(MEASURES)
-    assert found["arms"]["masked_attention"] == {}
-    assert "regions in training" in found["waiting"]["masked_attention"]
-    assert "waits for regions in training" in table(found)
+    assert "80.5 [80, 81]" in table(found)
     assert "80.5 [80, 81]" in capsys.readouterr().out
 
 
@@ -94,8 +102,11 @@ def test_a_change_of_a_cell_is_another_cell(tmp_path):
     others = [Study(tmp_path, ("prior",), 1, 4, 2), Study(tmp_path, ("prior",), 1, 5, 1)]
     others.append(Study(tmp_path, ("prior",), 1, 4, 1, ("run.steps=9",)))
     assert len({one._path(arm, person) for one in (study, *others)}) == 4
-    assert study._lora(arm, person) == study._lora(ARMS["reference_lora"], person)  # trained once
+    assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["reference_lora"], person)  # trained once
     assert study._path(arm, person) != study._path(ARMS["reference_lora"], person)
+    base = ARMS["base"]
+    assert len({one._path(base, person) for one in (study, others[2])}) == 1  # it trains nothing
+    assert len({one._path(base, person) for one in (study, *others)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -113,11 +124,22 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys, options, message):
 
 @pytest.mark.nightly
 def test_a_small_study_runs_with_the_shipped_miniature(tmp_path):
-    options = ["--characters", "1", "--prompts", "4", "--steps", "2", "--arms", "base", "prior", "reference_lora"]
+    options = [
+        "--characters",
+        "1",
+        "--prompts",
+        "4",
+        "--steps",
+        "2",
+        "--arms",
+        "base",
+        "regions_pose",
+        "reference_lora",
+    ]
     tiny = ["run.steps=2", "part.stills_steps=1", "run.workers=0", "run.trackers=[]", "run.save_every=1"]
     assert main(["--out", str(tmp_path), *options, "--set", *tiny]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(found["arms"]) == {"base", "prior", "reference_lora"}
+    assert set(found["arms"]) == {"base", "regions_pose", "reference_lora"}
     for values in found["arms"].values():
         assert set(values) == set(MEASURES)
         assert all(np.isfinite(value["mean"]) for value in values.values())

@@ -150,6 +150,19 @@ def test_the_prior_takes_its_share_of_the_steps_and_the_classs_prompts(config, d
     assert data.prior_prompts()[0] == "A woman at the beach in daylight."
 
 
+def test_the_priors_loss_has_its_weight(config):
+    losses = []
+    for weight in (1.0, 4.0):
+        part = trainer_of(config(prior=0.999, prior_weight=weight)).part
+        with torch.no_grad():
+            for name, parameter in part.transformer.named_parameters():
+                if ".lora_B." in name:
+                    parameter.fill_(0.1)
+        losses.append(part.loss(part.batch(0), 0, torch.Generator().manual_seed(3))[0])
+    assert (losses[0] > 0).all()
+    torch.testing.assert_close(losses[1], 4 * losses[0])
+
+
 def test_half_of_the_prior_are_captions_without_the_name(config, data):
     settings = data.model_copy(update={"prior_captions": ("A woman.", "A woman waves.")})
     assert build(settings)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contextanyone_core.errors import CheckpointError, InputError
 from training.data.cache import KINDS, CachedRow, CacheIndex, read_index
+from training.data.named import hull_of
 from training.data.settings import DataSettings
 from training.data.shards import Entry, ShardStore
 
@@ -35,13 +36,13 @@ class CachedData:
     """The rows of a manifest as the cache holds them.
 
     Args:
-        settings: the data.
+        settings: the data. hulls: whether batches have `hulls`.
 
     Raises:
         InputError: the manifest is not cached with these settings, or no row of it can be used.
     """
 
-    def __init__(self, settings: DataSettings) -> None:
+    def __init__(self, settings: DataSettings, *, hulls: bool = False) -> None:
         self.index: CacheIndex = read_index(settings)
         if not self.rows:
             raise InputError(
@@ -49,6 +50,7 @@ class CachedData:
                 "this configuration, which says why, and mend or add rows."
             )
         self._folder, self._posed = settings.cache, settings.poses is not None
+        self._hull_style = settings.poses if hulls else None
         self._stores = {kind: ShardStore(settings.cache / kind) for kind in KINDS}
 
     @property
@@ -76,7 +78,7 @@ class CachedData:
 
     def longest_text(self) -> int:
         """Tokens of the longest prompt."""
-        keys = {key for row in self.rows for key in _text_keys(row)} | set(self.index.prior)
+        keys = {key for row in self.rows for key in _text_keys(row)} | {*self.index.prior, *self.index.elsewhere}
         return self._stores["text"].longest(keys, "text_embeds")
 
     def prior_texts(self, text_len: int) -> Tensor:
@@ -85,7 +87,14 @@ class CachedData:
         Raises:
             CheckpointError: the disk no longer gives them.
         """
-        read = (self._stores["text"].read(key)["text_embeds"] for key in self.index.prior)
+        return self._texts(self.index.prior, text_len)
+
+    def elsewhere_texts(self, text_len: int) -> Tensor:
+        """The prompts of the person in other places (N, text_len, D), float16. Raises: as `prior_texts`."""
+        return self._texts(self.index.elsewhere, text_len)
+
+    def _texts(self, keys: Sequence[str], text_len: int) -> Tensor:
+        read = (self._stores["text"].read(key)["text_embeds"] for key in keys)
         return torch.stack([padded_text(text, text_len) for text in read])
 
     def batch(self, numbers: Sequence[int], text_len: int) -> Batch:
@@ -97,9 +106,11 @@ class CachedData:
         Returns:
             `latents` (B, 16, t, h, w), `masks` (B, 1, t, h, w), `reference_latents`, `target_latents`
             (B, 16, R, h, w), `target_masks`, `reference_masks` (B, 1, R, h, w), `image_embeds` (B, R * N, D) if there
-            are any, `poses` (B, 16, t, h, w) if the settings use them, zeros for a row without, `first_text`,
-            `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that are left out. R is
-            the number of references of each row, N of CLIP tokens of one. Where a row has no mask it is 1.
+            are any, `poses` (B, 16, t, h, w) if the settings use them, zeros for a row without, `hulls`
+            (B, 1, t, h, w) if asked for, the share of each latent within the figure's hull, 1 for a row without pose,
+            `first_text`, `video_text` (B, text_len, D), all float16; `ids`, and `unreadable`, the ids of rows that are
+            left out. R is the number of references of each row, N of CLIP tokens of one. Where a row has no mask it
+            is 1.
 
         Raises:
             CheckpointError: no row of the bucket can be read.
@@ -117,7 +128,12 @@ class CachedData:
         return None if entries is None else self._joined([(row, entries)], text_len) | {"unreadable": []}
 
     def _joined(self, read: Sequence[tuple[CachedRow, _Entries]], text_len: int) -> Batch:
-        return _joined(read, text_len) | ({"poses": _poses([entries for _, entries in read])} if self._posed else {})
+        entries = [found for _, found in read]
+        joined = _joined(read, text_len) | ({"poses": _poses(entries)} if self._posed else {})
+        style = self._hull_style
+        return joined | (
+            {} if style is None else {"hulls": torch.stack([_hull(found.clip, style) for found in entries])}
+        )
 
     def _stand_in(self, number: int) -> tuple[CachedRow, _Entries]:
         """The next row after one, in the order of all, that has its bucket and can be read."""
@@ -185,6 +201,14 @@ def _poses(read: Sequence[_Entries]) -> Tensor:
     """Latents of the poses (B, 16, t, h, w); zeros, which mean that there is none, for a row without."""
     absent = torch.zeros_like(read[0].clip["latents"])
     return torch.stack([absent if entries.pose is None else entries.pose["latents"] for entries in read])
+
+
+def _hull(clip: Entry, style: str) -> Tensor:
+    latents = clip["latents"]
+    height, width = latents.shape[-2:]
+    return (
+        hull_of(clip["pose"].float(), (8 * height, 8 * width), style) if "pose" in clip else _mask({"latents": latents})
+    )
 
 
 def _behind(pictures: Sequence[Entry]) -> Entry:

@@ -65,6 +65,7 @@ class CacheBuilder:
         self.keys = [row_keys(clip, self.encoders.hashes, settings.poses) for clip in self.checked.clips]
         self.empty = text_key("", self.encoders.hashes)
         self.prior = tuple(text_key(prompt, self.encoders.hashes) for prompt in settings.prior_prompts())
+        self.elsewhere = tuple(text_key(prompt, self.encoders.hashes) for prompt in settings.elsewhere_prompts())
         self.stores = {kind: ShardStore(settings.cache / kind) for kind in KINDS}
         self.failed = settings.cache / "failed"
 
@@ -179,7 +180,7 @@ class CacheBuilder:
 
     def _prompts(self) -> dict[str, str]:
         """This process's prompts by key; the empty one, which a dropped text is replaced by, is among all of them."""
-        texts = {"", *self.settings.prior_prompts()}
+        texts = {"", *self.settings.prior_prompts(), *self.settings.elsewhere_prompts()}
         for line in self.manifest.lines:
             prompt = prompt_of(line.row)
             texts |= {prompt.reference_text, prompt.video_text}
@@ -228,7 +229,7 @@ class CacheBuilder:
                 dropped.append(clip.line.drop(**json.loads(failed[0].read_text(encoding="utf-8"))))
             else:
                 rows.append(CachedRow(clip.line.row.id, clip.bucket, keys))
-        if not present.issuperset({self.empty, *self.prior}):
+        if not present.issuperset({self.empty, *self.prior, *self.elsewhere}):
             return False
         self._write_index(rows, sorted(dropped, key=lambda drop: drop.line))
         return True
@@ -239,7 +240,8 @@ class CacheBuilder:
         empty = self.stores["text"].read(self.empty)["text_embeds"]
         packed = base64.b85encode(empty.numpy().tobytes()).decode()
         hashes = self.encoders.hashes
-        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty), self.prior)
+        prompts = self.prior, self.elsewhere
+        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty), *prompts)
         write_index(self.settings, index)
 
 

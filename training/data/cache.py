@@ -52,7 +52,7 @@ class CacheIndex:
         empty_text: its embeddings, float16 as base 85, and their number of rows: without it no row could be trained on,
             so it does not hang on one shard. "" in indexes of older versions.
         latents_mean, latents_std: of the VAE.
-        prior: keys of the prompts of the class, where the settings name one.
+        prior: keys of the prompts of the class, where the settings name one. elsewhere: of those of the person.
     """
 
     rows: list[CachedRow]
@@ -64,6 +64,7 @@ class CacheIndex:
     empty_text: str = ""
     empty_tokens: int = 0
     prior: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     def empty_embeds(self) -> Tensor | None:
         """The empty prompt's embeddings (tokens, D) float16, where the index holds them."""
@@ -76,7 +77,8 @@ class CacheIndex:
 def data_hash(index: CacheIndex) -> str:
     """SHA-256 of everything that training reads, and of its order."""
     data: list[object] = [row_as_data(row) for row in index.rows]
-    return hashlib.sha256(json.dumps(data + ([index.prior] if index.prior else [])).encode()).hexdigest()
+    prompts = [list(keys) for keys in (index.prior, index.elsewhere) if keys]
+    return hashlib.sha256(json.dumps(data + prompts).encode()).hexdigest()
 
 
 def index_path(settings: DataSettings) -> Path:
@@ -95,8 +97,7 @@ def index_path(settings: DataSettings) -> Path:
     chosen: list[Any] = [settings.split, buckets.model_dump(mode="json", exclude={"budget"})]
     if settings.poses is not None:
         chosen.append(settings.poses)
-    if prompts := settings.prior_prompts():
-        chosen.append(prompts)
+    chosen += [prompts for prompts in (settings.prior_prompts(), settings.elsewhere_prompts()) if prompts]
     digest.update(json.dumps(chosen, sort_keys=True).encode())
     return settings.cache / f"index-{digest.hexdigest()[:12]}.json"
 
@@ -132,9 +133,8 @@ def _parse_index(data: dict[str, Any]) -> CacheIndex:
     dropped = [Drop(**drop) for drop in data["dropped"]]
     statistics = (tuple(data["latents_mean"]), tuple(data["latents_std"]))
     empty = data.get("empty_text", ""), data.get("empty_tokens", 0)
-    return CacheIndex(
-        rows, dropped, data["encoders"], data["empty"], *statistics, *empty, prior=tuple(data.get("prior", ()))
-    )
+    prompts = [tuple(data.get(name, ())) for name in ("prior", "elsewhere")]
+    return CacheIndex(rows, dropped, data["encoders"], data["empty"], *statistics, *empty, *prompts)
 
 
 def _keys(data: dict[str, Any]) -> RowKeys:

@@ -6,6 +6,7 @@ It needs no encoder while it trains; `sample` loads the VAE to show frames.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -25,16 +26,18 @@ from contextanyone_core.generation.pipeline import Conditions, GenerationSetting
 from contextanyone_core.media.image_io import images_to_frames
 from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ReferenceInputs
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
 from training.data.frames import dilated
+from training.data.named import NamedRows, named_rows
 from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
 from training.files import file_sha256
 from training.parts.base import Metrics, PartContext
-from training.parts.objective import Draws, EncodedClips, prior_step
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
 from training.parts.personal import PersonalSettings
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import torch_generator
@@ -57,6 +60,10 @@ class Settings(TransformerSettings):
     dilate_mask: int = Field(default=0, ge=0)  # by how many latents the person's mask is enlarged on all sides
     stills_steps: int | None = Field(default=None, ge=1)  # before this step only pictures, then only longer clips
     prior: float = Field(default=0.0, ge=0, lt=1)  # of the steps preserve what the LoRA's network makes of its class
+    prior_beside: float = Field(default=0.0, ge=0, le=1)  # in every step, on so many of its samples beside their loss
+    prior_weight: float = Field(default=1.0, gt=0)  # factor of the prior's loss
+    elsewhere: float = Field(default=0.0, ge=0, le=1)  # of the samples have a prompt of data.elsewhere as their caption
+    regions: Literal["none", "mask", "pose"] = "none"  # mask-guided attention: where the person is, by what
     personal: PersonalSettings | None = None  # who the LoRA is of, for the header of its file
     sample_clips: int = Field(default=2, ge=1)
     sample_steps: int = Field(default=20, ge=1)
@@ -73,13 +80,23 @@ class Settings(TransformerSettings):
     @model_validator(mode="after")
     def _prior_has_a_target(self) -> Self:
         lora = self.train.lora
-        if self.prior > 0 and (lora is None or lora.full or self.data.prior_class is None):
+        if max(self.prior, self.prior_beside) > 0 and (lora is None or lora.full or self.data.prior_class is None):
             raise ValueError(
                 "part.prior needs part.data.prior_class, and a LoRA alone, whose network is its target: part.train."
                 "lora with full: []"
             )
         if self.personal is not None and lora is None:
             raise ValueError("part.personal is the header of a LoRA's file; give part.train.lora, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _person_is_named(self) -> Self:
+        if self.elsewhere > 0 and self.data.elsewhere is None:
+            raise ValueError('part.elsewhere needs part.data.elsewhere, who is meant, such as "A zuv woman"')
+        if self.regions != "none" and self.personal is None:
+            raise ValueError("part.regions needs part.personal, whose name the background does not read")
+        if self.regions == "pose" and self.data.poses is None:
+            raise ValueError("part.regions: pose needs part.data.poses; part.regions: mask does without")
         return self
 
 
@@ -90,11 +107,14 @@ class ManifestPart(TransformerTraining):
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
-        self.data = CachedData(settings.data)
+        self.data = CachedData(settings.data, hulls=settings.regions == "pose")
         super().__init__(settings, starting_network(settings, context, self._fresh_config))
         self.config = self.transformer.config
         self._check_fit()
-        self.prior_texts = self.data.prior_texts(self.config.text_len).float() if settings.prior else None
+        self.prior_texts = (
+            self.data.prior_texts(self.config.text_len).float() if settings.prior or settings.prior_beside else None
+        )
+        self.elsewhere = self.data.elsewhere_texts(self.config.text_len).float() if settings.elsewhere else None
         self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         buckets = [row.bucket for row in self.data.rows]
         shape = self.data.image_embeds_shape()
@@ -160,24 +180,46 @@ class ManifestPart(TransformerTraining):
 
     def batch(self, step: int) -> Any:
         """The entries of this process's rows of a step."""
-        return self.data.batch(self.sampler.rows(step), self.config.text_len)
+        return self._named(self.data.batch(self.sampler.rows(step), self.config.text_len), self.named)
+
+    def _named(self, batch: dict[str, Any], named: NamedRows | None) -> dict[str, Any]:
+        """The batch with the tokens of each prompt that name the person, where there are regions."""
+        return batch if named is None else batch | {"named": [named.captions[name] for name in batch["ids"]]}
+
+    def _named_rows(self, data: DataSettings) -> NamedRows | None:
+        person = self.settings.personal
+        return (
+            None
+            if self.settings.regions == "none" or person is None
+            else named_rows(data, person.name, person.class_name)
+        )
+
+    @cached_property
+    def named(self) -> NamedRows | None:
+        """What names the person in the run's prompts, where there are regions."""
+        return self._named_rows(self.settings.data)
+
+    @property
+    def _held_out_settings(self) -> DataSettings:
+        return self.settings.data.model_copy(update={"split": "val"})
 
     @cached_property
     def held_out(self) -> CachedData:
         """The manifest's split `val`, as of its first use."""
-        found = CachedData(self.settings.data.model_copy(update={"split": "val"}))
+        found = CachedData(self._held_out_settings, hulls=self.settings.regions == "pose")
         self._check_length(found)
         return found
 
     def validation_batches(self) -> Iterator[Any]:
         """The first rows of the manifest's split `val`, one by one, without those that can no longer be read."""
         count, unreadable = min(self.settings.validation_clips, len(self.held_out.rows)), 0
+        named = self._named_rows(self._held_out_settings)
         for number in range(count):
             batch = self.held_out.row(number, self.config.text_len)
             if batch is None:
                 unreadable += 1
             else:
-                yield batch
+                yield self._named(batch, named)
         if unreadable == count:
             raise CheckpointError(
                 f"None of the first {count} rows of the split val can be read from {self.settings.data.cache}: run "
@@ -198,17 +240,68 @@ class ManifestPart(TransformerTraining):
             target_weights=self._weights(batch[f"{aim}_masks"]),
             poses=batch["poses"].float() if "poses" in batch else None,
             conditioned=self.conditioned,
+            regions=self._regions(batch),
+            regions_of_pose=settings.regions == "pose",
         )
+
+    def _regions(self, batch: Any) -> Regions | None:
+        """Where the person is: by the mask, enlarged as in the loss, or by the pose's hull, as in generation."""
+        if self.settings.regions == "none":
+            return None
+        if self.settings.regions == "pose":
+            return Regions(batch["hulls"].float(), tuple(batch["named"]))
+        return Regions(dilated(batch["masks"].float(), self.settings.dilate_mask), tuple(batch["named"]))
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss; in a share of the steps, of all processes alike, that of the prior."""
         drawn = torch.rand((), generator=torch_generator(self.context.seed, step, "prior"))
         if self.prior_texts is None or drawn >= self.settings.prior:
-            return super().loss(batch, step, generator)
+            batch = self._in_other_places(batch, generator)
+            clips = self.encoded(batch)
+            draws = self.draws(clips, step, generator)
+            texts = self.texts(batch, draws)
+            losses, metrics = dual_guidance_step(self.transformer, self.settings, clips, draws, texts)
+            if self.prior_texts is None or not self.settings.prior_beside:
+                return losses, metrics
+            prior, terms = self._prior_beside(self.prior_texts, batch, (clips, draws), generator)
+            return losses + self.settings.prior_weight * prior.mean(), metrics | terms
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
-        texts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
-        return prior_step(self.transformer, clips, draws, texts.to(clips.latents.device))
+        prompts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
+        losses, metrics = prior_step(self.transformer, clips, draws, prompts.to(clips.latents.device))
+        return self.settings.prior_weight * losses, metrics
+
+    def _prior_beside(
+        self, texts: Tensor, batch: Any, drawn: tuple[EncodedClips, Draws], generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """The prior of the first samples: the same noisy clips under the same prompts without the name."""
+        clips, draws = drawn
+        count = math.ceil(self.settings.prior_beside * len(clips.latents))
+        chosen = self._prior_prompts(texts, count, generator)
+        if "places" in batch:
+            place = batch["places"][:count]
+            chosen = torch.where((place >= 0)[:, None, None], texts[place.clamp(min=0)], chosen)
+        return prior_step(self.transformer, clips.first(count), draws.first(count), chosen.to(clips.latents.device))
+
+    def _in_other_places(self, batch: Any, generator: torch.Generator) -> Any:
+        """The batch with the captions of some samples replaced by prompts of the person elsewhere.
+
+        The loss is the person's alone where the background weighs nothing, so a place that the clip does not show costs
+        nothing, and only the name is there in every prompt.
+        """
+        if self.elsewhere is None:
+            return batch
+        own = batch["video_text"].float()
+        count, texts = len(own), self.elsewhere.to(own.device, non_blocking=True)
+        moved = torch.rand(count, generator=generator) < self.settings.elsewhere
+        chosen = torch.randint(len(texts), (count,), generator=generator)
+        drawn = texts[chosen.to(own.device, non_blocking=True)]
+        found = batch | {"places": torch.where(moved, chosen, -1)}
+        found |= {"video_text": torch.where(moved.to(own.device, non_blocking=True)[:, None, None], drawn, own)}
+        if self.named is not None:
+            rows = zip(moved.tolist(), chosen.tolist(), batch["named"], strict=True)
+            found["named"] = [self.named.elsewhere[place] if other else named for other, place, named in rows]
+        return found
 
     def _prior_prompts(self, texts: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Prompts of the class for a batch; where there are captions without the name, half of them are of these."""

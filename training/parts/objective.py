@@ -52,6 +52,7 @@ class EncodedClips:
         poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
         conditioned: whether the network has condition channels, and so is shown poses and first frames.
         regions: where the person is whom the prompts name, for mask-guided attention; None without it.
+        regions_of_pose: whether the poses say so: a sample whose pose is dropped then reads its prompt as ever.
     """
 
     latents: Tensor
@@ -63,6 +64,12 @@ class EncodedClips:
     poses: Tensor | None = None
     conditioned: bool = False
     regions: Regions | None = None
+    regions_of_pose: bool = False
+
+    def first(self, count: int) -> EncodedClips:
+        """Videos and poses of the first clips, which is all that the prior needs."""
+        poses = None if self.poses is None else self.poses[:count]
+        return replace(self, latents=self.latents[:count], poses=poses)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ class ConditionDraws:
     keep_pose: Tensor
     start_frames: Tensor
     with_pose: tuple[bool, ...] = ()
+
+    def first(self, count: int) -> ConditionDraws:
+        """Those of the first clips."""
+        return ConditionDraws(self.keep_pose[:count], self.start_frames[:count])
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,11 @@ class Draws:
     reference: ReferenceDraws | None
     condition: ConditionDraws | None = None
     quarters: tuple[int, ...] = ()
+
+    def first(self, count: int) -> Draws:
+        """Noise and condition of the first clips, without references."""
+        condition = None if self.condition is None else self.condition.first(count)
+        return Draws(self.sigma[:count], self.noise[:count], self.keep_text[:count], None, condition)
 
 
 def draw(
@@ -251,7 +267,10 @@ def _velocity_and_reconstruction(
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
     if clips.regions is not None:  # the empty prompt names nobody
-        condition = replace(condition or VideoCondition(), regions=clips.regions.only(draws.keep_text))
+        regions = clips.regions.only(draws.keep_text)
+        if clips.regions_of_pose and draws.condition is not None:
+            regions = regions.where(draws.condition.keep_pose)
+        condition = replace(condition or VideoCondition(), regions=regions)
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)

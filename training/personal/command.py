@@ -182,8 +182,10 @@ def _config(request: Request, preset: Preset, base: ContextAnyoneConfig, prepare
         "part.data.encoders": str(encoders),
         "part.data.poses": base.pose_style if posed else None,
         "part.data.prior_class": request.class_name,
+        "part.data.elsewhere": trigger_caption(request.name, request.class_name),
         "part.data.prior_captions": [
-            without_name(caption, request.name, request.class_name) for caption in request.captions
+            *_settings(load_config(preset.config, preset.changes)).data.prior_captions,
+            *(without_name(caption, request.name, request.class_name) for caption in request.captions),
         ],
     }
     own = [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PLAIN = ("part.background_weight=1.0", "part.dilate_mask=0", "part.prior=0.0")
-_ONE_STAGE = ("part.stills_steps=null", "part.data.buckets.frames=[17]", "optim.lr_factors={}")
-_REGIONS = "regions in training, which no setting asks for yet"
+_LAYERS = "part.train.lora.targets=[" + ", ".join(f"blocks.*.cross_attn.{layer}" for layer in "qkvo") + "]"
+_NONE = "part.regions=none"
+_PAPER = (_LAYERS, _NONE, "part.prior_beside=0.0", "part.elsewhere=0.0")
+_PLAIN = ("part.background_weight=1.0", *_PAPER)
+_ONE_STAGE = ("part.stills_steps=null", "part.data.buckets.frames=[17]")
 
 
 @dataclass(frozen=True)
@@ -16,14 +18,14 @@ class Arm:
     Attributes:
         changes: settings that differ from the preset; None trains nothing.
         reference: whether a picture of the person is given to the reference stream.
-        waits_for: what is missing for the arm to run; "" for nothing.
+        regions: whether the background reads the prompt without the name when clips are made, too.
     """
 
     name: str
     title: str
     changes: tuple[str, ...] | None
     reference: bool = False
-    waits_for: str = ""
+    regions: bool = False
 
 
 ARMS = {
@@ -32,20 +34,27 @@ ARMS = {
         Arm("base", "base: text only", None),
         Arm("one_stage", "one stage, clips", (*_PLAIN, *_ONE_STAGE)),
         Arm("two_stages", "two stages", _PLAIN),
-        Arm("weakening", "+ background weakening", ("part.prior=0.0",)),
-        Arm("masked_attention", "+ mask-guided attention (paper)", ("part.prior=0.0",), waits_for=_REGIONS),
-        Arm("prior", "+ prior", ()),
-        Arm("regions_pose", "regions: pose", (), waits_for=_REGIONS),
+        Arm("weakening", "+ background weakening", _PAPER),
+        Arm("masked_attention", "+ mask-guided attention (paper)", (*_PAPER, "part.regions=mask")),
+        Arm("elsewhere", "weakening + other places", (_LAYERS, _NONE, "part.prior_beside=0.0")),
+        Arm("cross_attention", "+ prior", (_LAYERS, _NONE)),
+        Arm("prior", "+ text embedding", (_NONE,)),
+        Arm("regions_pose", "+ regions: pose (preset)", (), regions=True),
         Arm("reference", "reference alone", None, reference=True),
-        Arm("reference_lora", "reference + LoRA", (), reference=True),
+        Arm("reference_lora", "reference + LoRA", (), reference=True, regions=True),
     )
 }
-"""By name, in the order of the table; `reference_lora` generates with the LoRA of `prior`."""
+"""By name, in the order of the table; `reference_lora` generates with the LoRA of `regions_pose`."""
 
 PAIRS = (
     ("two_stages", "one_stage"),
     ("weakening", "two_stages"),
+    ("masked_attention", "weakening"),
+    ("elsewhere", "weakening"),
+    ("cross_attention", "elsewhere"),
+    ("prior", "cross_attention"),
     ("prior", "weakening"),
+    ("regions_pose", "prior"),
     ("reference_lora", "reference"),
 )
 """What is compared, paired over the characters: the first less the second."""

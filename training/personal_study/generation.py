@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contextanyone_core.generation.personal import person_regions
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.media.image_io import frames_to_images, images_to_frames, picture_to_images
+from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.pose.drawing import STYLES, draw_poses
-from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.pose.hull import person_hull
+from contextanyone_core.prompts import TwoStagePrompt, rows_naming
 from contextanyone_core.sampling.flow import add_noise, velocity_target
 from contextanyone_core.sampling.guidance import CfgGuidance
 from contextanyone_core.weights.lora import load_lora, merge_loras
 from training.data.world_poses import world_poses
-from training.personal_study.people import FRAMES, SIDE, Asked, Person
+from training.personal_study.people import CLASS, FRAMES, NAME, SIDE, Asked, Person
 from training.randomness import torch_generator
 from training.world import neutral_prompts, posed_sample
 
@@ -44,11 +47,14 @@ class Maker:
         if self.lora is not None:
             merge_loras(self.pipeline.transformer, [(load_lora(self.lora, self.pipeline.transformer), 1.0)])
 
-    def clips(self, who: str, asked: Sequence[Asked], reference: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    def clips(
+        self, who: str, asked: Sequence[Asked], reference: NDArray[np.uint8] | None, *, regions: bool = False
+    ) -> NDArray[np.uint8]:
         """A clip (T, H, W, 3) for each request.
 
         Args:
             who: the beginning of the prompt. reference: a picture (H, W, 3) for the reference stream.
+            regions: whether the background reads the prompt without the name, by the hull of the pose.
         """
         pipeline, size = self.pipeline, (SIDE, SIDE)
         settings = GenerationSettings(
@@ -60,13 +66,20 @@ class Maker:
             some, given = asked[start : start + _BATCH], []
             for one in some:
                 conditions = pipeline.conditions(encoded, TwoStagePrompt(one.prompt(who), ""))
-                drawn = draw_poses(world_poses(one.joints, size), STYLES[pipeline.config.pose_style])
-                given.append(replace(conditions, video=pipeline.encode_condition(frames_to_images(drawn), None, size)))
+                given.append(replace(conditions, video=self._posed(one, one.prompt(who), regions=regions)))
             noise = pipeline.noise([one.seed for one in some], settings)
             latents = pipeline.sample_latents(stack_conditions(given), settings, noise)
             images = pipeline.decode(latents)
             made += [images_to_frames(images[index : index + 1]) for index in range(len(some))]
         return np.stack(made)
+
+    def _posed(self, one: Asked, prompt: str, *, regions: bool) -> VideoCondition:
+        """The condition of a clip: its poses and, with regions, where the person is."""
+        pipeline, poses = self.pipeline, world_poses(one.joints, (SIDE, SIDE))
+        style = STYLES[pipeline.config.pose_style]
+        condition = pipeline.encode_condition(frames_to_images(draw_poses(poses, style)), None, (SIDE, SIDE))
+        rows = rows_naming(pipeline.text_encoder.split(prompt), NAME, CLASS) if regions else ()
+        return replace(condition, regions=person_regions(person_hull(poses, style), rows)) if rows else condition
 
     @torch.no_grad()
     def loss_of_others(self, count: int) -> float:

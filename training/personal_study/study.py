@@ -52,8 +52,8 @@ class Study:
     def run(self) -> int | None:
         """Make the cells that are missing, then write metrics.json. Returns the signal that ended it, else None."""
         self.out.mkdir(parents=True, exist_ok=True)
-        cells = [(ARMS[name], Person(who)) for name in self.arms for who in range(self.characters)]
-        missing = [cell for cell in cells if not ARMS[cell[0].name].waits_for and not self._path(*cell).is_file()]
+        cells = [(ARMS[name], Person(who)) for who in range(self.characters) for name in self.arms]
+        missing = [cell for cell in cells if not self._path(*cell).is_file()]
         self._say_cost(missing)
         for number, (arm, person) in enumerate(missing, 1):
             _LOG.info("Cell %d of %d: %s, character %d.", number, len(missing), arm.title, person.number)
@@ -91,15 +91,18 @@ class Study:
         return {name: sha256_of(MINIATURE / f"{name}.safetensors") for name in names}
 
     def _trained_by(self, arm: Arm, person: Person) -> list[object]:
-        """What a training depends on."""
-        preset = PRESETS["miniature"].config.read_text(encoding="utf-8")
-        return [_VERSION, preset, arm.changes, list(self.overrides), person.number, self._frozen]
+        """What a training depends on; without one, the shipped weights alone."""
+        if arm.changes is None:
+            return [_VERSION, person.number, self._frozen]
+        config = load_config(PRESETS["miniature"].config, [*arm.changes, *self.overrides]).to_dict()
+        settings = {name: config[name] for name in ("optim", "precision", "part")}
+        return [_VERSION, settings, config["run"]["steps"], config["run"]["seed"], person.number, self._frozen]
 
     def _lora(self, arm: Arm, person: Person) -> Path:
         return self.out / "loras" / f"{_hash(self._trained_by(arm, person))}.safetensors"
 
     def _path(self, arm: Arm, person: Person) -> Path:
-        made_by = [*self._trained_by(arm, person), arm.reference, self.prompts, self.steps]
+        made_by = [*self._trained_by(arm, person), arm.reference, arm.regions, self.prompts, self.steps]
         return self.out / "cells" / f"{_hash(made_by)}.json"
 
     def _make(self, arm: Arm, person: Person) -> int | None:
@@ -111,7 +114,7 @@ class Study:
         maker = Maker(lora, self.steps)
         asked = person.asked(self.prompts)
         picture = picture_of(person) if arm.reference else None
-        clips = maker.clips(f"A {NAME} {CLASS}", asked, picture)
+        clips = maker.clips(f"A {NAME} {CLASS}", asked, picture, regions=arm.regions)
         nameless = maker.clips(f"A {CLASS}", [one for one in asked if not one.own_place][: self._nameless], None)
         probe, reader = (
             load_probe(MINIATURE / "probe.safetensors"),
@@ -155,7 +158,7 @@ class Study:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """`arms.<arm>.<measure>.{mean,ci95}`, `paired`, and what waits for something else."""
+        """`arms.<arm>.<measure>.{mean,ci95}`, and `paired`."""
         arms: dict[str, Any] = {}
         for name in self.arms:
             cells = self.values(name)
@@ -166,9 +169,8 @@ class Study:
             for first, second in PAIRS
             if first in self.arms and second in self.arms
         }
-        waiting = {name: ARMS[name].waits_for for name in self.arms if ARMS[name].waits_for}
         settings = {"characters": self.characters, "prompts": self.prompts, "steps": self.steps}
-        return {"settings": settings | {"set": list(self.overrides)}, "arms": arms, "paired": pairs, "waiting": waiting}
+        return {"settings": settings | {"set": list(self.overrides)}, "arms": arms, "paired": pairs}
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -176,8 +178,7 @@ def table(metrics: dict[str, Any]) -> str:
     lines = [f"{'':>32}" + "".join(f"{name:>22}" for name in MEASURES)]
     for name, values in metrics["arms"].items():
         cells = [_cell(values.get(key)) for key in MEASURES]
-        note = f"  waits for {metrics['waiting'][name]}" if name in metrics["waiting"] else ""
-        lines.append(f"{ARMS[name].title:>32}" + ("" if note else "".join(f"{cell:>22}" for cell in cells)) + note)
+        lines.append(f"{ARMS[name].title:>32}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines) + "\n"
 
 
