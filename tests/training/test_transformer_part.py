@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import assert_worker_has_all_but_networks
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -175,6 +176,10 @@ def test_batches_repeat_with_captions_drawn_anew(part):
     assert part.batch(2)["first"] == clip["first"]
     assert torch.equal(part.batch(2)["latents"], clip["latents"])
     assert all(caption.startswith(("A ", "An ")) for caption in clip["first"])
+
+
+def test_workers_get_the_pool_and_no_network(part):
+    assert_worker_has_all_but_networks(part)
 
 
 def test_the_pool_is_made_for_training_and_not_for_an_export(part, tmp_path):
