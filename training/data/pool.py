@@ -168,7 +168,7 @@ def _read(shard: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(shard, framework="pt") as file:
             expected = (file.metadata() or {}).get(_CHECKSUM)
-        tensors = load_file(shard)
+        tensors: dict[str, Tensor] = load_file(shard)
     except (SafetensorError, OSError):
         return None
     return tensors if expected in (None, checksum(tensors)) else None
