@@ -46,7 +46,8 @@ class _Batches(Dataset[Any]):
 
 
 def _restored(part: bytes, seed: int) -> _Batches:
-    return _Batches(pickle.loads(part), seed)
+    """What multiprocessing does with the arguments of a new process; nothing of it comes from a file."""
+    return _Batches(ForkingPickler.loads(part), seed)
 
 
 class _Absent:
