@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
+# A process for each core, each with one thread: the networks of the tests are too small for two to share one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all types check format clean
@@ -17,8 +19,8 @@ install: $(STAMP) ## make .venv with all extras and the command contextanyone
 
 $(STAMP): pyproject.toml requirements.txt constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"  # an import compiles what it needs
 	@touch $(STAMP)
 
 demo: $(STAMP) ## a picture and two prompts become a video, on a plain CPU
@@ -29,11 +31,11 @@ demo: $(STAMP) ## a picture and two prompts become a video, on a plain CPU
 	  --later "The same person is dancing at the beach at sunset." \
 	  --seed 7 --out outputs/demo.mp4
 
-test: $(STAMP) ## the fast test suite
-	$(BIN)/pytest -m "not nightly"
+test: $(STAMP) ## the fast test suite, a process for each core
+	$(PYTEST) -m "not nightly"
 
 test-all: $(STAMP) ## every test that this machine can run
-	$(BIN)/pytest
+	$(PYTEST)
 
 types: $(STAMP) ## mypy --strict; nodes/ as a package of the repository, as ComfyUI loads it
 	$(BIN)/mypy -p contextanyone_core -p training -p benchmarks -p evaluation -p data_pipeline

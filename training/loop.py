@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -124,7 +124,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     draws = range(progress.step * parts, run.steps * parts)
     pin_memory = world.device.type == "cuda"
     seed = rank_seed(run.seed, world.rank)
-    stream = batches(trainer.part, seed, draws, workers=run.workers, pin_memory=pin_memory)
+    method: Literal["fork", "forkserver"] = "fork" if world.size == 1 else "forkserver"
+    stream = batches(trainer.part, seed, draws, workers=run.workers, pin_memory=pin_memory, method=method)
     speed = Speedometer(trainer.part, world.device, bf16=trainer.config.precision == "bf16", processes=world.size)
     watch = Watch(trainer.config, folder, progress.step, active=world.first)
     with watch, Saver(store, world) as saver:

@@ -1,15 +1,20 @@
 """Batches prepared ahead of time by worker processes, in the order of the steps."""
 
 import atexit
-import mmap
+import ctypes
+import io
+import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Literal
 
 import cv2
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from contextanyone_core.errors import ContextAnyoneError
@@ -17,10 +22,11 @@ from training.parts.base import Part
 from training.randomness import seed_globals
 
 _JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PRELOADED = ["cv2", "torch"]  # by the server that forks the workers: imported once for all of them
 
 
 class _Batches(Dataset[Any]):
-    """The batch of every step, by index."""
+    """The batch of every step, by index. A pickle of it has no networks."""
 
     def __init__(self, part: Part, seed: int) -> None:
         self._part = part
@@ -33,17 +39,57 @@ class _Batches(Dataset[Any]):
         except ContextAnyoneError as error:  # passed on as a value: the loader would wrap it in a traceback
             return error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        buffer = io.BytesIO()
+        _WithoutNetworks(buffer, pickle.HIGHEST_PROTOCOL).dump(self._part)
+        return _restored, (buffer.getvalue(), self._seed)
 
-def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bool) -> Iterator[Any]:
+
+def _restored(part: bytes, seed: int) -> _Batches:
+    """What multiprocessing does with the arguments of a new process; nothing of it comes from a file."""
+    return _Batches(ForkingPickler.loads(part), seed)
+
+
+class _Absent:
+    """Stands for a network, or a tensor on a GPU, which `Part.batch` does not use."""
+
+
+class _WithoutNetworks(ForkingPickler):
+    """Leaves out networks and what is on a GPU; other tensors travel by shared memory."""
+
+    def reducer_override(self, found: Any) -> Any:
+        """What replaces an object."""
+        if isinstance(found, nn.Module) or (isinstance(found, torch.Tensor) and found.device.type != "cpu"):
+            return _Absent, ()
+        return NotImplemented
+
+
+def batches(
+    part: Part,
+    seed: int,
+    steps: range,
+    *,
+    workers: int,
+    pin_memory: bool,
+    method: Literal["fork", "forkserver"] = "fork",
+) -> Iterator[Any]:
     """Return an iterator over `part.batch(step)` for the steps, in order, the same for any number of workers.
 
-    Workers are forks with one thread each. OpenCV's own threads are switched off, here too: they do not survive a fork.
+    Workers have one thread each. OpenCV's own threads are switched off, here too: they do not survive a fork.
     SIGTERM and SIGINT, which schedulers send to every process of a job, do not end a worker while this process runs: it
     may have a checkpoint to save, and ends the workers itself.
+
+    Args:
+        method: fork where this process trains alone. Among several a fork could copy a lock or a connection of theirs
+            (NCCL, InfiniBand) in the middle of its use: forkserver, whose workers are forks of a new process and get
+            the part by pickle, without its networks.
     """
     cv2.setNumThreads(0)
-    ending = mmap.mmap(-1, 1)  # shared with the forks; set when this process ends, before Python ends its workers
-    atexit.register(ending.write_byte, 1)
+    context = multiprocessing.get_context(method)
+    if isinstance(context, multiprocessing.context.ForkServerContext):
+        context.set_forkserver_preload(_PRELOADED)
+    ending = context.RawValue(ctypes.c_bool, False)  # set when this process ends, before Python ends its workers
+    atexit.register(setattr, ending, "value", True)
     loader = DataLoader(
         _Batches(part, seed),
         batch_size=None,
@@ -51,12 +97,12 @@ def batches(part: Part, seed: int, steps: range, *, workers: int, pin_memory: bo
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
-        worker_init_fn=partial(_start_worker, ending, os.getpid()) if workers else None,
-        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=partial(_start_worker, ending) if workers else None,
+        multiprocessing_context=context if workers else None,
     )
     if not workers:
         return _or_raise(iter(loader))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the forks inherit it, until they are ready
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # what is started inherits it, until it is ready
     try:
         return _or_raise(iter(loader))
     finally:
@@ -87,9 +133,11 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(ending: mmap.mmap, trainer: int, _: int) -> None:
+def _start_worker(ending: Any, _: int) -> None:
+    parent = os.getppid()  # the trainer, or the server, which ends with it
+
     def outlive(*_: Any) -> None:
-        if ending[0] or os.getppid() != trainer:
+        if ending.value or os.getppid() != parent:
             os._exit(0)
 
     for number in _JOB_SIGNALS:

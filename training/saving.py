@@ -6,6 +6,8 @@ are made. Under FSDP2 every process copies and writes its own shards, and no ten
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -102,6 +104,7 @@ class Saver:
             finally:
                 del tensors
                 self._copied.set()
+            _give_way()
             self._store.save(progress, copies, writers)
         except (OSError, RuntimeError) as error:  # RuntimeError: no memory for the copies, or a process is gone
             self._error = error
@@ -115,6 +118,13 @@ class Saver:
         alone = self._writers is None or self._writers.size == 1
         if kind is None or (alone and not issubclass(kind, KeyboardInterrupt)):
             self._join()
+
+
+def _give_way() -> None:
+    """Lower this thread's priority: the training waits for the copies, but neither for hashing nor for writing."""
+    if sys.platform == "linux":  # where a thread has a priority of its own; a process's workers keep theirs
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + 10))
 
 
 def copy_own(tensors: _Files, writers: Writers, stream: Any, buffers: dict[str, Tensor]) -> _Copies:

@@ -1,6 +1,7 @@
 """The command as a process: Ctrl-C at any moment, a full disk, and a quick start."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -42,35 +43,25 @@ def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
     return seen
 
 
-def assert_interrupted(process: subprocess.Popen[bytes], folder: Path) -> None:
+def test_interrupted_while_sampling(words, tmp_path):
+    process = start([*words, "--steps", "1000"])
+    wait_for(process, b"/1000")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert out == b""
     assert b"Traceback" not in err
     assert err.endswith(b"contextanyone: interrupted\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def assert_interrupted(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the command in this process; something in it raises SIGINT."""
+    assert cli.main(words) == 130
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.endswith("contextanyone: interrupted\n")
     assert list(folder.iterdir()) == []
-
-
-def test_interrupted_while_sampling(words, tmp_path):
-    process = start([*words, "--steps", "1000"])
-    wait_for(process, b"/1000")
-    assert_interrupted(process, tmp_path / "out")
-
-
-SLOW = """
-import sys, time
-from contextanyone_core import cli
-from contextanyone_core.{package} import {module}
-real = {module}.{name}
-def slow(*args, **kwargs):
-    sys.stderr.write("HERE\\n")
-    sys.stderr.flush()
-    time.sleep(60)
-    return real(*args, **kwargs)
-{module}.{name} = slow
-sys.exit(cli.main())
-"""
 
 
 @pytest.mark.parametrize(
@@ -83,65 +74,47 @@ sys.exit(cli.main())
         ("media", "video_io", "_save_png"),
     ],
 )
-def test_interrupted_elsewhere(words, tmp_path, package, module, name):
-    process = start([sys.executable, "-c", SLOW.format(package=package, module=module, name=name), *words[3:]])
-    wait_for(process, b"HERE")
-    assert_interrupted(process, tmp_path / "out")
+def test_interrupted_elsewhere(words, tmp_path, monkeypatch, capsys, package, module, name):
+    place = f"contextanyone_core.{package}.{module}.{name}"
+    monkeypatch.setattr(place, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert_interrupted(words[3:], tmp_path / "out", capsys)
 
 
-ANGRY = """
-import sys
-from contextanyone_core import cli
-from contextanyone_core.cli import generate
-def angry(options):
-    try:
-        sys.stderr.write("HERE\\n")
-        sys.stderr.flush()
-        import time
-        time.sleep(60)
-    except KeyboardInterrupt as error:
-        raise ImportError("half a library") from error
-generate._load = angry
-sys.exit(cli.main())
-"""
+def test_interrupted_where_a_library_makes_another_error_of_it(words, tmp_path, monkeypatch, capsys):
+    def angry(_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ImportError("half a library") from error
+
+    monkeypatch.setattr("contextanyone_core.cli.generate._load", angry)
+    assert_interrupted(words[3:], tmp_path / "out", capsys)
 
 
-def test_interrupted_where_a_library_makes_another_error_of_it(words, tmp_path):
-    process = start([sys.executable, "-c", ANGRY, *words[3:]])
-    wait_for(process, b"HERE")
-    assert_interrupted(process, tmp_path / "out")
-
-
-FULL = """
-import resource, sys
-from contextanyone_core import cli
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-sys.exit(cli.main())
-"""
+def assert_no_room(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 1
+    assert "no room left" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip"])
-def test_no_room_for_the_file(words, tmp_path, name):
-    script = FULL.format(limit=900)
-    command = [sys.executable, "-c", script, *words[3:-1], str(tmp_path / "out" / name)]
-    result = subprocess.run(command, capture_output=True, check=False)
-    assert result.returncode == 1, result.stderr
-    assert b"no room left" in result.stderr
-    assert b"Traceback" not in result.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+def test_no_room_for_the_file(words, tmp_path, capsys, name):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900, hard))
+    try:
+        assert_no_room([*words[3:-1], str(tmp_path / "out" / name)], tmp_path / "out", capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk(words, tmp_path):
+def test_a_full_disk(words, tmp_path, capsys):
     disk = tmp_path / "out"
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("no right to mount a small disk")
     try:
         for name in ("clip.mp4", "clip.webp", "clip"):
-            result = subprocess.run([*words[:-1], str(disk / name)], capture_output=True, check=False)
-            assert result.returncode == 1, result.stderr
-            assert b"no room left" in result.stderr
-            assert list(disk.iterdir()) == []
+            assert_no_room([*words[3:-1], str(disk / name)], disk, capsys)
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # every optimizer imports it at its first step: here once for all forks
 from accelerate import PartialState
+from torch.utils._pytree import tree_leaves
 
 from training.config import TrainConfig, parse_config, save_config
+from training.parts.base import Part
+from training.prefetch import _Batches
 from training.state import Checkpoint, CheckpointStore
 from training.train import main
 
 WORLD = 2
+PATIENCE = 600  # seconds until a process counts as hanging; a busy machine is no failure
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +51,15 @@ def start(config: TrainConfig, world: int = WORLD, **environment: str) -> list[B
     return processes
 
 
+def _no_fork_in_a_group() -> None:
+    """A fork would copy what the processes' connections have in use. Whatever a hook raises is ignored."""
+    if torch.distributed.is_initialized():
+        os.write(2, b"forked while the processes are connected\n")
+        os._exit(70)
+
+
 def _train(path: Path, environment: dict[str, str]) -> None:
+    os.register_at_fork(before=_no_fork_in_a_group)
     PartialState._reset_state()  # a tracker's, of a run in the tests' own process; a launcher's processes have none
     os.environ.update(environment)
     sys.exit(main(["--config", str(path)]))
@@ -54,7 +68,7 @@ def _train(path: Path, environment: dict[str, str]) -> None:
 def finish(processes: Sequence[BaseProcess], code: int = 0) -> None:
     try:
         for process in processes:
-            process.join(60)
+            process.join(PATIENCE)
         codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
@@ -63,11 +77,21 @@ def finish(processes: Sequence[BaseProcess], code: int = 0) -> None:
 
 
 def wait_for_lines(processes: Sequence[BaseProcess], out: Path, lines: int) -> None:
-    log, deadline = out / "log.jsonl", time.monotonic() + 120
+    log, deadline = out / "log.jsonl", time.monotonic() + PATIENCE
     while not log.exists() or log.read_text().count("\n") < lines:
         assert all(process.is_alive() for process in processes)
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def assert_worker_has_all_but_networks(part: Part) -> None:
+    """What a worker process that is no fork of the trainer gets: equal batches, and no module."""
+    here = _Batches(part, 3)
+    there = pickle.loads(pickle.dumps(here))
+    assert any(isinstance(value, torch.nn.Module) for value in vars(part).values())
+    assert not any(isinstance(value, torch.nn.Module) for value in vars(there._part).values())
+    pairs = zip(tree_leaves(here[1]), tree_leaves(there[1]), strict=True)
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 def load(out: Path, step: int) -> Checkpoint:

@@ -12,6 +12,7 @@ import shared_part
 import tiny_part
 import torch
 from processes import (
+    PATIENCE,
     WORLD,
     accelerate_launches,
     difference,
@@ -100,7 +101,7 @@ def test_the_end_of_one_process_is_one_line_in_the_others(tmp_path: Path, capfd:
     processes = start(make_config(tmp_path / "run", part, {"steps": 5000}), ACCELERATE_USE_FSDP="true")
     wait_for_lines(processes, tmp_path / "run", 2)
     processes[1].kill()
-    processes[0].join(120)
+    processes[0].join(PATIENCE)
     assert processes[0].exitcode == 1
     written = capfd.readouterr().err
     assert written.count("train.py: Another process of this run has ended, or cannot be reached") == 1
@@ -114,7 +115,7 @@ def test_one_that_is_not_finite_and_one_that_is_told_to_end(tmp_path: Path) -> N
     wait_for_lines(processes, tmp_path / "run", 3)
     (tmp_path / "run" / "save").touch()
     checkpoints = tmp_path / "run" / "checkpoints"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (checkpoints / "latest").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)

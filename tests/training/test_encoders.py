@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from processes import assert_worker_has_all_but_networks
 
 from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
@@ -49,6 +50,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[EncodersPart, Pa
     part, folder = build(), tmp_path_factory.mktemp("encoders")
     part.export(folder, {"name": "test", "seed": 0})
     return part, folder
+
+
+def test_workers_need_no_network(exported):
+    assert_worker_has_all_but_networks(exported[0])
 
 
 def test_tokenizer_has_the_ids_that_both_hosts_expect(tokenizer):

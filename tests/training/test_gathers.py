@@ -75,7 +75,7 @@ def counted(config: TrainConfig, **environment: str) -> list[list[int]]:
     processes = [fork.Process(target=_steps, args=(config, rank, queue)) for rank in ranks]
     for process in processes:
         process.start()
-    found: list[list[int]] = queue.get(timeout=60)
+    found: list[list[int]] = queue.get(timeout=600)
     finish(processes)
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cached_world import build, change_rows, settings_for, write_small_world
+from processes import assert_worker_has_all_but_networks
 
 from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.weights.checkpoint import load_transformer
@@ -74,6 +75,10 @@ def test_an_epoch_sees_every_row_and_every_batch_has_one_shape(make):
     stills = [batch for batch in batches if batch["latents"].shape[2] == 1]
     assert {name for batch in stills for name in batch["ids"]} == {"00000007"}
     assert len(stills[0]["ids"]) >= 2
+
+
+def test_workers_get_the_cache_and_no_network(make):
+    assert_worker_has_all_but_networks(make())
 
 
 def test_the_masks_and_targets_of_rows_with_and_without(make):

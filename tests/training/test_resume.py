@@ -2,12 +2,14 @@
 
 import errno
 import json
+import logging
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +28,9 @@ from training.optim import make_optimizer, optimizer_tensors, restore_optimizer
 from training.parts import PARTS, PartEntry
 from training.parts.base import Metrics, PartContext
 from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
+from training.train import main
 
-ROOT = Path(__file__).parents[2]
+PATIENCE = 600  # seconds until a process counts as hanging; a busy machine is no failure
 MAPPED: dict[str, type[linear_part.LinearPart]] = {}
 
 
@@ -120,20 +123,44 @@ def test_budget_stops_cleanly_and_goes_on(tmp_path: Path, straight: Checkpoint) 
     assert_same(latest(tmp_path), straight)
 
 
-def start(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
-    save_config(config, folder / "start.yaml")
-    command = [sys.executable, str(ROOT / "tests/training/linear_part.py"), "--config", str(folder / "start.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+class Started:
+    """The command in a fork, which needs no second import of torch: a session of its own, its stderr in a file."""
 
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        save_config(config, folder / "start.yaml")
+        self._errors = folder / "errors"
+        words = ["--config", str(folder / "start.yaml")]
+        self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(words,))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
-def wait_for_step(process: subprocess.Popen[str], out: Path, lines: int) -> None:
-    log = out / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_text().count("\n") < lines:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    def _run(self, words: list[str]) -> None:
+        os.setsid()
+        os.dup2(os.open(self._errors, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        logging.getLogger().handlers.clear()  # pytest's
+        sys.exit(main(words))
+
+    def wait_for(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            assert self._process.is_alive(), self._errors.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def wait_for_step(self, out: Path, lines: int) -> None:
+        log = out / "log.jsonl"
+        self.wait_for(lambda: log.exists() and log.read_text().count("\n") >= lines)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def end(self) -> tuple[int | None, str]:
+        """The exit code, and what was written to stderr."""
+        self._process.join(PATIENCE)
+        return self._process.exitcode, self._errors.read_text()
 
 
 SLOW = {"seconds_a_step": 0.3}
@@ -142,14 +169,12 @@ SLOW = {"seconds_a_step": 0.3}
 def test_kill_9_and_resume(tmp_path: Path, straight: Checkpoint) -> None:
     out = tmp_path / "run"
     config = make_config(out, SLOW, workers=1)
-    process = start(config, tmp_path)
-    wait_for_step(process, out, 4)
+    process = Started(config, tmp_path)
+    process.wait_for_step(out, 4)
     with pytest.raises(InputError, match="Another process is training in"):
         train(config)
-    while not (out / "checkpoints/latest").exists():  # a thread writes it
-        time.sleep(0.02)
+    process.wait_for((out / "checkpoints/latest").exists)  # a thread writes it
     process.kill()
-    process.communicate()
     assert latest(out).progress.step == 3
     with (out / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "lo')  # a line cut by the kill
@@ -177,11 +202,11 @@ def test_signal_to_the_whole_group_saves(
 ) -> None:
     out = tmp_path / "run"
     config = make_config(out, SLOW, workers=1, save_every=100)
-    process = start(config, tmp_path)
-    wait_for_step(process, out, 2)
+    process = Started(config, tmp_path)
+    process.wait_for_step(out, 2)
     _signal_all(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    ended, errors = process.end()
+    assert ended == code, errors
     assert "Traceback" not in errors
     assert "the same command resumes the run" in errors
     assert 2 <= latest(out).progress.step < 6
@@ -329,13 +354,11 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(tmp_path: Path) -> None:
     """From the first checkpoint on no file may grow beyond 10 kB, so the second one cannot be written."""
     out, part = tmp_path / "run", SLOW | {"width": 64}
     config = make_config(out, part, trackers=[])
-    process = start(config, tmp_path)
-    while not (out / "checkpoints" / "latest").exists():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.02)
+    process = Started(config, tmp_path)
+    process.wait_for((out / "checkpoints" / "latest").exists)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
+    ended, errors = process.end()
+    assert ended == 1, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("train.py: ")
     assert "model.safetensors cannot be written" in last

@@ -1,5 +1,7 @@
 """Checkpoints written by a thread and in shards: what they hold is the state of their step, whoever reads them."""
 
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,9 @@ def together(count: int, act: Any) -> list[Any]:
     def run(rank: int) -> None:
         def gather(mine: Any) -> list[Any]:
             place[rank] = mine
-            barrier.wait(30)
+            barrier.wait(600)
             found = list(place)
-            barrier.wait(30)
+            barrier.wait(600)
             return found
 
         try:
@@ -126,8 +128,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
 
     def slow(path: Path, tensors: Any) -> str:
         if path.parent.name.startswith(".contextanyone-step-00000002") and path.stem == "model":
-            assert made.acquire(timeout=30)
-            assert made.acquire(timeout=30)
+            assert made.acquire(timeout=600)
+            assert made.acquire(timeout=600)
         return write(path, tensors)
 
     def counted(self: linear_part.LinearPart, batch: Any, step: int, generator: torch.Generator) -> Any:
@@ -143,6 +145,21 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
             name = f"checkpoints/step-{step:08d}/{file}.safetensors"
             left, right = (load_file(tmp_path / run / name) for run in ("slow", "straight"))
             assert all(torch.equal(tensor, right[key]) for key, tensor in left.items()), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority is a whole process's")
+def test_hashing_and_writing_give_way_to_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, write = set[int](), write_hashed
+
+    def noted(path: Path, tensors: Any) -> str:
+        found.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return write(path, tensors)
+
+    monkeypatch.setattr(state, "write_hashed", noted)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    train(make_config(tmp_path, save_every=1))
+    assert found == {min(19, before + 10)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_an_error_between_checkpoints_loses_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import assert_worker_has_all_but_networks
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -94,8 +95,13 @@ def test_a_full_disk_leaves_no_half_shard_of_a_pool(tiny_folder, tmp_path):
     assert list(key.folder(tmp_path).iterdir()) == []
 
 
-@pytest.mark.parametrize("left", [0, 5, -1])
-def test_a_damaged_shard_of_a_pool_is_encoded_anew(tiny_folder, tmp_path, caplog, left):
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda c: c[:5], lambda c: c[:-1], flipped])
+def test_a_damaged_shard_of_a_pool_is_encoded_anew(tiny_folder, tmp_path, caplog, damage):
     encoders = (
         VideoVAE(load_vae(tiny_folder / "vae.safetensors")),
         load_image_encoder(tiny_folder / "image_encoder.safetensors"),
@@ -103,7 +109,7 @@ def test_a_damaged_shard_of_a_pool_is_encoded_anew(tiny_folder, tmp_path, caplog
     key = PoolKey("test", 7, 1, 32, 4)
     whole = open_pool(tmp_path, key, *encoders)
     shard = key.folder(tmp_path) / "00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:left])
+    shard.write_bytes(damage(shard.read_bytes()))
     assert torch.equal(open_pool(tmp_path, key, *encoders).latents, whole.latents)
     assert "00001.safetensors is damaged and encoded anew" in caplog.text
 
@@ -171,6 +177,10 @@ def test_batches_repeat_with_captions_drawn_anew(part):
     assert part.batch(2)["first"] == clip["first"]
     assert torch.equal(part.batch(2)["latents"], clip["latents"])
     assert all(caption.startswith(("A ", "An ")) for caption in clip["first"])
+
+
+def test_workers_get_the_pool_and_no_network(part):
+    assert_worker_has_all_but_networks(part)
 
 
 def test_the_pool_is_made_for_training_and_not_for_an_export(part, tmp_path):

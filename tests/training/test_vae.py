@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from processes import assert_worker_has_all_but_networks
 from pydantic import ValidationError
 
 from contextanyone_core.encoders.vae import VideoVAE, build_vae, load_vae, mini_vae_config
@@ -91,6 +92,10 @@ def test_images_come_first_then_clips_with_images_in_between():
         (5, 32, 32),
     ]
     assert torch.equal(part.batch(4), part.batch(4))
+
+
+def test_workers_need_no_network():
+    assert_worker_has_all_but_networks(_part())
 
 
 def test_no_step_repeats_pictures_of_the_next():

@@ -26,6 +26,7 @@ from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.encoders.vae import VideoVAE
 from contextanyone_core.media.image_io import frames_to_images
 from training.data.frames import latent_masks
+from training.data.shards import checksum
 from training.data.world_poses import drawn_poses
 from training.files import write_tensors
 from training.randomness import numpy_generator, seed_for
@@ -45,6 +46,7 @@ from training.world.scene import ACTIONS, LIGHTS, PLACES
 
 _LOG = logging.getLogger(__name__)
 _SHARD = 64  # pairs in a file
+_CHECKSUM = "sha256"  # name of a shard's metadata
 _WHITE_SHARE = 0.1  # references with the person on white, as an artist's cut-out
 
 
@@ -137,7 +139,8 @@ def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncod
     """Read a pool, first encoding the pairs that are not there yet. Interrupted work goes on where it stopped.
 
     Several processes may fill one pool at the same time: each takes the missing shards in an order of its own. A shard
-    that cannot be read, as a power failure may leave it, is reported and encoded anew.
+    that cannot be read, as a power failure may leave it, or that does not have its checksum is reported and encoded
+    anew.
 
     Raises:
         OSError: the disk is full or not writable; shards that are there stay whole.
@@ -145,25 +148,30 @@ def open_pool(root: Path, key: PoolKey, vae: VideoVAE, image_encoder: ImageEncod
     folder = key.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [folder / f"{index:05d}.safetensors" for index in range(-(-key.pairs // _SHARD))]
-    missing = [index for index, path in enumerate(shards) if not _is_whole(path)]
+    found = {path: _read(path) for path in shards}
+    missing = [index for index, path in enumerate(shards) if found[path] is None]
     for path in (shards[index] for index in missing if shards[index].exists()):
         _LOG.warning("%s is damaged and encoded anew.", path)
     random.Random(os.getpid()).shuffle(missing)
     if missing:
         _LOG.info("Encoding %d of %d shards of %d pairs into %s", len(missing), len(shards), _SHARD, folder)
     for index in tqdm(missing, desc="encoding pairs", unit="shard", disable=None):
-        if not _is_whole(shards[index]):
-            write_tensors(shards[index], _encode_shard(key, index, vae, image_encoder))
-    parts = [load_file(path) for path in shards]
+        if _read(shards[index]) is None:
+            tensors = _encode_shard(key, index, vae, image_encoder)
+            write_tensors(shards[index], tensors, {_CHECKSUM: checksum(tensors)})
+    parts = [found.pop(path) or load_file(path) for path in shards]
     return Pool(**{name: torch.cat([part[name] for part in parts])[: key.pairs] for name in parts[0]})
 
 
-def _is_whole(shard: Path) -> bool:
+def _read(shard: Path) -> dict[str, Tensor] | None:
+    """The tensors of a shard; None where it is not there or damaged. Shards of older versions have no checksum."""
     try:
-        with safe_open(shard, framework="pt"):  # compares the file's length with its header
-            return True
+        with safe_open(shard, framework="pt") as file:
+            expected = (file.metadata() or {}).get(_CHECKSUM)
+        tensors: dict[str, Tensor] = load_file(shard)
     except (SafetensorError, OSError):
-        return False
+        return None
+    return tensors if expected in (None, checksum(tensors)) else None
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 from contextanyone_core.errors import InputError
 from training.data.buckets import Bucket
@@ -48,7 +47,7 @@ class BucketSampler:
             self._rows.setdefault(buckets[row], []).append(row)
         self._batch, self._seed, self._rank, self._world = dict(batch), seed, rank, world
         self.steps_per_epoch = sum(-(-len(rows) // self._batch[bucket]) for bucket, rows in self._rows.items())
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._epochs: dict[int, list[list[int]]] = {}  # the last two that were asked for; worker processes get a pickle
 
     def rows(self, step: int) -> list[int]:
         """This process's rows of a step, counted from 0 over all epochs."""
@@ -58,6 +57,11 @@ class BucketSampler:
         """The rows of a step of all processes together."""
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[index]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._epochs:
+            self._epochs = dict([*self._epochs.items()][-1:]) | {epoch: self._draw_epoch(epoch)}
+        return self._epochs[epoch]
 
     def _draw_epoch(self, epoch: int) -> list[list[int]]:
         batches = []

@@ -137,7 +137,7 @@ class ShardStore:
 
     def _write(self, path: Path, entries: Mapping[str, Entry]) -> None:
         tensors = {f"{key}/{name}": tensor for key, entry in entries.items() for name, tensor in entry.items()}
-        checksums = {key: _checksum(entry) for key, entry in entries.items()}
+        checksums = {key: checksum(entry) for key, entry in entries.items()}
         write_tensors(path, tensors, {_CHECKSUMS: json.dumps(checksums)})
         self._add(path, entries)
 
@@ -169,7 +169,7 @@ def _read_entry(path: Path, header: Header, key: str) -> Entry:
     if not entry:
         raise CheckpointError(f"{path} has no entry {key} any more: run training/cache.py again.")
     expected = _checksums(path, header).get(key)
-    if expected is not None and expected != _checksum(entry):  # shards of older versions have none
+    if expected is not None and expected != checksum(entry):  # shards of older versions have none
         raise CheckpointError(f"{path} is damaged in the entry {key}: run training/cache.py again.")
     return entry
 
@@ -184,7 +184,7 @@ def _checksums(path: Path, header: Header) -> dict[str, str]:
     return found
 
 
-def _checksum(entry: Entry) -> str:
+def checksum(entry: Entry) -> str:
     """SHA-256 of an entry's tensors: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(entry.items()):

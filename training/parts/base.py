@@ -94,10 +94,11 @@ class Part(Protocol):
     def batch(self, step: int) -> Any:
         """Return the batch of one step, on the CPU: a function of (seed, step) and of nothing else.
 
-        Runs ahead of time in a worker process (`run.workers`), a fork of the trainer: it must not read or write
-        weights, touch the GPU, or keep state between calls. Draws come from `training.randomness` with the seed, the
-        step and a purpose. Tensors inside dicts, lists and tuples travel by shared memory and are moved to the device
-        by the loop; return uint8 pictures where you can, and convert them in `loss`.
+        Runs ahead of time in a worker process (`run.workers`): a fork of the trainer, or where several processes train
+        together a new one, which gets the part by pickle without its networks and without what is on a GPU. It must not
+        read or write weights, touch the GPU, or keep state between calls. Draws come from `training.randomness` with
+        the seed, the step and a purpose. Tensors inside dicts, lists and tuples travel by shared memory and are moved
+        to the device by the loop; return uint8 pictures where you can, and convert them in `loss`.
         """
         ...
 

@@ -70,6 +70,7 @@ class EncodersPart:
             self._warm(context.init_from)
         # Backward through torch's fused attention in bf16 takes longer on a CPU than all the rest of the tower.
         self._image.set_attn_implementation("eager")
+        self._picture_size: int = self._image.config.image_size  # worker processes have no network
         self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self._spiece_model)
         self._heads = EncoderHeads(self._text.config.d_model, self._image.config.hidden_size, settings.projection)
 
@@ -170,7 +171,7 @@ class EncodersPart:
         self._text, self._image = text.model.requires_grad_(True), image.model.requires_grad_(True)
 
     def _pairs(self, seed: int, variety: Variety, rng: np.random.Generator) -> list[Pair]:
-        return draw_pairs(seed, self._image.config.image_size, variety, rng)
+        return draw_pairs(seed, self._picture_size, variety, rng)
 
     def _test_pairs(self) -> list[Pair]:
         rng = numpy_generator(self._seed, 0, "encoders, test")
