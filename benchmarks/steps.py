@@ -89,49 +89,31 @@ class Step:
         return len(self.guidance.branches(_SIGMA))
 
 
-class Uncached(SeparateStream):
+class Uncached:
     """Our model without cache: the reference stream runs again in every pass with references."""
 
     def __init__(self, transformer: ContextAnyoneTransformer, references: ReferenceInputs) -> None:
-        super().__init__(transformer, None)
-        self._fed = references
+        self._transformer, self._references = transformer, references
 
-    def velocity(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text_embeds: Tensor,
-        *,
-        with_reference: bool,
-        condition: VideoCondition | None = None,
-    ) -> Tensor:
-        """As `SeparateStream.velocity`."""
-        references = self._fed if with_reference else None
-        output = self._transformer(latents, timesteps, text_embeds, references=references, condition=condition)
-        return torch.as_tensor(output.velocity)
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """As `Conditioned.velocity`."""
+        references = self._references if with_reference else None
+        return torch.as_tensor(self._transformer(latents, timesteps, text_embeds, references=references).velocity)
 
 
-class Posed(SeparateStream):
+class Posed:
     """Our model with a pose and a start frame in every pass."""
 
     def __init__(
         self, transformer: ContextAnyoneTransformer, references: ReferenceInputs, condition: VideoCondition
     ) -> None:
-        super().__init__(transformer, references)
-        self._condition = condition
+        self._stream, self._condition = SeparateStream(transformer, references), condition
 
-    def velocity(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text_embeds: Tensor,
-        *,
-        with_reference: bool,
-        condition: VideoCondition | None = None,
-    ) -> Tensor:
-        """As `SeparateStream.velocity`."""
-        given = condition or self._condition
-        return super().velocity(latents, timesteps, text_embeds, with_reference=with_reference, condition=given)
+    def velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        """As `Conditioned.velocity`."""
+        return self._stream.velocity(
+            latents, timesteps, text_embeds, with_reference=with_reference, condition=self._condition
+        )
 
 
 class DiffusersWan:

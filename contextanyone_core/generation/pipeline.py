@@ -18,7 +18,8 @@ from ..encoders.vae import VideoVAE
 from ..errors import InputError
 from ..model.condition import NO_CHANNELS, VideoCondition
 from ..model.losses import reconstruction
-from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs, forget_tables
+from ..model.rope import forget_tables
+from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from ..model_specs import MODELS, ModelSpec
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from .condition import PatchEmbedding, VideoCondition, resized_patch_weight, wit
 from .initialisation import initialise
 from .precision import full_precision
 from .regions import NO_REGIONS
-from .rope import RotaryTable, grid_positions, in_context_positions, reference_positions, rotary_table
+from .rope import stream_table
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ class ContextAnyoneTransformer(nn.Module):
             _check_batch("references", first, len(latents))
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
-        table = _table((grid,), None, self.config.head_dim, latents.device)
+        table = stream_table((grid,), None, self.config.head_dim, latents.device)
         guide = condition.guide(latents, self.config.patch_size, self.config.text_len)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide)
         x = self._embed_patches(conditioned)  # b (t h w) c
@@ -264,7 +263,7 @@ class ContextAnyoneTransformer(nn.Module):
         grids = tuple(self._grid(item) for item in inputs)
         lengths = [math.prod(grid) for grid in grids]
         time_embeds, modulation = self._embed_time(timesteps, video)
-        table = _table(grids, None, self.config.head_dim, video.device)
+        table = stream_table(grids, None, self.config.head_dim, video.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (sum(lengths),))
         x = torch.cat([self._embed_patches(item) for item in inputs], dim=1)  # b (video, references) c
         for block in self.blocks:
@@ -282,7 +281,7 @@ class ContextAnyoneTransformer(nn.Module):
             timesteps = torch.zeros(first.shape[0], device=first.device)
         time_embeds, modulation = self._embed_time(timesteps, first)
         gap = self.config.gap if references.gap is None else references.gap
-        table = _table(tuple(grids), gap, self.config.head_dim, first.device)
+        table = stream_table(tuple(grids), gap, self.config.head_dim, first.device)
         lengths = [math.prod(grid) for grid in grids]
         stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
         image = None
@@ -378,40 +377,3 @@ def _sinusoids(timesteps: Tensor, width: int) -> Tensor:
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * steps / half)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-def _table(
-    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
-) -> RotaryTable:
-    """The rotary table of a video and of what follows it in its stream (gap None), or of references end to end."""
-    if torch.compiler.is_compiling():
-        return _build_table(grids, gap, head_dim, device)
-    return _kept_table(grids, gap, head_dim, device)
-
-
-def _build_table(
-    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
-) -> RotaryTable:
-    if gap is None and len(grids) == 1:
-        positions = grid_positions(*grids[0])
-    elif gap is None:
-        positions = torch.cat([in_context_positions(number, *grid) for number, grid in enumerate(grids)])
-    else:
-        parts = [reference_positions(index, rows, columns, gap) for index, (_, rows, columns) in enumerate(grids)]
-        positions = torch.cat(parts)
-    cos, sin = rotary_table(positions, head_dim)
-    return cos.to(device), sin.to(device)
-
-
-@lru_cache(maxsize=8)
-def _kept_table(
-    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
-) -> RotaryTable:
-    """The same table, cached between denoising steps; no inference tensor, so that a training step can use it too."""
-    with torch.inference_mode(mode=False):
-        return _build_table(grids, gap, head_dim, device)
-
-
-def forget_tables() -> None:
-    """Free the cached rotary tables: 34 MB for 832 x 480 x 81, on whatever device they are."""
-    _kept_table.cache_clear()

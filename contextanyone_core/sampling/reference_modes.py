@@ -63,13 +63,10 @@ class SeparateStream:
         return cast("Tensor", output.velocity)
 
 
-class TemporalConcatenation:
-    """Phantom: clean references concatenated in time after the video; zeros in their place in unconditional passes.
+class _OneStream:
+    """Clean references in the video's own stream, whose network is Wan 2.1 T2V's; nothing can be cached.
 
-    The network treats the whole as one video: positions continue, every token has the same timestep, attention is
-    full. The output at the references' frames is dropped (Phantom-Wan, arXiv 2502.11079, and its published inference).
-    RefAlign (arXiv 2603.25743) has the same layout and passes; its references are subjects cut out on white. Neither
-    CLIP tokens nor the first-frame prompt are used, and nothing can be cached.
+    Neither CLIP tokens nor the first-frame prompt are used, and there are no channels for a condition.
 
     Args:
         transformer: Wan 2.1 T2V's network.
@@ -80,7 +77,7 @@ class TemporalConcatenation:
         outputs: always empty: there is no reference stream.
     """
 
-    guidance: ClassVar[str] = "dual"
+    guidance: ClassVar[str]
     """The guidance of a run that names none."""
 
     def __init__(
@@ -99,69 +96,52 @@ class TemporalConcatenation:
         with_reference: bool,
         condition: VideoCondition | None = None,
     ) -> Tensor:
-        """Velocity of noisy latents (B, in_dim, T, h, w); without references, zeros in their place.
+        """Velocity of noisy latents (B, in_dim, T, h, w); what a pass without references is, the class states.
 
         Raises:
-            InputError: a pose or start frame is given: there are no channels for them.
-            ShapeError: a reference is not of the video's size.
+            InputError: a pose or start frame is given.
+            ShapeError: a reference does not fit.
         """
         if condition is not None:
-            raise InputError(_NO_CONDITION)
+            raise InputError("This model takes no pose and no start frame; leave them out.")
+        return self._velocity(latents, timesteps, text_embeds, with_reference=with_reference)
+
+    def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        raise NotImplementedError
+
+
+class TemporalConcatenation(_OneStream):
+    """Phantom: clean references concatenated in time after the video; zeros in their place in unconditional passes.
+
+    The network treats the whole as one video: positions continue, every token has the same timestep, attention is
+    full. The output at the references' frames is dropped (Phantom-Wan, arXiv 2502.11079, and its published inference).
+    RefAlign (arXiv 2603.25743) has the same layout and passes; its references are subjects cut out on white.
+    """
+
+    guidance = "dual"
+
+    def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
         shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
         joined = append_references(latents, shown)
         velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds).velocity)
         return velocity[:, :, : latents.shape[2]]
 
 
-class InContext:
+class InContext(_OneStream):
     """Bernini: clean references as further tokens of the video's stream, in every pass.
 
     Each reference has its own size, its own grid from 0 and one more rotation by its number; all tokens have the
     video's timestep, attention is full, and the output at the references is dropped (Bernini, arXiv 2605.22344, as
-    ComfyUI runs it). Unconditional passes differ by the prompt alone. Neither CLIP tokens nor the first-frame prompt
-    are used, and nothing can be cached.
-
-    Args:
-        transformer: Wan 2.1 T2V's network.
-        references: None is plain text to video.
-        emphasis: unused; this network has no Emphasize-Attention.
-
-    Attributes:
-        outputs: always empty: there is no reference stream.
+    ComfyUI runs it). Unconditional passes differ by the prompt alone: `with_reference` makes no difference.
     """
 
-    guidance: ClassVar[str] = "cfg"
-    """The guidance of a run that names none."""
+    guidance = "cfg"
 
-    def __init__(
-        self, transformer: ContextAnyoneTransformer, references: ReferenceInputs | None, emphasis: float = 1.0
-    ) -> None:
-        self._transformer = transformer
-        self._references = None if references is None else InContextReferences(references.latents)
-        self.outputs: list[Tensor] = []
-
-    def velocity(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text_embeds: Tensor,
-        *,
-        with_reference: bool,
-        condition: VideoCondition | None = None,
-    ) -> Tensor:
-        """Velocity of noisy latents (B, in_dim, T, h, w); `with_reference` makes no difference.
-
-        Raises:
-            InputError: a pose or start frame is given: there are no channels for them.
-            ShapeError: a reference does not fit the transformer.
-        """
-        if condition is not None:
-            raise InputError(_NO_CONDITION)
-        output = self._transformer(latents, timesteps, text_embeds, references=self._references)
-        return cast("Tensor", output.velocity)
+    def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
+        references = InContextReferences(self._references) if self._references else None
+        return cast("Tensor", self._transformer(latents, timesteps, text_embeds, references=references).velocity)
 
 
-_NO_CONDITION = "This model takes no pose and no start frame; leave them out."
 Conditioned = SeparateStream | TemporalConcatenation | InContext
 """A mode in one sampling run."""
 ReferenceMode = type[SeparateStream] | type[TemporalConcatenation] | type[InContext]

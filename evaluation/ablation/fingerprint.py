@@ -26,10 +26,8 @@ def fingerprint(settings: Settings) -> list[float]:
     """Losses of three fixed batches: the video and reference terms of each, in turn."""
     tiny = ContextAnyoneConfig.tiny()
     own = {key: value for key, value in settings.network.items() if key not in _SMALL}
-    image_dim = (
-        None if own.pop("image_dim", tiny.image_dim) is None or settings.reading == "phantom" else tiny.image_dim
-    )
-    emphasize = bool(own.pop("emphasize", True)) and settings.reading != "phantom"
+    image_dim = None if own.pop("image_dim", tiny.image_dim) is None or settings.one_stream else tiny.image_dim
+    emphasize = bool(own.pop("emphasize", True)) and not settings.one_stream
     config = replace(tiny, image_dim=image_dim, emphasize=emphasize, **own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -23,6 +23,7 @@ from evaluation.ablation.vace import VaceTransformer, load_context
 from evaluation.ablation.variants import as_variant
 from training.evaluation.accuracy import attributes_right, scene_accuracy
 from training.evaluation.characters import Subject, subjects
+from training.evaluation.clips import shown_picture
 from training.evaluation.motion import mean_flow
 from training.evaluation.probe import Probe, join_readings, read_clips
 
@@ -83,12 +84,12 @@ def measure(path: Path, settings: Settings, measuring: Measuring, tools: Tools) 
 
 
 def _pipeline(path: Path, settings: Settings, tools: Tools) -> ContextAnyonePipeline:
-    phantom = settings.reading == "phantom"
-    network = as_variant(load_transformer(path, dtype=torch.float32, plain=phantom), settings.variant)
+    network = load_transformer(path, dtype=torch.float32, plain=settings.one_stream)
+    network = as_variant(network, settings.variant)
     if isinstance(network, VaceTransformer):
         load_context(path.with_name("context.safetensors"), network)
     image_encoder = None if network.config.image_dim is None else tools.image_encoder
-    spec = MODELS["phantom" if phantom else "contextanyone"]
+    spec = MODELS[settings.reading]
     vae = VideoVAE(tools.vae.vae, network.config)
     return ContextAnyonePipeline(network, vae, tools.text_encoder, image_encoder, spec)
 
@@ -101,7 +102,7 @@ def _clips(
     for subject in batch:
         references = []
         if settings.variant != "text_only":
-            picture = picture_to_images(subject.drawn.reference)
+            picture = picture_to_images(shown_picture(subject.drawn, pipeline.spec))
             references = [pipeline.dual_encoder.encode(picture, (settings.size, settings.size))]
         conditions.append(pipeline.conditions(references, prompt_of(settings.variant, subject.neutral)))
     noise = pipeline.noise([subject.seed for subject in batch], generation)

@@ -12,13 +12,13 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.attention import AttentionFunction, KeysValues
 from contextanyone_core.model.blocks import BlockCache, Stream, TransformerBlock, _gated, _modulated
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.rope import stream_table
 from contextanyone_core.model.transformer import (
     ContextAnyoneTransformer,
     InContextReferences,
     ReferenceCache,
     ReferenceInputs,
     TransformerOutput,
-    _table,
 )
 from evaluation.ablation.vace import ContextBranch, VaceTransformer
 
@@ -156,7 +156,7 @@ class JointTransformer(ContextAnyoneTransformer):
     ) -> tuple[Stream, Tensor]:
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
-        table = _table((grid,), gap, self.config.head_dim, latents.device)
+        table = stream_table((grid,), gap, self.config.head_dim, latents.device)
         tokens = grid[0] * grid[1] * grid[2]
         return Stream(modulation, self.text_embedding(text_embeds), table, (tokens,)), time_embeds
 

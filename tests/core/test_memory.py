@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.model.rope import forget_tables
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.runtime.memory import cache_bytes, forward_bytes, one_stream_bytes
 from contextanyone_core.sampling.reference_modes import REFERENCE_MODES
 
@@ -41,7 +42,7 @@ class PeakOfStorages(TorchDispatchMode):
 
 
 def measured_peak(config: ContextAnyoneConfig, shape: tuple[int, ...], references: int, dtype: torch.dtype) -> int:
-    _kept_table.cache_clear()  # a table of another fake mode must not be met
+    forget_tables()  # a table of another fake mode must not be met
     with FakeTensorMode(), torch.no_grad():
         model = ContextAnyoneTransformer(config, device="cpu", dtype=dtype).eval()
         text = torch.randn(shape[0], config.text_len, config.text_dim, dtype=dtype)
@@ -56,7 +57,7 @@ def measured_peak(config: ContextAnyoneConfig, shape: tuple[int, ...], reference
         with tracker:
             cache = model.encode_references(inputs) if references else None
             model(latents, torch.zeros(shape[0]), text, cache=cache)
-    _kept_table.cache_clear()
+    forget_tables()
     return tracker.peak
 
 
@@ -88,7 +89,7 @@ def test_forward_bytes_is_within_20_percent_of_every_allocation(batch, frames, h
 def test_one_stream_bytes_is_within_20_percent_of_every_allocation(model, references, size):
     config, dtype = replace(ContextAnyoneConfig.wan_1_3b(), emphasize=False, image_dim=None), torch.bfloat16
     shape = (1, 16, 21, 60, 104)
-    _kept_table.cache_clear()
+    forget_tables()
     with FakeTensorMode(), torch.no_grad():
         network = ContextAnyoneTransformer(config, device="cpu", dtype=dtype).eval()
         text = torch.randn(1, config.text_len, config.text_dim, dtype=dtype)
@@ -99,7 +100,7 @@ def test_one_stream_bytes_is_within_20_percent_of_every_allocation(model, refere
         tracker = PeakOfStorages(weights)
         with tracker:
             conditioned.velocity(latents, timesteps, text, with_reference=True)
-    _kept_table.cache_clear()
+    forget_tables()
     tokens = references * (size[0] // 2) * (size[1] // 2)
     estimate = one_stream_bytes(config, shape, reference_tokens=tokens, dtype_size=dtype.itemsize)
     assert estimate == pytest.approx(tracker.peak, rel=0.2)

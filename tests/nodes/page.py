@@ -22,6 +22,7 @@ TALL = {"width": 1800, "height": 1400}
 # What would stand in the way of a test, or change from run to run.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
     "Comfy.Workflow.Persist": False,
     "Comfy.Validation.Workflows": True,
     "Comfy.RightSidePanel.IsOpen": False,
@@ -223,6 +224,10 @@ class Page:
         self._tab.evaluate("() => window.app.extensionManager?.command?.execute('Comfy.Canvas.FitView')")
         self._tab.wait_for_timeout(1000)
         self._tab.screenshot(path=str(path))
+
+    def app_picture(self, path: Path) -> None:
+        """A picture of the widgets of an app."""
+        self._tab.get_by_test_id("linear-widgets").first.screenshot(path=str(path))
 
     def graph_box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the whole graph on the page."""

@@ -2,7 +2,8 @@
 
 python tests/nodes/refresh_workflows.py [NAME ...]
 
-The API form and the thumbnail of each workflow, the pictures of the help pages, and docs/comfyui.jpg.
+The API form and the thumbnail of each workflow, apps and blueprints made of it, the pictures of the help pages, and
+docs/comfyui.jpg.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import av
 import comfyui
+import derived_graphs
 import page
 import workflow_files
 from comfyui_server import Finished, Server
@@ -34,14 +36,18 @@ def main() -> int:
     if isinstance(comfy, str) or chromium is None:
         sys.stderr.write(f"{comfy if isinstance(comfy, str) else 'no Chromium on PATH'}\n")
         return 2
-    wanted = [path for path in workflow_files.workflows() if not sys.argv[1:] or path.stem in sys.argv[1:]]
+    derived_graphs.main()
+    every = [*workflow_files.workflows(), *workflow_files.apps()]
+    wanted = [path for path in every if not sys.argv[1:] or path.stem in sys.argv[1:]]
     with tempfile.TemporaryDirectory(prefix="comfyui-") as folder, sync_playwright() as driver:
         server = Server(comfy, Path(folder), "--preview-method", "none")  # as ComfyUI starts by default
         server.start()
         server.set({"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Graph.CanvasInfo": False})  # small text, no timings
         browser = driver.chromium.launch(executable_path=chromium, headless=True, args=page.SWITCHES)
         try:
-            return max(refresh(browser, server, path) for path in wanted)
+            return max(
+                app(browser, server, p) if p in workflow_files.apps() else refresh(browser, server, p) for p in wanted
+            )
         finally:
             browser.close()
             server.stop()
@@ -72,6 +78,20 @@ def refresh(browser: Any, server: Server, path: Path) -> int:
         if path.stem == FIRST:
             Image.open(shot).convert("RGB").resize((1600, 889), Image.Resampling.LANCZOS).save(SCREENSHOT, quality=85)
         help_pictures(tab, path, server.base / "node.png")
+        tab.close()
+    sys.stderr.write(f"{path.stem} is refreshed\n")
+    return 0
+
+
+def app(browser: Any, server: Server, path: Path) -> int:
+    """Write the thumbnail of an app: the page that it opens on, before a run."""
+    workflow = workflow_files.read(path)
+    with workflow_files.stand_ins(server.base, workflow):
+        tab = page.open_page(browser, server, vue_nodes=True)
+        tab.drop(path, nodes=len(workflow["nodes"]))
+        shot = server.base / f"{path.stem}.png"
+        tab.app_picture(shot)
+        Image.open(shot).convert("RGB").save(path.with_suffix(".jpg"), quality=88)
         tab.close()
     sys.stderr.write(f"{path.stem} is refreshed\n")
     return 0

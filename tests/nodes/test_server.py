@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import av
+import derived_graphs
 import pytest
 import workflow_files
 from comfyui import PACK_FOLDER, ROOT
@@ -35,10 +36,22 @@ def test_pack_is_loaded_without_a_word(server):
 def test_templates_are_our_workflows(server):
     assert FLOWS, "no workflows"
     listed = server.get("/workflow_templates").get(PACK_FOLDER, [])
-    assert sorted(listed) == [path.stem for path in FLOWS]
-    for path in FLOWS:
+    every = sorted([*FLOWS, *workflow_files.apps()])
+    assert sorted(listed) == sorted(path.stem for path in every)
+    for path in every:
         assert server.request(f"/api/workflow_templates/{PACK_FOLDER}/{path.stem}.jpg")[:2] == b"\xff\xd8", path.stem
         assert server.get(f"/api/workflow_templates/{PACK_FOLDER}/{path.stem}.json") == workflow_files.read(path)
+
+
+def test_blueprints_are_listed_as_files_of_the_pack(server):
+    ours = f"custom_nodes.{PACK_FOLDER}"
+    listed = {
+        key: one["name"] for key, one in server.get("/global_subgraphs").items() if one["info"]["node_pack"] == ours
+    }
+    files = {path.stem: path for path in derived_graphs.SUBGRAPHS.glob("*.json")}
+    assert sorted(listed.values()) == sorted(files)
+    for key, name in listed.items():
+        assert server.get(f"/global_subgraphs/{key}")["data"] == files[name].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", named(PAGES))

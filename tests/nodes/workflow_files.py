@@ -43,8 +43,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def workflows() -> list[Path]:
-    """Every workflow in the page's form."""
-    return sorted(FOLDER.glob("*.json"))
+    """Every workflow in the page's form, without the apps that are made of them."""
+    return sorted(path for path in FOLDER.glob("*.json") if path not in apps())
+
+
+def apps() -> list[Path]:
+    """The workflows that open as apps."""
+    return sorted(FOLDER.glob("*.app.json"))
 
 
 def api_form(path: Path) -> Path:

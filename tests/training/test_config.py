@@ -186,9 +186,12 @@ def test_hash_is_of_what_is_computed() -> None:
     assert config_hash(parse_config(world)) != config_hash(parse_config(more))
 
 
-def test_phantoms_reading_is_not_trained_on_a_manifest() -> None:
-    part = {"name": "manifest", "data": {"manifest": "none.jsonl"}, "reading": "phantom"}
-    with pytest.raises(InputError, match=r"part\.reading is phantom, which the part transformer trains; .* manifest"):
+@pytest.mark.parametrize("reading", ["phantom", "refalign", "bernini"])
+def test_readings_in_one_stream_are_not_trained_on_a_manifest(reading: str) -> None:
+    part = {"name": "manifest", "data": {"manifest": "none.jsonl"}, "reading": reading}
+    with pytest.raises(
+        InputError, match=rf"part\.reading is {reading}, which the part transformer trains; .* manifest"
+    ):
         parse_config({"run": {"name": "w", "steps": 6}, "part": part})
 
 

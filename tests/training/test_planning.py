@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, _kept_table
+from contextanyone_core.model.rope import forget_tables
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import sample_sigmas
 from contextanyone_core.weights.checkpoint import save_transformer
 from training.config import InitSettings, OptimSettings, load_config, parse_config
@@ -125,7 +126,7 @@ class PeakOfStorages(TorchDispatchMode):
 
 def fake_peak(config: ContextAnyoneConfig, given: manifest.Settings, shape: StepShape) -> int:
     """Bytes of weights and of everything a second step with its optimizer's state allocates, the EMA left out."""
-    _kept_table.cache_clear()
+    forget_tables()
     with FakeTensorMode():
         part = TransformerTraining(given, ContextAnyoneTransformer(config, device="cpu"))
         optimizer = make_optimizer(part.parameter_groups(), OPTIM)
@@ -142,7 +143,7 @@ def fake_peak(config: ContextAnyoneConfig, given: manifest.Settings, shape: Step
                 torch.nn.utils.clip_grad_norm_(part.transformer.parameters(), 1.0)
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    _kept_table.cache_clear()
+    forget_tables()
     return tracker.peak
 
 

@@ -52,12 +52,13 @@ def test_work_is_that_of_the_batch():
     assert part(train={"only": ["*emphasize*"]}).work(BATCH, with_reference=True).flops is None
 
 
-def test_work_of_phantom_is_that_of_one_stream():
-    """References, or zeros in their place, are frames of it in every step."""
+@pytest.mark.parametrize("reading", ["phantom", "bernini"])
+def test_work_of_one_stream_has_the_references_in_every_step(reading):
+    """Theirs, or zeros in their place."""
     backbone = replace(TINY, emphasize=False, image_dim=None)
-    phantom = TransformerTraining(Settings(reading="phantom"), ContextAnyoneTransformer(backbone))
+    joined = TransformerTraining(Settings(reading=reading), ContextAnyoneTransformer(backbone))
     for used in (True, False):
-        work = phantom.work(BATCH, with_reference=used)
+        work = joined.work(BATCH, with_reference=used)
         assert work == (2 * 24, 2 * (forward_flops(backbone, 24) + backward_flops(backbone, 24)))
 
 

@@ -1,4 +1,4 @@
-"""Which frames and which part of them a clip uses: resampling to 16 a second, cropping, and masks on latents."""
+"""Which frames and which part of them a clip uses: resampling to 16 a second, cropping, cut-outs, masks on latents."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from torch import Tensor
 from contextanyone_core.media.video_io import FPS
 
 Box = tuple[int, int, int, int]
+
+
+def on_white(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) with white wherever its mask (H, W) is 0; in between mixed."""
+    share = mask.astype(np.float32)[..., None] / 255.0
+    return np.asarray(np.round(picture * share + 255.0 * (1.0 - share)), np.uint8)
 
 
 def frames_available(times: Sequence[float]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +26,7 @@ from contextanyone_core.encoders.image import ImageEncoder
 from contextanyone_core.encoders.reference import clip_picture
 from contextanyone_core.encoders.vae import VideoVAE
 from contextanyone_core.media.image_io import frames_to_images
-from training.data.frames import latent_masks
+from training.data.frames import latent_masks, on_white
 from training.data.shards import checksum
 from training.data.world_poses import drawn_poses
 from training.files import write_tensors
@@ -54,8 +55,8 @@ _WHITE_SHARE = 0.1  # references with the person on white, as an artist's cut-ou
 class PoolKey:
     """Which pairs a pool holds; ``encoders`` is a hash of what encoded them (`encoders_hash`).
 
-    ``posed`` pairs come with their poses, and half of them move freely (`posed_sample`). ``apart_from`` is another
-    pool, none of whose pairs this one has.
+    ``posed`` pairs come with their poses, and half of them move freely (`posed_sample`). ``cut_out`` references all
+    show the person on white. ``apart_from`` is another pool, none of whose pairs this one has.
     """
 
     encoders: str
@@ -64,14 +65,15 @@ class PoolKey:
     size: int
     pairs: int
     posed: bool = False
+    cut_out: bool = False
     apart_from: PoolKey | None = None
 
     def folder(self, root: Path) -> Path:
         """The pool's folder; its name does not depend on the number of pairs, so that a pool can grow."""
         other = self.apart_from
         apart = "" if other is None else f"-apart-from-seed{other.seed}x{other.pairs}"
-        posed = "-posed" if self.posed else ""
-        return root / f"{self.encoders}-world{VERSION}-seed{self.seed}-{self.num_frames}x{self.size}{posed}{apart}"
+        kind = ("-posed" if self.posed else "") + ("-cut-out" if self.cut_out else "")
+        return root / f"{self.encoders}-world{VERSION}-seed{self.seed}-{self.num_frames}x{self.size}{kind}{apart}"
 
     def world_seed(self, index: int) -> int:
         """The seed that a pair is rendered from: of a training character, and of no pair of ``apart_from``."""
@@ -187,7 +189,7 @@ def _encode_shard(key: PoolKey, shard: int, vae: VideoVAE, image_encoder: ImageE
 def _encode_pair(key: PoolKey, index: int, vae: VideoVAE, image_encoder: ImageEncoder) -> dict[str, Tensor]:
     seed, size = key.world_seed(index), (key.size, key.size)
     pair = _pair(key, seed, size)
-    reference = frames_to_images(_reference(pair, numpy_generator(key.seed, index, "white reference"))[None])
+    reference = frames_to_images(_reference(key, pair, numpy_generator(key.seed, index, "white reference"))[None])
     tokens = image_encoder.encode(clip_picture(reference[:, :, 0], image_encoder.image_size))
     tensors = {
         "latents": _encode(frames_to_images(pair.video), vae),
@@ -219,8 +221,6 @@ def _encode(images: Tensor, vae: VideoVAE) -> Tensor:
     ).half()
 
 
-def _reference(pair: WorldSample, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    if rng.random() >= _WHITE_SHARE:
-        return pair.reference
-    share = pair.reference_mask.astype(np.float32)[..., None] / 255.0
-    return np.asarray(np.round(pair.reference * share + 255.0 * (1.0 - share)), np.uint8)
+def _reference(key: PoolKey, pair: WorldSample, rng: np.random.Generator) -> NDArray[np.uint8]:
+    alone = key.cut_out or rng.random() < _WHITE_SHARE
+    return on_white(pair.reference, pair.reference_mask) if alone else pair.reference

@@ -20,9 +20,12 @@ from contextanyone_core.generation.pipeline import (
 )
 from contextanyone_core.generation.vace import VacePipeline
 from contextanyone_core.media.image_io import images_to_frames, picture_to_images
+from contextanyone_core.model_specs import ModelSpec
 from contextanyone_core.prompts import TwoStagePrompt
+from training.data.frames import on_white
 from training.evaluation.characters import Subject, neighbour
 from training.evaluation.settings import EvaluateSettings
+from training.world import WorldSample
 
 Clips = NDArray[np.uint8]
 """(B, T, H, W, 3)"""
@@ -91,7 +94,8 @@ class ClipMaker:
     def encode(self, subject: Subject) -> EncodedReference:
         """The subject's reference picture through the dual encoder."""
         if subject not in self._encoded:
-            image = picture_to_images(subject.drawn.reference).to(self.pipeline.device)
+            picture = shown_picture(subject.drawn, self.pipeline.spec)
+            image = picture_to_images(picture).to(self.pipeline.device)
             size = (self.settings.size, self.settings.size)
             self._encoded[subject] = self.pipeline.dual_encoder.encode(image, size)
         return self._encoded[subject]
@@ -124,6 +128,11 @@ class HostedMaker:
     def reconstructions(self, chosen: Sequence[Subject]) -> list[torch.Tensor]:
         """None: there is no reference stream."""
         return []
+
+
+def shown_picture(drawn: WorldSample, spec: ModelSpec) -> NDArray[np.uint8]:
+    """A character's picture (H, W, 3) as a model is shown it: cut out on white where its references are."""
+    return on_white(drawn.reference, drawn.reference_mask) if spec.cut_out else drawn.reference
 
 
 def _asked(variant: str, index: int, chosen: Sequence[Subject]) -> tuple[TwoStagePrompt, Subject | None]:

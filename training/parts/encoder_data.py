@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.data.frames import on_white
 from training.world import (
     ACTIONS,
     ATTRIBUTES,
@@ -72,7 +73,7 @@ def draw_pairs(seed: int, size: int, variety: Variety, rng: np.random.Generator)
         alone = rng.random() < variety.white_background
         if alone:
             labels[[_PLACE, _LIGHT]] = UNKNOWN
-            picture = _on_white(picture, mask)
+            picture = on_white(picture, mask)
         caption, caption_labels = draw_caption(world.character, scene, rng, with_scene=not alone)
         if rng.random() < variety.foreign_words:
             caption = _with_foreign_word(caption, rng)
@@ -158,11 +159,6 @@ def _with_foreign_word(caption: str, rng: np.random.Generator) -> str:
     words = caption.split(" ")
     words.insert(int(rng.integers(len(words) + 1)), word)
     return " ".join(words)
-
-
-def _on_white(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    share = mask.astype(np.float32)[..., None] / 255.0
-    return np.asarray(np.round(picture * share + 255.0 * (1.0 - share)), np.uint8)
 
 
 def _blurred(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -71,9 +71,10 @@ class Settings(TransformerSettings):
 
     @model_validator(mode="after")
     def _reads_in_a_stream(self) -> Self:
-        if self.reading == "phantom":
+        if self.one_stream:
             raise ValueError(
-                "part.reading is phantom, which the part transformer trains; on a manifest leave part.reading out"
+                f"part.reading is {self.reading}, which the part transformer trains; on a manifest leave part.reading "
+                "out"
             )
         return self
 

@@ -14,8 +14,9 @@ from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, per_sample_error, reconstruction
 from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model_specs import MODELS
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
-from contextanyone_core.sampling.reference_modes import TemporalConcatenation
+from contextanyone_core.sampling.reference_modes import REFERENCE_MODES
 from training.lora import without_lora
 from training.parts.base import Metrics, PartSettings
 
@@ -23,11 +24,13 @@ from training.parts.base import Metrics, PartSettings
 class ObjectiveSettings(PartSettings):
     """The numbers of the objective, the same for every source of data.
 
-    `reading` is the reference mode: ContextAnyone's separate stream, or Phantom's frames behind the video. The latter
-    are clean, have no reconstruction (`reference_weight` and `reconstruct` have no effect), and are zeros if dropped.
+    `reading` is the reference mode (`contextanyone_core.sampling.reference_modes`): ContextAnyone's separate stream, or
+    clean references in the video's own stream, without reconstruction (`reference_weight` and `reconstruct` have no
+    effect). A dropped batch sees zeros in their place (phantom, refalign), or them all the same (bernini, whose passes
+    without the prompt have them too).
     """
 
-    reading: Literal["contextanyone", "phantom"] = "contextanyone"
+    reading: Literal["contextanyone", "phantom", "refalign", "bernini"] = "contextanyone"
     reference_weight: float = Field(default=0.2, ge=0)  # the paper's lambda
     reconstruct: Literal["target", "reference"] = "target"
     drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
@@ -37,6 +40,11 @@ class ObjectiveSettings(PartSettings):
     sigmas: SigmaDistribution = "logit_normal"
     shift: float = Field(default=2.0, gt=0)
     uniform: float = Field(default=0.2, ge=0, le=1)
+
+    @property
+    def one_stream(self) -> bool:
+        """Whether references are tokens of the video's own stream."""
+        return MODELS[self.reading].one_stream
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ def dual_guidance_step(
             draws.reference is given.
     """
     terms = loss_terms(transformer, settings, clips, draws, texts)
-    used = draws.reference is not None and texts[1] is not None and settings.reading == "contextanyone"
+    used = draws.reference is not None and texts[1] is not None and not settings.one_stream
     return terms.total, _metrics(terms.video, terms.reference if used else None, draws.quarters)
 
 
@@ -240,8 +248,11 @@ def loss_terms(
     """The forward pass and its loss, as in `dual_guidance_step`; nothing here depends on the tensors' values."""
     noisy = add_noise(clips.latents, draws.noise, draws.sigma)
     said: list[Tensor] = []
-    if settings.reading == "phantom":
-        velocity = _phantom_velocity(transformer, clips, draws, noisy, texts[0])
+    if settings.one_stream:
+        references = ReferenceInputs(list(torch.split(clips.reference_latents, 1, dim=2)), texts[0], [])
+        mode = REFERENCE_MODES[settings.reading](transformer, references)
+        kept = draws.reference is not None
+        velocity = mode.velocity(noisy, 1000.0 * draws.sigma, texts[0], with_reference=kept)
     else:
         velocity, said = _velocity_and_reconstruction(transformer, clips, draws, noisy, texts)
     weights = None if clips.target_weights is None else torch.split(clips.target_weights, 1, dim=2)
@@ -292,14 +303,6 @@ def _condition(clips: EncodedClips, draws: ConditionDraws | None) -> VideoCondit
         pose=poses * draws.keep_pose[:, None, None, None, None],
         start=clips.latents * shown[:, None, :, None, None],
     )
-
-
-def _phantom_velocity(
-    transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, noisy: Tensor, text: Tensor
-) -> Tensor:
-    """Phantom's one stream, references as frames behind the video: (B, 16, t, h, w)."""
-    reading = TemporalConcatenation(transformer, ReferenceInputs([clips.reference_latents], text, []))
-    return reading.velocity(noisy, 1000.0 * draws.sigma, text, with_reference=draws.reference is not None)
 
 
 def _metrics(video: Tensor, reference: Tensor | None, quarters: Sequence[int]) -> Metrics:

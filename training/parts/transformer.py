@@ -35,6 +35,7 @@ from contextanyone_core.weights.safetensors_file import read_header
 from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.data.world_poses import world_poses
+from training.evaluation.clips import shown_picture
 from training.files import file_sha256
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
@@ -90,7 +91,13 @@ class TransformerPart(TransformerTraining):
             self._ask_for_attributes()
         encoders = encoders_hash(self.vae, self.image_encoder)
         self._key = PoolKey(
-            encoders, settings.pool_seed, settings.num_frames, settings.size, settings.pairs, self.conditioned
+            encoders,
+            settings.pool_seed,
+            settings.num_frames,
+            settings.size,
+            settings.pairs,
+            posed=self.conditioned,
+            cut_out=MODELS[settings.reading].cut_out,
         )
         self._held_out: Pool | None = None
 
@@ -223,7 +230,7 @@ class TransformerPart(TransformerTraining):
         settings = GenerationSettings(num_frames=length, width=size, height=size, steps=self.settings.sample_steps)
         conditions = []
         for pair in pairs:
-            picture = picture_to_images(pair.reference)
+            picture = picture_to_images(shown_picture(pair, pipeline.spec))
             encoded = pipeline.dual_encoder.encode(picture, settings.size)
             prompt = TwoStagePrompt(*neutral_prompts(pair.scene, action_named=not pair.free))
             given = pipeline.conditions([encoded], prompt)

@@ -77,16 +77,16 @@ class TransformerSettings(ObjectiveSettings):
     @model_validator(mode="after")
     def _stream_of_its_own(self) -> Self:
         settings = (self.gap, self.emphasize, self.condition)
-        if self.reading == "phantom" and any(setting is not None for setting in settings):
+        if self.one_stream and any(setting is not None for setting in settings):
             raise ValueError(
-                "part.gap, part.emphasize and part.condition need a reference stream; with part.reading: phantom "
-                "leave them out"
+                "part.gap, part.emphasize and part.condition need a reference stream; with part.reading: "
+                f"{self.reading} leave them out"
             )
         return self
 
     def network_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
         """The config of the network that is trained: a file's or a preset's, with what these settings choose."""
-        if self.reading == "phantom":
+        if self.one_stream:
             return backbone_config(config)
         gap = config.gap if self.gap is None else self.gap
         emphasize = config.emphasize if self.emphasize is None else self.emphasize
@@ -197,7 +197,7 @@ class TransformerTraining:
         patch = math.prod(config.patch_size)
         video, shown = (math.prod(size) // patch for size in (latents.shape[2:], pictures.shape[3:]))
         references = [shown] * pictures.shape[2]
-        if self.settings.reading == "phantom":  # frames of the one stream; where they are dropped, zeros
+        if self.settings.one_stream:  # always there: where they are dropped, zeros or all the same
             video, references = video + sum(references), []
         elif not with_reference:
             references = []
@@ -249,7 +249,7 @@ def starting_network(
 
 
 def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
-    plain = settings.reading == "phantom" or settings.anchor == "none"
+    plain = settings.one_stream or settings.anchor == "none"
     network = load_transformer(path, dtype=torch.float32, plain=plain)
     config = settings.network_config(network.config)
     if config.emphasize and not network.config.emphasize:

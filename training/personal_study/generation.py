@@ -20,6 +20,7 @@ from contextanyone_core.prompts import TwoStagePrompt, rows_naming
 from contextanyone_core.sampling.flow import add_noise, velocity_target
 from contextanyone_core.sampling.guidance import CfgGuidance
 from contextanyone_core.weights.lora import load_lora, merge_loras
+from training.data.frames import on_white
 from training.data.world_poses import world_poses
 from training.personal_study.people import CLASS, FRAMES, NAME, SIDE, Asked, Person
 from training.randomness import torch_generator
@@ -100,7 +101,4 @@ class Maker:
 
 def picture_of(person: Person) -> NDArray[np.uint8]:
     """The picture for the reference stream: the first frame of the clip, the person alone on white."""
-    frame, mask = person.clip.video[0], person.clip.masks[0]
-    share = mask.astype(np.float32)[..., None] / 255.0
-    cut: NDArray[np.uint8] = np.round(frame * share + 255.0 * (1.0 - share)).astype(np.uint8)
-    return cut
+    return on_white(person.clip.video[0], person.clip.masks[0])

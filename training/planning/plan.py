@@ -223,7 +223,7 @@ def _buckets(
         flops = bucket_flops(model, bucket, tokens)
         if settings.anchor == "none":
             flops = bucket_flops(model, bucket._replace(references=0), 0)
-        if settings.reading == "phantom":  # the reference is a frame of the one stream
+        if settings.one_stream:  # the reference is a frame of it
             flops = forward_flops(model, bucket_tokens(model, bucket))
         return BucketPlan({bucket: settings.pairs}, {bucket: settings.batch * world}, {bucket: flops}), False
     data = settings.data

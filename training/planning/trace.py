@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model import transformer as core_transformer
+from contextanyone_core.model.rope import forget_tables
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.adam8bit import state_bytes
 from training.config import OptimSettings
@@ -265,11 +265,11 @@ def _inputs(
 @contextmanager
 def _no_tables_kept() -> Iterator[None]:
     """Rotary tables of fake tensors must meet nothing real, nor the other way round."""
-    core_transformer._kept_table.cache_clear()
+    forget_tables()
     try:
         yield
     finally:
-        core_transformer._kept_table.cache_clear()
+        forget_tables()
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
