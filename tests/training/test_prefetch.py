@@ -117,6 +117,7 @@ class Terminal(io.StringIO):
 def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
     with ProgressDisplay("vae", 2, 4, every=1) as display:
         display.advance(3, RECORD)
         display.advance(4, RECORD)
