@@ -129,6 +129,29 @@ GRAPH_BOX = """() => {
 }"""
 
 
+APP_WIDGETS = """() => [...document.querySelectorAll('[data-testid=app-mode-widget-item]')]
+    .map(item => item.querySelector('[data-testid=builder-widget-label]').innerText.trim())"""
+
+
+TURN = """([type, name, value]) => {
+    const node = window.app.graph.nodes.find(node => node.type === type);
+    node.widgets.find(widget => widget.name === name).value = value;
+}"""
+
+
+SURROUND = """([sources, end]) => {
+    const graph = window.app.graph, [made] = graph.nodes;
+    const add = (type, x) => {
+        const node = window.LiteGraph.createNode(type);
+        graph.add(node);
+        node.pos = [made.pos[0] + x, made.pos[1] + 200 * graph.nodes.length];
+        return node;
+    };
+    for (const [input, type] of Object.entries(sources)) add(type, -500).connect(0, made, made.findInputSlot(input));
+    made.connect(0, add(end, 600), 0);
+}"""
+
+
 OFFERED = """() => [...document.querySelectorAll('[data-testid=missing-model-download]')]
     .map(button => button.getAttribute('aria-label').replace(/^Download /, ''))"""
 
@@ -190,11 +213,43 @@ class Page:
             lambda answer: answer.url.split("?")[0].endswith("/prompt") and answer.request.method == "POST",
             timeout=LOAD_MS,
         ) as sent:
-            self._tab.get_by_test_id("queue-button").first.click(timeout=LOAD_MS)
+            self._tab.get_by_test_id("queue-button").or_(self._app_button()).filter(visible=True).first.click(
+                timeout=LOAD_MS
+            )
         answer = sent.value.json()
         if sent.value.status != 200:
             raise RefusedError(answer)
         return str(answer["prompt_id"])
+
+    def _app_button(self) -> Any:
+        return self._tab.get_by_test_id("linear-run-button").get_by_role("button", name="Run", exact=True)
+
+    def app_widgets(self) -> list[str]:
+        """Names of the widgets that the page shows as an app; empty where it shows the graph."""
+        return list(self._tab.evaluate(APP_WIDGETS))
+
+    def wait_for_app_video(self) -> None:
+        """Wait until the app shows the video that it made."""
+        self._tab.get_by_test_id("linear-outputs").locator("video").first.wait_for(state="attached", timeout=LOAD_MS)
+
+    def turn(self, node_type: str, widget: str, value: Any) -> None:
+        """Give a widget of the first node of a type another value."""
+        self._tab.evaluate(TURN, [node_type, widget, value])
+
+    def place(self, name: str, sources: dict[str, str], end: str) -> None:
+        """Put a node on an empty canvas by searching its name, then a node of each type of `sources` at the input of
+        that name, and one of the type `end` at its first output."""
+        self._tab.wait_for_load_state("networkidle", timeout=LOAD_MS)  # blueprints come after the page
+        self._tab.evaluate("() => window.app.graph.clear()")
+        x, y = (side // 2 for side in SIZE.values())
+        self._tab.mouse.dblclick(x, y)
+        self._tab.wait_for_timeout(1500)
+        self._tab.keyboard.type(name[:32])  # the search finds nothing by the 43 letters of one
+        self._tab.get_by_text(name, exact=True).first.click(timeout=LOAD_MS)
+        self._tab.wait_for_timeout(1500)
+        self._tab.mouse.click(x, y)  # where the new node hangs from the pointer
+        self._tab.wait_for_function(f"({NODE_COUNT})() === 1", timeout=LOAD_MS)
+        self._tab.evaluate(SURROUND, [sources, end])
 
     def workflow(self) -> dict[str, Any]:
         """The graph as the page would save it."""

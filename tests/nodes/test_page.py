@@ -1,7 +1,9 @@
 """The workflows on ComfyUI's own page, in headless Chromium, in both designs of nodes: dropped, looked at, run."""
 
 import json
+from contextlib import contextmanager
 
+import derived_graphs
 import page
 import pytest
 import workflow_files
@@ -82,11 +84,69 @@ def test_workflow_is_dropped_and_run(tab, server, path, tmp_path):
     assert tab.console == []
 
 
+@contextmanager
+def its_files(tab, server, graph):
+    """The page with stand-ins of a graph's files, where it needs any."""
+    with workflow_files.stand_ins(server.base, graph):
+        if workflow_files.wanted_files(graph):
+            tab.reload()
+        yield
+
+
+@pytest.fixture
+def new_tab(chromium, server):
+    """A fresh page in the new design, which apps always have."""
+    opened = page.open_page(chromium, server, vue_nodes=True)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("stem", derived_graphs.DERIVED)
+def test_an_app_opens_with_what_an_artist_sets_and_runs(new_tab, server, stem):
+    path, derived = workflow_files.FOLDER / f"{stem}.app.json", derived_graphs.DERIVED[stem]
+    workflow, prompt = workflow_files.read(path), workflow_files.read(workflow_files.FOLDER / "api" / f"{stem}.json")
+    with its_files(new_tab, server, workflow):
+        assert_clean(new_tab.drop(path, nodes=len(workflow["nodes"])))
+        assert new_tab.app_widgets() == [widget for _, widget in derived.outside + derived.inside]
+        assert without_metadata(new_tab.prompt()) == without_metadata(prompt)
+        if workflow_files.is_miniature(path):
+            new_tab.turn("ContextAnyoneSampler", "steps", 2)
+            assert_runs(new_tab, server)
+            new_tab.wait_for_app_video()
+    assert new_tab.console == []
+
+
+@pytest.mark.parametrize("stem", derived_graphs.DERIVED)
+def test_a_blueprint_is_found_and_does_what_its_graph_does(tab, server, stem):
+    blueprint = derived_graphs.blueprint_of(stem)
+    prompt = workflow_files.read(workflow_files.FOLDER / "api" / f"{stem}.json")
+    sockets = [socket["name"] for socket in blueprint["nodes"][0]["inputs"] if "widget" not in socket]
+    outside = [kind for kind, _ in derived_graphs.DERIVED[stem].outside]
+    with its_files(tab, server, blueprint):
+        tab.place(blueprint["nodes"][0]["title"], dict(zip(sockets, outside, strict=True)), "SaveVideo")
+        assert tab.report().problems == {}
+        assert without_sources(tab.prompt(), outside) == without_sources(prompt, outside)
+    assert tab.console == []
+
+
+def without_sources(prompt, outside):
+    """What a prompt saves, as a tree, whatever its nodes' ids are; what stands outside a blueprint is a name alone."""
+
+    def tree(node):
+        inputs = {} if node["class_type"] in outside else node["inputs"]
+        return node["class_type"], {
+            name: (*tree(prompt[value[0]]), value[1]) if isinstance(value, list) else value
+            for name, value in sorted(inputs.items())
+        }
+
+    (end,) = [node for node in without_metadata(prompt).values() if node["class_type"] == "SaveVideo"]
+    return tree({**end, "inputs": {"video": end["inputs"]["video"]}})
+
+
 @pytest.mark.parametrize("path", named(FULL))
 def test_full_size_workflow_loads_with_its_files(tab, server, path):
     workflow = workflow_files.read(path)
-    with workflow_files.stand_ins(server.base, workflow):
-        tab.reload()
+    with its_files(tab, server, workflow):
         assert_clean(tab.drop(path, nodes=len(workflow["nodes"])))
         assert without_metadata(tab.prompt()) == without_metadata(workflow_files.read(workflow_files.api_form(path)))
 
