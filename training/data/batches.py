@@ -131,9 +131,7 @@ class CachedData:
         entries = [found for _, found in read]
         joined = _joined(read, text_len) | ({"poses": _poses(entries)} if self._posed else {})
         style = self._hull_style
-        return joined | (
-            {} if style is None else {"hulls": torch.stack([_hull(found.clip, style) for found in entries])}
-        )
+        return joined if style is None else joined | {"hulls": torch.stack([_hull(one.clip, style) for one in entries])}
 
     def _stand_in(self, number: int) -> tuple[CachedRow, _Entries]:
         """The next row after one, in the order of all, that has its bucket and can be read."""
@@ -204,11 +202,10 @@ def _poses(read: Sequence[_Entries]) -> Tensor:
 
 
 def _hull(clip: Entry, style: str) -> Tensor:
-    latents = clip["latents"]
-    height, width = latents.shape[-2:]
-    return (
-        hull_of(clip["pose"].float(), (8 * height, 8 * width), style) if "pose" in clip else _mask({"latents": latents})
-    )
+    if "pose" not in clip:
+        return torch.ones_like(clip["latents"][:1])
+    height, width = clip["latents"].shape[-2:]
+    return hull_of(clip["pose"].float(), (8 * height, 8 * width), style)
 
 
 def _behind(pictures: Sequence[Entry]) -> Entry:

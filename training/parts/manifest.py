@@ -189,11 +189,9 @@ class ManifestPart(TransformerTraining):
 
     def _named_rows(self, data: DataSettings) -> NamedRows | None:
         person = self.settings.personal
-        return (
-            None
-            if self.settings.regions == "none" or person is None
-            else named_rows(data, person.name, person.class_name)
-        )
+        if self.settings.regions == "none" or person is None:
+            return None
+        return named_rows(data, person.name, person.class_name)
 
     @cached_property
     def named(self) -> NamedRows | None:
@@ -256,21 +254,20 @@ class ManifestPart(TransformerTraining):
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss; in a share of the steps, of all processes alike, that of the prior."""
         drawn = torch.rand((), generator=torch_generator(self.context.seed, step, "prior"))
-        if self.prior_texts is None or drawn >= self.settings.prior:
-            batch = self._in_other_places(batch, generator)
-            clips = self.encoded(batch)
-            draws = self.draws(clips, step, generator)
-            texts = self.texts(batch, draws)
-            losses, metrics = dual_guidance_step(self.transformer, self.settings, clips, draws, texts)
-            if self.prior_texts is None or not self.settings.prior_beside:
-                return losses, metrics
-            prior, terms = self._prior_beside(self.prior_texts, batch, (clips, draws), generator)
-            return losses + self.settings.prior_weight * prior.mean(), metrics | terms
+        settings, prior = self.settings, self.prior_texts
+        of_prior = prior is not None and drawn < settings.prior
+        batch = batch if of_prior else self._in_other_places(batch, generator)
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
-        prompts = self._prior_prompts(self.prior_texts, len(clips.latents), generator)
-        losses, metrics = prior_step(self.transformer, clips, draws, prompts.to(clips.latents.device))
-        return self.settings.prior_weight * losses, metrics
+        if prior is not None and of_prior:
+            prompts = self._prior_prompts(prior, len(clips.latents), generator)
+            losses, metrics = prior_step(self.transformer, clips, draws, prompts.to(clips.latents.device))
+            return settings.prior_weight * losses, metrics
+        losses, metrics = dual_guidance_step(self.transformer, settings, clips, draws, self.texts(batch, draws))
+        if prior is None or not settings.prior_beside:
+            return losses, metrics
+        beside, terms = self._prior_beside(prior, batch, (clips, draws), generator)
+        return losses + settings.prior_weight * beside.mean(), metrics | terms
 
     def _prior_beside(
         self, texts: Tensor, batch: Any, drawn: tuple[EncodedClips, Draws], generator: torch.Generator

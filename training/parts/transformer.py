@@ -204,9 +204,9 @@ class TransformerPart(TransformerTraining):
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Embeddings of the captions, which are drawn anew for every batch."""
-        shown = draws.condition.with_pose if draws.condition else ()
-        later = [batch["later_posed" if posed else "later"][i] for i, posed in enumerate(shown)] or batch["later"]
-        prompts = [TwoStagePrompt(*captions) for captions in zip(batch["first"], later, strict=True)]
+        with_pose = draws.condition.with_pose if draws.condition else (False,) * len(batch["later"])
+        captions = zip(batch["first"], batch["later"], batch["later_posed"], with_pose, strict=True)
+        prompts = [TwoStagePrompt(first, posed if shown else later) for first, later, posed, shown in captions]
         kept = zip(prompts, draws.keep_text, strict=True)
         video_text = self._encode([prompt.video_text if keep else "" for prompt, keep in kept])
         return video_text, self._encode([prompt.reference_text for prompt in prompts]) if draws.reference else None

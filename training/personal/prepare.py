@@ -18,6 +18,7 @@ from contextanyone_core.pose.body import Body, body_of, stated_lengths
 from contextanyone_core.pose.pose_file import pose_file_bytes
 from contextanyone_core.pose.sequence import PoseSequence, sequence_of
 from training.data.buckets import BucketSettings
+from training.data.frames import on_white
 from training.data.manifest import ManifestRow, write_manifest
 from training.data.media import content_hash
 from training.personal.choice import choose_clips, choose_stills
@@ -164,9 +165,7 @@ def _write_references(shot: Shot, folder: Path, wanted: list[int]) -> None:
     for number, frame in enumerate(shot.frames()):
         if number in wanted:
             mask = cv2.imread(str(folder / "masks" / f"{shot.start + number:05d}.png"), cv2.IMREAD_GRAYSCALE)
-            share = np.asarray(mask, np.float32)[..., None] / 255.0
-            cut = np.round(frame * share + 255.0 * (1.0 - share)).astype(np.uint8)
-            write_png(folder / "references" / f"{number:05d}.png", cut)
+            write_png(folder / "references" / f"{number:05d}.png", on_white(frame, np.asarray(mask, np.uint8)))
 
 
 def _of_the_whole_clip(poses: PoseSequence, shot: Shot) -> PoseSequence:
