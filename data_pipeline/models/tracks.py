@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_pipeline.models.protocols import Box, Seen
 
 _OVERLAP = 0.3  # intersection over union of one person's boxes in frames that follow one another
+_BLOCK = 128  # vectors compared with all before them at once
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,25 @@ def _by_vector(one: Found, before: Found, limit: float) -> float | None:
 
 
 def cluster(vectors: Sequence[NDArray[np.float32] | None], limit: float, names: Sequence[str]) -> list[str]:
-    """Single linkage: vectors nearer than `limit` share a cluster, which has the name of its first. None is alone."""
-    parent = list(range(len(vectors)))
+    """Single linkage: vectors nearer than `limit` share a cluster, which has the name of its first. None is alone.
 
-    def first(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
-
+    All pairs are compared, as products of matrices: 10^5 vectors of 128 numbers take 2.6 TFLOP and, beside
+    themselves, 50 MB.
+    """
     known = [number for number, vector in enumerate(vectors) if vector is not None]
     table = np.stack([vector for vector in vectors if vector is not None]) if known else np.empty((0, 1), np.float32)
-    for index, number in enumerate(known):
-        near = np.flatnonzero(np.linalg.norm(table[:index] - table[index], axis=1) < limit)
-        for other in near:
-            low, high = sorted((first(known[int(other)]), first(number)))
-            parent[high] = low
-    return [names[first(number)] for number in range(len(vectors))]
+    squares = (table**2).sum(axis=1)
+    first = np.arange(len(known))  # of each vector's cluster
+    for start in range(0, len(known), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        distances = squares[block, None] + squares[: block.stop] - 2 * table[block] @ table[: block.stop].T
+        for number, near in enumerate(distances < limit**2, start):
+            joined = np.unique(first[:number][near[:number]])
+            if len(joined):
+                first[number] = joined[0]
+            if len(joined) > 1:
+                first[:number][np.isin(first[:number], joined[1:])] = joined[0]
+    found = list(names)
+    for number, one in zip(known, first, strict=True):
+        found[number] = names[known[one]]
+    return found

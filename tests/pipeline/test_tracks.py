@@ -1,6 +1,7 @@
 """Tracks and clusters on boxes and vectors made by hand."""
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.models.tracks import Found, cluster, overlap, tracked
 
@@ -45,3 +46,12 @@ def test_clusters_are_chains_of_near_vectors_and_who_cannot_be_told_is_alone():
     assert cluster([*vectors, None, None], 0.6, list("abcdef")) == ["a", "b", "a", "a", "e", "f"]
     assert cluster([], 0.6, []) == []
     assert cluster([None], 0.6, ["a"]) == ["a"]
+
+
+def test_clusters_of_many_vectors_are_the_components_of_their_graph():
+    vectors = np.random.default_rng(0).random((300, 2)).astype(np.float32)
+    near = np.linalg.norm(vectors[:, None] - vectors, axis=-1) < 0.05
+    count, components = connected_components(near)
+    named = [int(name) for name in cluster(list(vectors), 0.05, [str(number) for number in range(300)])]
+    assert 1 < count < 300
+    assert named == [int(np.flatnonzero(components == components[number])[0]) for number in range(300)]
