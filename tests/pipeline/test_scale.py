@@ -1,6 +1,7 @@
 """What grows with a run: counted, not timed. Work must be linear in the rows, and rows must not stay in memory."""
 
 import copy
+import json
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from contextanyone_core.errors import InputError
+from data_pipeline import simulate
 from data_pipeline.config import PipelineSettings
 from data_pipeline.decisions.dedup import KeptHashes
 from data_pipeline.decisions.outputs import account_of, write_outputs
@@ -230,3 +232,14 @@ def test_an_account_stays_as_it_was_while_a_run_goes_on(tmp_path):
     run_source(later, "00002")
     assert len(list(account.decisions)) == len(account.decisions) == 20
     assert len(account_of(later, settings, later.sources.names()).decisions) == 30
+
+
+def test_a_simulated_run_counts_its_rows_and_leaves_its_numbers_alone(tmp_path, capsys):
+    assert simulate.main(["--out", str(tmp_path), "--rows", "200", "--workers", "1"]) == 0
+    (found,) = json.loads((tmp_path / "simulated.json").read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    assert (found["rows"], found["sources"]) == (200, 2)
+    assert found["kept"] + sum(found["dropped"].values()) == 200
+    assert found["dropped"]["dedup.min_distance"] == 1  # of two copies the other has a score too high
+    assert 0 < found["open_files"] <= 64
+    assert [path.name for path in tmp_path.iterdir()] == ["simulated.json"]
