@@ -20,9 +20,7 @@ from evaluation.ablation.statistics import judge, summary
 from evaluation.ablation.variants import as_variant
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN, SMALL, COMPARISON = (
-    ROOT / "evaluation" / f"{name}.yaml" for name in ("ablations", "ablations_small", "comparison")
-)
+PLAN, COMPARISON = (ROOT / "evaluation" / f"{name}.yaml" for name in ("ablations", "comparison"))
 CELLS = ("full", "joint_attention", "clip_frame", "aligned", "vace")
 
 
@@ -115,16 +113,17 @@ def test_the_shipped_plan_is_what_the_paper_and_the_open_choices_ask_for():
     assert [job.seed for job in plan.jobs()[: len(plan.cells)]] == [0] * len(plan.cells)
 
 
-def test_the_small_plan_is_the_plan_with_fewer_samples_and_says_so():
-    plan, small = load_plan(PLAN), load_plan(SMALL)
-    assert small.cells == plan.cells
-    assert small.claims == plan.claims
-    assert "4,000 clips" in small.note
-    assert not plan.note
-    runs = [each.jobs()[0].config(each, Path("x")) for each in (plan, small)]
+def test_a_plan_like_another_changes_what_it_names_and_its_report_says_so(tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text(f"like: {PLAN}\nnote: a tenth\nbase: {{run: {{steps: 250}}}}\nmeasuring: {{count: 60}}\n")
+    plan, short = load_plan(PLAN), load_plan(path)
+    assert short.cells == plan.cells
+    assert short.claims == plan.claims
+    runs = [each.jobs()[0].config(each, Path("x")) for each in (plan, short)]
     assert (runs[0].run.steps, runs[1].run.steps) == (2500, 250)
+    assert runs[0].run.save_every == runs[1].run.save_every
     assert runs[0].part.network == runs[1].part.network
-    assert small.note in table(describe(small, {}))
+    assert "a tenth" in table(describe(short, {}))
 
 
 def test_the_comparison_has_three_ways_on_equal_samples():
