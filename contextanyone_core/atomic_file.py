@@ -48,6 +48,17 @@ def _make(hidden: Path) -> None:
 
 
 @contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give the error of a full disk, which names no file, the name of the file that the user knows."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path for a file or folder, which is renamed to `path` when the block ends without an error.
 
@@ -73,7 +84,8 @@ def whole_files(*paths: Path) -> Iterator[Path]:
         written, before = hidden / "written", hidden / "before"
         written.mkdir()
         before.mkdir()
-        yield written
+        with _named(paths[0]):
+            yield written
         mode = hidden.stat().st_mode & _FILE_BITS
         for path in paths:
             _finish(written / path.name, mode)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,13 +27,20 @@ class StepLog:
 
     def __init__(self, path: Path) -> None:
         _remove_cut_line(path)
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one step. Numbers that are not finite become null, as JSON has no NaN."""
+        """Append one step. Numbers that are not finite become null, as JSON has no NaN.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(finite).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +48,8 @@ class StepLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what `write` could not write, which it has raised
+            self._file.close()
 
 
 class ProgressDisplay:

@@ -26,6 +26,8 @@ from training.tensor_files import Rows
 
 _Files = Mapping[str, Mapping[str, Tensor]]
 _Copies = dict[str, dict[str, Tensor | Rows]]
+THREAD = "checkpoint"
+"""Name of the thread that saves."""
 
 
 class Saver:
@@ -70,7 +72,8 @@ class Saver:
             stream.wait_stream(torch.cuda.current_stream(self._world.device))
         still = replace(progress, learning_rates=dict(progress.learning_rates))
         self._copied.clear()
-        self._thread = threading.Thread(target=self._write, args=(still, tensors, stream, self._writers), daemon=True)
+        given = (still, tensors, stream, self._writers)
+        self._thread = threading.Thread(target=self._write, name=THREAD, args=given, daemon=True)
         self._thread.start()
 
     def wait_for_copies(self) -> None:

@@ -41,7 +41,8 @@ def _steady(stream: TextIO | None, own: TextIO | None, errors: str, *, errors_ra
         stream.flush()
         raw = _Steady(stream.fileno(), errors_raise=errors_raise)
         buffered = io.BufferedWriter(raw)
-        return io.TextIOWrapper(buffered, encoding="utf-8", errors=errors, line_buffering=stream.line_buffering)
+        by_line = stream.line_buffering or stream.write_through  # the latter under PYTHONUNBUFFERED and `python -u`
+        return io.TextIOWrapper(buffered, encoding="utf-8", errors=errors, line_buffering=by_line)
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
     return stream

@@ -1,6 +1,7 @@
 """Files appear under their names whole, together and with the mode of the umask, or not at all."""
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_an_error_names_the_folder_that_the_user_knows(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "no" / "a", "text")
     assert caught.value.filename == str(tmp_path / "no")
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    path = tmp_path / "state.json"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*state\.json'"):
+            write_text(path, "0123456789 and more")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_need_their_folder(tmp_path):

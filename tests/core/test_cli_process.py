@@ -259,3 +259,13 @@ def test_a_compiler_that_fails_is_told_in_one_line(words, tmp_path):
     assert "cc1plus: fatal error: it is broken" in last
     assert "leave --compile out" in last
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # as images for containers set it
+def test_a_line_of_progress_is_written_when_it_is_made(unbuffered):
+    """The process ends at once behind it, as by a kill, and writes nothing that it held back."""
+    made = "import os, sys; from contextanyone_core.cli.streams import steady_streams\n"
+    made += "with steady_streams(): sys.stderr.write('a line\\n'); os._exit(0)"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    result = subprocess.run([sys.executable, "-c", made], capture_output=True, check=True, env=environment)
+    assert result.stderr == b"a line\n"

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,20 @@ def test_log_removes_a_cut_line(tmp_path: Path, before: bytes, cut: bytes) -> No
     with StepLog(path) as log:
         log.write({"step": 1, "loss": float("inf")})
     assert path.read_bytes() == before + b'{"step": 1, "loss": null}\n'
+
+
+def test_a_full_disk_is_named_with_the_log(tmp_path: Path) -> None:
+    """And the cut line is gone at the next start."""
+    path = tmp_path / "log.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))
+    try:
+        with StepLog(path) as log:
+            log.write({"step": 0})
+            with pytest.raises(OSError, match=r"log\.jsonl cannot be written: File too large"):
+                log.write({"step": 1, "loss": 1 / 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == 30
+    with StepLog(path):
+        assert path.read_bytes() == b'{"step": 0}\n'
