@@ -10,12 +10,12 @@ import check_bernini as small
 import folder_paths
 import stack
 import torch
-from graph import call, needed, pack
+from graph import call, needed, node, pack
 from stack import ksampler, largest
 
 FILES = {
     "phantom": "Phantom-Wan-tiny.safetensors",
-    "refalign": "RefAlign-1.3B/model.safetensors",
+    "refalign": small.REFALIGN,
     "bernini": "bernini_r_1.3B.safetensors",
 }
 MODELS = ("contextanyone", *FILES)
@@ -107,6 +107,8 @@ def check_context_windows_keep_the_references():
         "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False, "cond_retain_index_list": "",
         "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": False,
     }  # fmt: skip
+    known = {taken.id for taken in node("ContextWindowsManual").GET_SCHEMA().inputs}  # newer ones have more
+    windows = {name: value for name, value in windows.items() if name in known}
     for name in MODELS:
         network, seen = type(graph(name)[0].model.diffusion_model), []
         velocity = network._velocity
