@@ -85,6 +85,23 @@ def check_int8_and_sparse_attention_reach_the_blocks():
         assert 0 < near < far, (name, near, far)
 
 
+def check_core_s_own_attention_node_reaches_every_block():
+    needed("ModelAttentionBackend")
+    attention = __import__("comfy.ldm.modules.attention", fromlist=["attention"])
+    other, calls = attention.get_attention_function("sub_quad"), []
+
+    def counted(*arguments: Any, **given: Any) -> Any:
+        calls.append(arguments[0].shape)
+        return other(*arguments, **given)
+
+    for name in MODELS:
+        calls.clear()
+        with mock.patch.dict(attention.REGISTERED_ATTENTION_FUNCTIONS, pytorch=counted):
+            found = run(name, lambda one: call("ModelAttentionBackend", model=one, attention="pytorch attention")[0])
+        assert len(calls) >= 2 * blocks_of(name), name
+        assert largest(found - plain(name)) < 1e-4 * largest(plain(name)), name
+
+
 def check_a_registered_backend_is_looked_up_at_every_call():
     attention = __import__("comfy.ldm.modules.attention", fromlist=["attention"])
     before, calls = attention.optimized_attention, []
