@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # the modules beside this file: comfyui, inside_results, ...
 
 import comfyui
+import page
 from comfyui_server import Server
 
 
@@ -36,3 +38,16 @@ def server(comfy: comfyui.ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> 
     started.start()
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Headless Chromium; its driver's event loop ends with the file of tests."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e .[dev]")
+    path = page.find_chromium()
+    if path is None:
+        pytest.skip(f"none of {', '.join(page.BROWSERS)} is on PATH")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, headless=True, args=page.SWITCHES)
+        yield browser
+        browser.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comfyui import PACK_FOLDER
 from comfyui_server import RefusedError, Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -152,6 +153,11 @@ SURROUND = """([sources, end]) => {
 }"""
 
 
+LOAD_IMAGE = "window.app.graph.nodes.find(node => node.type === 'LoadImage').widgets"
+UPLOAD = f"() => {{ {LOAD_IMAGE}.find(widget => widget.name === 'upload').callback(); }}"
+CHOSEN = f"name => {LOAD_IMAGE}[0].value === name"
+
+
 OFFERED = """() => [...document.querySelectorAll('[data-testid=missing-model-download]')]
     .map(button => button.getAttribute('aria-label').replace(/^Download /, ''))"""
 
@@ -196,6 +202,27 @@ class Page:
         self._tab.wait_for_timeout(1500)  # dialogs come after the graph
         return self.report()
 
+    def open_template(self, name: str) -> Report:
+        """Open a workflow of the pack from the page's own templates, as docs/START.md says."""
+        self._tab.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        for text in (PACK_FOLDER, name):
+            self._tab.get_by_text(text, exact=True).filter(visible=True).first.click(timeout=LOAD_MS)
+        opened = "name => window.app.extensionManager.workflow.activeWorkflow?.filename === name"
+        self._tab.wait_for_function(opened, arg=name, timeout=LOAD_MS)
+        self._tab.wait_for_timeout(1500)  # dialogs come after the graph
+        return self.report()
+
+    def refresh(self) -> Report:
+        """Press R and wait until no node's frame is red any more: all files are there now.
+
+        Raises:
+            TimeoutError: of playwright; some frame stays red.
+        """
+        self._tab.locator("#graph-canvas").click(position={"x": SIZE["width"] // 2, "y": SIZE["height"] - 100})
+        self._tab.keyboard.press("r")
+        self._tab.wait_for_function("() => window.app.graph.nodes.every(node => !node.has_errors)", timeout=LOAD_MS)
+        return self.report()
+
     def report(self) -> Report:
         """What is on the page now."""
         found = self._tab.evaluate(INSPECT)
@@ -235,6 +262,17 @@ class Page:
     def turn(self, node_type: str, widget: str, value: Any) -> None:
         """Give a widget of the first node of a type another value."""
         self._tab.evaluate(TURN, [node_type, widget, value])
+
+    def choose_picture(self, file: Path) -> None:
+        """Upload a picture at the first Load Image; the classic node has a button for it, the new one a field."""
+        field = self._tab.locator("[data-node-id] input[type=file][accept^=image]")
+        if field.count():
+            field.first.set_input_files(file)
+        else:
+            with self._tab.expect_file_chooser(timeout=LOAD_MS) as chooser:
+                self._tab.evaluate(UPLOAD)
+            chooser.value.set_files(file)
+        self._tab.wait_for_function(CHOSEN, arg=file.name, timeout=LOAD_MS)
 
     def place(self, name: str, sources: dict[str, str], end: str) -> None:
         """Put a node on an empty canvas by searching its name, then a node of each type of `sources` at the input of

@@ -19,7 +19,12 @@ def checks(file):
 
 
 SKIPPED = "skipped: "  # as inside/run.py begins what this ComfyUI lacks
-CHECKS = [pytest.param(file, name, id=f"{file.stem}::{name}") for file in FILES for name in checks(file)]
+SLOW = {"check_compiler"}  # minutes of tracing
+CHECKS = [
+    pytest.param(file, name, id=f"{file.stem}::{name}", marks=[pytest.mark.nightly] if file.stem in SLOW else [])
+    for file in FILES
+    for name in checks(file)
+]
 
 
 @pytest.mark.comfy

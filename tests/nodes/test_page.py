@@ -21,19 +21,6 @@ def named(paths):
     return [pytest.param(path, id=path.stem) for path in paths]
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    """Headless Chromium; its driver's event loop ends with this file."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e .[dev]")
-    path = page.find_chromium()
-    if path is None:
-        pytest.skip(f"none of {', '.join(page.BROWSERS)} is on PATH")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, headless=True, args=page.SWITCHES)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(params=[False, True], ids=["classic", "new"])
 def tab(request, chromium, server):
     """A fresh page in one of the two designs."""

@@ -8,7 +8,7 @@ from unittest import mock
 import comfy.model_management
 import stack
 import torch
-from check_bernini import load
+from check_bernini import REFALIGN, load
 from check_cache import made_by
 from check_errors import prompt, refusal
 from graph import Session, call, pack
@@ -154,7 +154,7 @@ def check_wrong_choices_and_models_are_refused():
 
 def check_a_model_without_a_cache_is_told():
     with_cache = pack("nodes._comfy.cache").with_cache
-    for name in ("RefAlign-1.3B/model.safetensors", "bernini_r_1.3B.safetensors", "Phantom-Wan-tiny.safetensors"):
+    for name in (REFALIGN, "bernini_r_1.3B.safetensors", "Phantom-Wan-tiny.safetensors"):
         model = load(name)
         same, note = with_cache(model, "cpu", "int8")
         assert same is model

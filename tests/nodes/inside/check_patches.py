@@ -10,12 +10,12 @@ import check_bernini as small
 import folder_paths
 import stack
 import torch
-from graph import call, needed, pack
+from graph import call, needed, node, pack
 from stack import ksampler, largest
 
 FILES = {
     "phantom": "Phantom-Wan-tiny.safetensors",
-    "refalign": "RefAlign-1.3B/model.safetensors",
+    "refalign": small.REFALIGN,
     "bernini": "bernini_r_1.3B.safetensors",
 }
 MODELS = ("contextanyone", *FILES)
@@ -85,6 +85,23 @@ def check_int8_and_sparse_attention_reach_the_blocks():
         assert 0 < near < far, (name, near, far)
 
 
+def check_core_s_own_attention_node_reaches_every_block():
+    needed("ModelAttentionBackend")
+    attention = __import__("comfy.ldm.modules.attention", fromlist=["attention"])
+    other, calls = attention.get_attention_function("sub_quad"), []
+
+    def counted(*arguments: Any, **given: Any) -> Any:
+        calls.append(arguments[0].shape)
+        return other(*arguments, **given)
+
+    for name in MODELS:
+        calls.clear()
+        with mock.patch.dict(attention.REGISTERED_ATTENTION_FUNCTIONS, pytorch=counted):
+            found = run(name, lambda one: call("ModelAttentionBackend", model=one, attention="pytorch attention")[0])
+        assert len(calls) >= 2 * blocks_of(name), name
+        assert largest(found - plain(name)) < 1e-4 * largest(plain(name)), name
+
+
 def check_a_registered_backend_is_looked_up_at_every_call():
     attention = __import__("comfy.ldm.modules.attention", fromlist=["attention"])
     before, calls = attention.optimized_attention, []
@@ -107,6 +124,8 @@ def check_context_windows_keep_the_references():
         "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False, "cond_retain_index_list": "",
         "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": False,
     }  # fmt: skip
+    known = {taken.id for taken in node("ContextWindowsManual").GET_SCHEMA().inputs}  # newer ones have more
+    windows = {name: value for name, value in windows.items() if name in known}
     for name in MODELS:
         network, seen = type(graph(name)[0].model.diffusion_model), []
         velocity = network._velocity
