@@ -25,7 +25,7 @@ from typing import ClassVar
 import psutil
 
 from contextanyone_core.cli.parsing import whole
-from data_pipeline.config import PipelineSettings
+from data_pipeline.config import PipelineSettings, SourceSettings
 from data_pipeline.decisions.outputs import account_of, write_json, write_outputs
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress
@@ -124,7 +124,7 @@ def simulate(root: Path, sources: int, engine: str, workers: int) -> dict[str, o
     job = Job(root, Numbers(sources), (Cut(root), Score(root), Hash(root)), row_seconds=3600)
     settings = PipelineSettings(
         chain="pixels",
-        sources={"folder": root},
+        sources=SourceSettings(folder=root),
         source="none",
         license="none",
         filters={"score": {"min_value": 0.1, "max_value": 0.9}, "dedup": {"min_distance": 0.1}},
