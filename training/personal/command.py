@@ -227,4 +227,5 @@ def _sheet_request(request: Request, config: TrainConfig) -> SheetRequest:
         (bucket.height, bucket.width),
         bucket.num_frames,
         settings.sample_steps,
+        regions=settings.regions != "none",
     )
