@@ -144,7 +144,7 @@ class Study:
             models=None,
             base=None,
             encoders=None,
-            consent="a drawn character",
+            consent="Not a real person: drawn by this project's character world.",
             license="Apache-2.0",
             overrides=(f"part.data.cache={self.out / 'cache'}", *(arm.changes or ()), *self.overrides),
         )
