@@ -32,6 +32,7 @@ from training.personal.prepare import write_png
 from training.personal.presets import PLACES, PRESETS
 from training.personal.sheet import SheetRequest, write_sheet
 from training.personal.shot import open_clip
+from training.personal_study.arms import ARMS
 from training.personalize import _PRESETS, main
 from training.world import TEST_SEED_START, posed_sample
 
@@ -104,11 +105,10 @@ def test_the_sheet_is_generated_as_the_training_conditions(given, tmp_path):
     made = (tmp_path / "me.sheet.png").read_bytes()
     prompts = [f"A zuv woman {place}." for place in PLACES]
     data, paths = out.with_suffix(".work") / "data", (given / "control.safetensors", out, given / "encoders")
-    for regions in (True, False):
-        write_sheet(
-            SheetRequest(data / "manifest.jsonl", *paths, prompts, (32, 48), 9, 2, regions), tmp_path / "other.png"
-        )
-        assert ((tmp_path / "other.png").read_bytes() == made) == regions
+    for regions, strength in ((True, 1.0), (False, 1.0), (True, 0.7)):
+        asked = SheetRequest(data / "manifest.jsonl", *paths, prompts, (32, 48), 9, 2, regions, strength)
+        write_sheet(asked, tmp_path / "other.png")
+        assert ((tmp_path / "other.png").read_bytes() == made) == (regions and strength == 1)
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(given, tmp_path):
@@ -248,6 +248,8 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(given, tmp_path, capsys, n
 
 def test_the_command_knows_the_presets():
     assert set(PRESETS) == set(_PRESETS)
+    assert [PRESETS[name].strength for name in _PRESETS] == [1.0, 1.0, 0.7]
+    assert PRESETS["miniature"].strength == ARMS["strength"].strength, "as it was measured"
     targets = load_config(PRESETS["strong"].config, PRESETS["strong"].changes).part.train.lora.targets
     assert {"blocks.*.self_attn.q", "blocks.*.cross_attn.o", "blocks.*.ffn.*"} <= set(targets)
 
