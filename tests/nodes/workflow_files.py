@@ -13,6 +13,7 @@ import numpy as np
 from comfyui import ROOT
 
 FOLDER = ROOT / "workflows"
+PEOPLE = ROOT / "assets" / "personal"
 Prompt = dict[str, Any]
 
 # Where the file of a loader's first widget lies, under models/, and which output of the miniature's loader replaces it.
@@ -27,7 +28,9 @@ LOADERS = {
     "ContextAnyonePersonalLoader": ("loras", 0),
     "CheckpointLoaderSimple": ("checkpoints", None),
 }
-PERSON = "ContextAnyonePersonalLoader"  # needs a file of the user's own; without it there is no body either
+PERSON = (
+    "ContextAnyonePersonalLoader"  # at full size it needs a file of the user's own; without it there is no body either
+)
 DETECTOR = "SDPoseKeypointExtractor"  # needs its own public file; the pack's example stands in for what it finds
 REMOVER = "RemoveBackground"  # likewise; everything is kept
 EXAMPLE_POSE = {"class_type": "ContextAnyoneExamplePose", "inputs": {"motion": "dance", "length": 17}}
@@ -74,8 +77,9 @@ def offered_models(workflow: dict[str, Any]) -> set[str]:
 
 
 def wanted_files(workflow: dict[str, Any]) -> set[str]:
-    """Paths of the files that the loaders of a workflow name: models, and videos of the user's own."""
+    """Paths of the files that the loaders of a workflow name and the pack does not bring: models, videos."""
     named = [(node["type"], node["widgets_values"][0]) for node in nodes_of(workflow) if node.get("widgets_values")]
+    named = [(kind, file) for kind, file in named if kind != PERSON or not (PEOPLE / file).is_file()]
     found = {f"models/{LOADERS[kind][0]}/{file}" for kind, file in named if kind in LOADERS}
     return found | {f"input/{file}" for kind, file in named if kind == "LoadVideo"}
 

@@ -154,6 +154,27 @@ def test_the_background_does_not_read_the_name_and_without_its_pose_a_sample_rea
     assert not torch.allclose(terms(plain, True), terms(guided, True))
 
 
+@pytest.mark.parametrize("regions", ["mask", "pose"])
+def test_samples_of_a_run_are_generated_as_it_conditions(part_of, regions):
+    plain, guided = part_of(), part_of(regions=regions)
+    rows = (guided.data.rows[0].bucket, guided.data.row(0, guided.config.text_len))
+    seen, inner = [], guided.transformer.forward
+
+    def note(*given, **named):
+        seen.append(named["condition"].regions)
+        return inner(*given, **named)
+
+    guided.transformer.forward = note
+    found = guided._generate(rows[1], rows[0])
+    with_prompt = [one for one in seen if one is not None]
+    assert len(with_prompt) == len(seen) / 2, "the negative prompt names nobody"
+    wanted = guided.encoded(guided._named(rows[1], guided.named)).regions
+    for one in with_prompt:
+        torch.testing.assert_close(one.person.float(), wanted.person)
+        assert one.named == wanted.named
+    assert not torch.equal(found, plain._generate(rows[1], rows[0]))
+
+
 def test_where_nothing_is_known_a_video_is_all_person():
     regions = Regions(torch.zeros(1, 1, 2, 3, 3), ((1,),)).where(torch.tensor([True, False]))
     assert regions.person.shape == (2, 1, 2, 3, 3)

@@ -38,7 +38,7 @@ def test_the_arms_differ_as_they_are_named():
         *("none", "mask", "none", "pose")
     ]
     # The paper's masks are the clip's; a generated one has none.
-    assert [name for name, arm in ARMS.items() if arm.regions] == ["regions_pose", "reference_lora"]
+    assert [name for name, arm in ARMS.items() if arm.regions] == [*("regions_pose", "strength", "reference_lora")]
     assert parts["one_stage"].data.buckets.frames == (17,)
 
 
@@ -103,7 +103,10 @@ def test_a_change_of_a_cell_is_another_cell(tmp_path):
     others.append(Study(tmp_path, ("prior",), 1, 4, 1, ("run.steps=9",)))
     assert len({one._path(arm, person) for one in (study, *others)}) == 4
     assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["reference_lora"], person)  # trained once
-    assert study._path(arm, person) != study._path(ARMS["reference_lora"], person)
+    assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["strength"], person)
+    assert (
+        len({study._path(ARMS[name], person) for name in ("prior", "regions_pose", "strength", "reference_lora")}) == 4
+    )
     base = ARMS["base"]
     assert len({one._path(base, person) for one in (study, others[2])}) == 1  # it trains nothing
     assert len({one._path(base, person) for one in (study, *others)}) == 3

@@ -29,8 +29,10 @@ from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import hull, masks_of_shot
 from training.personal.names import check_name, without_name
 from training.personal.prepare import write_png
-from training.personal.presets import PRESETS
+from training.personal.presets import PLACES, PRESETS
+from training.personal.sheet import SheetRequest, write_sheet
 from training.personal.shot import open_clip
+from training.personal_study.arms import ARMS
 from training.personalize import _PRESETS, main
 from training.world import TEST_SEED_START, posed_sample
 
@@ -94,6 +96,19 @@ def test_a_clip_becomes_a_personal_file_and_a_sheet(given, tmp_path, capsys, bas
     assert len([row for row in rows if row.num_frames == 1]) == 16
     assert {row.prompt_first for row in rows} == {"A zuv woman."}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["me.safetensors", "me.sheet.png", "me.work"]
+
+
+def test_the_sheet_is_generated_as_the_training_conditions(given, tmp_path):
+    """With regions where the preset has them; the sheet of the same file without them is another."""
+    out = tmp_path / "me.safetensors"
+    assert run(given, out, "part.regions=pose", "part.sample_steps=2") == 0
+    made = (tmp_path / "me.sheet.png").read_bytes()
+    prompts = [f"A zuv woman {place}." for place in PLACES]
+    data, paths = out.with_suffix(".work") / "data", (given / "control.safetensors", out, given / "encoders")
+    for regions, strength in ((True, 1.0), (False, 1.0), (True, 0.7)):
+        asked = SheetRequest(data / "manifest.jsonl", *paths, prompts, (32, 48), 9, 2, regions, strength)
+        write_sheet(asked, tmp_path / "other.png")
+        assert ((tmp_path / "other.png").read_bytes() == made) == (regions and strength == 1)
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(given, tmp_path):
@@ -233,6 +248,8 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(given, tmp_path, capsys, n
 
 def test_the_command_knows_the_presets():
     assert set(PRESETS) == set(_PRESETS)
+    assert [PRESETS[name].strength for name in _PRESETS] == [1.0, 1.0, 0.7]
+    assert PRESETS["miniature"].strength == ARMS["strength"].strength, "as it was measured"
     targets = load_config(PRESETS["strong"].config, PRESETS["strong"].changes).part.train.lora.targets
     assert {"blocks.*.self_attn.q", "blocks.*.cross_attn.o", "blocks.*.ffn.*"} <= set(targets)
 

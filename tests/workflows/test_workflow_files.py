@@ -19,6 +19,7 @@ TITLE = 30  # a node's title stands above its position
 FOLDERS = {"text_encoders", "vae", "clip_vision", "loras", "diffusion_models", "checkpoints", "background_removal"}
 NOTE, BYPASSED = "MarkdownNote", 4
 MOTIONS = {path.stem for path in (ROOT / "assets" / "poses").glob("*.json")}
+PEOPLE = {path.name for path in (ROOT / "assets" / "personal").glob("*.safetensors")}
 EXAMPLES = {path.name for path in (ROOT / "assets" / "examples").glob("*.png")}
 
 
@@ -42,7 +43,7 @@ def ours(flow):
 
 def test_they_are_there_and_each_has_a_number_of_its_own():
     numbers = [int(path.stem[:2]) for path in FLOWS]
-    assert {*range(1, 9), 10, 11, 12, 13} <= set(numbers)
+    assert set(range(1, 14)) <= set(numbers)
     assert len(set(numbers)) == len(numbers)
 
 
@@ -110,6 +111,9 @@ def test_pictures_come_with_the_pack_or_with_comfyui(flow):
         values = node.get("widgets_values_named", {})
         if node["type"] == "ContextAnyoneExamplePicture":
             assert values["picture"] in EXAMPLES
+        if node["type"] == "ContextAnyonePersonalLoader":
+            assert values["file"] in PEOPLE | {"me.safetensors"}
+            assert (values["file"] in PEOPLE) == ("ContextAnyoneMiniatureLoader" in str(flow))
         if node["type"] == "LoadImage":
             assert values["image"] == "example.png"
         if node["type"] == "LoadVideo":  # ComfyUI ships no video: the user's own

@@ -355,12 +355,15 @@ class ManifestPart(TransformerTraining):
         tokens = [on_device["image_embeds"]] if "image_embeds" in on_device else []
         pictures = list(torch.split(on_device["reference_latents"], 1, dim=2))
         references = ReferenceInputs(pictures, on_device["first_text"], tokens)
-        poses = VideoCondition(pose=on_device["poses"]) if self.conditioned and "poses" in on_device else None
+        pose = on_device["poses"] if self.conditioned and "poses" in on_device else None
+        regions = self._regions(self._named(batch, self.named))
+        regions = None if regions is None else regions.to(sampler.device, sampler.dtype)
+        video = None if pose is None and regions is None else VideoCondition(pose, None, regions)
         empty = self.empty_text.to(sampler.device, sampler.dtype)
         settings = GenerationSettings(
             num_frames=bucket.num_frames, width=bucket.width, height=bucket.height, steps=self.settings.sample_steps
         )
         with torch.compiler.set_stance("force_eager"):  # other shapes than in training: not worth a compilation
             anchored = references if self.settings.anchor == "reference" else None
-            conditions = Conditions(on_device["video_text"], empty, anchored, poses)
+            conditions = Conditions(on_device["video_text"], empty, anchored, video)
             return sampler.sample_latents(conditions, settings, sampler.noise([0], settings))

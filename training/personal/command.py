@@ -77,6 +77,7 @@ def personalize(request: Request) -> int | None:
     config, ended_by = train_person(request)
     if ended_by is None:
         write_sheet(_sheet_request(request, config), request.sheet)
+        _LOG.info("The sheet is made at strength %g; use the file at that.", PRESETS[request.preset].strength)
     return ended_by
 
 
@@ -227,4 +228,6 @@ def _sheet_request(request: Request, config: TrainConfig) -> SheetRequest:
         (bucket.height, bucket.width),
         bucket.num_frames,
         settings.sample_steps,
+        regions=settings.regions != "none",
+        strength=PRESETS[request.preset].strength,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,23 @@ from tqdm import tqdm
 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.encoders.condition import encode_condition
-from contextanyone_core.encoders.text import load_text_encoder
+from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.generation.personal import named_rows, person_regions
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.media.contact_sheet import contact_sheet
 from contextanyone_core.media.image_io import frames_to_images, images_to_frames
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.regions import Tokens
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.pose.drawing import STYLES, draw_poses
+from contextanyone_core.pose.hull import person_hull
 from contextanyone_core.pose.pose_file import read_pose_file
 from contextanyone_core.pose.resample import prepare, resample
-from contextanyone_core.pose.sequence import Pixels
+from contextanyone_core.pose.sequence import Pixels, PoseSequence
 from contextanyone_core.weights.checkpoint import load_transformer
 from contextanyone_core.weights.lora import load_lora, merge_loras
+from contextanyone_core.weights.personal_file import read_personal_file
 from training.data.frames import Placement
 from training.data.manifest import read_manifest
 from training.data.media import read_frames
@@ -44,6 +48,8 @@ class SheetRequest:
         manifest: of the clip. base, lora, encoders: the network's file, the personal file, the folder of the encoders.
         prompts: one for each place.
         size: (height, width); num_frames: 4k + 1; steps: of the sampler.
+        regions: whether the background reads the prompts without the person's name, as in the training; it is where
+            the pose's hull is not, so that a base without poses has none. strength: of the LoRA.
     """
 
     manifest: Path
@@ -54,6 +60,8 @@ class SheetRequest:
     size: tuple[int, int]
     num_frames: int
     steps: int
+    regions: bool
+    strength: float = 1.0
 
 
 def write_sheet(request: SheetRequest, out: Path) -> None:
@@ -82,7 +90,7 @@ def generate(request: SheetRequest) -> list[Pixels]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     transformer = load_transformer(request.base, dtype=dtype, device=device, plain=True)
-    merge_loras(transformer, [(load_lora(request.lora, transformer), 1.0)])
+    merge_loras(transformer, [(load_lora(request.lora, transformer), request.strength)])
     config = transformer.config
     sampler = LatentSampler(transformer)
     vae = VideoVAE(load_vae(request.encoders / "vae.safetensors", dtype, device), config)
@@ -92,17 +100,35 @@ def generate(request: SheetRequest) -> list[Pixels]:
     negative = MODELS["wan"].own_negative(text.text_len)
     embeds = F.pad(text.encode([*request.prompts, negative]), (0, 0, 0, config.text_len - text.text_len))
     embeds = embeds.to(device, dtype)
-    pose = _own_poses(request, vae, config.pose_style) if config.condition_dim else None
+    named = _named(request, text)
+    shown = _posed(request, vae, config.pose_style, named) if config.condition_dim else [None] * len(named)
     clips = []
-    for index in tqdm(range(len(request.prompts)), desc="sheet", unit="clip", disable=None):
-        conditions = Conditions(embeds[index : index + 1], embeds[-1:], None, pose)
+    for index, condition in enumerate(tqdm(shown, desc="sheet", unit="clip", disable=None)):
+        conditions = Conditions(embeds[index : index + 1], embeds[-1:], None, condition)
         latents = sampler.sample_latents(conditions, settings, sampler.noise([index], settings))
         clips.append(images_to_frames(vae.decode(latents).cpu()))
     return clips
 
 
-def _own_poses(request: SheetRequest, vae: VideoVAE, style: str) -> VideoCondition:
-    """Latents of the clip's poses, drawn at the video's size; the last one stays where the clip is shorter."""
+def _named(request: SheetRequest, text: TextEncoder) -> list[Tokens]:
+    """The tokens of each prompt that name the person; none where no regions are asked for."""
+    if not request.regions:
+        return [()] * len(request.prompts)
+    person = read_personal_file(request.lora)
+    return [named_rows(text.split(prompt), person)[0] for prompt in request.prompts]
+
+
+def _posed(request: SheetRequest, vae: VideoVAE, style: str, named: Sequence[Tokens]) -> list[VideoCondition | None]:
+    """The condition of each prompt's clip: latents of the person's own poses and, where it is named, its regions."""
+    poses = _own_poses(request)
+    images = frames_to_images(draw_poses(poses, STYLES[style]))
+    condition = encode_condition(vae, images.to(vae.device), None, request.size)
+    hull = person_hull(poses, STYLES[style])
+    return [replace(condition, regions=person_regions(hull, rows)) if rows else condition for rows in named]
+
+
+def _own_poses(request: SheetRequest) -> PoseSequence:
+    """The clip's poses at the video's size; the last one stays where the clip is shorter."""
     line = next(line for line in read_manifest(request.manifest).lines if line.row.num_frames != 1)
     row = line.row
     poses = read_pose_file(request.manifest.parent / str(row.pose))
@@ -113,9 +139,7 @@ def _own_poses(request: SheetRequest, vae: VideoVAE, style: str) -> VideoConditi
     placement = Placement((0, 0, picked.width, picked.height), request.size)
     points[..., :2] = placement.move(points[..., :2].astype(np.float32))
     height, width = request.size
-    placed = picked.with_points(points).moved(1.0, (0.0, 0.0), (height, width))
-    images = frames_to_images(draw_poses(placed, STYLES[style]))
-    return encode_condition(vae, images.to(vae.device), None, request.size)
+    return picked.with_points(points).moved(1.0, (0.0, 0.0), (height, width))
 
 
 def _clip_frames(request: SheetRequest) -> Pixels:

@@ -19,6 +19,7 @@ class Arm:
         changes: settings that differ from the preset; None trains nothing.
         reference: whether a picture of the person is given to the reference stream.
         regions: whether the background reads the prompt without the name when clips are made, too.
+        strength: of the LoRA when clips are made.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Arm:
     changes: tuple[str, ...] | None
     reference: bool = False
     regions: bool = False
+    strength: float = 1.0
 
 
 ARMS = {
@@ -40,11 +42,12 @@ ARMS = {
         Arm("cross_attention", "+ prior", (_LAYERS, _NONE)),
         Arm("prior", "+ text embedding", (_NONE,)),
         Arm("regions_pose", "+ regions: pose (preset)", (), regions=True),
+        Arm("strength", "the same at strength 0.7", (), regions=True, strength=0.7),
         Arm("reference", "reference alone", None, reference=True),
         Arm("reference_lora", "reference + LoRA", (), reference=True, regions=True),
     )
 }
-"""By name, in the order of the table; `reference_lora` generates with the LoRA of `regions_pose`."""
+"""By name, in the order of the table; `strength` and `reference_lora` generate with the LoRA of `regions_pose`."""
 
 PAIRS = (
     ("two_stages", "one_stage"),
@@ -55,6 +58,7 @@ PAIRS = (
     ("prior", "cross_attention"),
     ("prior", "weakening"),
     ("regions_pose", "prior"),
+    ("strength", "regions_pose"),
     ("reference_lora", "reference"),
 )
 """What is compared, paired over the characters: the first less the second."""

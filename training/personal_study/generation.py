@@ -37,16 +37,17 @@ class Maker:
     """Generates with one network: the miniature, or with a LoRA merged.
 
     Args:
-        lora: the personal file; None is the miniature itself. steps: of the sampler.
+        lora: the personal file; None is the miniature itself. steps: of the sampler. strength: of the LoRA.
     """
 
     lora: Path | None
     steps: int
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         self.pipeline = ContextAnyonePipeline.miniature()
         if self.lora is not None:
-            merge_loras(self.pipeline.transformer, [(load_lora(self.lora, self.pipeline.transformer), 1.0)])
+            merge_loras(self.pipeline.transformer, [(load_lora(self.lora, self.pipeline.transformer), self.strength)])
 
     def clips(
         self, who: str, asked: Sequence[Asked], reference: NDArray[np.uint8] | None, *, regions: bool = False

@@ -103,6 +103,8 @@ class Study:
 
     def _path(self, arm: Arm, person: Person) -> Path:
         made_by = [*self._trained_by(arm, person), arm.reference, arm.regions, self.prompts, self.steps]
+        if arm.strength != 1:
+            made_by.append(arm.strength)
         return self.out / "cells" / f"{_hash(made_by)}.json"
 
     def _make(self, arm: Arm, person: Person) -> int | None:
@@ -111,7 +113,7 @@ class Study:
             lora = self._lora(arm, person)
             if (ended_by := self._train(arm, person, lora)) is not None:
                 return ended_by
-        maker = Maker(lora, self.steps)
+        maker = Maker(lora, self.steps, arm.strength)
         asked = person.asked(self.prompts)
         picture = picture_of(person) if arm.reference else None
         clips = maker.clips(f"A {NAME} {CLASS}", asked, picture, regions=arm.regions)
@@ -144,7 +146,7 @@ class Study:
             models=None,
             base=None,
             encoders=None,
-            consent="a drawn character",
+            consent="Not a real person: drawn by this project's character world.",
             license="Apache-2.0",
             overrides=(f"part.data.cache={self.out / 'cache'}", *(arm.changes or ()), *self.overrides),
         )

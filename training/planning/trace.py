@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.rope import forget_tables
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.adam8bit import state_bytes
 from training.config import OptimSettings
 from training.data.buckets import Bucket
 from training.optim import make_optimizer
-from training.parts.objective import ConditionDraws, Draws, EncodedClips, ReferenceDraws, loss_terms
+from training.parts import manifest
+from training.parts.objective import ConditionDraws, Draws, EncodedClips, ReferenceDraws, loss_terms, prior_step
 from training.parts.transformer_base import TransformerSettings, TransformerTraining
 from training.trainable import TrainSettings
 
@@ -42,7 +45,7 @@ class StepCost:
     """FLOPs of one batch, and bytes at the widest moment of a step.
 
     Attributes:
-        forward_flops: of the forward pass.
+        forward_flops: of the forward pass; where a share of the steps is the prior's own, of the mean step.
         backward_flops: of the backward pass, with what it computes again. Fused attention counts as its four products
             plus the scores that its kernel computes anew.
         weights: of the network, trained or not, as they are stored; without those in host memory (`offload`).
@@ -113,7 +116,8 @@ def run_step(
         _materialise(part.transformer)
         if part.offload is not None:
             part.offload.change(lambda stored: torch.empty(stored.shape, dtype=stored.dtype))
-        inputs = _inputs(config, shape, anchored=settings.anchor == "reference")
+        regions = isinstance(settings, manifest.Settings) and settings.regions != "none"
+        inputs = _inputs(config, shape, anchored=settings.anchor == "reference", regions=regions)
         in_8_bits = optim.optimizer == "adamw8bit"
         optimizer = None if in_8_bits else make_optimizer(part.parameter_groups(), optim)
         trained = [parameter for parameter in part.transformer.parameters() if parameter.requires_grad]
@@ -126,10 +130,11 @@ def run_step(
                 else:
                     parameter.register_post_accumulate_grad_hook(tracker.count_gradient)  # type: ignore[no-untyped-call]
             with autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = loss_terms(part.transformer, settings, *inputs).total.mean()
-            forward = tracker.flops
+                loss = planned_loss(part, inputs)
+                forward = tracker.flops
+                of_prior = _prior_flops(part, inputs, tracker)
             loss.backward()  # type: ignore[no-untyped-call]
-            backward = tracker.flops - forward
+            backward = tracker.flops - forward - of_prior
             del loss
             in_pass = tracker.widest
             tracker.widest = tracker.now()
@@ -145,7 +150,7 @@ def run_step(
         in_optimizer = Moment(tracker.widest.bytes - made, tracker.widest.gradients)
         widest = max(in_pass, in_optimizer)
     return StepCost(
-        forward_flops=forward,
+        forward_flops=forward + round(_prior(settings) * (of_prior - forward)),
         backward_flops=backward,
         weights=tracker.weights,
         gradients=widest.gradients,
@@ -153,6 +158,34 @@ def run_step(
         ema=4 * sum(parameter.numel() for parameter in trained),
         activations=max(0, widest.bytes - widest.gradients),
     )
+
+
+def planned_loss(part: TransformerTraining, inputs: _Inputs) -> Tensor:
+    """The loss of a step, with the prior beside it."""
+    clips, draws, texts = inputs
+    loss = loss_terms(part.transformer, part.settings, *inputs).total.mean()
+    beside = part.settings.prior_beside if isinstance(part.settings, manifest.Settings) else 0.0
+    if not beside:
+        return loss
+    count = math.ceil(beside * len(clips.latents))
+    prior, _ = prior_step(part.transformer, clips.first(count), draws.first(count), texts[0][:count])
+    return loss + prior.mean()
+
+
+def _prior(settings: TransformerSettings) -> float:
+    """The share of the steps that are the prior's own."""
+    return settings.prior if isinstance(settings, manifest.Settings) else 0.0
+
+
+def _prior_flops(part: TransformerTraining, inputs: _Inputs, tracker: _Tracker) -> int:
+    """FLOPs of the two forward passes of a step that is the prior's own; its memory is another step's, and its backward
+    pass as well."""
+    if not _prior(part.settings):
+        return 0
+    before, (clips, draws, texts) = tracker.flops, inputs
+    with torch.no_grad():
+        prior_step(part.transformer, clips, draws, texts[0])
+    return tracker.flops - before
 
 
 @dataclass(frozen=True, order=True)
@@ -237,9 +270,10 @@ def _numbered(pattern: str) -> bool:
     )
 
 
-def _inputs(
-    config: ContextAnyoneConfig, shape: StepShape, *, anchored: bool = True
-) -> tuple[EncodedClips, Draws, tuple[Tensor, Tensor | None]]:
+_Inputs = tuple[EncodedClips, Draws, tuple[Tensor, Tensor | None]]
+
+
+def _inputs(config: ContextAnyoneConfig, shape: StepShape, *, anchored: bool = True, regions: bool = False) -> _Inputs:
     """A batch, with reference where the network is given one, as the objective is given it."""
     count, bucket = shape.clips, shape.bucket
     frames, *sides = bucket.latents(config)
@@ -254,10 +288,11 @@ def _inputs(
     if config.condition_dim:
         poses = torch.empty_like(latents)
         condition = ConditionDraws(torch.empty(count, dtype=torch.bool), torch.empty(count, dtype=torch.long))
-    clips = EncodedClips(latents, ones, still, tokens, still, weights, poses, config.condition_dim > 0)
+    named = Regions(ones, ((0, 1, 2, 3),) * count) if regions else None  # of a name's pieces and its class
+    clips = EncodedClips(latents, ones, still, tokens, still, weights, poses, config.condition_dim > 0, named)
     sigma = torch.empty(count)
     reference = ReferenceDraws(sigma, torch.empty_like(still)) if anchored else None
-    draws = Draws(sigma, torch.empty_like(latents), [], reference, condition)
+    draws = Draws(sigma, torch.empty_like(latents), [True] * count, reference, condition)
     texts = [torch.empty(count, config.text_len, config.text_dim) for _ in range(2)]
     return clips, draws, (texts[0], texts[1] if anchored else None)
 

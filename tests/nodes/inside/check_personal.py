@@ -270,7 +270,8 @@ def published(kind: str):
     updates = {}
     for name, weight in own.items():
         module = name.removesuffix(".weight")
-        if ".cross_attn." in name and module.rpartition(".")[2] in "qkvo" and module != name:
+        layers = ".cross_attn." in name and module.rpartition(".")[2] in "qkvo"
+        if module != name and (layers or name.startswith("text_embedding.")):
             key = f"diffusion_model.{module}"
             updates[f"{key}.lora_A.weight"] = torch.randn(4, weight.shape[1])
             updates[f"{key}.lora_B.weight"] = torch.randn(weight.shape[0], 4)
@@ -287,7 +288,33 @@ def check_stock_loaders_use_every_key_on_bases_of_published_names():
         with log() as lines:
             (patched,) = call("LoraLoaderModelOnly", model=native, lora_name=f"{kind}.safetensors", strength_model=1.0)
         assert not [line for line in lines if "not loaded" in line.lower()], lines
-        assert len(patched.patches) == len(updates) // 3 == 8
+        assert len(patched.patches) == len(updates) // 3 == 8 + 2
+
+
+def check_stock_loaders_use_every_key_of_the_shipped_examples():
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = sorted(pack("nodes._comfy.personal")._EXAMPLES.glob("*.safetensors"))
+    assert examples
+    for path in examples:
+        shutil.copy(path, folder / f"stock_{path.name}")
+        keys = comfy.utils.load_torch_file(str(path))
+        assert any(".text_embedding." in key for key in keys)
+        with log() as lines:
+            (patched,) = call(
+                "LoraLoaderModelOnly", model=miniature()[0], lora_name=f"stock_{path.name}", strength_model=1.0
+            )
+        assert not [line for line in lines if "not loaded" in line.lower()], lines
+        assert len(patched.patches) == len(keys) // 3
+
+
+def check_the_shipped_examples_are_listed_and_are_of_this_base():
+    for path in sorted(pack("nodes._comfy.personal")._EXAMPLES.glob("*.safetensors")):
+        graph_of = loader_graph(path.name)
+        run = Session().run(graph_of, keep={"trigger": ("2", 1)})
+        assert run.ok, run.problem
+        assert run.values["trigger"] == "zuv person"
+        assert "contextanyone_note" not in run.told("2"), "the file was trained on another base"
 
 
 def check_our_loader_takes_a_fun_control_base():
@@ -305,4 +332,4 @@ def check_our_loader_takes_a_fun_control_base():
     assert found.args[1] == "zuv woman"
     assert "contextanyone_note" not in found.ui
     assert not [line for line in lines if "not loaded" in line.lower()], lines
-    assert len(found.args[0].patches) == 8
+    assert len(found.args[0].patches) == 8 + 2
