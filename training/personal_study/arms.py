@@ -44,7 +44,7 @@ ARMS = {
         Arm("regions_pose", "+ regions: pose (preset)", (), regions=True),
         Arm("strength", "the same at strength 0.7", (), regions=True, strength=0.7),
         Arm("reference", "reference alone", None, reference=True),
-        Arm("reference_lora", "reference + LoRA", (), reference=True, regions=True),
+        Arm("reference_lora", "reference + LoRA at strength 0.7", (), reference=True, regions=True, strength=0.7),
     )
 }
 """By name, in the order of the table; `strength` and `reference_lora` generate with the LoRA of `regions_pose`."""
