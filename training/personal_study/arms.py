@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from training.personal.presets import PRESETS
+
 _LAYERS = "part.train.lora.targets=[" + ", ".join(f"blocks.*.cross_attn.{layer}" for layer in "qkvo") + "]"
 _NONE = "part.regions=none"
 _PAPER = (_LAYERS, _NONE, "part.prior_beside=0.0", "part.elsewhere=0.0")
 _PLAIN = ("part.background_weight=1.0", *_PAPER)
+_USED = PRESETS["miniature"].strength
 _ONE_STAGE = ("part.stills_steps=null", "part.data.buckets.frames=[17]")
 
 
@@ -42,9 +45,9 @@ ARMS = {
         Arm("cross_attention", "+ prior", (_LAYERS, _NONE)),
         Arm("prior", "+ text embedding", (_NONE,)),
         Arm("regions_pose", "+ regions: pose (preset)", (), regions=True),
-        Arm("strength", "the same at strength 0.7", (), regions=True, strength=0.7),
+        Arm("strength", f"the same at strength {_USED:g}", (), regions=True, strength=_USED),
         Arm("reference", "reference alone", None, reference=True),
-        Arm("reference_lora", "reference + LoRA at strength 0.7", (), reference=True, regions=True, strength=0.7),
+        Arm("reference_lora", f"reference + LoRA at {_USED:g}", (), reference=True, regions=True, strength=_USED),
     )
 }
 """By name, in the order of the table; `strength` and `reference_lora` generate with the LoRA of `regions_pose`."""
