@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.generation.pipeline import GenerationSettings
 from contextanyone_core.prompts import TwoStagePrompt
-from evaluation.shipped.cells import Case, Cell, Numbers, Studio, as_text, plain_case, summarise
+from evaluation.shipped.cells import Case, Cell, Numbers, Studio, as_text, plain_case, summarise, summarise_shares
 from evaluation.shipped.pictures import bust, covered, harsh
 from evaluation.shipped.unseen import (
     TOPKNOT,
@@ -102,8 +102,10 @@ def measure_trials(studio: Studio, chosen: Mapping[str, Trial], seeds: Sequence[
         row: dict[str, Any] = {"title": trial.cell.title, "kept": _interval(kept)}
         if BASE in measured and name != BASE:
             row["difference"] = _interval(kept - _kept(measured[BASE], trial.counted))
-        for other in ("prompt", "copied", "motion", "shirt_nearest", "hair_nearest"):
+        for other in ("prompt", "copied", "motion"):
             row[other] = summarise(measured[name], other)
+        for other in ("shirt_nearest", "hair_nearest"):
+            row[other] = summarise_shares(measured[name], other)
         hidden = [attribute for attribute in _ALL if attribute not in trial.counted]
         if trial.cell.kind == "bust":
             row["hidden"] = _interval(_kept(measured[name], tuple(hidden)))

@@ -8,6 +8,7 @@ import pytest
 
 from contextanyone_core.generation.pipeline import GenerationSettings
 from evaluation import knobs, robust
+from evaluation.shipped.cells import summarise_shares
 from evaluation.shipped.knobs import MEASURES, SCALES, cells, grid_plot, line_plot
 from evaluation.shipped.pictures import box, bust, covered, harsh
 from evaluation.shipped.robustness import BASE, _judge, _unseen_case, drawn_with, plan_of, trials
@@ -71,6 +72,18 @@ def test_unseen_values_are_told_from_all_others_on_renderings(kind):
         size = np.asarray([96, 96])
         found.append(_judge(case, case.drawn.video, (2 * case.drawn.keypoints / size - 1), kind)[f"{kind}_nearest"])
     assert np.mean(found) >= 0.9
+
+
+def test_a_share_of_few_clips_has_an_interval_even_where_all_are_alike():
+    every = summarise_shares([{"shirt_nearest": 1.0}] * 12, "shirt_nearest")
+    assert every is not None
+    assert (every["mean"], every["high"]) == (100, pytest.approx(100))
+    assert every["low"] == pytest.approx(100 * 12 / (12 + 1.96**2), abs=0.01)
+    half = summarise_shares([{"a": 1.0}, {"a": 0.0}, {"a": None}, {}], "a")
+    assert half is not None
+    assert half["n"] == 2
+    assert half["low"] == pytest.approx(100 - half["high"])
+    assert summarise_shares([{}], "a") is None
 
 
 def test_damaged_pictures_are_damaged_as_stated():
