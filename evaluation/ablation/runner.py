@@ -183,7 +183,7 @@ def _settings(config: TrainConfig) -> Settings:
 def _trained_seconds(export: Path) -> float:
     """Seconds in training steps, in all sessions of an interrupted run; of the record that the export writes."""
     record = json.loads((export / "record.json").read_text(encoding="utf-8"))
-    return round(record["seconds"], 1)
+    return round(float(record["seconds"]), 1)
 
 
 def _tools(settings: Settings) -> Tools:
