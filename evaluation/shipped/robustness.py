@@ -75,8 +75,8 @@ def trials(base: GenerationSettings) -> dict[str, Trial]:
         "shirt_unseen": Trial(cell("shirt_unseen", "a shirt colour never seen", shirt_case, judge=shirt), no_shirt),
         "hair_unseen": Trial(cell("hair_unseen", "a hair style never seen", hair_case, judge=hair), no_hair),
         "bust": Trial(cell("bust", "picture cropped to the waist", _bust_case), _without("trousers_color")),
-        "covered": Trial(cell("covered", "30 % of the person covered in the picture", _covered_case)),
-        "harsh_light": Trial(cell("harsh", "harsh light on the picture", _harsh_case)),
+        "covered": Trial(cell("covered", "30 % of the person's box covered in the picture", _covered_case)),
+        "harsh_light": Trial(cell("harsh_light", "harsh light on the person in the picture", _harsh_case)),
         "vague_prompt": Trial(cell("vague", 'prompts "A person." and "The same person."', _vague_case)),
         "two_people": Trial(cell("two_people", "prompts of two people, one picture", _two_people_case)),
         "size_160": Trial(larger(160)),
@@ -224,7 +224,7 @@ def _covered_case(seed: int, settings: GenerationSettings) -> Case:
 
 def _harsh_case(seed: int, settings: GenerationSettings) -> Case:
     case = plain_case(seed, settings)
-    return replace(case, picture=harsh(case.picture, np.random.default_rng([seed, 5])))
+    return replace(case, picture=harsh(case.picture, case.drawn.reference_mask, np.random.default_rng([seed, 5])))
 
 
 def _vague_case(seed: int, settings: GenerationSettings) -> Case:
