@@ -6,6 +6,7 @@ iterations. The update is scaled to the root mean square that AdamW's usually ha
 five dimensions.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
 _ADAMW_RMS = 0.2
+_STACKED = 1 << 19  # numbers in the matrices that are multiplied at once
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -34,30 +36,46 @@ class MuonAdamW(torch.optim.AdamW):
                 self._muon(group)
 
     def _muon(self, group: dict[str, Any]) -> None:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(parameter)
-            momentum = state["momentum"].lerp_(parameter.grad, 1.0 - _MOMENTUM)
-            update = orthogonal(parameter.grad.lerp(momentum, _MOMENTUM).flatten(1))  # Nesterov
-            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            scale = _ADAMW_RMS * max(update.shape) ** 0.5
-            parameter.add_(update.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
+        for parameters in _stacks([parameter for parameter in group["params"] if parameter.grad is not None]):
+            updates = orthogonal(torch.stack([self._direction(parameter).flatten(1) for parameter in parameters]))
+            scale = _ADAMW_RMS * max(updates.shape[1:]) ** 0.5
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
+
+    def _direction(self, parameter: Tensor) -> Tensor:
+        """The gradient with Nesterov's momentum, which is updated."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
+        return gradient.lerp(momentum, _MOMENTUM)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the nearest matrix (n, m) with singular values of 1: values between about 0.7 and 1.2.
+def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters in lists of one matrix shape, each so short that its matrices stay in a processor's cache."""
+    alike: dict[tuple[int, int], list[Tensor]] = {}
+    for parameter in parameters:
+        shape = parameter.shape[0], parameter[0].numel()
+        stack = alike.setdefault(shape, [])
+        stack.append(parameter)
+        if (len(stack) + 1) * parameter.numel() > _STACKED:
+            yield alike.pop(shape)
+    yield from alike.values()
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Roughly the nearest matrices (k, n, m) with singular values of 1: values between about 0.7 and 1.2.
 
     In bf16, or float32 on a processor that does not compute in bf16.
     """
     a, b, c = _COEFFICIENTS
-    x: Tensor = matrix.to(fast_dtype(matrix.device))
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x: Tensor = matrices.to(fast_dtype(matrices.device))
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = (x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)).contiguous()
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

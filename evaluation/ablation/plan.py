@@ -16,7 +16,8 @@ from evaluation.ablation.variants import Variant
 from training.config import TrainConfig, parse_config
 from training.settings import describe_errors, read_settings
 
-_UNHASHED = ("run.name", "run.out", "run.threads", "run.workers", "precision", "part.pools", "part.weights")
+_FOLDERS = ("run.out", "part.pools", "part.weights")
+_UNHASHED = (*_FOLDERS, "run.name", "run.threads", "run.workers", "precision")
 """Settings of where and how a cell is computed, not of what."""
 
 
@@ -137,6 +138,15 @@ def job_hash(job: Job, plan: AblationPlan, data: str) -> str:
     kept = {key: value for key, value in flat.items() if key not in _UNHASHED and not key.startswith("run.log")}
     text = json.dumps([kept, plan.measuring.model_dump(mode="json"), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def described(config: TrainConfig) -> dict[str, Any]:
+    """A cell's configuration as its result file states it: all settings but the folders of the machine."""
+    data = config.to_dict()
+    for name in _FOLDERS:
+        section, _, key = name.partition(".")
+        data[section] = {own: value for own, value in data[section].items() if own != key}
+    return data
 
 
 def _read(path: Path) -> dict[str, Any]:

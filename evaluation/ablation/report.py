@@ -15,6 +15,9 @@ from evaluation.ablation.statistics import MEASURES, judge, summary, values
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Results of every cell, one per finished seed."""
 
+_KEPT_APART = ("measured", "config", "weights")
+"""What is in a result's own file only, which is found by its cell, seed and hash."""
+
 
 def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
     """The content of ablations.json: `cells.<cell>.{attributes,drift,copy,motion}.{mean,ci95,seeds}` and `claims`."""
@@ -23,7 +26,7 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
     for name, cell in plan.cells.items():
         if name in measured:
             numbers = {measure: summary(values(measured[name], measure)) for measure in MEASURES}
-            runs = [{key: value for key, value in result.items() if key != "measured"} for result in results[name]]
+            runs = [{key: value for key, value in result.items() if key not in _KEPT_APART} for result in results[name]]
             cells[name] = {"title": cell.title, **numbers, "runs": runs}
         else:
             cells[name] = {"title": cell.title, "missing": list(cell.seeds)}
@@ -95,7 +98,7 @@ def plot(found: Mapping[str, Any]) -> bytes:
         axes.plot(numbers["seeds"], [place] * len(numbers["seeds"]), "o", color="#d9661f", markersize=4)
         axes.plot(numbers["mean"], place, "|", color="#1f63b5", markersize=12)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("attributes kept, percent of frames (line: 95 % interval, dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
     written = io.BytesIO()

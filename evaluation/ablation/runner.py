@@ -23,21 +23,23 @@ from contextanyone_core.shapes import VideoShape
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import Tools, measure
 from evaluation.ablation.part import AblationPart, Settings
-from evaluation.ablation.plan import AblationPlan, Job, job_hash
+from evaluation.ablation.plan import AblationPlan, Job, described, job_hash
 from training.config import TrainConfig
 from training.evaluation.probe import load_probe
+from training.files import file_sha256
 from training.loop import train
 from training.parts.base import PartContext
 
 _LOG = logging.getLogger(__name__)
 _TIMED_STEPS = 4
+_WEIGHTS = ("vae", "text_encoder", "image_encoder", "probe")
 
 
 class Runner:
     """The cells of a plan, with results in one folder and runs in another.
 
     Args:
-        out: folder for one JSON file per cell and seed; these may be committed.
+        out: folder for one JSON file per cell and seed; these may be committed, and name no folder of the machine.
         work: folder for runs with checkpoints and weights; a cell's is removed once it is measured.
     """
 
@@ -87,19 +89,19 @@ class Runner:
         ended_by = train(config)
         if ended_by is not None:
             return ended_by, 0.0
-        trained = time.monotonic() - began
-        settings = _settings(config)
-        path = config.run.folder / "export" / "transformer.safetensors"
+        settings, export = _settings(config), config.run.folder / "export"
+        path = export / "transformer.safetensors"
         measured = measure(path, settings, self.plan.measuring, _tools(settings))
         result = {
             "cell": job.name,
             "seed": job.seed,
             "hash": self._hash(job),
             "fingerprint": fingerprint(settings),
-            "config": config.to_dict(),
+            "config": described(config),
+            "weights": {name: file_sha256(settings.weights / f"{name}.safetensors") for name in _WEIGHTS},
             "samples": config.run.steps * settings.batch,
             "flops": _flops(config, settings),
-            "seconds": round(trained, 1),
+            "seconds": _trained_seconds(export),
             "processor": platform.processor() or platform.machine(),
             "measured": measured,
         }
@@ -176,6 +178,12 @@ class Runner:
 def _settings(config: TrainConfig) -> Settings:
     assert isinstance(config.part, Settings)
     return config.part
+
+
+def _trained_seconds(export: Path) -> float:
+    """Seconds in training steps, in all sessions of an interrupted run; of the record that the export writes."""
+    record = json.loads((export / "record.json").read_text(encoding="utf-8"))
+    return round(float(record["seconds"]), 1)
 
 
 def _tools(settings: Settings) -> Tools:

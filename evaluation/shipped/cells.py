@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from contextanyone_core.atomic_file import write_text
@@ -153,6 +154,15 @@ def summarise(measured: Sequence[Numbers], name: str) -> dict[str, float] | None
     scale = 1.0 if name == "motion" else 100.0
     low, high = confidence(scale * values)
     return {"mean": scale * float(values.mean()), "low": low, "high": high, "n": len(values)}
+
+
+def summarise_shares(measured: Sequence[Numbers], name: str) -> dict[str, float] | None:
+    """As `summarise`, of a measure that is 0 or 1: Wilson's interval, which is not a point where all are alike."""
+    values = [numbers[name] for numbers in measured if numbers.get(name) is not None]
+    if not values:
+        return None
+    found = binomtest(round(sum(values)), len(values)).proportion_ci(method="wilson")
+    return {"mean": 100 * sum(values) / len(values), "low": 100 * found.low, "high": 100 * found.high, "n": len(values)}
 
 
 def as_text(found: Mapping[str, float] | None, digits: int = 1) -> str:

@@ -31,10 +31,11 @@ def covered(picture: Picture, mask: Mask, rng: np.random.Generator) -> Picture:
     return changed
 
 
-def harsh(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Light from one side: brightness from 0.25 to 1.9 across the picture, warm where bright, clipped at white."""
-    width = picture.shape[1]
-    share = np.linspace(0, 1, width) if rng.random() < 0.5 else np.linspace(1, 0, width)
+def harsh(picture: Picture, mask: Mask, rng: np.random.Generator) -> Picture:
+    """Light from one side: brightness from 0.25 to 1.9 across the person, warm where bright, clipped at white."""
+    _, _, left, right = box(mask)
+    share = np.clip((np.arange(picture.shape[1]) - left) / max(right - 1 - left, 1), 0, 1)
+    share = share if rng.random() < 0.5 else 1 - share
     tint = 1 + share[:, None] * np.asarray([0.08, 0.0, -0.12])
     factors = (0.25 + 1.65 * share)[:, None] * tint
     return np.asarray(np.clip(picture * factors[None], 0, 255).round(), np.uint8)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.generation.pipeline import GenerationSettings
 from contextanyone_core.prompts import TwoStagePrompt
-from evaluation.shipped.cells import Case, Cell, Numbers, Studio, as_text, plain_case, summarise
+from evaluation.shipped.cells import Case, Cell, Numbers, Studio, as_text, plain_case, summarise, summarise_shares
 from evaluation.shipped.pictures import bust, covered, harsh
 from evaluation.shipped.unseen import (
     TOPKNOT,
@@ -75,8 +75,8 @@ def trials(base: GenerationSettings) -> dict[str, Trial]:
         "shirt_unseen": Trial(cell("shirt_unseen", "a shirt colour never seen", shirt_case, judge=shirt), no_shirt),
         "hair_unseen": Trial(cell("hair_unseen", "a hair style never seen", hair_case, judge=hair), no_hair),
         "bust": Trial(cell("bust", "picture cropped to the waist", _bust_case), _without("trousers_color")),
-        "covered": Trial(cell("covered", "30 % of the person covered in the picture", _covered_case)),
-        "harsh_light": Trial(cell("harsh", "harsh light on the picture", _harsh_case)),
+        "covered": Trial(cell("covered", "30 % of the person's box covered in the picture", _covered_case)),
+        "harsh_light": Trial(cell("harsh_light", "harsh light on the person in the picture", _harsh_case)),
         "vague_prompt": Trial(cell("vague", 'prompts "A person." and "The same person."', _vague_case)),
         "two_people": Trial(cell("two_people", "prompts of two people, one picture", _two_people_case)),
         "size_160": Trial(larger(160)),
@@ -102,8 +102,10 @@ def measure_trials(studio: Studio, chosen: Mapping[str, Trial], seeds: Sequence[
         row: dict[str, Any] = {"title": trial.cell.title, "kept": _interval(kept)}
         if BASE in measured and name != BASE:
             row["difference"] = _interval(kept - _kept(measured[BASE], trial.counted))
-        for other in ("prompt", "copied", "motion", "shirt_nearest", "hair_nearest"):
+        for other in ("prompt", "copied", "motion"):
             row[other] = summarise(measured[name], other)
+        for other in ("shirt_nearest", "hair_nearest"):
+            row[other] = summarise_shares(measured[name], other)
         hidden = [attribute for attribute in _ALL if attribute not in trial.counted]
         if trial.cell.kind == "bust":
             row["hidden"] = _interval(_kept(measured[name], tuple(hidden)))
@@ -222,7 +224,7 @@ def _covered_case(seed: int, settings: GenerationSettings) -> Case:
 
 def _harsh_case(seed: int, settings: GenerationSettings) -> Case:
     case = plain_case(seed, settings)
-    return replace(case, picture=harsh(case.picture, np.random.default_rng([seed, 5])))
+    return replace(case, picture=harsh(case.picture, case.drawn.reference_mask, np.random.default_rng([seed, 5])))
 
 
 def _vague_case(seed: int, settings: GenerationSettings) -> Case:

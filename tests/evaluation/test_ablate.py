@@ -12,7 +12,9 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from evaluation import ablate
+from evaluation.ablation import runner
 from evaluation.ablation.fingerprint import agree, fingerprint
+from evaluation.ablation.measure import measure
 from evaluation.ablation.part import Settings
 from evaluation.ablation.plan import AblationPlan, Claim, job_hash, load_plan
 from evaluation.ablation.report import describe, table
@@ -21,6 +23,7 @@ from evaluation.ablation.variants import as_variant
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN, COMPARISON = (ROOT / "evaluation" / f"{name}.yaml" for name in ("ablations", "comparison"))
+RESULTS = ROOT / "evaluation" / "results" / "ablations"
 CELLS = ("full", "joint_attention", "clip_frame", "aligned", "vace")
 
 
@@ -149,6 +152,21 @@ def test_a_hash_knows_what_counts_and_forgets_where_it_runs():
     assert job_hash(full, AblationPlan.model_validate(data), "data") != job_hash(full, plan, "data")
 
 
+def test_the_committed_results_are_of_this_plan_and_code(tmp_path, monkeypatch):
+    """A result that other code computed is to be computed again, and the table made anew."""
+    monkeypatch.chdir(ROOT)
+    plan, files = load_plan(PLAN), runner.Runner(load_plan(PLAN), RESULTS, tmp_path)
+    found: dict[str, list[dict[str, object]]] = {name: [] for name in plan.cells}
+    for job in plan.jobs():
+        if any(RESULTS.glob(f"{job.name}-{job.seed}-*.json")):
+            kept = files._result(job)
+            assert kept is not None, f"{job.name}-{job.seed} is not of this plan and code"
+            assert not {"out", "pools", "weights"} & {*kept["config"]["run"], *kept["config"]["part"]}
+            found[job.name].append(kept)
+    assert sum(map(len, found.values())) == len([*RESULTS.glob("*-[0-9]-*.json")]) > 0
+    assert (RESULTS / "table.md").read_text() == table(describe(plan, found))
+
+
 def result(mean: float, seed: int, count: int = 60) -> dict[str, object]:
     rng = np.random.default_rng(seed)
     right = np.clip(rng.normal(mean, 0.05, count), 0, 1).tolist()
@@ -214,16 +232,42 @@ def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path,
     found = json.loads((tmp_path / "out" / "ablations.json").read_text())
     assert set(found["cells"]) == set(CELLS)
     for cell in found["cells"].values():
-        for measure in ("attributes", "drift", "copy", "motion"):
-            assert cell[measure].keys() == {"mean", "ci95", "seeds"}
+        for name in ("attributes", "drift", "copy", "motion"):
+            assert cell[name].keys() == {"mean", "ci95", "seeds"}
         assert cell["runs"][0]["flops"] > 0
     assert found["claims"][0]["verdict"] == "open"
     assert list((tmp_path / "work").iterdir()) == []
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*-0-*.json")}
     assert len(files) == len(CELLS)
+    for path in files:
+        assert str(tmp_path) not in path.read_text()
+        result = json.loads(path.read_text())
+        assert not {"out", "pools", "weights"} & {*result["config"]["run"], *result["config"]["part"]}
+        assert {len(digest) for digest in result["weights"].values()} == {64}
     assert ablate.main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_killed_while_it_is_measured_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trained = []
+
+    def killed_at_first(path, *rest):
+        log = (path.parents[1] / "log.jsonl").read_text().splitlines()
+        trained.append([json.loads(line)["seconds"] for line in log])
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        return measure(path, *rest)
+
+    monkeypatch.setattr(runner, "measure", killed_at_first)
+    words = [str(small_plan(tmp_path)), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert ablate.main([*words, "--cells", "full"]) == 130
+    assert ablate.main([*words, "--cells", "full"]) == 3
+    assert trained[0] == trained[1]
+    (path,) = (tmp_path / "out").glob("full-0-*.json")
+    assert json.loads(path.read_text())["seconds"] == pytest.approx(sum(trained[0]), abs=0.1)
 
 
 def test_an_unknown_cell_and_a_claim_about_none_are_one_line(tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from contextanyone_core.generation.pipeline import GenerationSettings
 from evaluation import knobs, robust
+from evaluation.shipped.cells import summarise_shares
 from evaluation.shipped.knobs import MEASURES, SCALES, cells, grid_plot, line_plot
 from evaluation.shipped.pictures import box, bust, covered, harsh
 from evaluation.shipped.robustness import BASE, _judge, _unseen_case, drawn_with, plan_of, trials
@@ -73,6 +74,18 @@ def test_unseen_values_are_told_from_all_others_on_renderings(kind):
     assert np.mean(found) >= 0.9
 
 
+def test_a_share_of_few_clips_has_an_interval_even_where_all_are_alike():
+    every = summarise_shares([{"shirt_nearest": 1.0}] * 12, "shirt_nearest")
+    assert every is not None
+    assert (every["mean"], every["high"]) == (100, pytest.approx(100))
+    assert every["low"] == pytest.approx(100 * 12 / (12 + 1.96**2), abs=0.01)
+    half = summarise_shares([{"a": 1.0}, {"a": 0.0}, {"a": None}, {}], "a")
+    assert half is not None
+    assert half["n"] == 2
+    assert half["low"] == pytest.approx(100 - half["high"])
+    assert summarise_shares([{}], "a") is None
+
+
 def test_damaged_pictures_are_damaged_as_stated():
     drawn = sample(SEED, 1, (128, 128))
     picture, mask = drawn.reference, drawn.reference_mask
@@ -83,9 +96,9 @@ def test_damaged_pictures_are_damaged_as_stated():
     hidden = covered(picture, mask, np.random.default_rng(0))
     share = (hidden != picture).any(-1).sum() / ((bottom - top) * (right - left))
     assert 0.25 < share <= 0.31
-    lit = harsh(picture, np.random.default_rng(0)).astype(float).mean((0, 2)) / picture.astype(float).mean((0, 2))
-    assert min(lit[0], lit[-1]) < 0.4
-    assert max(lit[0], lit[-1]) > 1.1
+    lit = harsh(picture, mask, np.random.default_rng(0)).astype(float).mean((0, 2)) / picture.astype(float).mean((0, 2))
+    assert min(lit[left], lit[right - 1]) < 0.4  # across the person, not across the picture
+    assert max(lit[left], lit[right - 1]) > 1.1
 
 
 def test_every_value_of_a_knob_is_a_cell_and_the_plots_are_small():

@@ -14,9 +14,41 @@ from training.parts.base import default_groups
 def test_singular_values_come_near_one():
     torch.manual_seed(0)
     for shape in ((8, 24), (24, 8), (16, 16)):
-        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
+        values = torch.linalg.svdvals(orthogonal(torch.randn(3, *shape)).float())
         assert values.max() < 1.35
-        assert values.median() > 0.6
+        assert (values.median(-1).values > 0.6).all()
+
+
+def test_stacked_matrices_are_the_newton_schulz_iteration_of_each():
+    torch.manual_seed(0)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for shape in ((8, 24), (24, 8), (16, 16)):
+        stack = torch.randn(4, *shape) * torch.tensor([0.01, 1, 3, 100])[:, None, None]
+        found = orthogonal(stack).double()
+        for matrix, near in zip(stack.double(), found, strict=True):
+            x = matrix / matrix.norm()
+            for _ in range(5):
+                x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
+            assert torch.allclose(near, x, atol=0.04)  # rounded to bf16 in each iteration
+
+
+def test_a_parameter_is_updated_as_if_it_were_alone(monkeypatch):
+    shapes = [(16, 8), (8, 16), (16, 8), (6, 4, 3, 3), (16, 8), (16, 2, 2, 2), (5, 40), (16, 8)]
+    for at_once in (1, 300, 1 << 19):
+        monkeypatch.setattr("training.muon._STACKED", at_once)
+        torch.manual_seed(0)
+        together = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        alone = [nn.Parameter(parameter.detach().clone()) for parameter in together]
+        parts = [together, *([parameter] for parameter in alone)]
+        optimizers = [MuonAdamW([{"params": part, "muon": True}], lr=1e-2) for part in parts]
+        for step in range(3):
+            for one, other in zip(together, alone, strict=True):
+                without = step == 1 and one.ndim == 4
+                one.grad = other.grad = None if without else torch.randn(one.shape)
+            for optimizer in optimizers:
+                optimizer.step()
+        for one, other in zip(together, alone, strict=True):
+            assert torch.allclose(one, other, atol=3e-4)  # of steps of about 0.002; bf16's rounding
 
 
 def test_kernels_and_vectors_train_together():

@@ -80,7 +80,7 @@ def test_muon_computes_in_what_the_processor_has(on: Callable[[str], None]) -> N
     matrix = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
     for name, dtype in (("new", torch.bfloat16), ("old", torch.float32)):
         on(name)
-        found = orthogonal(matrix)
+        found = orthogonal(matrix[None])
         assert found.dtype is dtype
         values = torch.linalg.svdvals(found.float())
         assert 0.6 < values.min() <= values.max() < 1.35
