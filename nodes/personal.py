@@ -31,7 +31,7 @@ class LoadPersonalModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Load ContextAnyone: the base that the file was trained on."),
                 io.Combo.Input("file", options=personal_names(), tooltip="A personal file of models/loras."),
-                RANGES["strength"].input("strength", 1.0, "How strongly the person is there: 1 as trained."),
+                RANGES["strength"].input("strength", 1.0, "How strongly the person is there: 1 as the file is meant."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers."),

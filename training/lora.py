@@ -89,21 +89,40 @@ def without_lora(transformer: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def lora_at(transformer: nn.Module, strength: float) -> Iterator[None]:
+    """The network with the updates of `add_lora` at a strength within the block."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    try:
+        for layer in layers:
+            layer.scale_layer(strength)
+        yield
+    finally:
+        for layer in layers:
+            layer.unscale_layer()  # back to what it was to the bit
+
+
 def _own_name(name: str) -> str:
     """A parameter's name in the network; peft puts the layers that it adapts into others, as their `base_layer`."""
     return name.replace(".base_layer.", ".")
 
 
 def trained_lora(
-    transformer: ContextAnyoneTransformer, settings: LoraSettings, start: ContextAnyoneTransformer
+    transformer: ContextAnyoneTransformer,
+    settings: LoraSettings,
+    start: ContextAnyoneTransformer,
+    strength: float = 1.0,
 ) -> Lora:
     """The result of a training with `add_lora`, as the content of a file: float32, on the CPU.
 
     Args:
         start: the network that the training started from; what was trained in full is stored as the difference from it.
+        strength: of the training that the file has as its strength 1.
     """
     found = {name: tensor.detach().cpu().float() for name, tensor in transformer.state_dict().items()}
-    scale = settings.alpha / settings.rank
+    scale = strength * settings.alpha / settings.rank
     low_rank = {
         name.removesuffix(_DOWN): LowRank(tensor, found[name.removesuffix(_DOWN) + _UP], scale)
         for name, tensor in found.items()
@@ -112,5 +131,5 @@ def trained_lora(
     before = dict(start.named_parameters())
     own = {_own_name(name): tensor for name, tensor in found.items()}
     full = [name for name in own if name in before and matches(name, settings.full)]
-    differences = {name: own[name] - before[name].detach().cpu().float() for name in full}
+    differences = {name: strength * (own[name] - before[name].detach().cpu().float()) for name in full}
     return Lora("", low_rank, {name: tensor for name, tensor in differences.items() if tensor.any()})

@@ -31,7 +31,7 @@ class PersonalFile:
         caption: what the trained captions begin with, such as `A zuv woman`; a prompt continues it.
         base_hash: SHA-256 of the file of the base that the LoRA was trained on, in hexadecimal digits.
         body: the person's bone lengths; None if they are not known.
-        preset: what was trained, such as `paper`.
+        preset: what was trained, such as `paper`. strength: what of the LoRA as it was trained the file holds as its 1.
         license: what allows its use. consent: the person's agreement; both as the user wrote them.
     """
 
@@ -41,6 +41,7 @@ class PersonalFile:
     base_hash: str
     body: Body | None = None
     preset: str = "paper"
+    strength: float = 1.0
     license: str = "unknown"
     consent: str = ""
 
@@ -52,6 +53,7 @@ class PersonalFile:
     def metadata(self) -> dict[str, str]:
         """The header entry, for `save_lora`."""
         stated: dict[str, object] = {key: getattr(self, field) for key, field in _TEXTS.items()}
+        stated["strength"] = self.strength
         stated["bones"] = None if self.body is None else stated_lengths(self.body)
         return {PERSONAL_KEY: json.dumps(stated, ensure_ascii=False)}
 
@@ -75,9 +77,12 @@ def read_personal_file(path: Path) -> PersonalFile:
     wrong += [key for key in ("name", "class") if key not in wrong and not found[key].strip()]
     if wrong:
         raise InputError(f"{path.name}: {PERSONAL_KEY} in its header lacks {', '.join(wrong)}; train it again.")
+    strength = found.get("strength", 1.0)  # files of before hold what was trained
+    if not isinstance(strength, float | int) or isinstance(strength, bool) or not 0 < strength <= 1:
+        raise InputError(f"{path.name}: strength in {PERSONAL_KEY} of its header is not above 0 and at most 1.")
     bones = found.get("bones")
     try:
         body = None if bones is None else body_of_lengths(bones)
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
-    return PersonalFile(**{field: found[key] for key, field in _TEXTS.items()}, body=body)
+    return PersonalFile(**{field: found[key] for key, field in _TEXTS.items()}, strength=strength, body=body)

@@ -37,6 +37,8 @@ def test_an_example_is_of_the_shipped_base(path):
     lora = load_lora(path, load_transformer(base))
     assert {"text_embedding.0", "text_embedding.2", "blocks.0.cross_attn.q"} <= set(lora.updates)
     assert not lora.unknown
+    assert read_personal_file(path).strength == 0.7
+    assert {round(update.scale, 6) for update in lora.updates.values()} == {0.7}  # rank and alpha were 16
 
 
 def test_all_shipped_weights_are_at_most_60_megabytes():

@@ -9,7 +9,16 @@ from training.config import load_config
 from training.evaluate_personal import main
 from training.personal.presets import PRESETS
 from training.personal_study.arms import ARMS, PAIRS
-from training.personal_study.measures import MEASURES, _backdrop, leak_rank, paired, summary
+from training.personal_study.measures import (
+    BY_ATTRIBUTE,
+    MEASURES,
+    _backdrop,
+    improvable,
+    leak_rank,
+    mean_of,
+    paired,
+    summary,
+)
 from training.personal_study.people import Person
 from training.personal_study.study import Study, table
 from training.world import ATTRIBUTES
@@ -21,25 +30,35 @@ def test_every_arm_is_a_valid_training(name):
     part = load_config(PRESETS["miniature"].config, changes or ()).part
     assert part.anchor == "none"
     assert part.stills_steps == (None if name == "one_stage" else 170)
+    assert part.personal.strength == 0.7, "all files are measured at the same strength of the training"
     assert {first for pair in PAIRS for first in pair} <= set(ARMS)
 
 
 def test_the_arms_differ_as_they_are_named():
     parts = {name: load_config(PRESETS["miniature"].config, arm.changes or ()).part for name, arm in ARMS.items()}
-    assert (parts["two_stages"].background_weight, parts["two_stages"].prior_beside) == (1.0, 0.0)
-    assert (parts["weakening"].background_weight, parts["weakening"].prior_beside) == (1e-6, 0.0)
-    assert (parts["weakening"].elsewhere, parts["elsewhere"].elsewhere, parts["elsewhere"].prior_beside) == (
-        0.0,
-        0.9,
-        0.0,
-    )
-    assert (parts["prior"].background_weight, parts["prior"].prior_beside) == (1e-6, 0.4)
-    assert [parts[name].regions for name in ("weakening", "masked_attention", "prior", "regions_pose")] == [
-        *("none", "mask", "none", "pose")
+    cumulative = ("one_stage", "two_stages", "weakening", "masked_attention", "prior", "regions_pose")
+    found = [
+        (p.stills_steps, p.background_weight, p.regions, p.prior_beside) for p in (parts[name] for name in cumulative)
     ]
-    # The paper's masks are the clip's; a generated one has none.
-    assert [name for name, arm in ARMS.items() if arm.regions] == [*("regions_pose", "strength", "reference_lora")]
+    assert found == [
+        (None, 1.0, "none", 0.0),
+        (170, 1.0, "none", 0.0),
+        (170, 1e-6, "none", 0.0),
+        (170, 1e-6, "mask", 0.0),
+        (170, 1e-6, "mask", 0.4),
+        (170, 1e-6, "pose", 0.4),
+    ]
     assert parts["one_stage"].data.buckets.frames == (17,)
+    # Without these a name calls nobody; the paper has neither.
+    assert all(parts[name].elsewhere == 0.9 for name in cumulative)
+    assert all("text_embedding.*" in parts[name].train.lora.targets for name in cumulative)
+    assert (parts["paper"].elsewhere, parts["paper"].regions, parts["paper"].prior_beside) == (0.0, "mask", 0.4)
+    assert {target.split(".")[2] for target in parts["paper"].train.lora.targets} == {"cross_attn"}
+    # The paper's masks are the clip's; a generated one has none.
+    assert [name for name, arm in ARMS.items() if arm.regions] == ["regions_pose", "unfolded", "reference_lora"]
+    assert {name: arm.strength for name, arm in ARMS.items() if arm.strength != 1} == {
+        "unfolded": pytest.approx(1 / 0.7)
+    }
 
 
 def test_what_is_asked_names_the_person_and_no_attribute():
@@ -80,18 +99,34 @@ def test_intervals_are_over_characters_and_pairs_share_them():
     assert "pose" not in difference
 
 
+def test_attributes_far_from_their_ceiling_are_compared_alone():
+    first, second = BY_ATTRIBUTE[:2]
+    ceiling = {who: {first: 98.0, second: 98.0} for who in range(3)}
+    alone = {who: {first: 94.0 + who, second: 90.0 + who} for who in range(3)}  # 3 and 7 below it
+    assert improvable(alone, ceiling) == [second]
+    assert improvable({0: {"identity": 90.0}}, ceiling) == []  # a cell without attributes
+    assert mean_of(alone, [first, second])[1] == {"identity": 93.0}
+    assert paired(mean_of(ceiling, [second]), mean_of(alone, [second]))["identity"]["mean"] == 7.0
+
+
 def test_cells_that_are_there_are_not_made_again(tmp_path, capsys):
-    study = Study(tmp_path, ("base", "prior"), 2, 4, 1)
-    for name, identity in (("base", 20.0), ("prior", 80.0)):
+    arms = ("base", "prior", "reference", "reference_lora", "round_trip")
+    study = Study(tmp_path, arms, 2, 4, 1)
+    for name, identity in (("base", 20.0), ("prior", 80.0), ("reference", 70.0), ("reference_lora", 75.0)):
         for who in range(2):
             path = study._path(ARMS[name], Person(who))
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps({"values": dict.fromkeys(MEASURES, identity + who)}))
-    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", "base", "prior"]
+            path.write_text(json.dumps({"values": dict.fromkeys((*MEASURES, *BY_ATTRIBUTE), identity + who)}))
+            ceiling = study._path(ARMS["round_trip"], Person(who))
+            ceiling.write_text(json.dumps({"values": dict.fromkeys(BY_ATTRIBUTE, 71.0) | {BY_ATTRIBUTE[3]: 99.0}}))
+    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", *arms]
     assert main(["--out", str(tmp_path), *options]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["arms"]["prior"]["identity"]["mean"] == 80.5
-    assert set(found["arms"]["base"]) == set(MEASURES)
+    assert set(found["arms"]["base"]) == {*MEASURES, *BY_ATTRIBUTE}
+    compared = found["paired"]["reference_lora - reference, far from the ceiling"]
+    assert compared["attributes"] == [BY_ATTRIBUTE[3]]
+    assert compared["identity"]["mean"] == 5.0
     assert "80.5 [80, 81]" in table(found)
     assert "80.5 [80, 81]" in capsys.readouterr().out
 
@@ -103,10 +138,8 @@ def test_a_change_of_a_cell_is_another_cell(tmp_path):
     others.append(Study(tmp_path, ("prior",), 1, 4, 1, ("run.steps=9",)))
     assert len({one._path(arm, person) for one in (study, *others)}) == 4
     assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["reference_lora"], person)  # trained once
-    assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["strength"], person)
-    assert (
-        len({study._path(ARMS[name], person) for name in ("prior", "regions_pose", "strength", "reference_lora")}) == 4
-    )
+    assert study._lora(ARMS["regions_pose"], person) == study._lora(ARMS["unfolded"], person)
+    assert len({study._path(shown, person) for shown in ARMS.values()}) == len(ARMS)
     base = ARMS["base"]
     assert len({one._path(base, person) for one in (study, others[2])}) == 1  # it trains nothing
     assert len({one._path(base, person) for one in (study, *others)}) == 3
@@ -138,12 +171,14 @@ def test_a_small_study_runs_with_the_shipped_miniature(tmp_path):
         "base",
         "regions_pose",
         "reference_lora",
+        "round_trip",
     ]
     tiny = ["run.steps=2", "part.stills_steps=1", "run.workers=0", "run.trackers=[]", "run.save_every=1"]
     assert main(["--out", str(tmp_path), *options, "--set", *tiny]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(found["arms"]) == {"base", "regions_pose", "reference_lora"}
-    for values in found["arms"].values():
-        assert set(values) == set(MEASURES)
+    assert set(found["arms"]) == {"base", "regions_pose", "reference_lora", "round_trip"}
+    for name, values in found["arms"].items():
+        lacking = {"bleed", "forgetting"} if name == "round_trip" else set()  # it has no network
+        assert set(values) == {*MEASURES, *BY_ATTRIBUTE} - lacking
         assert all(np.isfinite(value["mean"]) for value in values.values())
     assert len(list((tmp_path / "loras").glob("*.safetensors"))) == 1

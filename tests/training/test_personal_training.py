@@ -191,6 +191,7 @@ def test_the_class_is_part_of_the_datas_hash(data):
         {"prior": 0.2},
         {"prior": 0.2, "train": {"lora": {"rank": 2}}},
         {"personal": ZUV},
+        {"personal": ZUV | {"strength": 0.7}, "train": {"lora": {"rank": 2}}},
     ],
 )
 def test_a_prior_needs_a_lora_alone_and_a_header_a_lora(data, changes):

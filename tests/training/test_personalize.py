@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from plain_files import write_backbone, write_encoders
 from safetensors.torch import load_file
@@ -32,7 +33,6 @@ from training.personal.prepare import write_png
 from training.personal.presets import PLACES, PRESETS
 from training.personal.sheet import SheetRequest, write_sheet
 from training.personal.shot import open_clip
-from training.personal_study.arms import ARMS
 from training.personalize import _PRESETS, main
 from training.world import TEST_SEED_START, posed_sample
 
@@ -105,10 +105,23 @@ def test_the_sheet_is_generated_as_the_training_conditions(given, tmp_path):
     made = (tmp_path / "me.sheet.png").read_bytes()
     prompts = [f"A zuv woman {place}." for place in PLACES]
     data, paths = out.with_suffix(".work") / "data", (given / "control.safetensors", out, given / "encoders")
-    for regions, strength in ((True, 1.0), (False, 1.0), (True, 0.7)):
-        asked = SheetRequest(data / "manifest.jsonl", *paths, prompts, (32, 48), 9, 2, regions, strength)
+    for regions in (True, False):
+        asked = SheetRequest(data / "manifest.jsonl", *paths, prompts, (32, 48), 9, 2, regions)
         write_sheet(asked, tmp_path / "other.png")
-        assert ((tmp_path / "other.png").read_bytes() == made) == (regions and strength == 1)
+        assert ((tmp_path / "other.png").read_bytes() == made) == regions
+
+
+def test_the_file_holds_the_presets_strength_as_its_one(given, tmp_path):
+    """The same training, whose samples do not disturb it, scaled in the file by alpha alone."""
+    whole, folded = tmp_path / "whole.safetensors", tmp_path / "folded.safetensors"
+    assert run(given, whole) == 0
+    assert run(given, folded, "part.personal.strength=0.7", "run.sample_every=2") == 0
+    assert (read_personal_file(whole).strength, read_personal_file(folded).strength) == (1.0, 0.7)
+    trained, stated = load_file(whole), load_file(folded)
+    assert trained.keys() == stated.keys()
+    for name, tensor in trained.items():
+        expected = 0.7 * tensor if name.endswith(".alpha") else tensor
+        torch.testing.assert_close(stated[name], expected, rtol=1e-7 if name.endswith(".alpha") else 0, atol=0)
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(given, tmp_path):
@@ -248,8 +261,8 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(given, tmp_path, capsys, n
 
 def test_the_command_knows_the_presets():
     assert set(PRESETS) == set(_PRESETS)
-    assert [PRESETS[name].strength for name in _PRESETS] == [1.0, 1.0, 0.7]
-    assert PRESETS["miniature"].strength == ARMS["strength"].strength, "as it was measured"
+    configs = [load_config(PRESETS[name].config, PRESETS[name].changes) for name in _PRESETS]
+    assert [config.part.personal.strength for config in configs] == [1.0, 1.0, 0.7]
     targets = load_config(PRESETS["strong"].config, PRESETS["strong"].changes).part.train.lora.targets
     assert {"blocks.*.self_attn.q", "blocks.*.cross_attn.o", "blocks.*.ffn.*"} <= set(targets)
 

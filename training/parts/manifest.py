@@ -36,6 +36,7 @@ from training.data.named import NamedRows, named_rows
 from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
 from training.files import file_sha256
+from training.lora import lora_at
 from training.parts.base import Metrics, PartContext
 from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
 from training.parts.personal import PersonalSettings
@@ -88,6 +89,8 @@ class Settings(TransformerSettings):
             )
         if self.personal is not None and lora is None:
             raise ValueError("part.personal is the header of a LoRA's file; give part.train.lora, or leave it out")
+        if self.personal is not None and self.personal.strength < 1 and lora is not None and lora.full:
+            raise ValueError("part.personal.strength below 1 needs a LoRA alone: part.train.lora with full: []")
         return self
 
     @model_validator(mode="after")
@@ -310,6 +313,10 @@ class ManifestPart(TransformerTraining):
             chosen = torch.where(torch.rand(count, generator=generator) < 0.5, own, chosen)
         return texts[chosen]
 
+    def lora_strength(self) -> float:
+        """Of a personal model, its preset's."""
+        return 1.0 if self.settings.personal is None else self.settings.personal.strength
+
     def lora_header(self) -> dict[str, str]:
         """A personal file's header, where the run states whose it is."""
         person, start = self.settings.personal, self.context.init_from
@@ -338,7 +345,8 @@ class ManifestPart(TransformerTraining):
             if batch is None:
                 continue
             reference, truth = cast(Tensor, batch["reference_latents"]), cast(Tensor, batch["latents"])
-            latents = self._generate(batch, row.bucket)
+            with lora_at(self.transformer, self.lora_strength()):
+                latents = self._generate(batch, row.bucket)
             length = row.bucket.num_frames
             shown = [vae.decode(item.float()) for item in (*torch.split(reference, 1, dim=2), latents, truth)]
             views = [view.expand(-1, -1, length, -1, -1) if view.shape[2] == 1 else view for view in shown]

@@ -15,7 +15,8 @@ class PersonalSettings(BaseModel):
         name: the identifier in the captions. class_name: what the person is; in YAML the key is `class`.
         caption: what the captions begin with.
         bones: bone lengths in pixels, null where one is not known; None if nothing is.
-        preset: what was trained. license, consent: as the user wrote them.
+        preset: what was trained. strength: what of the trained LoRA the file, and the run's samples, have as 1.
+        license, consent: as the user wrote them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -25,6 +26,7 @@ class PersonalSettings(BaseModel):
     caption: str = Field(min_length=1)
     bones: tuple[float | None, ...] | None = None
     preset: str = "paper"
+    strength: float = Field(1.0, gt=0, le=1)
     license: str = "unknown"
     consent: str = ""
 
@@ -38,5 +40,5 @@ class PersonalSettings(BaseModel):
             InputError: the bone lengths are none.
         """
         body = None if self.bones is None else body_of_lengths(list(self.bones))
-        fields = ("name", "class_name", "caption", "preset", "license", "consent")
+        fields = ("name", "class_name", "caption", "preset", "strength", "license", "consent")
         return PersonalFile(**{field: getattr(self, field) for field in fields}, base_hash=base_hash, body=body)

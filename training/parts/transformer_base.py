@@ -208,6 +208,10 @@ class TransformerTraining:
             flops = len(latents) * sum(count(config, video, references, clip_tokens) for count in passes)
         return Work(len(latents) * (video + sum(references)), flops)
 
+    def lora_strength(self) -> float:
+        """What of the trained LoRA an export has as its strength 1."""
+        return 1.0
+
     def lora_header(self) -> dict[str, str]:
         """Entries of the header of an exported LoRA, beside the record."""
         return {}
@@ -221,7 +225,7 @@ class TransformerTraining:
         extra, network = {"record": json.dumps(dict(record))}, self.transformer
         if self.settings.train.lora is not None:
             network = self.start()
-            lora = trained_lora(self.transformer, self.settings.train.lora, network)
+            lora = trained_lora(self.transformer, self.settings.train.lora, network, self.lora_strength())
             save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra | self.lora_header())
             if not self.settings.train.lora.merged:
                 return

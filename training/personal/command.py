@@ -77,7 +77,6 @@ def personalize(request: Request) -> int | None:
     config, ended_by = train_person(request)
     if ended_by is None:
         write_sheet(_sheet_request(request, config), request.sheet)
-        _LOG.info("The sheet is made at strength %g; use the file at that.", PRESETS[request.preset].strength)
     return ended_by
 
 
@@ -160,13 +159,14 @@ def _networks(request: Request, preset: Preset) -> tuple[Path, Path]:
 def _config(request: Request, preset: Preset, base: ContextAnyoneConfig, prepared: Prepared | None) -> TrainConfig:
     """The preset's configuration with the user's files and words in it; --set comes last."""
     path, encoders = _networks(request, preset)
-    folder = request.folder
+    folder, stated = request.folder, _settings(load_config(preset.config, preset.changes))
     person = {
         "name": request.name,
         "class": request.class_name,
         "caption": trigger_caption(request.name, request.class_name),
         "bones": None if prepared is None else prepared.bones,
         "preset": request.preset,
+        "strength": 1.0 if stated.personal is None else stated.personal.strength,
         "license": request.license,
         "consent": request.consent,
     }
@@ -185,7 +185,7 @@ def _config(request: Request, preset: Preset, base: ContextAnyoneConfig, prepare
         "part.data.prior_class": request.class_name,
         "part.data.elsewhere": trigger_caption(request.name, request.class_name),
         "part.data.prior_captions": [
-            *_settings(load_config(preset.config, preset.changes)).data.prior_captions,
+            *stated.data.prior_captions,
             *(without_name(caption, request.name, request.class_name) for caption in request.captions),
         ],
     }
@@ -229,5 +229,4 @@ def _sheet_request(request: Request, config: TrainConfig) -> SheetRequest:
         bucket.num_frames,
         settings.sample_steps,
         regions=settings.regions != "none",
-        strength=PRESETS[request.preset].strength,
     )

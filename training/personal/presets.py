@@ -13,13 +13,12 @@ class Preset:
     """A configuration, and the settings that differ from it.
 
     `shipped`: the base and its encoders come with the package, and clips show the character world's drawn people, whom
-    estimators for photographs do not find. `strength`: of the finished LoRA in the sheet, and to be used with.
+    estimators for photographs do not find.
     """
 
     config: Path
     changes: tuple[str, ...] = ()
     shipped: bool = False
-    strength: float = 1.0
 
 
 _ATTENTIONS = [f"blocks.*.{kind}_attn.{layer}" for kind in ("cross", "self") for layer in "qkvo"]
@@ -30,7 +29,7 @@ PRESETS = {
         CONFIGS / "personal_1.3b.yaml",
         (f"part.train.lora.targets=[{', '.join([*_ATTENTIONS, 'blocks.*.ffn.*'])}]",),
     ),
-    "miniature": Preset(CONFIGS / "personal_miniature.yaml", shipped=True, strength=0.7),
+    "miniature": Preset(CONFIGS / "personal_miniature.yaml", shipped=True),
 }
 
 PLACES = ("at the beach at sunset", "in the snow by day", "in the city at night")

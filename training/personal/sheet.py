@@ -49,7 +49,7 @@ class SheetRequest:
         prompts: one for each place.
         size: (height, width); num_frames: 4k + 1; steps: of the sampler.
         regions: whether the background reads the prompts without the person's name, as in the training; it is where
-            the pose's hull is not, so that a base without poses has none. strength: of the LoRA.
+            the pose's hull is not, so that a base without poses has none.
     """
 
     manifest: Path
@@ -61,7 +61,6 @@ class SheetRequest:
     num_frames: int
     steps: int
     regions: bool
-    strength: float = 1.0
 
 
 def write_sheet(request: SheetRequest, out: Path) -> None:
@@ -90,7 +89,7 @@ def generate(request: SheetRequest) -> list[Pixels]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     transformer = load_transformer(request.base, dtype=dtype, device=device, plain=True)
-    merge_loras(transformer, [(load_lora(request.lora, transformer), request.strength)])
+    merge_loras(transformer, [(load_lora(request.lora, transformer), 1.0)])
     config = transformer.config
     sampler = LatentSampler(transformer)
     vae = VideoVAE(load_vae(request.encoders / "vae.safetensors", dtype, device), config)

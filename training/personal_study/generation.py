@@ -75,6 +75,12 @@ class Maker:
             made += [images_to_frames(images[index : index + 1]) for index in range(len(some))]
         return np.stack(made)
 
+    def round_trip(self, asked: Sequence[Asked]) -> NDArray[np.uint8]:
+        """The renderings of what is asked (B, T, H, W, 3), encoded and decoded."""
+        vae = self.pipeline.vae
+        shown = [images_to_frames(vae.decode(vae.encode(frames_to_images(one.rendering)))) for one in asked]
+        return np.stack(shown)
+
     def _posed(self, one: Asked, prompt: str, *, regions: bool) -> VideoCondition:
         """The condition of a clip: its poses and, with regions, where the person is."""
         pipeline, poses = self.pipeline, world_poses(one.joints, (SIDE, SIDE))

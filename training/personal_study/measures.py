@@ -17,26 +17,33 @@ from training.evaluation.poses import following
 from training.evaluation.probe import Probe, read_clips
 from training.personal.masks import hull
 from training.personal_study.people import SIDE, Asked, Person
-from training.world import LIGHTS, PLACES, Scene
+from training.world import ATTRIBUTES, LIGHTS, PLACES, Scene
 from training.world.canvas import Canvas
 from training.world.places import draw_place
 
+_FAR = 5.0  # percent below the ceiling: an attribute that can still be improved
 MEASURES = ("identity", "pose", "context", "leak_class", "leak_rank", "bleed", "forgetting", "seconds")
 """Percent, but for pose (pixels), leak_rank (1 to 100, chance 50.5: low is a leak), forgetting (loss), seconds."""
 
+BY_ATTRIBUTE = tuple(f"identity_{name}" for name in ATTRIBUTES)
+"""Percent; `identity` is their mean."""
+
 _OTHERS = 99
 _RESAMPLES = 4000
+Cells = Mapping[int, Mapping[str, float | None]]
+"""The measures of an arm by character."""
+
 Clips = NDArray[np.uint8]
 """(B, T, H, W, 3)"""
 
 
 def measure(
-    person: Person, asked: Sequence[Asked], clips: Clips, nameless: Clips, probe: Probe, reader: PoseReader
+    person: Person, asked: Sequence[Asked], clips: Clips, nameless: Clips | None, probe: Probe, reader: PoseReader
 ) -> dict[str, float | None]:
     """All measures of the generated clips; None where no prompt can show one.
 
     Args:
-        clips: one for each of `asked`. nameless: clips of prompts of the class without the name.
+        clips: one for each of `asked`. nameless: clips of prompts of the class without the name, if there are any.
     """
     seen = read_clips(probe, torch.from_numpy(clips))
     away = np.array([not one.own_place for one in asked])
@@ -48,15 +55,21 @@ def measure(
     joints = np.stack([one.joints for one in asked]).astype(np.float64)
     found = read_joints(reader, torch.from_numpy(clips)).numpy()
     ranks = [leak_rank(person, one, clip) for one, clip in zip(asked, clips, strict=True) if one.own_place]
-    others = attributes_right(read_clips(probe, torch.from_numpy(nameless)), np.stack([person.labels] * len(nameless)))
+    like = attributes_right(seen, np.stack([person.labels] * len(clips)))
     return {
-        "identity": 100 * float(attributes_right(seen, np.stack([person.labels] * len(clips))).mean()),
+        "identity": 100 * float(like.mean()),
+        **dict(zip(BY_ATTRIBUTE, (100 * like.mean((0, 1))).tolist(), strict=True)),
         "pose": float(following(found, joints, SIDE)["mean_px"]),
         "context": 100 * float(right[away].mean()) if away.any() else None,
         "leak_class": 100 * float(leaked[away].mean()) if away.any() else None,
         "leak_rank": float(np.mean(ranks)) if ranks else None,
-        "bleed": 100 * (float(others.mean()) - float(chance()["mean"])),
+        "bleed": None if nameless is None else _bleed(person, nameless, probe),
     }
+
+
+def _bleed(person: Person, nameless: Clips, probe: Probe) -> float:
+    others = attributes_right(read_clips(probe, torch.from_numpy(nameless)), np.stack([person.labels] * len(nameless)))
+    return 100 * (float(others.mean()) - float(chance()["mean"]))
 
 
 def leak_rank(person: Person, asked: Asked, clip: Clips) -> int:
@@ -93,12 +106,33 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "ci95": [float(low), float(high)], "n": len(values)}
 
 
-def paired(
-    first: Mapping[int, Mapping[str, float | None]], second: Mapping[int, Mapping[str, float | None]]
-) -> dict[str, dict[str, Any]]:
+def improvable(arm: Cells, ceiling: Cells) -> list[str]:
+    """The attributes, of `BY_ATTRIBUTE`, whose mean in an arm is at least 5 points below the ceiling's.
+
+    Over the characters of both; none where a cell has no attributes.
+    """
+    found = []
+    for name in BY_ATTRIBUTE:
+        lacking = paired(ceiling, arm, (name,)).get(name)
+        if lacking is not None and lacking["mean"] >= _FAR:
+            found.append(name)
+    return found
+
+
+def mean_of(cells: Cells, names: Sequence[str]) -> dict[int, dict[str, float | None]]:
+    """The cells with `identity` as the mean of some attributes alone; no cell where there are none."""
+    found: dict[int, dict[str, float | None]] = {}
+    for who, cell in cells.items():
+        values = [value for name in names if (value := cell.get(name)) is not None]
+        if values and len(values) == len(names):
+            found[who] = {"identity": float(np.mean(values))}
+    return found
+
+
+def paired(first: Cells, second: Cells, names: Sequence[str] = (*MEASURES, *BY_ATTRIBUTE)) -> dict[str, dict[str, Any]]:
     """The first arm's measures less the second's, over the characters that both have."""
     found = {}
-    for name in MEASURES:
+    for name in names:
         both = [(first[who].get(name), second[who].get(name)) for who in sorted(first.keys() & second.keys())]
         differences = [a - b for a, b in both if a is not None and b is not None]
         if differences:

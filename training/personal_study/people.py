@@ -43,12 +43,14 @@ class Asked:
     Attributes:
         scene: its place and light. own_place: whether the place is the training clip's.
         joints: (T, 14, 2), where the person's joints must be. seed: of the noise.
+        rendering: (T, H, W, 3), how the world draws it.
     """
 
     scene: Scene
     own_place: bool
     joints: NDArray[np.float32]
     seed: int
+    rendering: NDArray[np.uint8]
 
     def prompt(self, who: str) -> str:
         """The prompt about `who`, which names no attribute and no action."""
@@ -110,6 +112,6 @@ class Person:
             place = own.place if at_home else places[index % len(places)]
             scene = Scene(own.action, place, lights[(index // len(places)) % len(lights)])
             shot = replace(draw_shot(scene, rng), free=free_motion(rng))
-            motion = render_clip(self.character, shot, np.arange(FRAMES, dtype=np.float64), (SIDE, SIDE))
-            found.append(Asked(scene, at_home, motion.keypoints, int(rng.integers(1 << 31))))
+            drawn = render_clip(self.character, shot, np.arange(FRAMES, dtype=np.float64), (SIDE, SIDE))
+            found.append(Asked(scene, at_home, drawn.keypoints, int(rng.integers(1 << 31)), drawn.video))
         return found

@@ -20,15 +20,17 @@ from training.personal.command import Request, train_person
 from training.personal.presets import PRESETS
 from training.personal_study.arms import ARMS, PAIRS, Arm
 from training.personal_study.generation import Maker, picture_of
-from training.personal_study.measures import MEASURES, measure, paired, summary
+from training.personal_study.measures import BY_ATTRIBUTE, MEASURES, improvable, mean_of, measure, paired, summary
 from training.personal_study.people import CLASS, NAME, Person
 from training.settings import MINIATURE
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 1  # raised when a cell is measured in another way
+_VERSION = 2  # raised when a cell is measured in another way
 _OTHERS = 4  # characters whose loss shows forgetting
 _STEP_SECONDS, _CLIP_SECONDS = 1.5, 1.0  # on two idle cores with AMX
 _NAMELESS = 3  # one clip without the name for so many with it
+
+_COLUMNS = (*MEASURES, *BY_ATTRIBUTE)
 
 Values = dict[str, float | None]
 
@@ -93,18 +95,17 @@ class Study:
     def _trained_by(self, arm: Arm, person: Person) -> list[object]:
         """What a training depends on; without one, the shipped weights alone."""
         if arm.changes is None:
-            return [_VERSION, person.number, self._frozen]
+            return [person.number, self._frozen]
         config = load_config(PRESETS["miniature"].config, [*arm.changes, *self.overrides]).to_dict()
         settings = {name: config[name] for name in ("optim", "precision", "part")}
-        return [_VERSION, settings, config["run"]["steps"], config["run"]["seed"], person.number, self._frozen]
+        return [settings, config["run"]["steps"], config["run"]["seed"], person.number, self._frozen]
 
     def _lora(self, arm: Arm, person: Person) -> Path:
         return self.out / "loras" / f"{_hash(self._trained_by(arm, person))}.safetensors"
 
     def _path(self, arm: Arm, person: Person) -> Path:
-        made_by = [*self._trained_by(arm, person), arm.reference, arm.regions, self.prompts, self.steps]
-        if arm.strength != 1:
-            made_by.append(arm.strength)
+        shown = [arm.reference, arm.regions, arm.strength, arm.rendered]
+        made_by = [_VERSION, *self._trained_by(arm, person), *shown, self.prompts, self.steps]
         return self.out / "cells" / f"{_hash(made_by)}.json"
 
     def _make(self, arm: Arm, person: Person) -> int | None:
@@ -113,17 +114,21 @@ class Study:
             lora = self._lora(arm, person)
             if (ended_by := self._train(arm, person, lora)) is not None:
                 return ended_by
-        maker = Maker(lora, self.steps, arm.strength)
-        asked = person.asked(self.prompts)
-        picture = picture_of(person) if arm.reference else None
-        clips = maker.clips(f"A {NAME} {CLASS}", asked, picture, regions=arm.regions)
-        nameless = maker.clips(f"A {CLASS}", [one for one in asked if not one.own_place][: self._nameless], None)
+        maker, asked = Maker(lora, self.steps, arm.strength), person.asked(self.prompts)
+        nameless = None
+        if arm.rendered:
+            clips = maker.round_trip(asked)
+        else:
+            picture = picture_of(person) if arm.reference else None
+            clips = maker.clips(f"A {NAME} {CLASS}", asked, picture, regions=arm.regions)
+            nameless = maker.clips(f"A {CLASS}", [one for one in asked if not one.own_place][: self._nameless], None)
         probe, reader = (
             load_probe(MINIATURE / "probe.safetensors"),
             load_pose_reader(MINIATURE / "pose_reader.safetensors"),
         )
         values: Values = measure(person, asked, clips, nameless, probe, reader)
-        values |= {"forgetting": maker.loss_of_others(_OTHERS), "seconds": time.monotonic() - began}
+        forgetting = None if arm.rendered else maker.loss_of_others(_OTHERS)
+        values |= {"forgetting": forgetting, "seconds": time.monotonic() - began}
         path = self._path(arm, person)
         path.parent.mkdir(exist_ok=True)
         write_text(path, json.dumps({"arm": arm.name, "character": person.number, "values": values}, indent=1))
@@ -160,19 +165,26 @@ class Study:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """`arms.<arm>.<measure>.{mean,ci95}`, and `paired`."""
+        """`arms.<arm>.<measure>.{mean,ci95}`, and `paired`, also of attributes that are far from the ceiling."""
         arms: dict[str, Any] = {}
         for name in self.arms:
             cells = self.values(name)
-            by_measure = {key: [v for cell in cells.values() if (v := cell.get(key)) is not None] for key in MEASURES}
+            by_measure = {key: [v for cell in cells.values() if (v := cell.get(key)) is not None] for key in _COLUMNS}
             arms[name] = {key: summary(values) for key, values in by_measure.items() if values}
         pairs = {
             f"{first} - {second}": paired(self.values(first), self.values(second))
             for first, second in PAIRS
             if first in self.arms and second in self.arms
         }
+        if {"reference", "reference_lora", "round_trip"} <= set(self.arms):
+            pairs |= self._where_it_can_improve()
         settings = {"characters": self.characters, "prompts": self.prompts, "steps": self.steps}
         return {"settings": settings | {"set": list(self.overrides)}, "arms": arms, "paired": pairs}
+
+    def _where_it_can_improve(self) -> dict[str, Any]:
+        names = improvable(self.values("reference"), self.values("round_trip"))
+        both, alone = (mean_of(self.values(name), names) for name in ("reference_lora", "reference"))
+        return {"reference_lora - reference, far from the ceiling": {"attributes": names, **paired(both, alone)}}
 
 
 def table(metrics: dict[str, Any]) -> str:
