@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,7 +84,8 @@ def _draw_again(transformer: nn.Module, shares: Shares) -> None:
     """Draw the updates' values, which peft draws and loses on the meta device, layer by layer as it does."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for layer in [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]:
+    layers: list[Any] = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
         pair: list[nn.Linear] = [getattr(layer, kind)["default"] for kind in ("lora_A", "lora_B")]
         for linear in pair:
             linear.to_empty(device="cpu").reset_parameters()  # as when it was made

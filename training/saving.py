@@ -8,7 +8,6 @@ the run waits for it. Under FSDP2 every process copies and writes its own shards
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from training.data.work import thread_count
 from training.distributed import World, own_rows
 from training.state import CheckpointStore, Progress, ShareError, Writers
 from training.stopping import TrainingStopped
@@ -28,25 +28,26 @@ _Files = Mapping[str, Mapping[str, Tensor]]
 _Copies = dict[str, dict[str, Tensor | Rows]]
 THREAD = "checkpoint"
 """Name of the thread that saves."""
-_SHARE = 0.05  # of a core
+_SHARE = 0.025  # of the cores that this process has
 
 
 class Pace:
-    """Pauses in a thread's work: it takes a twentieth of a core, until another thread waits for its end."""
+    """Pauses in a thread's work, which so takes a fortieth of the process's cores, until another thread awaits its end.
+
+    Work is measured by the clock: where others keep it waiting for a core, pauses are longer too.
+    """
 
     def __init__(self) -> None:
+        self._rest = max(0.0, 1 / (_SHARE * thread_count()) - 1)  # for each second of work
         self._awaited = threading.Event()
-        self._worked: float | None = None  # CPU time of the thread when it last went on
 
     def hurry(self) -> None:
         """End a pause and make no further one, from another thread."""
         self._awaited.set()
 
-    def pause(self) -> None:
-        """Pause for as long as the work since the last call demands; the first call begins. Called by the thread."""
-        if self._worked is not None:
-            self._awaited.wait((time.thread_time() - self._worked) * (1 / _SHARE - 1))
-        self._worked = time.thread_time()
+    def pause(self, worked: float) -> None:
+        """Pause for as long as so many seconds of work demand."""
+        self._awaited.wait(worked * self._rest)
 
 
 class Saver:
@@ -129,7 +130,6 @@ class Saver:
             finally:
                 del tensors
                 self._copied.set()
-            writers.pause()
             self._store.save(progress, copies, writers)
         except (OSError, RuntimeError) as error:  # RuntimeError: no memory for the copies, or a process is gone
             self._error = error

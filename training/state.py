@@ -68,13 +68,13 @@ class Writers:
 
     Attributes:
         gather: the objects of all of them, in every one; each must call it as often as the others.
-        pause: called after every piece of a file that is written.
+        pause: called after every piece of a file that is written, with the seconds that its hash took.
     """
 
     rank: int = 0
     size: int = 1
     gather: Callable[[Any], list[Any]] = lambda mine: [mine]
-    pause: Callable[[], None] = lambda: None
+    pause: Callable[[float], None] = lambda worked: None
 
 
 class ShareError(OSError):

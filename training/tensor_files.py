@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +30,12 @@ class Rows(NamedTuple):
 
 
 def write_hashed(
-    path: Path, tensors: Mapping[str, Tensor | Rows], after_piece: Callable[[], None] = lambda: None
+    path: Path, tensors: Mapping[str, Tensor | Rows], after_piece: Callable[[float], None] = lambda worked: None
 ) -> str:
     """Write a safetensors file of CPU tensors. Returns its SHA-256, taken while writing.
 
     Args:
-        after_piece: called after every few megabytes.
+        after_piece: called after every few megabytes, with the seconds that their hash took.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -45,8 +46,9 @@ def write_hashed(
     digest = hashlib.sha256()
 
     def written(piece: bytes | memoryview) -> None:
+        began = time.monotonic()
         digest.update(piece)
-        after_piece()
+        after_piece(time.monotonic() - began)
 
     try:
         write_streamed(path, plan, plain.__getitem__, {"rows": json.dumps(rows)} if rows else {}, written=written)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, autocast, nn
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, ContextAnyoneError, InputError, ShapeError
+from contextanyone_core.weights.writer import OnDemand
 from training.config import TrainConfig, config_hash
 from training.distributed import World, copy_stored, full, joint_loss, one_process, reshard, shard
 from training.ema import Ema
@@ -236,7 +236,8 @@ class Trainer:
             raise TypeError(f"The part {self.config.part.name} cannot export what is not in memory.")
         folder.mkdir(parents=True, exist_ok=True)
         record = run_record(self.config, self.progress, self.part)
-        self.part.export_stored(folder, record, ChainMap(checkpoint.tensors["ema"], checkpoint.tensors["model"]))
+        model, ema = checkpoint.tensors["model"], checkpoint.tensors["ema"]
+        self.part.export_stored(folder, record, OnDemand((*model, *ema), lambda n: (ema if n in ema else model)[n]))
         self._write_record(folder, record)
 
     def _write_record(self, folder: Path, record: dict[str, Any]) -> None:
@@ -335,7 +336,8 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
 
 def _build_part(config: TrainConfig, context: PartContext, world: World) -> Part:
     """Build the part; of processes that read shares of a file, all end if one finds it damaged."""
-    part, failed = None, None
+    part: Part | None = None
+    failed: ContextAnyoneError | None = None
     try:
         part = PARTS[config.part.name].build(config.part, context)
     except ContextAnyoneError as error:

@@ -145,7 +145,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
             assert all(torch.equal(tensor, right[key]) for key, tensor in left.items()), name
 
 
-def endless(self: Pace) -> None:
+def endless(self: Pace, worked: float) -> None:
     """A pause that ends only where the run waits for the checkpoint."""
     assert self._awaited.wait(600)
 
@@ -169,19 +169,19 @@ def test_the_run_never_waits_for_a_pause(tmp_path: Path, monkeypatch: pytest.Mon
         assert checkpoint.progress.step == step
 
 
-def test_every_piece_is_followed_by_a_pause_as_long_as_its_work(
+def test_every_piece_is_followed_by_a_pause_that_its_work_and_the_cores_demand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, clock = Pace(), iter([1.0, 1.5, 1.5, 3.5, 3.5])
-    waited: list[float] = []
-    monkeypatch.setattr(saving.time, "thread_time", lambda: next(clock))
-    monkeypatch.setattr(pace._awaited, "wait", waited.append)
-    for _ in range(3):
-        pace.pause()
-    assert waited == pytest.approx([0.5 * 19, 2.0 * 19])
-    pieces: list[int] = []
+    for cores, rest in ((2, 19.0), (8, 4.0), (100, 0.0)):
+        monkeypatch.setattr(saving, "thread_count", lambda cores=cores: cores)
+        waited: list[float] = []
+        pace = Pace()
+        monkeypatch.setattr(pace._awaited, "wait", waited.append)
+        pace.pause(0.5)
+        assert waited == pytest.approx([0.5 * rest])
+    pieces: list[float] = []
     large = {"a": torch.zeros(9 << 20, dtype=torch.uint8), "b": torch.zeros(3)}
-    write_hashed(tmp_path / "a.safetensors", large, lambda: pieces.append(1))
+    write_hashed(tmp_path / "a.safetensors", large, pieces.append)
     assert len(pieces) == 1 + 1 + 3  # the header, b, and a in pieces of 4 MiB
 
 
