@@ -25,10 +25,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.model.blocks import TransformerBlock
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.parts.base import Metrics, Part
+from training.shares import Shares, fill
 from training.tensor_files import TensorFiles
 
 _PATIENCE = timedelta(hours=2)  # how long the others wait while one saves, samples or exports
@@ -91,6 +92,11 @@ class World:
     def wait(self) -> None:
         """Wait until all processes have called this."""
         self.total(0)
+
+    def shares(self) -> Shares | None:
+        """What this process has of a sharded network while a part is built; None of one that is not."""
+        count = self.size // self.copies
+        return Shares(self.rank % count, count) if self.sharded else None
 
     def alone(self) -> World:
         """The same process as a world of its own, on the CPU, for work without the others."""
@@ -172,8 +178,10 @@ def _refuse(where: str, keys: list[str]) -> None:
         )
 
 
-def shard(modules: dict[str, nn.Module], world: World, *, bf16: bool) -> None:
+def shard(modules: dict[str, nn.Module], world: World, shares: Shares | None = None, *, bf16: bool) -> None:
     """Shard the float32 parameters over the processes; they are gathered block by block as they are used (FSDP2).
+
+    Modules on the meta device are filled with what `shares` has kept of them; others are cut up.
 
     Blocks are gathered in bf16 where the run computes in bf16, and their gradients averaged in float32; what lies
     outside the blocks, whose layers compute in float32, is gathered as it is. Consecutive ranks share a copy: with a
@@ -184,12 +192,16 @@ def shard(modules: dict[str, nn.Module], world: World, *, bf16: bool) -> None:
     policy = low if bf16 else MixedPrecisionPolicy(cast_forward_inputs=False)
     shape = (world.size,) if world.copies == 1 else (world.copies, world.size // world.copies)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shares")[-len(shape) :])
+    kept = {} if shares is None else shares.named(modules)
     for module in modules.values():
         for block in [inner for inner in module.modules() if isinstance(inner, TransformerBlock)]:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not world.keeps_gathered)
         fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
         if isinstance(module, ContextAnyoneTransformer):
             register_fsdp_forward_method(module, "encode_references")  # sampling calls it beside `forward`
+    fill(modules, kept, world.device)
+    for module in modules.values():
+        module.to(world.device)
 
 
 LossFunction = Callable[[Any, int, torch.Generator], tuple[Tensor, Metrics]]
@@ -248,11 +260,8 @@ def own_rows(shard: DTensor) -> range | None:
 
 
 def _rows(shard: DTensor) -> range:
-    """FSDP2 cuts a tensor's first axis as torch.chunk does."""
     mesh, last = shard.device_mesh, shard.device_mesh.ndim - 1
-    count = -(-shard.shape[0] // mesh.size(last))
-    start = min(count * mesh.get_local_rank(last), shard.shape[0])
-    return range(start, min(start + count, shard.shape[0]))
+    return Shares(mesh.get_local_rank(last), mesh.size(last)).rows(shard.shape[0])
 
 
 def stored_like(stored: Mapping[str, Tensor], name: str, model: Tensor) -> Tensor:
@@ -263,6 +272,20 @@ def stored_like(stored: Mapping[str, Tensor], name: str, model: Tensor) -> Tenso
     local = stored.rows(name, rows.start, rows.stop).to(model.device)
     shape, stride = model.shape, model.stride()
     return DTensor.from_local(local, model.device_mesh, model.placements, run_check=False, shape=shape, stride=stride)
+
+
+def copy_stored(target: Mapping[str, Tensor], source: TensorFiles, what: str) -> None:
+    """Copy a checkpoint's tensors into tensors of the same names; of shards no more than their rows are read.
+
+    Raises:
+        CheckpointError: names or shapes differ; `what` is in the message.
+    """
+    wrong = sorted(target.keys() ^ source.keys())
+    wrong += sorted(n for n in target.keys() & source.keys() if target[n].shape != source.shape(n))
+    if wrong:
+        raise CheckpointError(f"{what}: {len(wrong)} tensors do not fit this part, such as {wrong[0]}.")
+    for name, tensor in target.items():
+        tensor.copy_(stored_like(source, name, tensor))
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:

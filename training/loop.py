@@ -208,9 +208,13 @@ def _sample(trainer: Trainer, folder: Path, watch: Watch, stop: Stop) -> None:
 def _export(trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
     world = trainer.world
     if world.first:
-        if world.sharded:
-            trainer = build_trainer(trainer.config, store.load_latest(optimizer=False), world.alone())
-        trainer.export(folder)
+        checkpoint = store.load_latest(optimizer=False) if world.sharded else None
+        if checkpoint is not None and trainer.stores_shares:
+            trainer.export_stored(folder, checkpoint)
+        elif checkpoint is not None:
+            build_trainer(trainer.config, checkpoint, world.alone()).export(folder)
+        else:
+            trainer.export(folder)
         _LOG.info("Exported to %s.", folder)
     world.wait()
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.lora import Lora
 from contextanyone_core.weights.lora_updates import LowRank
+from contextanyone_core.weights.writer import OnDemand
 from training.patterns import matches, require_matches
 from training.quantised import Storage
+from training.shares import Shares
 
 # Paper: all blocks are fine-tuned. A LoRA of them beside the parts that Wan 2.1 T2V lacks is this project's.
 NEW_PARTS = ("*.emphasize_attn.*", "*.norm_emphasize.*", "img_emb.*", "*_img.*")
@@ -43,8 +47,11 @@ class LoraSettings(BaseModel):
     offload: bool = False
 
 
-def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> None:
+def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings, shares: Shares | None = None) -> None:
     """Give the targets updates that are zero at first. They and what is trained in full have gradients, nothing else.
+
+    Args:
+        shares: of a network on the meta device, to keep the updates' values.
 
     Raises:
         InputError: a pattern matches nothing.
@@ -64,9 +71,27 @@ def add_lora(transformer: ContextAnyoneTransformer, settings: LoraSettings) -> N
     if not chosen:
         raise InputError("part.train.lora.targets names only layers that part.train.lora.full trains in full.")
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=chosen)
+    before = torch.get_rng_state()
     inject_adapter_in_model(config, transformer)
+    if shares is not None:
+        torch.set_rng_state(before)
+        _draw_again(transformer, shares)
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(".lora_" in name or _own_name(name) in full)
+
+
+def _draw_again(transformer: nn.Module, shares: Shares) -> None:
+    """Draw the updates' values, which peft draws and loses on the meta device, layer by layer as it does."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        pair: list[nn.Linear] = [getattr(layer, kind)["default"] for kind in ("lora_A", "lora_B")]
+        for linear in pair:
+            linear.to_empty(device="cpu").reset_parameters()  # as when it was made
+        layer.reset_lora_parameters("default", True)
+        for linear in pair:
+            shares.take(linear)
 
 
 @contextmanager
@@ -110,26 +135,46 @@ def _own_name(name: str) -> str:
 
 
 def trained_lora(
-    transformer: ContextAnyoneTransformer,
-    settings: LoraSettings,
-    start: ContextAnyoneTransformer,
-    strength: float = 1.0,
+    trained: Mapping[str, Tensor], settings: LoraSettings, start: Mapping[str, Tensor], strength: float = 1.0
 ) -> Lora:
     """The result of a training with `add_lora`, as the content of a file: float32, on the CPU.
 
+    What was trained in full is stored as the difference from the start, which is computed whenever it is asked for.
+
     Args:
-        start: the network that the training started from; what was trained in full is stored as the difference from it.
+        trained: parameters by their names in the network with its updates, which may be `OnDemand`. start: those of
+            the network that the training started from, likewise.
         strength: of the training that the file has as its strength 1.
     """
-    found = {name: tensor.detach().cpu().float() for name, tensor in transformer.state_dict().items()}
     scale = strength * settings.alpha / settings.rank
     low_rank = {
-        name.removesuffix(_DOWN): LowRank(tensor, found[name.removesuffix(_DOWN) + _UP], scale)
-        for name, tensor in found.items()
+        name.removesuffix(_DOWN): LowRank(_plain(trained[name]), _plain(trained[name.removesuffix(_DOWN) + _UP]), scale)
+        for name in trained
         if name.endswith(_DOWN)
     }
-    before = dict(start.named_parameters())
-    own = {_own_name(name): tensor for name, tensor in found.items()}
-    full = [name for name in own if name in before and matches(name, settings.full)]
-    differences = {name: strength * (own[name] - before[name].detach().cpu().float()) for name in full}
-    return Lora("", low_rank, {name: tensor for name, tensor in differences.items() if tensor.any()})
+    own = {_own_name(name): name for name in trained}
+    full = [name for name in own if name in start and matches(name, settings.full)]
+    return Lora("", low_rank, differences(full, own, trained, start, strength))
+
+
+def differences(
+    names: Iterable[str],
+    own: Mapping[str, str],
+    trained: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    strength: float = 1.0,
+) -> Mapping[str, Tensor]:
+    """Of the named parameters those that changed: their differences from the start, float32, on demand.
+
+    Args:
+        own: their names in `trained`. strength: factor of the differences.
+    """
+
+    def difference(name: str) -> Tensor:
+        return strength * (_plain(trained[own[name]]) - _plain(start[name]))
+
+    return OnDemand([name for name in names if difference(name).any()], difference)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().float()

@@ -20,7 +20,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.lora import PATCHES, Lora, save_lora
 from contextanyone_core.weights.lora_updates import LowRank
-from training.lora import trained_lora
+from training.lora import differences, trained_lora
 from training.parts.transformer_base import TransformerTraining
 from training.patterns import matches
 from training.trainable import TrainSettings
@@ -87,32 +87,28 @@ def pose_lora(
     changes = _changes(transformer, settings, start)
     lacking = [name for name in (*changes.updates, *changes.differences) if _lacking(name) is not None]
     updates = {name: update for name, update in changes.updates.items() if name not in lacking}
-    differences = {name: difference for name, difference in changes.differences.items() if name not in lacking}
-    patches = differences.pop(PATCHES, torch.zeros_like(before))
+    full_changes = {name: change for name, change in changes.differences.items() if name not in lacking}
+    patches = full_changes.pop(PATCHES, torch.zeros_like(before))
     if not patches[:, in_dim:].any():
         raise InputError(
             f"--pose-lora: the condition channels are still zero, so the network follows no pose; train {PATCHES}."
         )
-    if full := [name for name in differences if name.startswith("blocks.")]:
+    if full := [name for name in full_changes if name.startswith("blocks.")]:
         raise InputError(
             f"--pose-lora: the run trained {len(full)} tensors of the blocks in full, such as {full[0]}, and a LoRA is "
             "a low-rank change of them; train with part.train.lora, and patch_embedding.* in its full."
         )
     updates[PATCHES.removesuffix(".weight")] = _exact(patches, in_dim)
     titles = [title for title in _LACKING if title in {_lacking(name) for name in lacking}]
-    return replace(changes, updates=updates, differences=differences, patch_shape=tuple(patches.shape)), titles
+    return replace(changes, updates=updates, differences=full_changes, patch_shape=tuple(patches.shape)), titles
 
 
 def _changes(transformer: ContextAnyoneTransformer, settings: TrainSettings, start: ContextAnyoneTransformer) -> Lora:
+    before, trained = dict(start.named_parameters()), transformer.state_dict()
     if settings.lora is not None:
-        return trained_lora(transformer, settings.lora, start)
-    before = dict(start.named_parameters())
-    differences = {
-        name: parameter.detach().cpu().float() - before[name].detach().cpu().float()
-        for name, parameter in transformer.named_parameters()
-        if parameter.requires_grad
-    }
-    return Lora("", {}, {name: tensor for name, tensor in differences.items() if tensor.any()})
+        return trained_lora(trained, settings.lora, before)
+    names = [name for name, parameter in transformer.named_parameters() if parameter.requires_grad]
+    return Lora("", {}, differences(names, {name: name for name in names}, trained, before))
 
 
 def _lacking(name: str) -> str | None:

@@ -1,13 +1,12 @@
 """Checkpoints written while the training goes on: a thread copies, hashes and writes what a step left.
 
 The next step's forward and backward pass change nothing that a checkpoint holds; only its update waits until the copies
-are made. Under FSDP2 every process copies and writes its own shards, and no tensor is gathered.
+are made. Then the thread hashes and writes piece by piece, with pauses that leave the processor to the training, unless
+the run waits for it. Under FSDP2 every process copies and writes its own shards, and no tensor is gathered.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from training.data.work import thread_count
 from training.distributed import World, own_rows
 from training.state import CheckpointStore, Progress, ShareError, Writers
 from training.stopping import TrainingStopped
@@ -28,6 +28,26 @@ _Files = Mapping[str, Mapping[str, Tensor]]
 _Copies = dict[str, dict[str, Tensor | Rows]]
 THREAD = "checkpoint"
 """Name of the thread that saves."""
+_SHARE = 0.025  # of the cores that this process has
+
+
+class Pace:
+    """Pauses in a thread's work, which so takes a fortieth of the process's cores, until another thread awaits its end.
+
+    Work is measured by the clock: where others keep it waiting for a core, pauses are longer too.
+    """
+
+    def __init__(self) -> None:
+        self._rest = max(0.0, 1 / (_SHARE * thread_count()) - 1)  # for each second of work
+        self._awaited = threading.Event()
+
+    def hurry(self) -> None:
+        """End a pause and make no further one, from another thread."""
+        self._awaited.set()
+
+    def pause(self, worked: float) -> None:
+        """Pause for as long as so many seconds of work demand."""
+        self._awaited.wait(worked * self._rest)
 
 
 class Saver:
@@ -41,6 +61,7 @@ class Saver:
         self._store, self._world = store, world
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
+        self._pace = Pace()
         self._buffers: dict[str, Tensor] = {}  # of the copies, kept: memory is slower to get than to fill
         self._error: OSError | RuntimeError | None = None
         self._writers: Writers | None = None  # None: this process writes nothing
@@ -72,7 +93,8 @@ class Saver:
             stream.wait_stream(torch.cuda.current_stream(self._world.device))
         still = replace(progress, learning_rates=dict(progress.learning_rates))
         self._copied.clear()
-        given = (still, tensors, stream, self._writers)
+        self._pace = Pace()
+        given = (still, tensors, stream, replace(self._writers, pause=self._pace.pause))
         self._thread = threading.Thread(target=self._write, name=THREAD, args=given, daemon=True)
         self._thread.start()
 
@@ -97,6 +119,7 @@ class Saver:
 
     def _join(self) -> None:
         if self._thread is not None:
+            self._pace.hurry()
             self._thread.join()
             self._thread = None
 
@@ -107,7 +130,6 @@ class Saver:
             finally:
                 del tensors
                 self._copied.set()
-            _give_way()
             self._store.save(progress, copies, writers)
         except (OSError, RuntimeError) as error:  # RuntimeError: no memory for the copies, or a process is gone
             self._error = error
@@ -121,13 +143,6 @@ class Saver:
         alone = self._writers is None or self._writers.size == 1
         if kind is None or (alone and not issubclass(kind, KeyboardInterrupt)):
             self._join()
-
-
-def _give_way() -> None:
-    """Lower this thread's priority: the training waits for the copies, but neither for hashing nor for writing."""
-    if sys.platform == "linux":  # where a thread has a priority of its own; a process's workers keep theirs
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + 10))
 
 
 def copy_own(tensors: _Files, writers: Writers, stream: Any, buffers: dict[str, Tensor]) -> _Copies:

@@ -68,11 +68,13 @@ class Writers:
 
     Attributes:
         gather: the objects of all of them, in every one; each must call it as often as the others.
+        pause: called after every piece of a file that is written, with the seconds that its hash took.
     """
 
     rank: int = 0
     size: int = 1
     gather: Callable[[Any], list[Any]] = lambda mine: [mine]
+    pause: Callable[[float], None] = lambda worked: None
 
 
 class ShareError(OSError):
@@ -195,7 +197,7 @@ def _together(writers: Writers, act: Callable[[], Any]) -> list[Any]:
 def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Rows]], writers: Writers) -> dict[str, str]:
     share = "" if writers.size == 1 else f"-{writers.rank + 1:05d}-of-{writers.size:05d}"
     files = {f"{file}{share}.safetensors": named for file, named in tensors.items()}
-    return {name: write_hashed(folder / name, named) for name, named in files.items()}
+    return {name: write_hashed(folder / name, named, writers.pause) for name, named in files.items()}
 
 
 def _remove(what: str, folder: Path) -> None:

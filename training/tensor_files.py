@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,13 @@ class Rows(NamedTuple):
     total: int
 
 
-def write_hashed(path: Path, tensors: Mapping[str, Tensor | Rows]) -> str:
+def write_hashed(
+    path: Path, tensors: Mapping[str, Tensor | Rows], after_piece: Callable[[float], None] = lambda worked: None
+) -> str:
     """Write a safetensors file of CPU tensors. Returns its SHA-256, taken while writing.
+
+    Args:
+        after_piece: called after every few megabytes, with the seconds that their hash took.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -38,8 +44,14 @@ def write_hashed(path: Path, tensors: Mapping[str, Tensor | Rows]) -> str:
     rows = {name: [given.start, given.total] for name, given in tensors.items() if isinstance(given, Rows)}
     plan = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in plain.items()}
     digest = hashlib.sha256()
+
+    def written(piece: bytes | memoryview) -> None:
+        began = time.monotonic()
+        digest.update(piece)
+        after_piece(time.monotonic() - began)
+
     try:
-        write_streamed(path, plan, plain.__getitem__, {"rows": json.dumps(rows)} if rows else {}, written=digest.update)
+        write_streamed(path, plan, plain.__getitem__, {"rows": json.dumps(rows)} if rows else {}, written=written)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}") from None
     return digest.hexdigest()
@@ -91,6 +103,9 @@ class TensorFiles(Mapping[str, Tensor]):
         first, *others = self._pieces[name]
         tensor: Tensor = first[2].get_tensor(name) if not others else self.rows(name, 0, self._shapes[name][0])
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._pieces  # a Mapping's own reads it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)

@@ -11,6 +11,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.lora import LoraSettings, add_lora
 from training.patterns import matches, require_matches
+from training.shares import Shares
 
 
 class TrainSettings(BaseModel):
@@ -55,8 +56,13 @@ def trained_names(names: Iterable[str], settings: TrainSettings) -> list[str]:
     return kept
 
 
-def choose_trained(transformer: ContextAnyoneTransformer, settings: TrainSettings) -> None:
+def choose_trained(
+    transformer: ContextAnyoneTransformer, settings: TrainSettings, shares: Shares | None = None
+) -> None:
     """Let exactly the chosen parameters have gradients, now or later.
+
+    Args:
+        shares: as of `add_lora`.
 
     Raises:
         InputError: as `trained_names` and `add_lora`; a pattern of `thaw` or `lr_scale` matches nothing that is
@@ -64,7 +70,7 @@ def choose_trained(transformer: ContextAnyoneTransformer, settings: TrainSetting
         MissingDependencyError: a LoRA without peft.
     """
     if settings.lora is not None:
-        add_lora(transformer, settings.lora)
+        add_lora(transformer, settings.lora, shares)
     else:
         chosen = set(trained_names((name for name, _ in transformer.named_parameters()), settings))
         for name, parameter in transformer.named_parameters():

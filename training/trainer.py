@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, autocast, nn
 
 from contextanyone_core.atomic_file import write_text
-from contextanyone_core.errors import CheckpointError, InputError, ShapeError
+from contextanyone_core.errors import CheckpointError, ContextAnyoneError, InputError, ShapeError
+from contextanyone_core.weights.writer import OnDemand
 from training.config import TrainConfig, config_hash
-from training.distributed import World, full, joint_loss, one_process, reshard, shard, stored_like
+from training.distributed import World, copy_stored, full, joint_loss, one_process, reshard, shard
 from training.ema import Ema
 from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
 from training.parts.base import (
     ExportsIn,
+    ExportsStored,
     HashesData,
     KeepsStart,
     NeedsWhole,
@@ -31,8 +33,8 @@ from training.parts.base import (
 )
 from training.prefetch import to_device
 from training.randomness import rank_seed, seed_globals, torch_generator
+from training.shares import Shares
 from training.state import Checkpoint, Progress
-from training.tensor_files import TensorFiles
 from training.terms import BatchResult, Logged, Sums, means, read_step, sums_of, terms_of
 from training.zero.shares import ZeroShares
 
@@ -43,7 +45,7 @@ VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 class Trainer:
     """A part with its optimizer, EMA and progress, in a single process or in each of several."""
 
-    def __init__(self, config: TrainConfig, part: Part, world: World) -> None:
+    def __init__(self, config: TrainConfig, part: Part, world: World, shares: Shares | None = None) -> None:
         self.config = config
         self.part = part
         self.world = world
@@ -51,14 +53,13 @@ class Trainer:
         self.modules = part.modules()
         for module in () if world.sharded else self.modules.values():
             module.to(self.device)
+        self.stores_shares = shares is not None and shares.used
         self._choose_trained()
         kept = {id(parameter) for parameter in part.kept()} if isinstance(part, KeepsStart) else set()
         self._kept = {name for name, parameter in _named_parameters(self.modules).items() if id(parameter) in kept}
         _refuse_shares(config, part, world)
         if world.sharded:
-            shard(self.modules, world, bf16=config.precision == "bf16")  # which moves each block's share to the device
-            for module in self.modules.values():
-                module.to(self.device)
+            shard(self.modules, world, shares, bf16=config.precision == "bf16")
         self.trained = {name: p for name, p in _named_parameters(self.modules).items() if p.requires_grad}
         self.optimizer = make_optimizer(part.parameter_groups(), config.optim)
         self.ema = Ema(self.trained, config.optim.ema_decay)
@@ -109,8 +110,8 @@ class Trainer:
         Raises:
             CheckpointError: its tensors are not this part's.
         """
-        _copy_into(self._saved(), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
-        _copy_into(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
+        copy_stored(self._saved(), checkpoint.tensors["model"], f"{checkpoint.folder}, model")
+        copy_stored(self.ema.tensors, checkpoint.tensors["ema"], f"{checkpoint.folder}, ema")
         optimizer: Mapping[str, Tensor] = checkpoint.tensors.get("optimizer", {})
         if self._zero:
             self._zero.refresh()
@@ -220,7 +221,6 @@ class Trainer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         record = run_record(self.config, self.progress, self.part) | ({} if ema else {"ema": False})
-        clock = {"seconds": round(self.progress.seconds, 3)}  # not in the weights' files: equal weights are equal bytes
         with self.shown(ema=ema):
             if dtype is None:
                 self.part.export(folder, record)
@@ -228,6 +228,20 @@ class Trainer:
                 self.part.export_in(folder, record, dtype)
             else:
                 raise InputError(f"--dtype: the part {self.config.part.name} is written in fp16 only; leave it out.")
+        self._write_record(folder, record)
+
+    def export_stored(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """Write what `export` does from a checkpoint of this network, of which one tensor at a time is in memory."""
+        if not isinstance(self.part, ExportsStored):
+            raise TypeError(f"The part {self.config.part.name} cannot export what is not in memory.")
+        folder.mkdir(parents=True, exist_ok=True)
+        record = run_record(self.config, self.progress, self.part)
+        model, ema = checkpoint.tensors["model"], checkpoint.tensors["ema"]
+        self.part.export_stored(folder, record, OnDemand((*model, *ema), lambda n: (ema if n in ema else model)[n]))
+        self._write_record(folder, record)
+
+    def _write_record(self, folder: Path, record: dict[str, Any]) -> None:
+        clock = {"seconds": round(self.progress.seconds, 3)}  # not in the weights' files: equal weights are equal bytes
         write_text(folder / "record.json", json.dumps(record | clock, indent=1) + "\n")
 
     @contextmanager
@@ -310,13 +324,31 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
     init_from = config.init.from_  # also on a resume: a part may read a tokenizer or sizes from it
     if init_from is not None and not init_from.is_file():
         raise InputError(f"init.from is {init_from}, which is not a file.")
-    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size)
-    trainer = Trainer(config, PARTS[config.part.name].build(config.part, context), world)
+    shares = world.shares()
+    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size, shares)
+    trainer = Trainer(config, _build_part(config, context, world), world, shares)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     if trainer.leaves_out and world.first and init_from is not None:
         _refuse_other_start(trainer.progress, init_from)
     return trainer
+
+
+def _build_part(config: TrainConfig, context: PartContext, world: World) -> Part:
+    """Build the part; of processes that read shares of a file, all end if one finds it damaged."""
+    part: Part | None = None
+    failed: ContextAnyoneError | None = None
+    try:
+        part = PARTS[config.part.name].build(config.part, context)
+    except ContextAnyoneError as error:
+        failed = error
+    messages = world.gather(None if failed is None else str(failed)) if world.sharded else []
+    if failed is not None:
+        raise failed
+    if found := [message for message in messages if message is not None]:
+        raise CheckpointError(found[0])
+    assert part is not None
+    return part
 
 
 def _refuse_other_start(progress: Progress, start: Path) -> None:
@@ -366,12 +398,3 @@ def _named_tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
         persistent = module.state_dict().keys()
         tensors |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers() if name in persistent}
     return tensors
-
-
-def _copy_into(target: dict[str, Tensor], source: TensorFiles, what: str) -> None:
-    wrong = sorted(target.keys() ^ source.keys())
-    wrong += sorted(n for n in target.keys() & source.keys() if target[n].shape != source.shape(n))
-    if wrong:
-        raise CheckpointError(f"{what}: {len(wrong)} tensors do not fit this part, such as {wrong[0]}.")
-    for name, tensor in target.items():
-        tensor.copy_(stored_like(source, name, tensor))

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..atomic_file import whole_file
 from ..config import ContextAnyoneConfig
 from ..errors import CheckpointError, InputError
 from ..model.attention import AttentionFunction, torch_attention
@@ -26,8 +25,8 @@ from .naming import TRANSFORMER, WAN
 from .recognition import FUN_V1_1, RUNS_HERE, Recognised, recognise
 from .safetensors_file import read_header
 from .source import WeightSource, open_source
-from .tensors import INTEGERS, is_finite
-from .writer import require_parent
+from .tensors import INTEGERS, TensorInfo, is_finite
+from .writer import NAMES, write_streamed
 
 
 @dataclass(frozen=True)
@@ -57,34 +56,21 @@ def save_safetensors(
 ) -> None:
     """Write `tensors` atomically, with `kind`, `config` and `extra` in the header.
 
+    A mapping that makes its tensors (`OnDemand`) is asked for each one twice: for its size, then for its values.
+
     Raises:
         CheckpointError: the folder does not exist, or `extra` would replace a reserved key.
         OSError: the disk is full or the folder read-only; nothing is left behind.
     """
+    plan = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_streamed(Path(path), plan, lambda name: tensors[name].detach().cpu(), _metadata(kind, config, extra))
+
+
+def _metadata(kind: str, config: Mapping[str, Any], extra: Mapping[str, str] | None) -> dict[str, str]:
     metadata = {"format": "pt", "kind": kind, "config": json.dumps(dict(config), sort_keys=True)}
     if extra and (taken := sorted(metadata.keys() & extra.keys())):
         raise CheckpointError(f"{', '.join(taken)} are reserved names in a weight file's header; use others in extra.")
-    require_parent(Path(path))
-    with whole_file(Path(path)) as beside:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            save_file(plain, beside, metadata=metadata | dict(extra or {}))
-            _sort_metadata(beside)
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written: {error}") from error
-
-
-def _sort_metadata(path: Path) -> None:
-    """Sort the header's metadata by key, so that equal weights give equal bytes: safetensors writes a random order.
-
-    The length of the header does not change, so the tensors' offsets stay valid.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        file.seek(8)
-        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
+    return metadata | dict(extra or {})
 
 
 def load_tensors(path: str | Path, *, kind: str | None = None) -> dict[str, Tensor]:
@@ -150,12 +136,7 @@ def load_transformer(
             or values are NaN or infinite.
         MissingDependencyError: the file is GGUF and the gguf package is not installed.
     """
-    source = open_source(path)
-    config = transformer_config(source, plain=plain)
-    model = _empty_transformer(path, config, ops, attention)
-    if differences := compare(expected_tensors(model), source.tensors, source.unknown):
-        fits = "its own config" if "config" in source.metadata else str(source.recognised)
-        raise CheckpointError(f"{path} does not fit {fits}: {differences}.")
+    source, model = open_transformer(path, ops=ops, attention=attention, plain=plain)
     state, bad = {}, []
     for name in source.tensors:
         tensor = source.read(name, dtype)
@@ -165,6 +146,26 @@ def load_transformer(
     _refuse_values(path, bad)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def open_transformer(
+    path: str | Path, *, ops: Any = torch.nn, attention: AttentionFunction = torch_attention, plain: bool = False
+) -> tuple[WeightSource, ContextAnyoneTransformer]:
+    """Open a transformer's file as `load_transformer` does, without reading weights.
+
+    Returns:
+        The file, whose names and shapes are checked, and its transformer on the meta device.
+
+    Raises:
+        CheckpointError: as `load_transformer`, but for values.
+    """
+    source = open_source(path)
+    config = transformer_config(source, plain=plain)
+    model = _empty_transformer(path, config, ops, attention)
+    if differences := compare(expected_tensors(model), source.tensors, source.unknown):
+        fits = "its own config" if "config" in source.metadata else str(source.recognised)
+        raise CheckpointError(f"{path} does not fit {fits}: {differences}.")
+    return source, model
 
 
 def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneConfig:
@@ -208,15 +209,28 @@ def transformer_config(source: WeightSource, *, plain: bool) -> ContextAnyoneCon
 
 
 def save_transformer(
-    path: str | Path, model: ContextAnyoneTransformer, *, dtype: torch.dtype, extra: Mapping[str, str] | None = None
+    path: str | Path,
+    model: ContextAnyoneTransformer,
+    *,
+    dtype: torch.dtype,
+    extra: Mapping[str, str] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a transformer in `dtype`, with its config, in the format that `load_transformer` reads.
+
+    One tensor at a time is converted, so an `OnDemand` of a large network needs the memory of its largest tensor.
+
+    Args:
+        tensors: the values, by the names of `model`; None takes its own.
 
     Raises:
         CheckpointError, OSError: as `save_safetensors`.
     """
-    tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    save_safetensors(path, tensors, kind=TRANSFORMER, config=model.config.to_dict(), extra=extra)
+    own = model.state_dict()
+    values = own if tensors is None else tensors
+    plan = {name: TensorInfo(NAMES[dtype], tuple(tensor.shape)) for name, tensor in own.items()}
+    metadata = _metadata(TRANSFORMER, model.config.to_dict(), extra)
+    write_streamed(Path(path), plan, lambda name: values[name].detach().to(dtype).cpu(), metadata)
 
 
 def describe(path: str | Path) -> Description:

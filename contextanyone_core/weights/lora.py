@@ -29,6 +29,7 @@ from .lora_keys import sort_keys
 from .lora_updates import LowRank, Update, build, check_difference, check_update
 from .naming import COMFYUI_PREFIX, LORA, split_prefix
 from .tensors import read_plain
+from .writer import OnDemand
 
 PATCHES = "patch_embedding.weight"
 _LOG = logging.getLogger(__name__)
@@ -141,13 +142,20 @@ def merge_loras(model: ContextAnyoneTransformer, loras: Sequence[tuple[Lora, flo
             if lora.patch_shape is not None:
                 model.add_condition_channels()
             parameters = dict(model.named_parameters())
-            for name, update in lora.updates.items():
-                weight = parameters[f"{name}.weight"]
-                weight.copy_(weight.float() + strength * update.difference(weight.float()))
-            for name, difference in lora.differences.items():
-                parameter = parameters[name]
-                change = strength * difference.float()
-                parameter.copy_(parameter.float() + change.to(parameter.device).view(parameter.shape))
+            for name in dict.fromkeys((*(f"{module}.weight" for module in lora.updates), *lora.differences)):
+                parameters[name].copy_(merged(lora, strength, name, parameters[name]))
+
+
+def merged(lora: Lora, strength: float, name: str, parameter: Tensor) -> Tensor:
+    """One parameter with what a LoRA changes of it, in its dtype, as `merge_loras` computes it."""
+    if (update := lora.updates.get(name.removesuffix(".weight"))) is not None and name.endswith(".weight"):
+        weight = parameter.float()
+        parameter = (weight + strength * update.difference(weight)).to(parameter.dtype)
+    if name in lora.differences:
+        change = strength * lora.differences[name].float()
+        changed = parameter.float() + change.to(parameter.device).view(parameter.shape)
+        parameter = changed.to(parameter.dtype)
+    return parameter
 
 
 def save_lora(
@@ -155,11 +163,14 @@ def save_lora(
 ) -> None:
     """Write a LoRA in ComfyUI's format, updates of Emphasize-Attention included.
 
+    Differences may be `OnDemand`: one at a time is in memory.
+
     Raises:
         CheckpointError: an update is not `LowRank`, or as `save_safetensors`.
         OSError: as `save_safetensors`.
     """
     tensors: dict[str, Tensor] = {}
+    places: dict[str, str] = {}  # of the differences, by their keys
     for name, update in lora.updates.items():
         if not isinstance(update, LowRank):
             raise CheckpointError(f"The update of {name} is a {type(update).__name__}; low-rank updates can be saved.")
@@ -171,8 +182,12 @@ def save_lora(
         tensors[f"{key}.lora_A.weight"] = down.to(dtype)
         tensors[f"{key}.lora_B.weight"] = up.to(dtype)
         tensors[f"{key}.alpha"] = torch.tensor(update.scale * update.down.shape[0])
-    for name, difference in lora.differences.items():
+    for name in lora.differences:
         module, _, leaf = name.rpartition(".")
         ending = {"weight": f"{module}.diff", "bias": f"{module}.diff_b"}.get(leaf, f"{name}.diff")
-        tensors[COMFYUI_PREFIX + ending] = difference.to(dtype)
-    save_safetensors(path, tensors, kind=LORA, config={}, extra=extra)
+        places[COMFYUI_PREFIX + ending] = name
+
+    def read(key: str) -> Tensor:
+        return tensors[key] if key in tensors else lora.differences[places[key]].to(dtype)
+
+    save_safetensors(path, OnDemand((*tensors, *places), read), kind=LORA, config={}, extra=extra)

@@ -18,7 +18,7 @@ from .inferred import infer_config
 from .naming import IMAGE_ENCODER, Named, Place, name_tensors
 from .recognition import Recognised, recognise_container
 from .safetensors_file import stated_config
-from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain
+from .tensors import COMPUTED, INTEGERS, StoredTensor, TensorInfo, cast, read_plain, stored_rows
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 HOST_FORMATS = ("int8_tensorwise", "nvfp4", "mxfp8")
@@ -93,6 +93,21 @@ class WeightSource:
             return value
         computed = stored.dtype in COMPUTED and scale is None
         return cast(value, dtype or (value.dtype if computed else torch.bfloat16))
+
+    def read_rows(self, name: str, rows: range, dtype: torch.dtype | None = None) -> Tensor:
+        """Consecutive rows of what `read` returns, in their own memory.
+
+        No more than these is read, unless the tensor is quantised, scaled, or part of another.
+
+        Raises: as `read`.
+        """
+        place = Place(name) if self._named is None else self._named.places[name]
+        stored = self._container.tensors[place.name]
+        scaled = self._named is not None and name in self._named.scales
+        plain = stored.dtype in COMPUTED and place.third is None and stored.stride is None and not scaled
+        if not plain or not stored.shape or stored.shape != self.tensors[name].shape:
+            return self.read(name, dtype)[rows.start : rows.stop].clone()
+        return cast(value := read_plain(stored_rows(stored, rows)), dtype or value.dtype)
 
     def _scale(self, name: str) -> Tensor | None:
         if self._named is None or name not in self._named.scales:

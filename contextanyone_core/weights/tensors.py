@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,13 @@ def read_bytes(stored: StoredTensor) -> Tensor:
     except OSError as error:
         raise CheckpointError(f"{stored.file} cannot be read: {error.strerror}.") from error
     return torch.from_numpy(buffer)
+
+
+def stored_rows(stored: StoredTensor, rows: range) -> StoredTensor:
+    """Consecutive rows of a contiguous, unquantised tensor (n, ...), as a stored tensor of their own."""
+    size = stored.size // max(stored.shape[0], 1)
+    shape = (len(rows), *stored.shape[1:])
+    return replace(stored, shape=shape, offset=stored.offset + rows.start * size, size=len(rows) * size)
 
 
 def is_finite(tensor: Tensor) -> bool:

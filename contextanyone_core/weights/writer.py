@@ -1,9 +1,12 @@
-"""Streaming writer for safetensors: needs the memory of the largest tensor only, and replaces the file atomically."""
+"""Streaming writer for safetensors: needs the memory of the largest tensor only, and replaces the file atomically.
+
+Equal tensors and metadata give equal bytes, which are those of the safetensors library, with its metadata sorted.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +18,28 @@ from .tensors import BITS, TORCH_DTYPES, TensorInfo
 
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """safetensors' name of each torch dtype."""
+_PIECE = 1 << 22  # bytes
+
+
+class OnDemand(Mapping[str, Tensor]):
+    """Tensors that are read or computed anew whenever one is asked for, so that they are never all in memory."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # a Mapping's own reads it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def require_parent(path: Path) -> None:
@@ -50,14 +75,14 @@ def write_streamed(
         OSError: the disk is full or the folder read-only; nothing is left behind.
     """
     order = sorted(plan, key=lambda name: (-BITS[plan[name].dtype], name))  # the alignment of the safetensors library
-    header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict(metadata)}
+    header: dict[str, object] = {"__metadata__": dict(sorted(({"format": "pt"} | dict(metadata)).items()))}
     position = 0
     for name in order:
         info = plan[name]
         end = position + torch.Size(info.shape).numel() * BITS[info.dtype] // 8
         header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [position, end]}
         position = end
-    text = json.dumps(header).encode()
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     require_parent(path)
     with whole_file(path) as beside, beside.open("wb") as file:
@@ -68,7 +93,9 @@ def write_streamed(
             tensor = read(name)
             if TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) != plan[name]:
                 raise CheckpointError(f"{name} became {tuple(tensor.shape)} {tensor.dtype}, planned was {plan[name]}.")
-            file.write(data := tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            note(data)
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            for begin in range(0, len(data), _PIECE):
+                file.write(piece := data[begin : begin + _PIECE])
+                note(piece)
             if progress is not None:
                 progress(done, len(order))

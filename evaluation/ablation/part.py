@@ -52,7 +52,7 @@ class AblationPart(transformer.TransformerPart):
     settings: Settings
 
     def __init__(self, settings: Settings, context: PartContext) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings, replace(context, shares=None))  # variants are made of whole networks
         self._frames: dict[str, Tensor] = {}
         self.alignment: ReferenceAlignment | None = None
         if settings.variant == "aligned":

@@ -23,6 +23,7 @@ from contextanyone_core.weights.checkpoint import (
 from contextanyone_core.weights.comparison import Differences
 from contextanyone_core.weights.naming import TRANSFORMER, VAE
 from contextanyone_core.weights.safetensors_file import read_header
+from contextanyone_core.weights.writer import OnDemand
 
 CONFIG = ContextAnyoneConfig.tiny()
 
@@ -244,11 +245,34 @@ def test_damaged_files_raise_one_kind_of_error(tmp_path, position, value, cut):
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_safetensors(path, {"a": torch.ones(2)}, kind=VAE, config={})
-    shared = torch.zeros(4)
-    with pytest.raises(RuntimeError):
-        save_safetensors(path, {"a": shared, "b": shared}, kind=VAE, config={})
+    asked = []
+
+    def read(name):
+        asked.append(name)
+        if len(asked) > 3:  # a is written, b is not
+            raise OSError("gone")
+        return torch.zeros(4)
+
+    with pytest.raises(OSError, match="gone"):
+        save_safetensors(path, OnDemand(["a", "b"], read), kind=VAE, config={})
+    assert asked == ["a", "b", "a", "b"]
     assert torch.equal(load_tensors(path)["a"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_what_the_safetensors_library_writes(tmp_path):
+    """But for the order of its metadata, which the library draws anew each time."""
+    tensors = {"b": torch.rand(3, 2), "a": torch.rand(5).half(), "c": torch.tensor(7), "ä": torch.ones(2, 0)}
+    save_safetensors(tmp_path / "ours.safetensors", tensors, kind=VAE, config={"x": "ü"}, extra={"record": "{}"})
+    metadata = {"format": "pt", "kind": VAE, "config": '{"x": "\\u00fc"}', "record": "{}"}
+    save_file(tensors, tmp_path / "library.safetensors", metadata)
+    ours, library = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("ours", "library"))
+    length = 8 + int.from_bytes(ours[:8], "little")
+    assert ours[:8] == library[:8]
+    assert ours[length:] == library[length:]
+    assert json.loads(ours[8:length]) == json.loads(library[8:length])
+    assert list(json.loads(ours[8:length])) == list(json.loads(library[8:length]))
+    assert list(json.loads(ours[8:length])["__metadata__"]) == sorted(metadata)
 
 
 def test_saving_refuses_reserved_names_and_missing_folders(tmp_path):

@@ -30,6 +30,7 @@ import training.trainer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import save_transformer
+from training.export import export_run
 from training.loop import train
 from training.randomness import rank_seed
 
@@ -143,7 +144,9 @@ def test_shares_of_a_network_equal_whole_ones(tmp_path: Path) -> None:
         assert difference(shares_found.tensors[file], whole.tensors[file]) < 1e-4, file
     samples = "samples/step-00000004/sample.safetensors"  # of the average, by all processes together
     assert difference(load_file(tmp_path / "shares" / samples), load_file(tmp_path / "whole" / samples)) < 1e-3
-    assert (tmp_path / "shares/export/transformer.safetensors").is_file()
+    export_run(tmp_path / "shares", tmp_path / "alone")  # by one process, which holds the network
+    for name in ("transformer.safetensors", "record.json"):
+        assert (tmp_path / "shares/export" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_shares_within_copies_equal_whole_networks(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Checkpoints written by a thread and in shards: what they hold is the state of their step, whoever reads them."""
 
-import os
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from contextanyone_core.errors import CheckpointError
-from training import state
+from training import saving, state
 from training.config import parse_config
 from training.distributed import one_process
 from training.files import file_sha256
 from training.loop import train
-from training.saving import Saver
+from training.saving import Pace, Saver
 from training.state import CheckpointStore, Progress, ShareError, Writers
 from training.tensor_files import Rows, TensorFiles, write_hashed
 
@@ -104,10 +102,10 @@ def test_a_process_that_cannot_write_leaves_the_checkpoint_before(
     store, write = CheckpointStore(tmp_path), write_hashed
     together(2, lambda w: store.save(Progress(step=1), shares(2)[w.rank], w))
 
-    def full_disk(path: Path, tensors: Any) -> str:
+    def full_disk(path: Path, tensors: Any, after_piece: Any) -> str:
         if "00002-of" in path.name:
             raise OSError(f"{path} cannot be written: No space left on device")
-        return write(path, tensors)
+        return write(path, tensors, after_piece)
 
     monkeypatch.setattr(state, "write_hashed", full_disk)
     first, second = together(2, lambda w: store.save(Progress(step=2), shares(2)[w.rank], w))
@@ -126,11 +124,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     train(make_config(tmp_path / "straight", save_every=2, keep_last=3))
     write, loss, made = write_hashed, linear_part.LinearPart.loss, threading.Semaphore(0)
 
-    def slow(path: Path, tensors: Any) -> str:
+    def slow(path: Path, tensors: Any, after_piece: Any) -> str:
         if path.parent.name.startswith(".contextanyone-step-00000002") and path.stem == "model":
             assert made.acquire(timeout=600)
             assert made.acquire(timeout=600)
-        return write(path, tensors)
+        return write(path, tensors, after_piece)
 
     def counted(self: linear_part.LinearPart, batch: Any, step: int, generator: torch.Generator) -> Any:
         if step in (2, 3):
@@ -147,19 +145,44 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
             assert all(torch.equal(tensor, right[key]) for key, tensor in left.items()), name
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority is a whole process's")
-def test_hashing_and_writing_give_way_to_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, write = set[int](), write_hashed
+def endless(self: Pace, worked: float) -> None:
+    """A pause that ends only where the run waits for the checkpoint."""
+    assert self._awaited.wait(600)
 
-    def noted(path: Path, tensors: Any) -> str:
-        found.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return write(path, tensors)
 
-    monkeypatch.setattr(state, "write_hashed", noted)
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    train(make_config(tmp_path, save_every=1))
-    assert found == {min(19, before + 10)}
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+def test_the_run_never_waits_for_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next checkpoint, at the end, and after an error."""
+    monkeypatch.setattr(Pace, "pause", endless)
+    train(make_config(tmp_path / "run", save_every=2))
+    store = CheckpointStore(tmp_path / "broken")
+
+    def breaks() -> None:
+        with Saver(store, one_process()) as saver:
+            saver.start(Progress(step=1), {"model": WHOLE})
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        breaks()
+    for folder, step in ((tmp_path / "run/checkpoints", 6), (tmp_path / "broken", 1)):
+        checkpoint = CheckpointStore(folder).load_latest()
+        assert checkpoint is not None
+        assert checkpoint.progress.step == step
+
+
+def test_every_piece_is_followed_by_a_pause_that_its_work_and_the_cores_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, rest in ((2, 19.0), (8, 4.0), (100, 0.0)):
+        monkeypatch.setattr(saving, "thread_count", lambda cores=cores: cores)
+        waited: list[float] = []
+        pace = Pace()
+        monkeypatch.setattr(pace._awaited, "wait", waited.append)
+        pace.pause(0.5)
+        assert waited == pytest.approx([0.5 * rest])
+    pieces: list[float] = []
+    large = {"a": torch.zeros(9 << 20, dtype=torch.uint8), "b": torch.zeros(3)}
+    write_hashed(tmp_path / "a.safetensors", large, pieces.append)
+    assert len(pieces) == 1 + 1 + 3  # the header, b, and a in pieces of 4 MiB
 
 
 def test_an_error_between_checkpoints_loses_none(tmp_path: Path) -> None:

@@ -28,8 +28,12 @@ class TinyPart(TransformerTraining):
     def __init__(self, settings: Settings, context: PartContext) -> None:
         transformer = starting_network(settings, context, ContextAnyoneConfig.tiny)
         for parameter in transformer.parameters() if context.init_from is None else ():
-            nn.init.normal_(parameter, std=0.05)
-        super().__init__(settings, transformer)
+            drawn = nn.init.normal_(torch.empty(parameter.shape), std=0.05)
+            if context.shares is None:
+                parameter.data.copy_(drawn)
+            else:
+                context.shares.keep(parameter, drawn)
+        super().__init__(settings, transformer, context.shares)
         self.settings, self.context = settings, context
 
     def batch(self, step: int) -> dict[str, Tensor]:

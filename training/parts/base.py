@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from training.randomness import rank_seed, torch_generator
+from training.shares import Shares
 
 
 class PartSettings(BaseModel):
@@ -39,6 +40,8 @@ class PartContext:
     init_from: weights file to start from (`init.from`), None for a fresh start. Also set on a resume,
     where the checkpoint's tensors then replace the file's.
     rank, world: this process and how many train together; a part that shares out its data takes its slice by them.
+    shares: where the network is sharded (FSDP2): a part that makes use of it builds its network on the meta device, and
+    is an `ExportsStored`; another one builds it whole, in every process.
     """
 
     seed: int
@@ -46,6 +49,7 @@ class PartContext:
     init_from: Path | None = None
     rank: int = 0
     world: int = 1
+    shares: Shares | None = None
 
     @property
     def own_seed(self) -> int:
@@ -200,6 +204,18 @@ class ExportsIn(Protocol):
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Write as `Part.export` does, in a dtype."""
+        ...
+
+
+@runtime_checkable
+class ExportsStored(Protocol):
+    """A part whose network is too large for one process."""
+
+    def export_stored(self, folder: Path, record: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+        """Write what `Part.export` does, from a checkpoint's tensors, with one of them in memory at a time.
+
+        stored: float32, by `<module>.<name>`; the average of what has one.
+        """
         ...
 
 

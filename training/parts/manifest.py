@@ -112,7 +112,7 @@ class ManifestPart(TransformerTraining):
     def __init__(self, settings: Settings, context: PartContext) -> None:
         self.settings, self.context = settings, context
         self.data = CachedData(settings.data, hulls=settings.regions == "pose")
-        super().__init__(settings, starting_network(settings, context, self._fresh_config))
+        super().__init__(settings, starting_network(settings, context, self._fresh_config), context.shares)
         self.config = self.transformer.config
         self._check_fit()
         self.prior_texts = (

@@ -84,7 +84,7 @@ class TransformerPart(TransformerTraining):
         self.vae = VideoVAE(load_vae(paths["vae"], fast_dtype(context.device), context.device))
         self.text_encoder = load_text_encoder(paths["text_encoder"]).to(context.device)
         self.image_encoder = load_image_encoder(paths["image_encoder"]).to(context.device)
-        super().__init__(settings, self.starting_network())
+        super().__init__(settings, self.starting_network(), context.shares)
         self.heads = nn.ModuleDict()
         self._tap: StreamTap | None = None
         if settings.attribute_weight > 0:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.blocks import TransformerBlock
-from contextanyone_core.model.condition import resized_patch_weight
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.compile import compile_blocks
-from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
-from contextanyone_core.weights.lora import merge_loras, save_lora
+from contextanyone_core.weights.checkpoint import save_transformer
+from contextanyone_core.weights.lora import merged, save_lora
+from contextanyone_core.weights.writer import OnDemand
 from training.block_offload import BlockOffload
 from training.flops import backward_flops, forward_flops
 from training.lora import trained_lora
@@ -36,8 +36,10 @@ from training.parts.objective import (
     fixed_draws,
     loss_terms,
 )
+from training.parts.start import StartFile, new_network
 from training.quantised import quantise_frozen
 from training.recompute import Recompute, keeping_attention, recompute_blocks
+from training.shares import Shares
 from training.trainable import TrainSettings, choose_trained, frozen_names, lr_scales
 
 _LOG = logging.getLogger(__name__)
@@ -101,9 +103,11 @@ class TransformerTraining:
     settings: TransformerSettings
     context: PartContext
 
-    def __init__(self, settings: TransformerSettings, transformer: ContextAnyoneTransformer) -> None:
+    def __init__(
+        self, settings: TransformerSettings, transformer: ContextAnyoneTransformer, shares: Shares | None = None
+    ) -> None:
         self.transformer, self.settings = transformer, settings
-        choose_trained(transformer, settings.train)
+        choose_trained(transformer, settings.train, shares)
         if settings.train.lora is not None:
             quantise_frozen(transformer.blocks, settings.train.lora.base)
         self._fixed = {name for name, parameter in transformer.named_parameters() if not parameter.requires_grad}
@@ -153,7 +157,7 @@ class TransformerTraining:
     def start(self) -> ContextAnyoneTransformer:
         """The network of `init.from`, which there is, as the training started from it."""
         assert self.context.init_from is not None
-        return _read(self.settings, self.context.init_from)
+        return _start_file(self.settings, self.context.init_from).network()
 
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch in the form of the objective."""
@@ -222,15 +226,26 @@ class TransformerTraining:
 
     def export_in(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Write as `export` does, in a dtype."""
-        extra, network = {"record": json.dumps(dict(record))}, self.transformer
+        self._write(folder, record, dtype, self.transformer.state_dict())
+
+    def export_stored(self, folder: Path, record: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+        """Write as `export` does, from a checkpoint's tensors, with one of them in memory at a time."""
+        own = OnDemand(self.transformer.state_dict(), lambda name: stored[f"transformer.{name}"])
+        self._write(folder, record, torch.float16, own)
+
+    def _write(self, folder: Path, record: Mapping[str, Any], dtype: torch.dtype, own: Mapping[str, Tensor]) -> None:
+        """Write an export; `own` are the tensors of the network as it is trained."""
+        extra, network, tensors = {"record": json.dumps(dict(record))}, self.transformer, own
         if self.settings.train.lora is not None:
-            network = self.start()
-            lora = trained_lora(self.transformer, self.settings.train.lora, network, self.lora_strength())
+            assert self.context.init_from is not None
+            file = _start_file(self.settings, self.context.init_from)
+            network, start = file.empty(), file.tensors()
+            lora = trained_lora(own, self.settings.train.lora, start, self.lora_strength())
             save_lora(folder / "lora.safetensors", lora, dtype=dtype, extra=extra | self.lora_header())
             if not self.settings.train.lora.merged:
                 return
-            merge_loras(network, [(lora, 1.0)])
-        save_transformer(folder / "transformer.safetensors", network, dtype=dtype, extra=extra)
+            tensors = OnDemand(start, lambda name: merged(lora, 1.0, name, start[name]))
+        save_transformer(folder / "transformer.safetensors", network, dtype=dtype, extra=extra, tensors=tensors)
         if (encoders := self.encoders()) is not None:
             names = ("vae", "text_encoder", "image_encoder")[: 2 if network.config.image_dim is None else 3]
             files = ", ".join(f"{name}.safetensors" for name in names)
@@ -242,40 +257,26 @@ def starting_network(
 ) -> ContextAnyoneTransformer:
     """The network of `init.from`, float32 as training needs its weights, else a newly initialised one.
 
+    Where `context.shares` is given, the network is on the meta device, and this process's rows are kept there.
+
     Raises:
         InputError: a LoRA without `init.from`, or `part.emphasize` of a file that has no Emphasize-Attention.
     """
     if context.init_from is not None:
-        return _read(settings, context.init_from)
+        file = _start_file(settings, context.init_from)
+        return file.network() if context.shares is None else file.shared(context.shares)
     if settings.train.lora is not None:
         raise InputError("part.train.lora needs init.from: the file with the network that it is a LoRA of.")
-    return ContextAnyoneTransformer(settings.network_config(fresh()))
+    return new_network(settings.network_config(fresh()), context.shares)
 
 
-def _read(settings: TransformerSettings, path: Path) -> ContextAnyoneTransformer:
-    plain = settings.one_stream or settings.anchor == "none"
-    network = load_transformer(path, dtype=torch.float32, plain=plain)
-    config = settings.network_config(network.config)
-    if config.emphasize and not network.config.emphasize:
-        raise InputError(
-            f"part.emphasize is true, and init.from {path} has no Emphasize-Attention; contextanyone init adds it."
-        )
-    return network if config == network.config else _with_config(network, config)
+def _start_file(settings: TransformerSettings, path: Path) -> StartFile:
+    return StartFile(path, settings.network_config, plain=settings.one_stream or settings.anchor == "none")
 
 
 def backbone_config(config: ContextAnyoneConfig) -> ContextAnyoneConfig:
     """The config of Wan's part of a network."""
     return replace(config, emphasize=False, image_dim=None, condition_dim=0)
-
-
-def _with_config(network: ContextAnyoneTransformer, config: ContextAnyoneConfig) -> ContextAnyoneTransformer:
-    """The same weights in a network of another config: the parameters that it has, and zeros for condition channels."""
-    other = ContextAnyoneTransformer(config)
-    state = network.state_dict()
-    patches = "patch_embedding.weight"
-    state[patches] = resized_patch_weight(state[patches], config.patch_channels)
-    other.load_state_dict({name: state[name] for name in other.state_dict()})
-    return other
 
 
 def _hidden(name: str) -> bool:

@@ -24,7 +24,7 @@ def prepare(folder: Path) -> None:
         for parameter in trained.parameters():
             if parameter.requires_grad:  # as if it had been trained
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-    lora = trained_lora(trained, settings.lora, start)
+    lora = trained_lora(trained.state_dict(), settings.lora, start.state_dict())
     save_lora(folder / "trained_lora.safetensors", lora, dtype=torch.float32)
     merge_loras(start, [(lora, 1.0)])
     save_transformer(folder / "trained_merged.safetensors", start, dtype=torch.float32)
