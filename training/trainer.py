@@ -57,7 +57,6 @@ class Trainer:
         self._choose_trained()
         kept = {id(parameter) for parameter in part.kept()} if isinstance(part, KeepsStart) else set()
         self._kept = {name for name, parameter in _named_parameters(self.modules).items() if id(parameter) in kept}
-        _refuse_shares(config, part, world)
         if world.sharded:
             shard(self.modules, world, shares, bf16=config.precision == "bf16")
         self.trained = {name: p for name, p in _named_parameters(self.modules).items() if p.requires_grad}
@@ -335,13 +334,19 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
 
 
 def _build_part(config: TrainConfig, context: PartContext, world: World) -> Part:
-    """Build the part; of processes that read shares of a file, all end if one finds it damaged."""
+    """Build the part; of processes that read shares of a file, all end if one finds it damaged.
+
+    Raises:
+        InputError: its settings need whole tensors, and the processes share them out.
+    """
     part: Part | None = None
     failed: ContextAnyoneError | None = None
     try:
         part = PARTS[config.part.name].build(config.part, context)
     except ContextAnyoneError as error:
         failed = error
+    if part is not None:
+        _refuse_shares(config, part, world)  # the same in all processes
     messages = world.gather(None if failed is None else str(failed)) if world.sharded else []
     if failed is not None:
         raise failed
