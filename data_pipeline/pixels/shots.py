@@ -50,6 +50,7 @@ class Shots(Stage):
         threshold: of PySceneDetect's ContentDetector.
         min_length: frames; a shorter shot joins the next one, and the last one may be shorter.
         windows: lengths in frames in which a dissolve is looked for.
+        shortest: frames of a dissolve; what is blended in fewer is a movement or a light.
         min_change: mean difference (0 to 255) between a window's ends that is a change of place.
         max_residual: the share of this change that a blend of both ends may leave unexplained.
     """
@@ -58,6 +59,7 @@ class Shots(Stage):
     threshold: float = 27.0
     min_length: int = 9
     windows: tuple[int, ...] = (9, 13, 17)
+    shortest: int = 6
     min_change: float = 18.0
     max_residual: float = 0.25
 
@@ -88,7 +90,7 @@ class Shots(Stage):
                 change, residual = _blend(thumbs[start : stop + 1])
                 if change >= self.min_change and residual <= self.max_residual:
                     found.append((-change, start, stop))
-        return _disjoint(found, thumbs)
+        return [(start, stop) for start, stop in _disjoint(found, thumbs) if stop - start >= self.shortest]
 
 
 def _thumb(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
