@@ -138,7 +138,7 @@ def test_a_moving_blend_of_motion_is_no_dissolve(tmp_path):
 
 @pytest.mark.parametrize(("length", "shots"), [(4, [(0, 28)]), (8, [(0, 12), (20, 32)])])
 def test_a_change_in_a_few_frames_is_no_dissolve(tmp_path, length, shots):
-    """Somebody passes, or a light goes on: the same change over eight frames is a dissolve."""
+    """Somebody lands from a jump, or a light goes on: the same change over eight frames is a dissolve."""
     levels = np.concatenate([np.full(12, 90.0), np.linspace(90, 150, length + 2)[1:-1], np.full(12, 150.0)])
     write_clip(tmp_path / "x.mp4", np.tile(levels.round().astype(np.uint8)[:, None, None, None], (1, 64, 64, 3)), {})
     row = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video="x.mp4"))
