@@ -21,6 +21,7 @@ from training.data.named import hull_of, named_rows
 from training.data.world_poses import world_poses
 from training.parts.manifest import Settings
 from training.parts.objective import loss_terms
+from training.personal.presets import PRESETS
 from training.trainer import build_trainer
 
 ZUV = {"name": "zuv", "class": "woman", "caption": "A zuv woman"}
@@ -152,6 +153,11 @@ def test_the_background_does_not_read_the_name_and_without_its_pose_a_sample_rea
 
     torch.testing.assert_close(terms(plain, False), terms(guided, False))
     assert not torch.allclose(terms(plain, True), terms(guided, True))
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_trains_with_regions_as_clips_are_generated(preset):
+    assert load_config(preset.config, preset.changes).part.regions in ("mask", "pose")
 
 
 @pytest.mark.parametrize("regions", ["mask", "pose"])
