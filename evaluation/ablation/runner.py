@@ -181,7 +181,7 @@ def _settings(config: TrainConfig) -> Settings:
 
 
 def _trained_seconds(export: Path) -> float:
-    """Seconds in training steps, in all sessions of an interrupted run; of the record that the export writes."""
+    """Seconds in training steps, those before a resume included; of the record that the export writes."""
     record = json.loads((export / "record.json").read_text(encoding="utf-8"))
     return round(float(record["seconds"]), 1)
 
