@@ -29,7 +29,7 @@ def _parser() -> Parser:
     add("--clip", type=Path, required=True, help="a video of one person, five to thirty seconds, one shot")
     add("--class", dest="class_name", required=True, metavar="NOUN", help="what the person is, such as woman")
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write; FILE.work beside it")
-    add("--preset", choices=_PRESETS, default="paper", help="paper: cross-attention; strong: self-attention and feed-forward too; miniature")
+    add("--preset", choices=_PRESETS, default="paper", help="strong: self-attention and feed-forward too")
     add("--name", default="zuv", help="the invented word that will mean this person (zuv)")
     add("--caption", help="what the clip shows, with 'zuv woman' in it: place, light, what is held; not the face")
     add("--mask", type=Path, metavar="FILE", help="where the person is, white on black: a video or a folder of ")
