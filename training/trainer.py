@@ -339,20 +339,15 @@ def _build_part(config: TrainConfig, context: PartContext, world: World) -> Part
     Raises:
         InputError: its settings need whole tensors, and the processes share them out.
     """
-    part: Part | None = None
-    failed: ContextAnyoneError | None = None
     try:
         part = PARTS[config.part.name].build(config.part, context)
     except ContextAnyoneError as error:
-        failed = error
-    if part is not None:
-        _refuse_shares(config, part, world)  # the same in all processes
-    messages = world.gather(None if failed is None else str(failed)) if world.sharded else []
-    if failed is not None:
-        raise failed
-    if found := [message for message in messages if message is not None]:
+        if world.sharded:
+            world.gather(str(error))
+        raise
+    _refuse_shares(config, part, world)  # the same in all processes
+    if found := [message for message in world.gather(None) if message is not None] if world.sharded else []:
         raise CheckpointError(found[0])
-    assert part is not None
     return part
 
 
