@@ -20,6 +20,9 @@ _FOLDERS = ("run.out", "part.pools", "part.weights")
 _UNHASHED = (*_FOLDERS, "run.name", "run.threads", "run.workers", "precision")
 """Settings of where and how a cell is computed, not of what."""
 
+_LATER: dict[str, Any] = {"part.joint_weight": 0.0}
+"""Settings that are younger than committed results, each with the value by which it changes nothing."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -135,6 +138,7 @@ def job_hash(job: Job, plan: AblationPlan, data: str) -> str:
         data: hash of the pairs and their encoders (`TransformerPart.data_hash`).
     """
     flat = _flat(job.config(plan, Path("unused")).to_dict())
+    flat = {key: value for key, value in flat.items() if key not in _LATER or value != _LATER[key]}
     kept = {key: value for key, value in flat.items() if key not in _UNHASHED and not key.startswith("run.log")}
     text = json.dumps([kept, plan.measuring.model_dump(mode="json"), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

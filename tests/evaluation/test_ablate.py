@@ -148,6 +148,11 @@ def test_a_hash_knows_what_counts_and_forgets_where_it_runs():
     data["base"]["run"]["threads"] = 1
     data["base"]["precision"] = "fp32"
     assert job_hash(full, AblationPlan.model_validate(data), "data") == job_hash(full, plan, "data")
+    data["base"]["part"]["joint_weight"] = 0.0  # a setting that is younger than the committed results
+    assert job_hash(full, AblationPlan.model_validate(data), "data") == job_hash(full, plan, "data")
+    data["base"]["part"]["joint_weight"] = 0.1
+    assert job_hash(full, AblationPlan.model_validate(data), "data") != job_hash(full, plan, "data")
+    data["base"]["part"]["joint_weight"] = 0.0
     data["base"]["run"]["steps"] = 7
     assert job_hash(full, AblationPlan.model_validate(data), "data") != job_hash(full, plan, "data")
 

@@ -22,6 +22,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.media.image_io import frames_to_images, picture_to_images
 from contextanyone_core.model.blocks import TransformerBlock
@@ -39,11 +40,12 @@ from training.evaluation.clips import shown_picture
 from training.files import file_sha256
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
-from training.parts.objective import Draws, EncodedClips
+from training.parts.joint_head import JointHead
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import numpy_generator
 from training.settings import MINIATURE, ShippedPath
-from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, posed_sample, sample
+from training.world import ATTRIBUTES, TEST_SEED_START, neutral_prompts, posed_keypoints, posed_sample, sample
 from training.world.captions import draw_named, first_caption, later_caption
 
 _LOG = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Settings(TransformerSettings):
     drop_action: float = Field(0.0, ge=0, le=1)  # of the samples with a pose: their caption leaves the action to it
     sample_steps: int = Field(12, ge=1)
     attribute_weight: float = Field(0.0, ge=0)  # of the attributes' cross-entropy in both streams, after a middle block
+    joint_weight: float = Field(0.0, ge=0)  # of the joints' cross-entropy where a pose is shown, after the same block
     validation_pairs: int = Field(64, ge=1)  # of a pool that has none of the pairs above
 
     def network_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
@@ -87,8 +90,8 @@ class TransformerPart(TransformerTraining):
         super().__init__(settings, self.starting_network(), context.shares)
         self.heads = nn.ModuleDict()
         self._tap: StreamTap | None = None
-        if settings.attribute_weight > 0:
-            self._ask_for_attributes()
+        if settings.attribute_weight > 0 or settings.joint_weight > 0:
+            self._ask()
         encoders = encoders_hash(self.vae, self.image_encoder)
         self._key = PoolKey(
             encoders,
@@ -115,32 +118,51 @@ class TransformerPart(TransformerTraining):
         text = file_sha256(self.settings.weights / "text_encoder.safetensors")
         return hashlib.sha256(json.dumps([self._key.encoders, self._key.seed, text]).encode()).hexdigest()
 
-    def _ask_for_attributes(self) -> None:
-        block = self.transformer.blocks[len(self.transformer.blocks) // 2]
+    def _ask(self) -> None:
+        """Adds the heads that ask a middle block for what they classify."""
+        block, width = self.transformer.blocks[len(self.transformer.blocks) // 2], self.transformer.config.dim
         assert isinstance(block, TransformerBlock)
         self._tap = StreamTap(block)
-        width = self.transformer.config.dim
-        self.heads.update({"video": AttributeHeads(width), "reference": AttributeHeads(width)})
+        if self.settings.attribute_weight > 0:
+            self.heads.update({"video": AttributeHeads(width), "reference": AttributeHeads(width)})
+        if self.settings.joint_weight > 0:
+            if not self.conditioned:
+                raise InputError("part.joint_weight needs condition channels for poses: part.condition: true.")
+            self.heads["joints"] = JointHead(width)
 
     def modules(self) -> dict[str, nn.Module]:
-        """The transformer, and the heads that classify the attributes."""
+        """The transformer, and the heads that classify attributes and place joints."""
         return super().modules() | ({"attribute_heads": self.heads} if len(self.heads) else {})
 
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The dual-guidance loss; with references also the attributes' cross-entropy in both streams."""
+        """The dual-guidance loss, and what the heads add to it."""
         if self._tap is None:
             return super().loss(batch, step, generator)
         self._tap.take()  # left by a sample or a validation
-        losses, metrics = super().loss(batch, step, generator)
-        labels = batch["labels"][:, : len(ATTRIBUTES)]
+        clips = self.encoded(batch)
+        draws = self.draws(clips, step, generator)
+        losses, metrics = dual_guidance_step(self.transformer, self.settings, clips, draws, self.texts(batch, draws))
         video, reference = self._tap.take()
-        if video is None or reference is None:
-            return losses, metrics
-        for name, tokens in (("video", video), ("reference", reference)):
-            entropy, right = self.heads[name](tokens, labels)
-            losses = losses + self.settings.attribute_weight * entropy
-            metrics |= {f"attributes_{name}": entropy.detach(), f"told_{name}": right}
+        assert video is not None
+        if self.settings.attribute_weight > 0 and reference is not None:
+            labels = batch["labels"][:, : len(ATTRIBUTES)]
+            for name, tokens in (("video", video), ("reference", reference)):
+                entropy, right = self.heads[name](tokens, labels)
+                losses = losses + self.settings.attribute_weight * entropy
+                metrics |= {f"attributes_{name}": entropy.detach(), f"told_{name}": right}
+        shown = [] if draws.condition is None else [i for i, posed in enumerate(draws.condition.with_pose) if posed]
+        if self.settings.joint_weight > 0 and shown:
+            entropy, placed = self.heads["joints"](video[shown], self._grid(clips.latents), batch["joints"][shown])
+            rows = torch.tensor(shown, device=losses.device)
+            losses = losses.index_add(0, rows, entropy.to(losses.dtype), alpha=self.settings.joint_weight)
+            metrics |= {"joints": entropy.detach(), "placed": placed}
         return losses, metrics
+
+    def _grid(self, latents: Tensor) -> tuple[int, int, int]:
+        frames, rows, columns = (
+            size // side for size, side in zip(latents.shape[2:], self.transformer.config.patch_size, strict=True)
+        )
+        return frames, rows, columns
 
     def _config(self, vae_path: Path) -> ContextAnyoneConfig:
         """The miniature's config with the latent statistics and preview projection that the VAE's file carries."""
@@ -170,7 +192,14 @@ class TransformerPart(TransformerTraining):
         """Encoded pairs, and captions drawn anew."""
         rng = numpy_generator(self.context.own_seed, step, "pairs")
         chosen = rng.integers(len(self.pool), size=self.settings.batch)
-        return _captioned(self.pool, chosen, rng, self.settings.drop_action)
+        captioned = _captioned(self.pool, chosen, rng, self.settings.drop_action)
+        return captioned | ({"joints": self._joints(chosen)} if self.settings.joint_weight > 0 else {})
+
+    def _joints(self, chosen: NDArray[np.int64]) -> Tensor:
+        """Where the joints of pairs are, (B, T, 14, 2), as shares of the picture."""
+        seeds, size = (self._key.world_seed(index) for index in chosen.tolist()), (self._key.size,) * 2
+        keypoints = [posed_keypoints(seed, self._key.num_frames, size) for seed in seeds]
+        return torch.from_numpy(np.stack(keypoints)) / self._key.size
 
     def validation_batches(self) -> Iterator[Any]:
         """Pairs of another pool, encoded at first use."""

@@ -11,7 +11,7 @@ from training.world.actions import Motion, Pose, base_rate, pose_at
 from training.world.attributes import TEST_SEED_START, Character, draw_character
 from training.world.canvas import Canvas
 from training.world.captions import draw_named, first_caption, later_caption
-from training.world.figure import USUAL_LIMBS, Limbs, Stance, draw_figure, draw_limbs
+from training.world.figure import USUAL_LIMBS, Limbs, Skeleton, Stance, draw_figure, draw_limbs
 from training.world.motion import FreeMotion, free_motion
 from training.world.places import GROUND, draw_place
 from training.world.scene import Scene, draw_scene
@@ -93,7 +93,7 @@ def render_clip(character: Character, shot: Shot, frames: NDArray[np.float64], s
     height, width = size
     backdrop = Canvas(height, width)
     draw_place(backdrop, shot.scene.place, shot.scene.light, np.random.default_rng(shot.background_seed))
-    stance = Stance(shot.x * width, GROUND * height, shot.height * min(height, width))
+    stance = _stance(shot, size)
     pictures, masks, keypoints = [], [], []
     for frame in frames:
         canvas = backdrop.copy()
@@ -102,6 +102,11 @@ def render_clip(character: Character, shot: Shot, frames: NDArray[np.float64], s
         pictures.append(_lit(canvas.picture(), mask, shot.scene.light))
         masks.append(mask)
     return Clip(np.stack(pictures), np.stack(masks), np.stack(keypoints))
+
+
+def _stance(shot: Shot, size: tuple[int, int]) -> Stance:
+    height, width = size
+    return Stance(shot.x * width, GROUND * height, shot.height * min(height, width))
 
 
 def _lit(picture: NDArray[np.uint8], mask: NDArray[np.uint8], light: str) -> NDArray[np.uint8]:
@@ -158,6 +163,36 @@ def posed_sample(
     Raises:
         ValueError: for a negative seed.
     """
+    drawn = _draw_posed(seed, num_frames, free, held_out=held_out)
+    rng, (scene, reference_scene) = drawn.rng, drawn.scenes
+    clip = render_clip(drawn.character, drawn.shot, np.arange(num_frames, dtype=np.float64), size)
+    still = render_clip(drawn.character, drawn.reference_shot, np.array([float(rng.uniform(0, 16))]), size)
+    moves_freely = drawn.shot.free is not None
+    prompts = _captions(drawn.character, scene, (0.35, 0.6), rng, action_named=not moves_freely)
+    pair = _pair(clip, still, prompts, drawn.character, (scene, reference_scene))
+    return replace(pair, limbs=drawn.shot.limbs, free=moves_freely)
+
+
+def posed_keypoints(seed: int, num_frames: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The keypoints (T, 14, 2) of `posed_sample`'s clip, in pixels, without drawing it: 1 ms instead of 300."""
+    drawn = _draw_posed(seed, num_frames, None, held_out=False)
+    stance, shot = _stance(drawn.shot, size), drawn.shot
+    poses = (shot.pose_at(float(frame)) for frame in range(num_frames))
+    return np.stack([Skeleton(drawn.character, pose, stance, shot.limbs).keypoints() for pose in poses])
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """What `posed_sample` draws from its seed before it renders; ``rng`` goes on from there."""
+
+    character: Character
+    scenes: tuple[Scene, Scene]
+    shot: Shot
+    reference_shot: Shot
+    rng: np.random.Generator
+
+
+def _draw_posed(seed: int, num_frames: int, free: bool | None, *, held_out: bool) -> _Posed:
     rng = _rng(seed, 2)
     character = draw_character(rng, test=seed >= TEST_SEED_START)
     scene = draw_scene(rng)
@@ -169,11 +204,7 @@ def posed_sample(
     reference_shot = replace(draw_shot(reference_scene, rng), limbs=limbs)
     if num_frames == 1:  # as in `random_frame`
         shot, reference_shot = _wander(shot, rng), _wander(reference_shot, rng)
-    clip = render_clip(character, shot, np.arange(num_frames, dtype=np.float64), size)
-    still = render_clip(character, reference_shot, np.array([float(rng.uniform(0, 16))]), size)
-    prompts = _captions(character, scene, (0.35, 0.6), rng, action_named=not moves_freely)
-    pair = _pair(clip, still, prompts, character, (scene, reference_scene))
-    return replace(pair, limbs=limbs, free=moves_freely)
+    return _Posed(character, (scene, reference_scene), shot, reference_shot, rng)
 
 
 def random_frame(seed: int, size: tuple[int, int] = (128, 128)) -> WorldSample:
