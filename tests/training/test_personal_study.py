@@ -1,9 +1,11 @@
 """The comparison of personal models: its arms, what is asked, the leak's rank, intervals, cells that are made once."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from training.config import load_config
 from training.evaluate_personal import main
@@ -20,7 +22,7 @@ from training.personal_study.measures import (
     summary,
 )
 from training.personal_study.people import Person
-from training.personal_study.study import Study, table
+from training.personal_study.study import Cost, Study, table
 from training.world import ATTRIBUTES
 
 
@@ -145,9 +147,53 @@ def test_a_change_of_a_cell_is_another_cell(tmp_path):
     assert len({one._path(base, person) for one in (study, *others)}) == 3
 
 
+def test_a_longer_training_has_the_share_of_stills_and_the_presets_length_its_cells(tmp_path):
+    names = ("one_stage", "two_stages", "regions_pose")
+    study = Study(tmp_path, names, 1, 4, 1)
+    config = PRESETS["miniature"].config
+    long = replace(study, train_steps=400)
+    parts = {name: load_config(config, long._changes(ARMS[name])) for name in names}
+    assert {name: (one.run.steps, one.part.stills_steps) for name, one in parts.items()} == {
+        "one_stage": (400, None),
+        "two_stages": (400, 340),
+        "regions_pose": (400, 340),
+    }
+    person = Person(0)
+    for name in names:
+        assert replace(study, train_steps=200)._path(ARMS[name], person) == study._path(ARMS[name], person)
+        assert long._path(ARMS[name], person) != study._path(ARMS[name], person)
+    assert study.cost(study.missing()) == Cost(cells=3, trainings=3, steps=600, clips=15)
+    assert "3 trainings of 600 steps together" in str(study.cost(study.missing()))
+
+
+def _fill(study, value):
+    for arm, person in study.missing():
+        path = study._path(arm, person)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"values": dict.fromkeys((*MEASURES, *BY_ATTRIBUTE), value + person.number)}))
+
+
+def test_curves_are_the_metrics_of_each_length(tmp_path, capsys):
+    arms = ("two_stages", "regions_pose")
+    for length, value in ((50, 30.0), (200, 60.0)):
+        _fill(Study(tmp_path, arms, 2, 4, 1, train_steps=length), value)
+    options = ["--characters", "2", "--prompts", "4", "--steps", "1", "--arms", *arms, "--curves", "200", "50", "50"]
+    assert main(["--out", str(tmp_path), *options]) == 0
+    assert "curves.png" in capsys.readouterr().out
+    found = json.loads((tmp_path / "curves.json").read_text())
+    assert set(found) == set(arms)
+    assert {steps: one["mean"] for steps, one in found["two_stages"]["identity"].items()} == {"50": 30.5, "200": 60.5}
+    assert set(found["regions_pose"]) == set(MEASURES)
+    picture = Image.open(tmp_path / "curves.png")
+    assert picture.width > 3 * picture.height
+    assert not (tmp_path / "metrics.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--curves", "50", "--arms", "base"], "base trains nothing"),
+        (["--curves", "100", "4"], "4 steps are too few"),
         (["--arms", "prio"], "Did you mean prior?"),
         (["--prompts", "3"], "it must be at least 4"),
         (["--characters", "0"], "it must be at least 1"),

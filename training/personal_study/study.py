@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from contextanyone_core.weights.file_hash import sha256_of
 from training.config import load_config
 from training.evaluation.pose_reader import load_pose_reader
 from training.evaluation.probe import load_probe
+from training.parts.manifest import Settings
 from training.personal.command import Request, train_person
 from training.personal.presets import PRESETS
 from training.personal_study.arms import ARMS, PAIRS, Arm
@@ -42,6 +44,7 @@ class Study:
     Attributes:
         out: the folder. arms: names of `ARMS`. characters, prompts: how many of each.
         steps: of the sampler. overrides: settings of every training.
+        train_steps: how long every arm trains, its stills in their share of it; None as the preset says.
     """
 
     out: Path
@@ -50,38 +53,37 @@ class Study:
     prompts: int
     steps: int
     overrides: tuple[str, ...] = ()
+    train_steps: int | None = None
 
     def run(self) -> int | None:
         """Make the cells that are missing, then write metrics.json. Returns the signal that ended it, else None."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        cells = [(ARMS[name], Person(who)) for who in range(self.characters) for name in self.arms]
-        missing = [cell for cell in cells if not self._path(*cell).is_file()]
-        self._say_cost(missing)
-        for number, (arm, person) in enumerate(missing, 1):
-            _LOG.info("Cell %d of %d: %s, character %d.", number, len(missing), arm.title, person.number)
-            if (ended_by := self._make(arm, person)) is not None:
-                return ended_by
+        if (ended_by := make_cells([self])) is not None:
+            return ended_by
         write_text(self.out / "metrics.json", json.dumps(self.metrics(), indent=1) + "\n")
         return None
 
-    def _say_cost(self, missing: list[tuple[Arm, Person]]) -> None:
-        trainings = {self._lora(arm, person) for arm, person in missing if arm.changes is not None}
-        left = [path for path in trainings if not path.is_file()]
-        clips = len(missing) * (self.prompts + self._nameless)
-        steps = len(left) * self._run_steps
-        minutes = (steps * _STEP_SECONDS + clips * _CLIP_SECONDS) / 60
-        _LOG.info(
-            "%d cells are missing: %d trainings of %d steps, %d clips; about %.0f minutes on two idle cores.",
-            len(missing),
-            len(left),
-            self._run_steps,
-            clips,
-            minutes,
-        )
+    def missing(self) -> list[tuple[Arm, Person]]:
+        """The cells that are still to be made."""
+        cells = [(ARMS[name], Person(who)) for who in range(self.characters) for name in self.arms]
+        return [cell for cell in cells if not self._path(*cell).is_file()]
 
-    @cached_property
-    def _run_steps(self) -> int:
-        return load_config(PRESETS["miniature"].config, self.overrides).run.steps
+    def cost(self, missing: Sequence[tuple[Arm, Person]]) -> Cost:
+        """What cells cost."""
+        trainings = {self._lora(arm, person): arm for arm, person in missing if arm.changes is not None}
+        left = [arm for path, arm in trainings.items() if not path.is_file()]
+        steps = sum(load_config(PRESETS["miniature"].config, self._changes(arm)).run.steps for arm in left)
+        return Cost(len(missing), len(left), steps, len(missing) * (self.prompts + self._nameless))
+
+    def _changes(self, arm: Arm) -> tuple[str, ...]:
+        """How an arm's training differs from the preset."""
+        changes = (*(arm.changes or ()), *self.overrides)
+        if self.train_steps is None:
+            return changes
+        config = load_config(PRESETS["miniature"].config, changes)
+        assert isinstance(config.part, Settings)
+        stills, share = config.part.stills_steps, self.train_steps / config.run.steps
+        scaled = () if stills is None else (f"part.stills_steps={round(share * stills)}",)
+        return (*changes, f"run.steps={self.train_steps}", *scaled)
 
     @property
     def _nameless(self) -> int:
@@ -96,7 +98,7 @@ class Study:
         """What a training depends on; without one, the shipped weights alone."""
         if arm.changes is None:
             return [person.number, self._frozen]
-        config = load_config(PRESETS["miniature"].config, [*arm.changes, *self.overrides]).to_dict()
+        config = load_config(PRESETS["miniature"].config, self._changes(arm)).to_dict()
         settings = {name: config[name] for name in ("optim", "precision", "part")}
         return [settings, config["run"]["steps"], config["run"]["seed"], person.number, self._frozen]
 
@@ -108,7 +110,8 @@ class Study:
         made_by = [_VERSION, *self._trained_by(arm, person), *shown, self.prompts, self.steps]
         return self.out / "cells" / f"{_hash(made_by)}.json"
 
-    def _make(self, arm: Arm, person: Person) -> int | None:
+    def make(self, arm: Arm, person: Person) -> int | None:
+        """Make one cell, its training too. Returns the signal that ended it, else None."""
         began, lora = time.monotonic(), None
         if arm.changes is not None:
             lora = self._lora(arm, person)
@@ -153,7 +156,7 @@ class Study:
             encoders=None,
             consent="Not a real person: drawn by this project's character world.",
             license="Apache-2.0",
-            overrides=(f"part.data.cache={self.out / 'cache'}", *(arm.changes or ()), *self.overrides),
+            overrides=(f"part.data.cache={self.out / 'cache'}", *self._changes(arm)),
         )
         return train_person(request)[1]
 
@@ -185,6 +188,46 @@ class Study:
         names = improvable(self.values("reference"), self.values("round_trip"))
         both, alone = (mean_of(self.values(name), names) for name in ("reference_lora", "reference"))
         return {"reference_lora - reference, far from the ceiling": {"attributes": names, **paired(both, alone)}}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is to be computed: cells, trainings, their steps together, and clips."""
+
+    cells: int = 0
+    trainings: int = 0
+    steps: int = 0
+    clips: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """The sum."""
+        mine, theirs = astuple(self), astuple(other)
+        return Cost(*(one + another for one, another in zip(mine, theirs, strict=True)))
+
+    def __str__(self) -> str:
+        """A line for the log."""
+        minutes = (self.steps * _STEP_SECONDS + self.clips * _CLIP_SECONDS) / 60
+        return (
+            f"{self.cells} cells are missing: {self.trainings} trainings of {self.steps} steps together, {self.clips} "
+            f"clips; about {minutes:.0f} minutes on two idle cores."
+        )
+
+
+def make_cells(studies: Sequence[Study]) -> int | None:
+    """Make the missing cells of studies, after their cost is logged. Returns the signal that ended it, else None."""
+    missing = [(study, study.missing()) for study in studies]
+    cost = sum((study.cost(cells) for study, cells in missing), Cost())
+    _LOG.info("%s", cost)
+    number = 0
+    for study, cells in missing:
+        study.out.mkdir(parents=True, exist_ok=True)
+        for arm, person in cells:
+            number += 1
+            length = "" if study.train_steps is None else f", {study.train_steps} steps"
+            _LOG.info("Cell %d of %d: %s%s, character %d.", number, cost.cells, arm.title, length, person.number)
+            if (ended_by := study.make(arm, person)) is not None:
+                return ended_by
+    return None
 
 
 def table(metrics: dict[str, Any]) -> str:
