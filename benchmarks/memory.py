@@ -25,7 +25,16 @@ import torch
 from benchmarks.machine import GIB
 from benchmarks.measure import synchronise
 from benchmarks.networks import plain
-from benchmarks.options import add_shared, case_sizes, chosen_kernel, frame_of_result, make_case, open_device, tell
+from benchmarks.options import (
+    add_shared,
+    case_sizes,
+    chosen_kernel,
+    frame_of_result,
+    made_folder,
+    make_case,
+    open_device,
+    tell,
+)
 from benchmarks.random_files import plan_components, write_random_files
 from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, write_report
 from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
@@ -198,12 +207,12 @@ def _main(argv: Sequence[str]) -> None:
     add("--modes", type=one_of("memory", *MODES), nargs="+", default=list(reversed(MODES)), help="low balanced high")
     add("--steps", type=whole(2, 1000), default=4, help="denoising steps (4)")
     add("--text-layers", type=whole(1, UMT5_LAYERS), default=UMT5_LAYERS, help=f"of umT5-XXL ({UMT5_LAYERS})")
-    add("--scratch", metavar="FOLDER", help="where the weights lie for the time of the run (the system's own)")
+    add("--scratch", type=made_folder, metavar="FOLDER", help="where the weights are meanwhile (the system's own)")
     options = parser.parse(argv)
     with chosen_kernel(options):
         result = measure(options)
     text = table(result)
-    paths = write_report(Path(options.out), "memory", result, text, bars(result))
+    paths = write_report(options.out, "memory", result, text, bars(result))
     sys.stdout.write(text + "\n" + "".join(f"{path}\n" for path in paths))
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.runtime.devices import check_device
 from contextanyone_core.runtime.options import ATTENTIONS, DTYPES
+from training.commands import output_folder
 
 SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -40,7 +42,15 @@ def add_shared(parser: Parser, repeats: int, out: str) -> None:
     add("--repeats", type=whole(1, 1000), default=repeats, help=f"measured rounds ({repeats})")
     add("--attention", type=one_of("attention", *ATTENTIONS), default="sdpa", help="of all networks (sdpa)")
     add("--sdpa", type=one_of("kernel", *SDPA), help=f"which kernel sdpa uses: {', '.join(SDPA)} (torch's own choice)")
-    add("--out", default=out, metavar="FOLDER", help=f"for the JSON, the table and the plot ({out})")
+    add("--out", type=made_folder, default=out, metavar="FOLDER", help=f"for the JSON, the table and the plot ({out})")
+
+
+def made_folder(text: str) -> Path:
+    """Make the folder that an option names: before anything is measured, not when the result is to be written."""
+    try:
+        return output_folder("the folder", Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def case_sizes(text: str) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import GIB, describe_device, describe_versions
-from benchmarks.options import tell
+from benchmarks.options import made_folder, tell
 from benchmarks.random_files import plan_components, write_random_files
 from benchmarks.report import gib, markdown_table
 from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
@@ -76,8 +76,7 @@ def prove(options: Namespace) -> dict[str, Any]:
     settings = GenerationSettings(num_frames=options.frames, width=width, height=height, steps=options.steps)
     with _timed(seconds, "generate"):
         result = pipeline.generate([picture_to_images(picture)], _PROMPT, settings, progress=_followed_steps())
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out: Path = options.out
     frames = images_to_frames(result.images)
     sheet = save_clip(out / "proof.mp4", frames, contact_sheet([picture], frames), {"note": NOISE})
     found = _describe(options, sizes, parameters, result) | {"seconds": seconds}
@@ -179,8 +178,19 @@ def _main(argv: Sequence[str]) -> None:
     add("--steps", type=whole(1, 1000), default=2, help="denoising steps (2)")
     add("--text-layers", type=whole(1, UMT5_LAYERS), default=4, help=f"of umT5-XXL's {UMT5_LAYERS} (4)")
     add("--limit", type=whole(1, 1000), default=20, metavar="GB", help="the most memory that it may take (20)")
-    add("--scratch", metavar="FOLDER", help="where the weights lie for the time of the run (the system's own)")
-    add("--out", default="outputs/proof", metavar="FOLDER", help="for the video and the numbers (outputs/proof)")
+    add(
+        "--scratch",
+        type=made_folder,
+        metavar="FOLDER",
+        help="where the weights lie for the time of the run (the system's own)",
+    )
+    add(
+        "--out",
+        type=made_folder,
+        default="outputs/proof",
+        metavar="FOLDER",
+        help="for video and numbers (outputs/proof)",
+    )
     sys.stdout.write(text(prove(parser.parse(argv))))
 
 

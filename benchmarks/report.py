@@ -17,12 +17,11 @@ _INK, _BAR, _OTHER = (40, 40, 40), (31, 99, 181), (160, 160, 160)
 
 
 def write_report(folder: Path, name: str, result: dict[str, Any], table: str, bars: Sequence[Bar]) -> list[Path]:
-    """Write `<name>.json`, `<name>.md` and `<name>.png` into `folder`, creating it; returns the three paths.
+    """Write `<name>.json`, `<name>.md` and `<name>.png` into `folder`; returns the three paths.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be created.
+        OSError: the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
     write_text(paths[0], json.dumps(result, indent=1) + "\n")
     write_text(paths[1], table)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import GIB, describe_device, describe_versions
-from benchmarks.options import network_config, tell
+from benchmarks.options import made_folder, network_config, tell
 from benchmarks.report import markdown_table
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, whole
@@ -162,8 +162,7 @@ def table(found: dict[str, Any]) -> str:
 
 def write_result(options: Namespace) -> None:
     """Measure, and write the JSON and the table."""
-    found, out = measure(options), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    found, out = measure(options), options.out
     write_text(out / "saving.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "saving.md", table(found))
     sys.stdout.write(table(found))
@@ -171,16 +170,19 @@ def write_result(options: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run_command("benchmarks.saving", lambda: write_result(_options(argv)))
+
+
+def _options(argv: Sequence[str] | None) -> Namespace:
     parser = Parser(prog="python -m benchmarks.saving", description=__doc__)
     add = parser.add_argument
     add("--small", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
     add("--products", type=whole(1, 1_000_000), help="of a step (as many as a picture of 832x480 has FLOPs)")
     add("--rounds", type=whole(1, 1000), default=5, help="pairs of steps (5)")
     add("--threads", type=whole(1, 1024), default=2, help="of the products (2)")
-    add("--scratch", type=Path, help="for the checkpoints; the system's own if not given")
-    add("--out", default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
-    options = parser.parse_args(argv)
-    return run_command("saving", lambda: write_result(options))
+    add("--scratch", type=made_folder, help="for the checkpoints; the system's own if not given")
+    add("--out", type=made_folder, default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

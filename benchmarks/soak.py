@@ -367,12 +367,15 @@ def _compare(straight: Path, hit: Path, steps: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run_command("benchmarks.soak", lambda: soak(_options(argv)))
+
+
+def _options(argv: Sequence[str] | None) -> Namespace:
     parser = Parser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--faults", type=whole(1, 1000), default=40, help="how many (40)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults and their moments (0)")
-    options = parser.parse_args(argv)
-    return run_command("soak", lambda: soak(options))
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,7 +105,7 @@ def _main(argv: Sequence[str]) -> None:
     with chosen_kernel(options):
         result = measure(options)
     text = table(result)
-    paths = write_report(Path(options.out), "step", result, text, bars(result))
+    paths = write_report(options.out, "step", result, text, bars(result))
     sys.stdout.write(text + "\n" + "".join(f"{path}\n" for path in paths))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import GIB, describe_device, describe_versions
-from benchmarks.options import tell
+from benchmarks.options import made_folder, tell
 from benchmarks.report import markdown_table
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, device_name, whole
@@ -244,8 +244,7 @@ def table(found: dict[str, Any]) -> str:
 
 def write_result(options: Namespace) -> None:
     """Measure, and write the JSON and the table."""
-    found, out = measure(options), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    found, out = measure(options), options.out
     write_text(out / "training_run.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "training_run.md", table(found))
     sys.stdout.write(table(found))
@@ -253,14 +252,18 @@ def write_result(options: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run_command("benchmarks.training_run", lambda: write_result(_options(argv)))
+
+
+def _options(argv: Sequence[str] | None) -> Namespace:
     parser = Parser(prog="python -m benchmarks.training_run", description=__doc__)
-    parser.add_argument("--device", type=device_name, default="cuda", help="cuda (default), cuda:1, cpu")
-    parser.add_argument("--small", action="store_true", help="tiny network and clips: shows that everything runs")
-    parser.add_argument("--steps", type=whole(1, 100_000), default=100, help="of the run whose loss must fall (100)")
-    parser.add_argument("--scratch", type=Path, help="for the clips and a checkpoint; the system's own if not given")
-    parser.add_argument("--out", default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
-    options = parser.parse_args(argv)
-    return run_command("training_run", lambda: write_result(options))
+    add = parser.add_argument
+    add("--device", type=device_name, default="cuda", help="cuda (default), cuda:1, cpu")
+    add("--small", action="store_true", help="tiny network and clips: shows that everything runs")
+    add("--steps", type=whole(1, 100_000), default=100, help="of the run whose loss must fall (100)")
+    add("--scratch", type=made_folder, help="for the clips and a checkpoint; the system's own if not given")
+    add("--out", type=made_folder, default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -211,7 +210,7 @@ def _main(argv: Sequence[str]) -> None:
     with chosen_kernel(options):
         result = measure(options)
     text = table(result)
-    paths = write_report(Path(options.out), "video", result, text, bars(result))
+    paths = write_report(options.out, "video", result, text, bars(result))
     sys.stdout.write(text + "\n" + "".join(f"{path}\n" for path in paths))
 
 

@@ -14,8 +14,7 @@ from contextanyone_core.runtime.memory import MODES
 
 
 def test_every_mode_runs_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = tmp_path / "not there yet" / "scratch"
     words = ["--device", "cpu", "--small", "--steps", "2", "--repeats", "1", "--scratch", str(scratch)]
     assert memory.main([*words, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
