@@ -30,8 +30,8 @@ from benchmarks.options import (
     case_sizes,
     chosen_kernel,
     frame_of_result,
-    made_folder,
     make_case,
+    make_folders,
     open_device,
     tell,
 )
@@ -73,11 +73,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     """Measure every mode of every model; returns the content of the JSON.
 
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or a folder cannot be made.
         OSError: there is no space for the files.
     """
     device, dtype = open_device(options), getattr(torch, options.dtype)
     case = make_case(options, *(options.case or ((5, 1) if options.small else (81, 1))))
+    make_folders(options)
     with tempfile.TemporaryDirectory(prefix="contextanyone-memory-", dir=options.scratch) as name:
         tell("write the weights")
         sizes = small_sizes() if options.small else full_sizes(options.text_layers)
@@ -207,7 +208,7 @@ def _main(argv: Sequence[str]) -> None:
     add("--modes", type=one_of("memory", *MODES), nargs="+", default=list(reversed(MODES)), help="low balanced high")
     add("--steps", type=whole(2, 1000), default=4, help="denoising steps (4)")
     add("--text-layers", type=whole(1, UMT5_LAYERS), default=UMT5_LAYERS, help=f"of umT5-XXL ({UMT5_LAYERS})")
-    add("--scratch", type=made_folder, metavar="FOLDER", help="where the weights are meanwhile (the system's own)")
+    add("--scratch", type=Path, metavar="FOLDER", help="where the weights are meanwhile (the system's own)")
     options = parser.parse(argv)
     with chosen_kernel(options):
         result = measure(options)

@@ -20,6 +20,7 @@ from contextanyone_core.cli.parsing import Parser, device_name, frame_count, fra
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.runtime.devices import check_device
+from contextanyone_core.runtime.kernels import make_attention
 from contextanyone_core.runtime.options import ATTENTIONS, DTYPES
 from training.commands import output_folder
 
@@ -42,15 +43,19 @@ def add_shared(parser: Parser, repeats: int, out: str) -> None:
     add("--repeats", type=whole(1, 1000), default=repeats, help=f"measured rounds ({repeats})")
     add("--attention", type=one_of("attention", *ATTENTIONS), default="sdpa", help="of all networks (sdpa)")
     add("--sdpa", type=one_of("kernel", *SDPA), help=f"which kernel sdpa uses: {', '.join(SDPA)} (torch's own choice)")
-    add("--out", type=made_folder, default=out, metavar="FOLDER", help=f"for the JSON, the table and the plot ({out})")
+    add("--out", type=Path, default=out, metavar="FOLDER", help=f"for the JSON, the table and the plot ({out})")
 
 
-def made_folder(text: str) -> Path:
-    """Make the folder that an option names: before anything is measured, not when the result is to be written."""
-    try:
-        return output_folder("the folder", Path(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def make_folders(options: argparse.Namespace) -> None:
+    """Make the folders of --out and --scratch: after the other checks, before anything is measured.
+
+    Raises:
+        InputError: one cannot be made or written to.
+    """
+    for option in ("out", "scratch"):
+        folder: Path | None = getattr(options, option, None)
+        if folder is not None:
+            output_folder(f"--{option}", folder)
 
 
 def case_sizes(text: str) -> tuple[int, int]:
@@ -103,12 +108,15 @@ def tell(text: str) -> None:
 
 
 def open_device(options: argparse.Namespace) -> torch.device:
-    """The device, after checking that it exists.
+    """The device, after checking that it exists and that the attention works on it.
 
     Raises:
-        InputError: it does not exist.
+        InputError: it does not exist, or the attention does not work on it.
+        MissingDependencyError: the attention's package is not installed.
     """
     try:
-        return check_device(options.device)
+        device = check_device(options.device)
     except InputError as error:
         raise InputError(f"{error} Full size is too much for a CPU: add --small there.") from error
+    make_attention(options.attention, device, getattr(torch, options.dtype))
+    return device

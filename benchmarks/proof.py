@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import GIB, describe_device, describe_versions
-from benchmarks.options import made_folder, tell
+from benchmarks.options import make_folders, tell
 from benchmarks.random_files import plan_components, write_random_files
 from benchmarks.report import gib, markdown_table
 from benchmarks.stack import UMT5_LAYERS, StackSizes, full_sizes, small_sizes
@@ -63,6 +63,7 @@ def prove(options: Namespace) -> dict[str, Any]:
     if is_slow(_DTYPE, _CPU):
         tell(f"computed in bfloat16, {SLOW_HERE}")
     _require_memory(sum(parameters.values()) * _DTYPE.itemsize + _BESIDE)
+    make_folders(options)
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="contextanyone-proof-", dir=options.scratch) as name:
         folder = Path(name)
@@ -180,13 +181,13 @@ def _main(argv: Sequence[str]) -> None:
     add("--limit", type=whole(1, 1000), default=20, metavar="GB", help="the most memory that it may take (20)")
     add(
         "--scratch",
-        type=made_folder,
+        type=Path,
         metavar="FOLDER",
         help="where the weights lie for the time of the run (the system's own)",
     )
     add(
         "--out",
-        type=made_folder,
+        type=Path,
         default="outputs/proof",
         metavar="FOLDER",
         help="for video and numbers (outputs/proof)",

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import GIB, describe_device, describe_versions
-from benchmarks.options import made_folder, network_config, tell
+from benchmarks.options import make_folders, network_config, tell
 from benchmarks.report import markdown_table
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, whole
@@ -56,6 +56,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     Raises:
         OSError: the disk is full.
     """
+    make_folders(options)
     torch.set_num_threads(options.threads)
     config = network_config(small=options.small)
     products = options.products or _products_of_a_step(config, small=options.small)
@@ -180,8 +181,8 @@ def _options(argv: Sequence[str] | None) -> Namespace:
     add("--products", type=whole(1, 1_000_000), help="of a step (as many as a picture of 832x480 has FLOPs)")
     add("--rounds", type=whole(1, 1000), default=5, help="pairs of steps (5)")
     add("--threads", type=whole(1, 1024), default=2, help="of the products (2)")
-    add("--scratch", type=made_folder, help="for the checkpoints; the system's own if not given")
-    add("--out", type=made_folder, default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
+    add("--scratch", type=Path, help="for the checkpoints; the system's own if not given")
+    add("--out", type=Path, default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
     return parser.parse_args(argv)
 
 

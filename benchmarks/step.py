@@ -22,6 +22,7 @@ from benchmarks.options import (
     chosen_kernel,
     frame_of_result,
     make_case,
+    make_folders,
     network_config,
     open_device,
     tell,
@@ -41,9 +42,10 @@ def measure(options: Namespace) -> dict[str, Any]:
     """Measure all requested cases; returns the content of the JSON.
 
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or a folder cannot be made.
     """
     device, dtype = open_device(options), getattr(torch, options.dtype)
+    make_folders(options)
     sizes = options.cases or (_SMALL_CASES if options.small else _FULL_CASES)
     networks = Networks(network_config(small=options.small), device, dtype)
     cases = [_measure(options, networks, make_case(options, *size)) for size in sizes]

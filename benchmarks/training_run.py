@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import GIB, describe_device, describe_versions
-from benchmarks.options import made_folder, tell
+from benchmarks.options import make_folders, tell
 from benchmarks.report import markdown_table
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, device_name, whole
@@ -54,11 +54,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     """Measure everything; returns the content of the JSON.
 
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or a folder cannot be made.
         OSError: the disk is full.
     """
     device = torch.device(options.device)
     check_device(device)
+    make_folders(options)
     with tempfile.TemporaryDirectory(prefix="contextanyone-training-", dir=options.scratch) as name:
         folder = Path(name)
         config = run_config(folder, options)
@@ -261,8 +262,8 @@ def _options(argv: Sequence[str] | None) -> Namespace:
     add("--device", type=device_name, default="cuda", help="cuda (default), cuda:1, cpu")
     add("--small", action="store_true", help="tiny network and clips: shows that everything runs")
     add("--steps", type=whole(1, 100_000), default=100, help="of the run whose loss must fall (100)")
-    add("--scratch", type=made_folder, help="for the clips and a checkpoint; the system's own if not given")
-    add("--out", type=made_folder, default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
+    add("--scratch", type=Path, help="for the clips and a checkpoint; the system's own if not given")
+    add("--out", type=Path, default="outputs/benchmarks", metavar="FOLDER", help="for the JSON and the table")
     return parser.parse_args(argv)
 
 

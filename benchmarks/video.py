@@ -22,7 +22,16 @@ import torch
 
 from benchmarks.measure import Timing, interleave, synchronise
 from benchmarks.networks import prepare
-from benchmarks.options import add_shared, case_sizes, chosen_kernel, frame_of_result, make_case, open_device, tell
+from benchmarks.options import (
+    add_shared,
+    case_sizes,
+    chosen_kernel,
+    frame_of_result,
+    make_case,
+    make_folders,
+    open_device,
+    tell,
+)
 from benchmarks.ratios import CACHE_SHARE, VIDEO_RATIOS, compare, judged
 from benchmarks.report import Bar, case_title, gib, heading, markdown_table, number, ratio_table, write_report
 from benchmarks.stack import UMT5_LAYERS, Stacks, full_sizes, small_sizes
@@ -45,9 +54,10 @@ def measure(options: Namespace) -> dict[str, Any]:
     """Measure all requested cases; returns the content of the JSON.
 
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or a folder cannot be made.
     """
     device = open_device(options)
+    make_folders(options)
     sizes = small_sizes() if options.small else full_sizes(options.text_layers)
     stacks = Stacks(sizes, device, getattr(torch, options.dtype))
     cases = [
