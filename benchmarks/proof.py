@@ -179,19 +179,8 @@ def _main(argv: Sequence[str]) -> None:
     add("--steps", type=whole(1, 1000), default=2, help="denoising steps (2)")
     add("--text-layers", type=whole(1, UMT5_LAYERS), default=4, help=f"of umT5-XXL's {UMT5_LAYERS} (4)")
     add("--limit", type=whole(1, 1000), default=20, metavar="GB", help="the most memory that it may take (20)")
-    add(
-        "--scratch",
-        type=Path,
-        metavar="FOLDER",
-        help="where the weights lie for the time of the run (the system's own)",
-    )
-    add(
-        "--out",
-        type=Path,
-        default="outputs/proof",
-        metavar="FOLDER",
-        help="for video and numbers (outputs/proof)",
-    )
+    add("--scratch", type=Path, metavar="FOLDER", help="where the weights are meanwhile (the system's own)")
+    add("--out", type=Path, default="outputs/proof", metavar="FOLDER", help="for video and numbers (outputs/proof)")
     sys.stdout.write(text(prove(parser.parse(argv))))
 
 

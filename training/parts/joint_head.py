@@ -15,6 +15,7 @@ from training.world import KEYPOINTS
 
 _CELLS = 4  # a side of what one token shows
 _SPREAD = 0.75  # cells, of the Gaussian around each joint
+_PLACED = 1.5  # cells: nearer counts as placed
 
 
 class JointHead(nn.Module):
@@ -49,7 +50,7 @@ class JointHead(nn.Module):
         entropy = -(target.flatten(-2) * maps.flatten(-2).log_softmax(-1)).sum(-1)
         best = maps.detach().flatten(-2).argmax(-1)
         found = torch.stack([best % width, best // width], dim=-1) + 0.5
-        placed = ((found - places).norm(dim=-1) < 2 * _SPREAD).float()
+        placed = ((found - places).norm(dim=-1) < _PLACED).float()
         return (entropy * inside).sum((1, 2)) / count, (placed * inside).sum((1, 2)) / count
 
 

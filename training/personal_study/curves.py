@@ -23,7 +23,6 @@ _PANELS = {
     "leak_class": "leak by class, percent",
     "bleed": "bleed, percent above chance",
 }
-_COLORS = ("#d9661f", "#7a7f87", "#1f63b5", "#2c8a4b", "#8b4fb0", "#b03a55")
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,12 @@ def plot(found: Mapping[str, Any]) -> bytes:
     FigureCanvasAgg(figure)
     for place, (measure, label) in enumerate(_PANELS.items(), 1):
         axes = figure.add_subplot(1, len(_PANELS), place)
-        for arm, color in zip(found, _COLORS, strict=False):
+        for number, arm in enumerate(found):
             points = found[arm].get(measure, {})
             steps = [int(length) for length in points]
             low, high = zip(*(one["ci95"] for one in points.values()), strict=True) if points else ((), ())
-            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.plot(steps, [one["mean"] for one in points.values()], "o-", color=color, label=ARMS[arm].title)
+            axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+            axes.plot(steps, [one["mean"] for one in points.values()], "o-", color=f"C{number}", label=ARMS[arm].title)
             axes.set_xscale("log", base=2)
             axes.set_xticks(steps, [str(length) for length in steps])
         axes.set_title(label, fontsize=10)

@@ -174,7 +174,7 @@ def posed_sample(
 
 
 def posed_keypoints(seed: int, num_frames: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    """The keypoints (T, 14, 2) of `posed_sample`'s clip, in pixels, without drawing it: 1 ms instead of 300."""
+    """The keypoints (T, 14, 2) of `posed_sample`'s clip, in pixels, without drawing it."""
     drawn = _draw_posed(seed, num_frames, None, held_out=False)
     stance, shot = _stance(drawn.shot, size), drawn.shot
     poses = (shot.pose_at(float(frame)) for frame in range(num_frames))
