@@ -24,10 +24,10 @@ from data_pipeline.decisions.outputs import (
     write_json,
     write_outputs,
 )
-from data_pipeline.decisions.removal import remove_source
+from data_pipeline.decisions.removal import remove_source, without_source
 from data_pipeline.decisions.review import agreement, stored_review, take_review
 from data_pipeline.decisions.rules import what_if
-from data_pipeline.decisions.stored import paths_of
+from data_pipeline.decisions.stored import paths_of, require_current, stale_sources
 from data_pipeline.engine.progress import costs_in, last_line, progress_words
 from data_pipeline.engine.reckoning import reckoning
 from data_pipeline.engine.work import Job
@@ -67,6 +67,7 @@ def _read(root: Path, overrides: Sequence[str] = ()) -> tuple[PipelineSettings, 
 
 
 def _account(settings: PipelineSettings, job: Job) -> Account:
+    require_current(job)
     return account_of(job, settings, job.sources.names())
 
 
@@ -78,6 +79,8 @@ def _status(arguments: Namespace) -> str:
     last = last_line(arguments.out / "progress.jsonl")
     left = [len(names) - count for count in seen]
     words = f"last: {progress_words(last)}\n" if last else ""
+    if older := stale_sources(job):
+        words += f"{older} of {len(names)} sources have the last stage by other settings or older code alone\n"
     return funnel_text(account) + words + reckoning(job.stages, costs_in(last), settings.engine.stage_seconds, left)
 
 
@@ -134,6 +137,9 @@ def _remove(arguments: Namespace) -> str:
     names = job.sources.names()
     count = remove_source(job, arguments.source, names)
     settings, job = _read(arguments.out)
+    if stale_sources(job):
+        left_out = without_source(arguments.out, arguments.source)
+        return f"{count} files and folders and {left_out} rows of {arguments.source} deleted\n"
     left = [name for name in names if name != arguments.source]
     account = account_of(job, settings, left)
     write_outputs(job, settings, account)

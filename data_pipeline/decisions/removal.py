@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.chains import removed_from
+from data_pipeline.decisions.outputs import read_decisions
 from data_pipeline.decisions.review import store_review, stored_review
 from data_pipeline.engine.work import Job
+from training.data.manifest import write_lines
 
 
 def remove_source(job: Job, name: str, everybody: Sequence[str]) -> int:
@@ -48,3 +52,17 @@ def remove_source(job: Job, name: str, everybody: Sequence[str]) -> int:
     if left != review:
         store_review(job.root, left)
     return count
+
+
+def without_source(root: Path, name: str) -> int:
+    """Take a source's lines out of `decisions.jsonl` and `manifest.jsonl`, where the rows cannot be decided anew.
+
+    Returns: how many lines of decisions went.
+    """
+    decisions = read_decisions(root)
+    gone = {f"{line['source']}-{line['start']:06d}-{line['stop']:06d}" for line in decisions if line["source"] == name}
+    for path, key in ((root / "decisions.jsonl", "source"), (root / "manifest.jsonl", "id")):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if lines:
+            write_lines(path, [line for line in lines if json.loads(line)[key] not in gone | {name}])
+    return len(gone)

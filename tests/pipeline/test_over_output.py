@@ -241,3 +241,35 @@ def test_commercial_use_is_refused_where_a_licence_does_not_allow_it(copy, tmp_p
     assert main([str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
     path.write_text(yaml.safe_dump(data))
     assert main([str(path), "--out", str(tmp_path / "new"), "--commercial", "--dry-run"]) == 0
+
+
+def of_older_code(root):
+    """The run as newer code sees it: the last stage has a version that none of its parts is of."""
+    last = max(path for path in (root / "parts").glob("*"))
+    last.rename(last.with_name(last.name[:-16] + "0" * 16))
+    return {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("words", [["filter"], ["card"], ["measure"], ["gallery"], ["export", "--to", "NEW"]])
+def test_rows_of_older_code_are_named_and_nothing_is_written(copy, tmp_path, capsys, words):
+    before = of_older_code(copy)
+    assert len(before["decisions.jsonl"]) > 1000
+    words = [str(tmp_path / "new") if word == "NEW" else word for word in words]
+    assert main([*words, "--out", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert f"{len(FAULTS)} sources of the stage" in told
+    assert "older code" in told
+    assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_source_is_removed_from_a_run_of_older_code(copy, capsys):
+    of_older_code(copy)
+    rows = rows_of(copy)
+    source = rows[0].id.rsplit("-", 2)[0]
+    assert main(["status", "--out", str(copy)]) == 0
+    assert "by other settings or older code alone" in capsys.readouterr().out
+    assert main(["remove", "--source", source, "--out", str(copy)]) == 0
+    assert [row.id for row in rows_of(copy)] == [row.id for row in rows if row.id.rsplit("-", 2)[0] != source]
+    assert f'"source": "{source}"' not in (copy / "decisions.jsonl").read_text()
+    assert not [*copy.rglob(source), *copy.rglob(f"{source}.json*")]
