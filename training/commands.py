@@ -4,6 +4,7 @@ import argparse
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -44,8 +45,8 @@ def output_folder(option: str, path: Path) -> Path:
     """Make the folder that an option names. Raises InputError where it cannot be made or written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / ".writable").touch()
-        (path / ".writable").unlink()
+        with tempfile.TemporaryFile(dir=path):  # without a name: another command may be asking the same
+            pass
     except OSError as error:
         raise InputError(f"{option} {path} cannot be written to: {error.strerror}.") from None
     return path

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import linear_part  # noqa: F401  # lists the part
 import pytest
 
+from training.commands import output_folder
 from training.settings import presets
 from training.train import main
 
@@ -70,3 +72,10 @@ def test_outputs_that_are_closed_full_or_not_read(tmp_path: Path, streams: str) 
     assert result.returncode == (1 if streams == "> /dev/full" else 0), result.stderr
     assert "Traceback" not in result.stderr
     assert (tmp_path / "world" / "manifest.jsonl").is_file()
+
+
+def test_commands_that_share_an_output_folder_do_not_refuse_it_to_each_other(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as together:
+        made = list(together.map(lambda _: output_folder("--work", tmp_path / "cells"), range(400)))
+    assert set(made) == {tmp_path / "cells"}
+    assert not list((tmp_path / "cells").iterdir())
