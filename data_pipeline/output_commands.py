@@ -138,8 +138,8 @@ def _remove(arguments: Namespace) -> str:
     count = remove_source(job, arguments.source, names)
     settings, job = _read(arguments.out)
     if stale_sources(job):
-        left_out = without_source(arguments.out, arguments.source)
-        return f"{count} files and folders and {left_out} rows of {arguments.source} deleted\n"
+        lines = without_source(arguments.out, arguments.source)
+        return f"{count} files and folders and {lines} lines of {arguments.source} deleted\n"
     left = [name for name in names if name != arguments.source]
     account = account_of(job, settings, left)
     write_outputs(job, settings, account)

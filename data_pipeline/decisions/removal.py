@@ -10,7 +10,6 @@ from pathlib import Path
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.chains import removed_from
-from data_pipeline.decisions.outputs import read_decisions
 from data_pipeline.decisions.review import store_review, stored_review
 from data_pipeline.engine.work import Job
 from training.data.manifest import write_lines
@@ -57,12 +56,18 @@ def remove_source(job: Job, name: str, everybody: Sequence[str]) -> int:
 def without_source(root: Path, name: str) -> int:
     """Take a source's lines out of `decisions.jsonl` and `manifest.jsonl`, where the rows cannot be decided anew.
 
-    Returns: how many lines of decisions went.
+    Returns: how many lines went.
     """
-    decisions = read_decisions(root)
-    gone = {f"{line['source']}-{line['start']:06d}-{line['stop']:06d}" for line in decisions if line["source"] == name}
-    for path, key in ((root / "decisions.jsonl", "source"), (root / "manifest.jsonl", "id")):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        if lines:
-            write_lines(path, [line for line in lines if json.loads(line)[key] not in gone | {name}])
-    return len(gone)
+    count = 0
+    for path in (root / "decisions.jsonl", root / "manifest.jsonl"):
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            left = [line for line in lines if _source_of(json.loads(line)) != name]
+            write_lines(path, left)
+            count += len(lines) - len(left)
+    return count
+
+
+def _source_of(line: dict[str, str]) -> str:
+    """A decision names its source; the manifest's `source` is the licence's, and the id begins with ours."""
+    return line["id"].rsplit("-", 2)[0] if "id" in line else line["source"]

@@ -22,8 +22,8 @@ def stale_sources(job: Job) -> int:
     current = job.folders[-1]
     if any(current.glob("*.jsonl")):
         return 0
-    fingerprint = re.escape(current.name[: len(f"00-{job.stages[-1].name}")]) + r"-[0-9a-f-]+"
-    older = [path for path in (job.root / "parts").glob("*") if re.fullmatch(fingerprint, path.name)]
+    folder = re.compile(rf"\d\d-{re.escape(job.stages[-1].name)}-[0-9a-f-]+")  # its place in the chain may be another
+    older = [path for path in (job.root / "parts").glob("*") if folder.fullmatch(path.name)]
     return len({part.name for path in older for part in path.glob("*.jsonl")})
 
 
