@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def _no_fork_in_a_group() -> None:
 
 def _train(path: Path, environment: dict[str, str]) -> None:
     os.register_at_fork(before=_no_fork_in_a_group)
-    PartialState._reset_state()  # a tracker's, of a run in the tests' own process; a launcher's processes have none
+    # A tracker's state and a fork server are the tests' own process's; a launcher's processes have none
+    PartialState._reset_state()
+    vars(forkserver._forkserver).update(vars(forkserver.ForkServer()))
     os.environ.update(environment)
     sys.exit(main(["--config", str(path)]))
 
