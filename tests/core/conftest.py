@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-sys.path.append(str(Path(__file__).parent))  # for pose_cases, a module of this folder
+sys.path.append(str(Path(__file__).parent))  # for the modules of this folder that are no tests
 
 State = dict[str, torch.Tensor]
 DIM, FFN, LAYERS, TEXT = 256, 512, 2, 64

@@ -10,8 +10,8 @@ import stack
 import torch
 from check_bernini import REFALIGN, load
 from check_cache import made_by
-from check_errors import prompt, refusal
 from graph import Session, call, pack
+from refusals import prompt, refusal
 from stack import applied, ksampler, largest, miniature
 
 GIB = 1 << 30

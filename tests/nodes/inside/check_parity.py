@@ -12,8 +12,8 @@ import comfy.utils
 import graph
 import stack
 import torch
-from check_errors import refusal
 from graph import call, pack
+from refusals import refusal
 from stack import applied, ksampler, largest, miniature
 
 TOLERANCE = 1e-4

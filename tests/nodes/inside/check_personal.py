@@ -16,11 +16,11 @@ import folder_paths
 import graph
 import stack
 import torch
-from check_errors import refusal
 from check_fun_control import weights as fun_control_weights
 from check_pose import POSE_WIDGETS, keypoints
 from check_trained_lora import place
 from graph import Session, call, node, pack
+from refusals import refusal
 from safetensors.torch import save_file
 from stack import ksampler, largest, miniature
 

@@ -17,9 +17,9 @@ import graph
 import numpy as np
 import stack
 import torch
-from check_errors import refusal
 from graph import Session, call, node, pack
 from PIL import Image
+from refusals import refusal
 from stack import applied, ksampler, largest, miniature
 
 TOLERANCE = 1e-4

@@ -9,10 +9,10 @@ import comfy.sd
 import comfy.utils
 import graph
 import torch
-from check_errors import refusal
 from check_saving import loaded, saved
 from check_trained_lora import place
 from graph import call, pack
+from refusals import refusal
 from stack import applied, ksampler, largest, miniature
 
 TOLERANCE = 1e-4

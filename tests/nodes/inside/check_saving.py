@@ -9,8 +9,8 @@ from pathlib import Path
 import folder_paths
 import stack
 import torch
-from check_errors import refusal
 from graph import Session, call, pack
+from refusals import refusal
 from safetensors.torch import load_file, save_file
 from stack import applied, ksampler, miniature
 
