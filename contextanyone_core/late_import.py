@@ -8,6 +8,16 @@ from typing import Any
 from .errors import MissingDependencyError
 
 
+def missing(what: str, package: str, command: str = "") -> MissingDependencyError:
+    """The error of an optional library: `what` needs `package`, and `command` installs it (`pip install` by default).
+
+    It names packages of the registry and not our extras, so that the command is right in a clone and in ComfyUI's
+    environment alike.
+    """
+    command = command or f"pip install {package}"
+    return MissingDependencyError(f"{what} needs the package {package}, which is not installed. Run: {command}")
+
+
 def host_class(module: str, name: str) -> Any:
     """Import class `name` from `module`.
 
@@ -20,7 +30,6 @@ def host_class(module: str, name: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         package = module.split(".", 1)[0]
-        raise MissingDependencyError(
-            f"{name} needs the package {error.name or package}, which is not installed. "
-            'Run: pip install "contextanyone[cli]"'
-        ) from error
+        command = f"pip install --upgrade {package}"  # an older version may lack the module
+        whole = 'or, in a clone, for the whole command line: pip install -e ".[cli]"'
+        raise missing(name, error.name or package, f"{command}, {whole}") from error

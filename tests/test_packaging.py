@@ -1,11 +1,13 @@
 """What is installed: the core alone. The trainer, the benchmarks and the nodes run from the repository."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from setuptools import find_namespace_packages
@@ -15,11 +17,25 @@ BUILT_FROM = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "__i
 FOLDERS = ("contextanyone_core", "training", "benchmarks", "nodes", "tests")
 
 
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def test_the_core_alone_is_packaged():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    settings = project()["tool"]["setuptools"]
     found = find_namespace_packages(str(ROOT), include=settings["packages"]["find"]["include"])
     assert {name.split(".")[0] for name in found} == {"contextanyone_core"}
     assert {"contextanyone_core", "contextanyone_core.model", "contextanyone_core.cli"} <= set(found)
+
+
+def test_pip_commands_install_a_clone_or_packages_of_the_registry():
+    """The registry has no contextanyone: an extra is named after a folder, `-e ".[pose]"`, and exists."""
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "contextanyone_core").rglob("*.py")]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    assert [name for name, text in texts.items() if re.search(r"install [^`\n]*\bcontextanyone\[", text)] == []
+    extras = set(re.findall(r'pip install -e "\S*\[(\S+)\]"', "\n".join(texts.values())))
+    assert {"cli", "pose", "train"} <= extras
+    assert extras - set(project()["project"]["optional-dependencies"]) == set()
 
 
 @pytest.mark.slow

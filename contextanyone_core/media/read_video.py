@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError
+from ..late_import import missing
 from .image_io import over_white, read_animation, read_picture
 from .video_io import FPS
 
@@ -159,9 +160,7 @@ def _ffmpeg() -> str:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise MissingDependencyError(
-            'reading a video needs imageio-ffmpeg, which is not installed. Run: pip install "contextanyone[cli]"'
-        ) from error
+        raise missing("reading a video", "imageio-ffmpeg") from error
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError
+from ..late_import import missing
 
 Tensor = NDArray[np.float32]
 WHEEL = "mediapipe==0.10.21"
@@ -58,9 +59,7 @@ class Model:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise MissingDependencyError(
-                'estimating poses needs ai-edge-litert, which is not installed. Run: pip install "contextanyone[pose]"'
-            ) from error
+            raise missing("estimating poses", "ai-edge-litert") from error
         try:
             self._interpreter: Any = Interpreter(model_content=content, num_threads=_THREADS)
             self._interpreter.allocate_tensors()

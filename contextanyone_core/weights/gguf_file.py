@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, MissingDependencyError
+from ..errors import CheckpointError
+from ..late_import import missing
 from .safetensors_file import printable
 from .tensors import StoredTensor, empty, read_bytes
 
@@ -175,10 +176,7 @@ def unpack(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
         quants = importlib.import_module("gguf.quants")
         kind = importlib.import_module("gguf").GGMLQuantizationType(_NUMBERS[stored.dtype])
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"{stored.file.name} is quantised ({stored.dtype}), which needs the package gguf. "
-            'Run: pip install "contextanyone[gguf]"'
-        ) from error
+        raise missing(f"{stored.file.name} (quantised as {stored.dtype})", "gguf") from error
     if not stored.size:
         return empty(stored.shape, dtype)
     _, block, size = _TYPES[_NUMBERS[stored.dtype]]

@@ -215,5 +215,6 @@ def test_text_file_without_tokenizer_is_refused(tiny_folder: Path, tmp_path: Pat
 
 
 def test_missing_package_names_the_pip_command() -> None:
-    with pytest.raises(MissingDependencyError, match=r'pip install "contextanyone\[cli\]"'):
+    wanted = r'Run: pip install --upgrade a_package_that_is_not_there, or, in a clone,.* pip install -e "\.\[cli\]"'
+    with pytest.raises(MissingDependencyError, match=wanted):
         host_class("a_package_that_is_not_there.module", "Thing")

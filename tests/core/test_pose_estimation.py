@@ -42,7 +42,7 @@ def named(variable: str) -> Path:
 
 @pytest.fixture(scope="module")
 def models() -> Path:
-    pytest.importorskip("ai_edge_litert", reason='needs the extra: pip install "contextanyone[pose]"')
+    pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install ai-edge-litert")
     return named("CONTEXTANYONE_MEDIAPIPE")
 
 
