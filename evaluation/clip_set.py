@@ -45,7 +45,7 @@ def read_set(path: Path) -> list[Item]:
         InputError: the file cannot be read, or a line is no item; the message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a prompt may hold Unicode's own line separators
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--set {path} cannot be read: {error}.") from None
     items = [_item(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

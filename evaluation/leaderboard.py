@@ -67,6 +67,8 @@ def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--record {record}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    if missing := sorted({"record", "metrics", "systems"} - summary.keys()):
+        raise InputError(f"--results {results}: summary.json has no {missing[0]}; evaluation/run.py writes it.")
     measured = summary["record"]
     if measured["judge"] == "not run":
         raise InputError(f"--results {results} has no judge; run evaluation/run.py with --vlm and --vlm-model.")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
 from evaluation.clip_set import Item
-from evaluation.metrics.catalogue import IDENTITY, Metric
+from evaluation.metrics.catalogue import IDENTITY, Metric, matched
 from evaluation.metrics.frames import Source, file_digest
 from evaluation.metrics.matched import Numbers, add_matched
 from evaluation.metrics.measure import Instruments, measure
@@ -128,7 +128,7 @@ def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, 
     else:
         similar = [*IDENTITY, *(metric.name for metric in metrics if metric.name.startswith("face_"))]
         add_matched(results.numbers, base, [name for name in similar if name in results.numbers])
-    _summarise(results, items, metrics)
+    _summarise(results, items, metrics, base)
     return results
 
 
@@ -153,14 +153,24 @@ def _add_parts(systems: Systems, items: Sequence[Item], results: Results) -> Non
         results.notes.append("No total of OpenS2V: parts are missing.")
 
 
-def _summarise(results: Results, items: Sequence[Item], metrics: Sequence[Metric]) -> None:
+def _comparable(numbers: Numbers, base: str | None) -> Numbers:
+    """Without the base's own numbers at matched motion: its clips match themselves by construction."""
+    return {
+        name: {
+            system: found for system, found in of_system.items() if not (system == base and name.endswith(matched("")))
+        }
+        for name, of_system in numbers.items()
+    }
+
+
+def _summarise(results: Results, items: Sequence[Item], metrics: Sequence[Metric], base: str | None) -> None:
     reference_of = {item.id: file_digest(item.reference) for item in items}
     for metric in metrics:
         of_system = results.numbers.get(metric.name, {})
         found = {name: summarise(values, reference_of) for name, values in of_system.items() if values}
         if found:
             results.summaries[metric.name] = found
-    results.comparisons = compare_all(metrics, results.numbers, results.compared, reference_of)
+    results.comparisons = compare_all(metrics, _comparable(results.numbers, base), results.compared, reference_of)
     references, count = len(set(reference_of.values())), len(results.comparisons)
     if count and smallest_p(references) > ALPHA / count:
         results.notes.append(

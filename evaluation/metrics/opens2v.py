@@ -66,8 +66,8 @@ def scores(parts: Parts) -> dict[str, float]:
     found: dict[str, float] = {}
     if parts.nexus_frames is not None:
         found["nexus"], found["nexus_mean"] = nexus_published(parts.nexus_frames), nexus_mean(parts.nexus_frames)
-    if parts.face_frames is not None and (face := face_published(parts.face_frames)) is not None:
-        found["opens2v_face"] = face
+    if parts.face_frames is not None:
+        found["opens2v_face"] = face_published(parts.face_frames)
     values: dict[str, float | None] = {
         **{name: getattr(parts, name) for name in ("aesthetics", "smoothness", "amplitude", "gme", "natural")},
         "face": found.get("opens2v_face"),
@@ -79,13 +79,14 @@ def scores(parts: Parts) -> dict[str, float]:
     return found
 
 
-def face_published(frames: Sequence[float | None]) -> float | None:
+def face_published(frames: Sequence[float | None]) -> float:
     """FaceSim as published: frames without a face are skipped, what is below 0 is cut to 0, zeros are dropped.
 
-    So a clip that turns away loses nothing: the `face_..._all` of this project is the other rule.
+    So a clip that turns away for a while loses nothing (the `face_..._all` of this project is the other rule); one that
+    shows no face at all has 0.
     """
     kept = [value for value in frames if value is not None and value > 0]
-    return sum(kept) / len(kept) if kept else None
+    return sum(kept) / len(kept) if kept else 0.0
 
 
 def nexus_mean(frames: Sequence[float | None]) -> float:

@@ -36,6 +36,8 @@ def _run(arguments: argparse.Namespace) -> None:
     key = _read_json("--key", arguments.key)
     if not {"id", "trials", "rules"} <= key.keys():
         raise InputError(f"--key {arguments.key} is not the key of a study; build.py writes it as key.json.")
+    if any("reference" not in trial for trial in key["trials"]):
+        raise InputError(f"--key {arguments.key} does not say which pictures are one; build the study again.")
     if not arguments.answers.is_dir():
         raise InputError(f"--answers {arguments.answers} is no folder.")
     files = sorted(arguments.answers.glob("*.json"))
@@ -63,7 +65,8 @@ def table(found: Mapping[str, Any]) -> str:
     for name, row in found["bradley_terry"].items():
         lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
     alpha = found["krippendorff_alpha"]
-    lines += ["", f"{found['raters']} raters, {found['items']} references; {len(found['excluded'])} raters excluded."]
+    counted = f"{found['raters']} raters, {found['items']} items of {found['references']} references"
+    lines += ["", f"{counted}; {len(found['excluded'])} raters excluded."]
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
     return "\n".join(lines)
 
@@ -89,7 +92,7 @@ def _interval(number: Mapping[str, Any], digits: int, scale: float) -> str:
 def _read_json(option: str, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{option} {path} cannot be read: {error}.") from None
     if not isinstance(found, dict):
         raise InputError(f"{option} {path} is not a JSON object.")

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from contextanyone_core.errors import InputError
 
 _RESAMPLES = 2000
 _CORRELATIONS = 500  # resamples of a rank correlation
 _MIN_COMPARISONS = 3
-_SCORES = frozenset({-2, -1, 0, 1, 2})
+
+
+class _Answered(BaseModel):
+    """A row of a rater's file."""
+
+    trial: str
+    score: Literal[-2, -1, 0, 1, 2]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _RatersFile(BaseModel):
+    """What the page saves; further fields of it are for the reader."""
+
+    study: str
+    rater: str
+    answers: list[_Answered]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of one rater to a comparison: `score` from +2 (the first system much better) to -2."""
+    """One answer of one rater to a comparison: `score` from +2 (the first system much better) to -2.
+
+    Items may show one person, in other seeds or places: these have one `reference`.
+    """
 
     rater: str
     item: str
+    reference: str
     first: str
     second: str
     score: int
@@ -55,18 +74,19 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
     raters: set[str] = set()
     for path in files:
         found = _read(path, key["id"], trials)
-        rater = found["rater"]
+        rater = found.rater
         if rater in raters:
             raise InputError(f"{path} is of the rater {rater}, of whom there is another file.")
         raters.add(rater)
-        reason = _reason_to_exclude(found["answers"], trials, key["rules"])
+        reason = _reason_to_exclude(found.answers, trials, key["rules"])
         if reason:
             excluded[rater] = reason
             continue
-        for row in found["answers"]:
-            trial = trials[row["trial"]]
+        for row in found.answers:
+            trial = trials[row.trial]
             if not trial["check"]:
-                answers.append(Answer(rater, trial["item"], trial["first"][0], trial["second"][0], row["score"]))
+                pair = (trial["first"][0], trial["second"][0])
+                answers.append(Answer(rater, trial["item"], trial["reference"], *pair, row.score))
     return Read(answers, excluded, len(raters))
 
 
@@ -84,6 +104,7 @@ def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None)
     found: dict[str, Any] = {
         "raters": len({answer.rater for answer in answers}),
         "items": len({answer.item for answer in answers}),
+        "references": len({answer.reference for answer in answers}),
         "pairs": _preferences(answers),
         "bradley_terry": _bradley_terry(answers),
         "krippendorff_alpha": _alpha(answers),
@@ -93,35 +114,36 @@ def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None)
     return found
 
 
-def _read(path: Path, identity: str, trials: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: Path, identity: str, trials: Mapping[str, Any]) -> _RatersFile:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = [(row["trial"], row["score"], float(row["seconds"])) for row in found["answers"]]
-        rater, study = str(found["rater"]), found["study"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no file of answers: {error}.") from None
-    if study != identity:
-        raise InputError(f"{path} is of the study {study}; the key is of {identity}.")
-    if wrong := [trial for trial, score, _ in rows if trial not in trials or score not in _SCORES]:
-        raise InputError(f"{path} has an answer to {wrong[0]} that the study cannot have.")
-    if len({trial for trial, _, _ in rows}) < len(rows):
+        found = _RatersFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is no file of answers: {f'{place}: ' if place else ''}{first['msg']}.") from None
+    if found.study != identity:
+        raise InputError(f"{path} is of the study {found.study}; the key is of {identity}.")
+    if wrong := [row.trial for row in found.answers if row.trial not in trials]:
+        raise InputError(f"{path} has an answer to {wrong[0]}, which is no trial of the study.")
+    if len({row.trial for row in found.answers}) < len(found.answers):
         raise InputError(f"{path} has two answers to one trial.")
-    answers = [{"trial": trial, "score": score, "seconds": seconds} for trial, score, seconds in rows]
-    return {"rater": rater, "answers": answers}
+    return found
 
 
-def _reason_to_exclude(rows: Sequence[Mapping[str, Any]], trials: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+def _reason_to_exclude(rows: Sequence[_Answered], trials: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     if len(rows) < len(trials):
         return f"answered {len(rows)} of {len(trials)} trials"
-    checks = [row["score"] > 0 for row in rows if trials[row["trial"]]["check"]]
+    checks = [row.score > 0 for row in rows if trials[row.trial]["check"]]
     if checks and float(np.mean(checks)) < rules["passed_share"]:
         return f"passed {sum(checks)} of {len(checks)} attention checks"
-    median = float(np.median([row["seconds"] for row in rows]))
+    median = float(np.median([row.seconds for row in rows]))
     return f"median time {median:.1f} s" if median < rules["min_seconds"] else ""
 
 
 def _preferences(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Signed mean, strict and inclusive wins of each pair of systems; intervals resample raters and items."""
+    """Signed mean, strict and inclusive wins of each pair of systems; intervals resample raters and references."""
     pairs: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
         pairs[answer.first, answer.second].append(answer)
@@ -186,7 +208,7 @@ def _alpha(answers: Sequence[Answer]) -> float | None:
 
 
 def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Spearman's rho between mean scores of comparisons and differences of a metric; the interval resamples these.
+    """Spearman's rho between mean scores of comparisons and differences of a metric; the interval resamples references.
 
     Where there is none, `rho` is None and `reason` a sentence.
     """
@@ -195,16 +217,21 @@ def _correlation(answers: Sequence[Answer], values: Mapping[str, Mapping[str, fl
     scores: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for answer in answers:
         scores[answer.item, answer.first, answer.second].append(answer.score)
-    pairs = [
-        (float(np.mean(found)), values[first][item] - values[second][item])
-        for (item, first, second), found in scores.items()
-        if item in values.get(first, {}) and item in values.get(second, {})
-    ]
+    reference_of = {answer.item: answer.reference for answer in answers}
+    pairs: list[tuple[float, float]] = []
+    of_reference: dict[str, list[int]] = defaultdict(list)
+    for (item, first, second), found in scores.items():
+        if item in values.get(first, {}) and item in values.get(second, {}):
+            of_reference[reference_of[item]].append(len(pairs))
+            pairs.append((float(np.mean(found)), values[first][item] - values[second][item]))
     table = np.asarray(pairs).reshape(-1, 2)
     if reason := _uncorrelated(table):
         return {"rho": None, "reason": reason, "comparisons": len(pairs)}
-    rng = np.random.default_rng(0)
-    drawn = [table[rng.integers(len(table), size=len(table))] for _ in range(_CORRELATIONS)]
+    rng, clusters = np.random.default_rng(0), list(of_reference.values())
+    drawn = [
+        table[np.concatenate([clusters[index] for index in rng.integers(len(clusters), size=len(clusters))])]
+        for _ in range(_CORRELATIONS)
+    ]
     rhos = [float(spearmanr(part[:, 0], part[:, 1]).statistic) for part in drawn if not _uncorrelated(part)]
     low, high = np.percentile(rhos, [2.5, 97.5])
     rho = float(spearmanr(table[:, 0], table[:, 1]).statistic)
@@ -223,15 +250,18 @@ def _uncorrelated(table: NDArray[np.float64]) -> str:
 
 
 def _resampled(answers: Sequence[Answer], count: int = _RESAMPLES) -> list[NDArray[np.int64]]:
-    """Indices of answers in a bootstrap sample of raters and items; an answer counts once per joint draw of both."""
+    """Indices of answers in a bootstrap sample of raters and references.
+
+    An answer counts once per joint draw of both. Items of one reference are drawn together: they are no more persons.
+    """
     rng = np.random.default_rng(0)
     raters, rater_of = np.unique([answer.rater for answer in answers], return_inverse=True)
-    items, item_of = np.unique([answer.item for answer in answers], return_inverse=True)
+    shown, shown_of = np.unique([answer.reference for answer in answers], return_inverse=True)
     drawn: list[NDArray[np.int64]] = []
     while len(drawn) < count:
         of_rater = np.bincount(rng.integers(len(raters), size=len(raters)), minlength=len(raters))
-        of_item = np.bincount(rng.integers(len(items), size=len(items)), minlength=len(items))
-        index = np.repeat(np.arange(len(answers)), of_rater[rater_of] * of_item[item_of])
+        of_shown = np.bincount(rng.integers(len(shown), size=len(shown)), minlength=len(shown))
+        index = np.repeat(np.arange(len(answers)), of_rater[rater_of] * of_shown[shown_of])
         if len(index):
             drawn.append(index)
     return drawn

@@ -52,6 +52,7 @@ def build(arguments: argparse.Namespace) -> None:
         InputError: the folder exists, or the clips do not match the set.
     """
     from evaluation.clip_set import read_folders, read_set
+    from evaluation.metrics.frames import file_digest
     from evaluation.study.protocol import make_trials
 
     out: Path = arguments.out
@@ -61,9 +62,10 @@ def build(arguments: argparse.Namespace) -> None:
     folders = read_folders(arguments.videos, items)
     if arguments.references < 2:
         raise InputError(f"--references is {arguments.references}; it must be at least 2.")
-    references = sorted({item.reference for item in items})
+    digests = {path: file_digest(path) for path in sorted({item.reference for item in items})}
+    references = list(dict.fromkeys(digests.values()))
     drawn = set(random.Random(arguments.seed).sample(references, min(arguments.references, len(references))))
-    chosen = [item for item in items if item.reference in drawn]
+    chosen = [item for item in items if digests[item.reference] in drawn]
     trials = make_trials(chosen, list(folders), arguments.against, arguments.seed)
     with whole_file(out) as beside:
         _write(beside, arguments.seed, {item.id: item for item in chosen}, folders, trials)
@@ -76,13 +78,14 @@ def _write(
     from PIL import Image
 
     from contextanyone_core.media.image_io import read_picture
+    from evaluation.metrics.frames import file_digest
     from evaluation.study.clips import write_alike
     from evaluation.study.protocol import CHECKS, MIN_SECONDS, PASSED_SHARE, QUESTION
 
     page = folder / "page"
     shutil.copytree(_PAGE, page)
     (page / "media").mkdir()
-    shown, key = [], []
+    shown, key, clips = [], [], []
     for trial in trials:
         item = items[trial.item]
         picture = f"media/{_name(seed, trial.item)}.png"
@@ -93,7 +96,8 @@ def _write(
         write_alike(sources, [page / name for name in names])
         shown.append({"id": trial.id, "picture": picture, "first": names[0], "second": names[1]})
         key.append(asdict(trial))
-    identity = hashlib.sha256(json.dumps([seed, key]).encode()).hexdigest()[:12]
+        clips.append([file_digest(source) for source in sources])
+    identity = hashlib.sha256(json.dumps([seed, key, clips]).encode()).hexdigest()[:12]
     study = {"id": identity, "seed": seed, "question": QUESTION, "min_seconds": MIN_SECONDS, "trials": shown}
     (page / "study-data.js").write_text(f"window.STUDY = {json.dumps(study)};\n", encoding="utf-8")
     rules = {"checks": CHECKS, "passed_share": PASSED_SHARE, "min_seconds": MIN_SECONDS}

@@ -9,22 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import write_clip
-from evaluation.videos import read_frames
+from training.data.frames import frames_available, resample
 
 
 def write_alike(sources: Sequence[Path], targets: Sequence[Path]) -> None:
     """Read clips and write them as .mp4 at 16 frames per second, cut to the shortest and fitted into the smallest.
 
+    Each keeps its speed: of a clip at another rate the frames nearest in time are taken.
+
     Raises:
         InputError: a clip cannot be read.
     """
-    clips = [read_frames(path) for path in sources]
+    clips = [_read(path) for path in sources]
     length = min(len(clip) for clip in clips)
     height = min(clip.shape[1] for clip in clips) // 2 * 2
     width = min(clip.shape[2] for clip in clips) // 2 * 2
     for clip, target in zip(clips, targets, strict=True):
         write_clip(target, np.stack([_fitted(frame, height, width) for frame in clip[:length]]), {})
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    """The frames of a clip at 16 per second, (T, H, W, 3)."""
+    video = open_video(path)
+    frames = list(video.frames)
+    times = [index / video.fps for index in range(len(frames))]
+    return np.stack([frames[index] for index in resample(times, frames_available(times))])
 
 
 def _fitted(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from itertools import combinations
 
 from contextanyone_core.errors import InputError
 from evaluation.clip_set import Item
+from evaluation.metrics.frames import file_digest
 
 QUESTION = (
     "Which video keeps the appearance of the person in the picture better: face, hairstyle, clothing, accessories? "
@@ -30,13 +31,15 @@ class Trial:
 
     Attributes:
         id: name of the trial in the answers; does not reveal its content.
-        item: the reference's item.
+        item: the item whose reference is shown.
+        reference: digest of that picture; items may share one.
         first, second: (system, item) of the clips.
         check: whether it is an attention check.
     """
 
     id: str
     item: str
+    reference: str
     first: tuple[str, str]
     second: tuple[str, str]
     check: bool
@@ -48,7 +51,8 @@ def make_trials(items: Sequence[Item], systems: Sequence[str], against: str | No
     The page randomises order and sides for each rater.
 
     Raises:
-        InputError: there are fewer than two systems or items, or `against` is not a system.
+        InputError: there are fewer than two systems or items, `against` is not a system, or all items have one picture
+            as their reference.
     """
     if len(systems) < 2 or len(items) < 2:
         raise InputError(f"There are {len(systems)} systems and {len(items)} items; a study needs two of each.")
@@ -58,13 +62,16 @@ def make_trials(items: Sequence[Item], systems: Sequence[str], against: str | No
     pairs = [pair for pair in combinations(systems, 2) if against is None or against in pair]
     if against is not None:
         pairs = [(against, other) for other in systems if other != against]
-    compared = [(item.id, (one, item.id), (two, item.id), False) for item in items for one, two in pairs]
+    picture = {item.id: file_digest(item.reference) for item in items}
+    compared = [
+        (item.id, picture[item.id], (one, item.id), (two, item.id), False) for item in items for one, two in pairs
+    ]
     checked = rng.sample(list(items), min(CHECKS, len(items)))
     for item in checked:
-        other = rng.choice([candidate for candidate in items if candidate.reference != item.reference] or [None])
+        other = rng.choice([candidate for candidate in items if picture[candidate.id] != picture[item.id]] or [None])
         if other is None:
             raise InputError("All items have one reference; attention checks need clips of somebody else.")
         system = rng.choice(list(systems))
-        compared.append((item.id, (system, item.id), (system, other.id), True))
+        compared.append((item.id, picture[item.id], (system, item.id), (system, other.id), True))
     names = rng.sample(range(10**6), len(compared))
     return [Trial(f"t{name:06d}", *rest) for name, rest in zip(names, compared, strict=True)]

@@ -1,6 +1,7 @@
 """Faces, the vision-language judge against a local server, OpenS2V's parts."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -165,7 +166,10 @@ def test_opens2vs_published_rules_and_their_faults():
     assert opens2v.nexus_published(flicker) > opens2v.nexus_published(steady)  # the fault: flicker scores higher
     assert opens2v.nexus_mean([None]) == opens2v.nexus_published([None]) == 0
     assert opens2v.face_published([0.5, None, -0.2, 0.0]) == 0.5  # the fault: turning away costs nothing
-    assert opens2v.face_published([None, -0.1]) is None
+    assert opens2v.face_published([None, -0.1]) == 0
+    hidden = opens2v.Parts(face_frames=[None] * 8)
+    assert opens2v.scores(hidden) == {"opens2v_face": 0.0}  # a clip without a face is one of the mean
+    assert opens2v.scores(opens2v.Parts()) == {}
 
 
 def test_opens2vs_total_is_the_leaderboards_and_none_where_a_part_is_missing():
@@ -247,6 +251,11 @@ def test_a_leaderboard_row_needs_everything(line, tmp_path, capsys):
     words += ["--out", str(tmp_path / "row.json")]
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert leaderboard.main(words) == 2  # no results yet
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text('{"metrics": {}, "systems": []}')
+    assert leaderboard.main(words) == 2
+    assert "summary.json has no record" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
     assert run.main(line[:-4]) == 0
     assert leaderboard.main(words) == 2
     assert "has no judge" in capsys.readouterr().err

@@ -126,6 +126,18 @@ def test_a_still_reference_is_the_ceiling_and_freezing_does_not_win_where_motion
     assert (out / "table.md").read_text().count("| dino_i |") >= 1
 
 
+def test_the_base_wins_nothing_where_its_own_motion_is_the_measure(made, out):
+    """Its clips match themselves: 1 by construction."""
+    assert run.main([*words(made, made / "based", *models(made)), "--base", "blurred"]) == 0
+    summary = json.loads((made / "based" / "summary.json").read_text())
+    assert summary["metrics"]["motion_matched"]["blurred"]["mean"] == 1
+    compared = {row["metric"] for row in summary["comparisons"]}
+    assert {"dino_i", "copy_frame"} <= compared
+    assert not [name for name in compared if name.endswith("_matched")]
+    of_truth = {row["metric"] for row in json.loads((out / "summary.json").read_text())["comparisons"]}
+    assert {"motion_matched", "dino_i_matched"} <= of_truth
+
+
 def test_another_persons_clip_is_the_truths_of_another_reference(out):
     found = numbers(out)["motion"]
     assert found["(another person)"]["i0"] == found["truth"]["i1"]
@@ -156,7 +168,7 @@ def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(made, out,
 
 def test_the_study_reads_the_numbers(out):
     found = numbers(out)
-    answers = [Answer("r", f"i{index}", "blurred", "frozen", index % 5 - 2) for index in range(ITEMS)]
+    answers = [Answer("r", f"i{index}", f"i{index}", "blurred", "frozen", index % 5 - 2) for index in range(ITEMS)]
     correlated = analyse(answers, {"dino_i": found["dino_i"]})["spearman"]
     assert correlated["dino_i"]["comparisons"] == ITEMS
 

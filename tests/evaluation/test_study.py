@@ -14,6 +14,7 @@ from evaluation.clip_set import read_folders, read_set
 from evaluation.study import analyse as analyse_script
 from evaluation.study import build
 from evaluation.study.analysis import Answer, analyse, read_answers
+from evaluation.study.clips import write_alike
 from evaluation.study.protocol import make_trials
 from evaluation.videos import read_frames
 
@@ -47,11 +48,16 @@ def clips(tmp_path) -> list[str]:
     return ["--set", str(tmp_path / "set.jsonl"), "--videos", f"good={tmp_path / 'good'}", f"bad={tmp_path / 'bad'}"]
 
 
+def answer(rater: str, item: str, first: str, second: str, score: int, reference: str = "") -> Answer:
+    """An answer to an item with a reference of its own, if none is given."""
+    return Answer(rater, item, reference or item, first, second, score)
+
+
 def simulated(count: int, preference: float, seed: int = 0) -> list[Answer]:
     """Answers of raters to 30 items of `ours` and `theirs`; `preference` is the mean score, 0 is a tie."""
     rng = np.random.default_rng(seed)
     return [
-        Answer(f"r{rater}", f"i{item}", "ours", "theirs", int(np.clip(np.round(rng.normal(preference, 1.0)), -2, 2)))
+        answer(f"r{rater}", f"i{item}", "ours", "theirs", int(np.clip(np.round(rng.normal(preference, 1.0)), -2, 2)))
         for rater in range(count)
         for item in range(30)
     ]
@@ -66,9 +72,33 @@ def test_a_planted_preference_is_found_and_a_planted_tie_is_not():
     assert ties.count(None) >= 8
 
 
+def test_items_of_one_reference_are_no_more_persons():
+    """Two equal systems, each better on half of the references: eight seeds of each decide nothing."""
+
+    def alike(seed: int) -> list[Answer]:
+        rng = np.random.default_rng(seed)
+        liking = rng.normal(0, 1.2, 12)
+        return [
+            answer(
+                f"r{rater}", f"{shown}-{take}", "x", "y", int(np.clip(round(rng.normal(mean, 0.5)), -2, 2)), f"p{shown}"
+            )
+            for shown, mean in enumerate(liking)
+            for take in range(8)
+            for rater in range(6)
+        ]
+
+    found = [analyse(alike(seed)) for seed in range(20)]
+    assert [one["pairs"][0]["preferred"] for one in found].count(None) >= 17
+    assert (found[0]["items"], found[0]["references"]) == (96, 12)
+    metric = {"x": {f"{shown}-{take}": float(shown) for shown in range(12) for take in range(8)}, "y": {}}
+    metric["y"] = dict.fromkeys(metric["x"], 0.0)
+    wide = analyse(alike(0), {"m": metric})["spearman"]["m"]["ci95"]
+    assert wide[1] - wide[0] > 0.5  # twelve persons, not 96
+
+
 def test_numbers_by_hand():
     scores = [2, 1, 0, -1]
-    answers = [Answer("a", f"i{index}", "x", "y", score) for index, score in enumerate(scores)]
+    answers = [answer("a", f"i{index}", "x", "y", score) for index, score in enumerate(scores)]
     row = analyse(answers)["pairs"][0]
     assert row["signed_mean"]["mean"] == 0.5
     assert row["strict_win"]["mean"] == 0.5
@@ -83,7 +113,7 @@ def test_bradley_terry_orders_three_systems():
         for item in range(20):
             for first, second in (("weak", "middle"), ("strong", "weak"), ("middle", "strong")):
                 wins = rng.random() < 1 / (1 + np.exp(strength[second] - strength[first]))
-                answers.append(Answer(f"r{rater}", f"i{item}", first, second, 1 if wins else -1))
+                answers.append(answer(f"r{rater}", f"i{item}", first, second, 1 if wins else -1))
     found = analyse(answers)["bradley_terry"]
     order = sorted(found, key=lambda name: found[name]["strength"])
     assert order == ["weak", "middle", "strong"]
@@ -94,14 +124,14 @@ def test_bradley_terry_orders_three_systems():
 def test_agreement_is_one_for_equal_raters_and_near_nothing_for_random_ones():
     rng = np.random.default_rng(0)
     scores = rng.integers(-2, 3, 30)
-    alike = [Answer(f"r{r}", f"i{i}", "x", "y", int(scores[i])) for r in range(4) for i in range(30)]
-    apart = [Answer(f"r{r}", f"i{i}", "x", "y", int(rng.integers(-2, 3))) for r in range(4) for i in range(30)]
+    alike = [answer(f"r{r}", f"i{i}", "x", "y", int(scores[i])) for r in range(4) for i in range(30)]
+    apart = [answer(f"r{r}", f"i{i}", "x", "y", int(rng.integers(-2, 3))) for r in range(4) for i in range(30)]
     assert analyse(alike)["krippendorff_alpha"] == pytest.approx(1.0)
     assert abs(analyse(apart)["krippendorff_alpha"]) < 0.2
 
 
 def test_a_metric_that_agrees_correlates():
-    answers = [Answer(f"r{r}", f"i{i}", "x", "y", i % 5 - 2) for r in range(3) for i in range(20)]
+    answers = [answer(f"r{r}", f"i{i}", "x", "y", i % 5 - 2) for r in range(3) for i in range(20)]
     metric = {"x": {f"i{i}": float(i % 5) for i in range(20)}, "y": {f"i{i}": 0.0 for i in range(20)}}
     found = analyse(answers, {"good": metric, "absent": {}})["spearman"]
     assert found["good"]["rho"] == pytest.approx(1.0)
@@ -111,8 +141,8 @@ def test_a_metric_that_agrees_correlates():
 
 def test_what_is_constant_correlates_with_nothing_and_the_reason_is_a_sentence():
     systems = ("x", "y")
-    varied = [Answer(f"r{r}", f"i{i}", *systems, i % 5 - 2) for r in range(3) for i in range(20)]
-    equal = [Answer(f"r{r}", f"i{i}", *systems, 1) for r in range(3) for i in range(20)]
+    varied = [answer(f"r{r}", f"i{i}", *systems, i % 5 - 2) for r in range(3) for i in range(20)]
+    equal = [answer(f"r{r}", f"i{i}", *systems, 1) for r in range(3) for i in range(20)]
     constant = {name: {f"i{i}": 0.5 for i in range(20)} for name in systems}
     growing = {name: {f"i{i}": float(i) * (name == "x") for i in range(20)} for name in systems}
     found = analyse(varied, {"constant": constant})["spearman"]["constant"]
@@ -176,10 +206,67 @@ def test_raters_are_left_out_by_the_rules_and_wrong_files_refused(clips, tmp_pat
     assert len(read.answers) == 3
     with pytest.raises(InputError, match="another file"):
         read_answers(key, [good, good])
-    other = {**json.loads(good.read_text()), "study": "another"}
-    good.write_text(json.dumps(other))
-    with pytest.raises(InputError, match="another"):
+    whole = json.loads(good.read_text())
+    first = whole["answers"][0]
+    rows = [{**first, "score": [1]}, {**first, "score": 3}, {**first, "trial": ["t"]}, {**first, "seconds": 1e400}, 7]
+    for wrong, words in (
+        ({"study": "another"}, "another"),
+        *(({"answers": [row]}, "no file of answers: answers.0") for row in rows),
+        ({"answers": [{**first, "trial": "t0"}]}, "t0, which is no trial"),
+        ({"answers": [first, first]}, "two answers to one trial"),
+    ):
+        good.write_text(json.dumps({**whole, **wrong}))
+        with pytest.raises(InputError, match=words):
+            read_answers(key, [good])
+    good.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="no file of answers"):
         read_answers(key, [good])
+
+
+def test_a_key_that_does_not_know_which_pictures_are_one_is_refused(clips, tmp_path, capsys):
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    key = tmp_path / "study" / "key.json"
+    older = json.loads(key.read_text())
+    for trial in older["trials"]:
+        del trial["reference"]
+    key.write_text(json.dumps(older))
+    words = ["--key", str(key), "--answers", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert analyse_script.main(words) == 2
+    assert "build the study again" in capsys.readouterr().err
+
+
+def test_clips_keep_their_speed_at_the_studys_rate(tmp_path):
+    """Five seconds at 16 and at 8 frames a second: a grey that grows with the time."""
+    for name, rate in (("ours", 16), ("theirs", 8)):
+        (tmp_path / name).mkdir()
+        for index in range(5 * rate):
+            shade = round(20 + 40 * index / rate)
+            Image.new("RGB", (32, 32), (shade, shade, shade)).save(tmp_path / name / f"{index:03d}.png", duration=0)
+        frames = [Image.open(file) for file in sorted((tmp_path / name).glob("*.png"))]
+        frames[0].save(
+            tmp_path / f"{name}.webp", save_all=True, append_images=frames[1:], duration=1000 // rate, lossless=True
+        )
+    targets = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    write_alike([tmp_path / "ours.webp", tmp_path / "theirs.webp"], targets)
+    ours, theirs = (read_frames(path).mean((1, 2, 3)) for path in targets)
+    assert len(ours) == len(theirs) >= 77
+    assert np.abs(ours - theirs).max() < 8
+
+
+def test_another_studys_answers_are_refused_where_only_the_clips_differ(clips, tmp_path):
+    assert build.main([*clips, "--out", str(tmp_path / "one")]) == 0
+    swapped = [*clips[:3], f"good={tmp_path / 'bad'}", f"bad={tmp_path / 'good'}"]
+    assert build.main([*swapped, "--out", str(tmp_path / "two")]) == 0
+    keys = [json.loads((tmp_path / name / "key.json").read_text()) for name in ("one", "two")]
+    assert keys[0]["trials"] == keys[1]["trials"]
+    assert keys[0]["id"] != keys[1]["id"]
+
+
+def test_copies_of_a_picture_are_one_reference(clips, tmp_path, capsys):
+    for name in ("1.png", "2.png"):
+        shutil.copy(tmp_path / "0.png", tmp_path / name)
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 2
+    assert "All items have one reference" in capsys.readouterr().err
 
 
 def test_the_page_tells_nothing_of_whose_clip_is_whose_and_clips_are_alike(clips, tmp_path):
@@ -226,6 +313,14 @@ def test_a_wrong_set_is_one_line(clips, tmp_path, line, said):
         read_set(tmp_path / "wrong.jsonl")
 
 
+def test_a_prompt_may_hold_any_character(clips, tmp_path):
+    row = json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0]) | {
+        "later": "She waves.\u2028At the\u0085sea."
+    }
+    (tmp_path / "set.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert read_set(tmp_path / "set.jsonl")[0].later == row["later"]
+
+
 def test_a_missing_clip_is_named(clips, tmp_path):
     items = read_set(tmp_path / "set.jsonl")
     (tmp_path / "bad" / "1.mp4").unlink()
@@ -264,9 +359,7 @@ def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_pat
                 first_left = page.evaluate("id => window.STUDY.trials.find(t => t.id === id).first", trial) == left
                 page.keyboard.press("1" if first_left else "5")  # the first is `good`, or the right person's
                 if index == 2:  # closed in the middle: the next visit goes on
-                    page.wait_for_function(
-                        "n => JSON.parse(localStorage.getItem('study:' + window.STUDY.id)).answers.length === n", arg=3
-                    )
+                    page.wait_for_function("n => JSON.parse(localStorage.getItem(key)).answers.length === n", arg=3)
                     page.close()
                     page = context.new_page()
                     page.goto(address)
@@ -288,6 +381,35 @@ def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_pat
     assert found["excluded"] == {}
     assert found["pairs"][0]["preferred"] == found["pairs"][0]["first"] == "good"
     assert found["pairs"][0]["signed_mean"]["mean"] == 2.0
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
+def test_raters_of_one_browser_keep_their_own_answers(clips, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    data = tmp_path / "study" / "page" / "study-data.js"
+    data.write_text(data.read_text().replace('"min_seconds": 3.0', '"min_seconds": 0.2'))
+    address = (tmp_path / "study" / "page" / "index.html").as_uri()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
+        context = browser.new_context()
+        for rater, answered in (("?rater=one", 2), ("?rater=two", 1), ("", 1)):
+            page = context.new_page()
+            page.goto(address + rater)
+            page.check("#consent")
+            page.click("#begin")
+            for _ in range(answered):
+                page.wait_for_selector("#choices button:not([disabled])")
+                page.keyboard.press("3")
+            page.wait_for_function("n => JSON.parse(localStorage.getItem(key)).answers.length === n", arg=answered)
+            page.close()
+        page = context.new_page()
+        page.goto(f"{address}?rater=one")
+        page.wait_for_selector("#trial:not([hidden])")
+        assert page.locator("#progress").inner_text().startswith("3 of ")
+        browser.close()
 
 
 def _trial_of(page, left: str) -> str:

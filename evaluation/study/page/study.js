@@ -3,7 +3,8 @@
 
 const study = window.STUDY;
 const byId = (id) => document.getElementById(id);
-const key = `study:${study.id}`;
+const asked = new URLSearchParams(location.search).get("rater");
+const key = `study:${study.id}` + (asked ? `:${asked}` : ""); // raters may share a browser, each by an address of their own
 
 // A small generator (mulberry32), so that order and sides are a function of the study's seed and the rater.
 function generator(text) {
@@ -18,10 +19,9 @@ function generator(text) {
 }
 
 function loadState() {
-  const asked = new URLSearchParams(location.search).get("rater");
   try {
     const saved = JSON.parse(localStorage.getItem(key));
-    if (saved && Array.isArray(saved.answers) && (!asked || asked === saved.rater)) return saved;
+    if (saved && Array.isArray(saved.answers)) return saved;
   } catch { /* what cannot be read is begun again */ }
   const random = crypto.getRandomValues(new Uint32Array(2));
   return { rater: asked || [...random].map((part) => part.toString(36)).join(""), answers: [] };
