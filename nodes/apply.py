@@ -6,6 +6,7 @@ from typing import Unpack
 
 from comfy_api.latest import io
 
+from ._comfy.given import require_conditioning
 from ._comfy.notes import note_on
 from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
@@ -13,6 +14,7 @@ from ._comfy.references import (
     PromptNames,
     ReferencePicture,
     apply_references,
+    bare,
     config_of,
     empty_latents,
     given_references,
@@ -117,6 +119,8 @@ class ApplyContextAnyone(io.ComfyNode):
         """
         check_numbers(**{name: settings.get(name) for name in RANGES})
         reference, following = given_references(reference), following_of(settings)
+        require_conditioning(positive=positive, negative=negative)
+        positive, negative = bare(positive), bare(negative)
         size = (settings["height"], settings["width"])
         applied = apply_references(
             model,

@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ._comfy.loading import AUTO, MODEL_CHOICES, WEIGHT_DTYPES, load_by_name, model_names
+from ._comfy.loading import AUTO, MODEL_CHOICES, WEIGHT_DTYPES, file_state, load_by_name, model_names, model_path
 from ._comfy.memory_line import memory_line
 from ._comfy.miniature import example_names, example_picture, load_miniature
 from ._comfy.notes import told
@@ -63,6 +63,15 @@ class LoadContextAnyone(io.ComfyNode):
             outputs=[io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers.")],
             has_intermediate_output=True,  # its note comes with every run, also where the node is cached
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str | None = None, **_: object) -> tuple[int, int]:
+        """A file that was exported again under its name is loaded again; a name over a link is not known yet (None).
+
+        Raises:
+            CheckpointError: it is gone.
+        """
+        return (0, 0) if model_name is None else file_state(model_path(model_name))
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default", model: str = AUTO) -> io.NodeOutput:

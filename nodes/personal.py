@@ -6,8 +6,10 @@ import logging
 
 from comfy_api.latest import io
 
+from ._comfy.loading import file_state
 from ._comfy.notes import SAID, told
-from ._comfy.personal import body_keypoints, described, load_person, personal_names, personal_path
+from ._comfy.personal import body_keypoints, described, load_person
+from ._comfy.personal_files import personal_names, personal_path
 from ._comfy.types import Model
 from .inputs import CATEGORY, RANGES, Keypoints, check_numbers
 
@@ -34,7 +36,10 @@ class LoadPersonalModel(io.ComfyNode):
                 RANGES["strength"].input("strength", 1.0, "How strongly the person is there: 1 as the file is meant."),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="Connect it before Apply ContextAnyone or its Sampler.",
+                ),
                 io.String.Output(display_name="trigger", tooltip="The words that call the person, for the prompt."),
                 Keypoints.Output(display_name="body", tooltip="The person's bone lengths, for ContextAnyone Pose."),
             ],
@@ -58,10 +63,7 @@ class LoadPersonalModel(io.ComfyNode):
         Raises:
             InputError: it is gone.
         """
-        if file is None:
-            return 0, 0
-        found = personal_path(file).stat()
-        return found.st_size, found.st_mtime_ns
+        return (0, 0) if file is None else file_state(personal_path(file))
 
     @classmethod
     def execute(cls, model: Model, file: str, strength: float) -> io.NodeOutput:

@@ -17,6 +17,7 @@ from ._comfy.poses import (
     GivenPose,
     KeypointSettings,
     body_files,
+    body_state,
     example_pose,
     example_pose_names,
     given_body,
@@ -134,7 +135,7 @@ class ContextAnyonePose(io.ComfyNode):
                     options=body_files(),
                     default=NO_FILE,
                     advanced=True,
-                    tooltip="In the place of body: a personal file of models/loras whose header has bone lengths.",
+                    tooltip="In the place of body: a personal file of Load Personal Model's list, with bone lengths.",
                 ),
             ],
             outputs=[Pose.Output(display_name="pose", tooltip="For Apply ContextAnyone or ContextAnyone Sampler.")],
@@ -158,6 +159,15 @@ class ContextAnyonePose(io.ComfyNode):
         """
         _check(fit, pose_start, pose_end, person=person, fps=fps)
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, body_file: str | None = None, **_: object) -> tuple[int, int]:
+        """A personal file that was trained again under its name is read again; a name over a link is None before.
+
+        Raises:
+            InputError: it is gone.
+        """
+        return (0, 0) if body_file is None else body_state(body_file)
 
     @classmethod
     def execute(

@@ -15,8 +15,6 @@ from ..model.transformer import ReferenceInputs
 WHOLE_RUN = (0.0, 1.0)
 """The window of steps that a pose acts in by default: all of them."""
 
-_SAME_LEVEL = 1e-4  # relative; a host may have rounded the level
-
 
 @dataclass(frozen=True)
 class Conditions:
@@ -61,19 +59,6 @@ def check_window(window: tuple[float, float]) -> None:
         raise InputError(
             f"The pose acts from {start:g} to {end:g}; two shares of the steps from 0 to 1 are needed, the lower first."
         )
-
-
-def share_before(sigma: float, sigmas: Sequence[float]) -> float:
-    """Share of a run's steps that lie before the one which a noise level belongs to.
-
-    A level between two steps, where a sampler looks twice in a step, belongs to the earlier one.
-
-    Args:
-        sigma: the noise level of a pass.
-        sigmas: levels of the run's steps, falling, and the last one's end.
-    """
-    reached = sum(level >= sigma * (1 - _SAME_LEVEL) for level in sigmas[:-1])
-    return max(reached - 1, 0) / max(len(sigmas) - 1, 1)
 
 
 def condition_at(

@@ -61,18 +61,34 @@ def model_names() -> list[str]:
     return list(folder_paths.get_filename_list(FOLDER))
 
 
+def file_state(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file: a fingerprint, so that one written anew under its name is read again."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def model_path(name: str) -> Path:
+    """Where a file of `models/diffusion_models` is.
+
+    Raises:
+        CheckpointError: it is no longer there.
+    """
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise CheckpointError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
+    return Path(path)
+
+
 def load_by_name(name: str, weight_dtype: str, model: str = AUTO) -> tuple[Model, str]:
     """MODEL of a file of `models/diffusion_models`, and what it is and can do, in words.
 
     Raises:
         CheckpointError: the file is gone, damaged, or of another kind; the message names the node that loads it.
     """
-    path = folder_paths.get_full_path(FOLDER, name)
-    if path is None:
-        raise CheckpointError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
-    with file_names_only(Path(path)):
-        found = _open(Path(path)).recognised
-        loaded = load_contextanyone(Path(path), WEIGHT_DTYPES[weight_dtype], model)
+    path = model_path(name)
+    with file_names_only(path):
+        found = _open(path).recognised
+        loaded = load_contextanyone(path, WEIGHT_DTYPES[weight_dtype], model)
         follows_poses = loaded.model.config.condition_dim > 0
         return loaded, _abilities(found, _chosen(found, model), follows_poses=follows_poses, told=model != AUTO)
 

@@ -49,12 +49,15 @@ NAMED = "contextanyone_named"
 """Key of a conditioning that holds the rows of its text that name that person, whole numbers (n,)."""
 CONDITION = (POSE, POSE_STRENGTH, POSE_START, POSE_END, START_FRAME)
 """Keys of what the video follows, the same in every pass."""
+APPLIED = (REFERENCES, EMPHASIS, PERSON, NAMED, *CONDITION)
+"""Keys of all that Apply ContextAnyone gives a conditioning."""
 
 _NETWORK_REFERENCES = "references"
 """Name of the network's argument that is `KeyedReferences`."""
 _NETWORK_POSE = "pose"
 _NETWORK_START = "start"
 _NETWORK_PERSON = "person"
+_POSE_ACTS = {POSE_STRENGTH: 1.0, POSE_START: 0.0, POSE_END: 1.0}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -175,8 +178,10 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         require_channels(self.config_now, pose=pose, start_frame=start)
         if pose is not None:
             out[_NETWORK_POSE] = comfy.conds.CONDNoiseShape(self.process_latent_in(pose))
-            acts = PoseActs(given.get(POSE_STRENGTH, 1.0), (given.get(POSE_START, 0.0), given.get(POSE_END, 1.0)))
-            out["pose_acts"] = comfy.conds.CONDConstant(acts)
+            strength, first, last = (given.get(key, own) for key, own in _POSE_ACTS.items())
+            high = self.model_sampling.percent_to_sigma(first) if first > 0 else math.inf
+            low = self.model_sampling.percent_to_sigma(last)
+            out["pose_acts"] = comfy.conds.CONDConstant(PoseActs(strength, high, low))
         if given.get(PERSON) is not None:
             out[_NETWORK_PERSON] = comfy.conds.CONDNoiseShape(given[PERSON])
             out["named"] = comfy.conds.CONDConstant(tuple(given[NAMED].tolist()))

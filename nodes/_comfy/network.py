@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention
@@ -14,18 +15,33 @@ import comfy.patcher_extension
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.generation.conditions import WHOLE_RUN, condition_at, share_before
+from ...contextanyone_core.generation.conditions import WHOLE_RUN, condition_at
 from ...contextanyone_core.model.condition import VideoCondition
 from ...contextanyone_core.model.regions import Regions
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
 from .run import KeyedReferences, current_run
 
+_ROUNDED = 1e-4  # relative, of a noise level
+
 
 class PoseActs(NamedTuple):
-    """How much a pose acts, and in which shares of the steps."""
+    """How much a pose acts, and from which noise level on down to which, the first included, the second not.
+
+    Levels and not shares of the steps: a run that is split over several samplers is one run.
+    """
 
     strength: float = 1.0
-    window: tuple[float, float] = WHOLE_RUN
+    high: float = inf
+    low: float = 0.0
+
+    @property
+    def always(self) -> bool:
+        """Whether no level is left out."""
+        return self.high == inf and self.low == 0
+
+    def strength_at(self, sigma: float) -> float:
+        """The strength at a noise level; a scheduler may have rounded it."""
+        return self.strength if self.low < sigma * (1 - _ROUNDED) <= self.high else 0.0
 
 
 class ContextAnyoneNetwork(ContextAnyoneTransformer):
@@ -106,10 +122,10 @@ def condition_now(given: Mapping[str, Any], options: Mapping[str, Any]) -> Video
     person = given.get("person")
     regions = None if person is None else Regions(person, (given["named"],))
     video, acts = VideoCondition(given.get("pose"), given.get("start"), regions), given.get("pose_acts", PoseActs())
-    share = 0.0
-    if acts.window != WHOLE_RUN and "sample_sigmas" in options:  # else no step is asked for: a GPU would have to wait
-        share = share_before(float(options["sigmas"].flatten()[0]), options["sample_sigmas"].tolist())
-    return condition_at(video, share, acts.strength, acts.window)
+    strength = acts.strength
+    if not acts.always and "sigmas" in options:  # else no level is asked for: a GPU would have to wait
+        strength = acts.strength_at(float(options["sigmas"].flatten()[0]))
+    return condition_at(video, 0.0, strength, WHOLE_RUN)
 
 
 def host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, options: dict[str, Any]) -> Any:

@@ -8,12 +8,10 @@ from typing import Any
 
 import comfy.sd
 import comfy.utils
-import folder_paths
 import node_helpers
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
-from ...contextanyone_core.errors import InputError
 from ...contextanyone_core.generation.personal import introduction, named_rows, other_base, person_regions, require_fit
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.pose.body import BONES, Body
@@ -28,33 +26,14 @@ from ...contextanyone_core.weights.personal_file import PersonalFile, read_perso
 from ...contextanyone_core.weights.safetensors_file import read_header
 from .loading import file_names_only
 from .model import NAMED, PERSON, PIECES
+from .personal_files import personal_path
 from .poses import Following, given_pose
 from .references import config_of
 from .types import Conditioning, Keypoints, Model
 
-FOLDER = "loras"
-_EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "personal"
 _PERSON = "contextanyone_personal_file"
 """Attachment of a MODEL that is a `PersonalFile`; its clones keep it."""
 _SHOWN_BONES = ("right_shoulder", "right_elbow", "right_wrist", "right_hip", "right_knee", "right_ankle", "nose")
-
-
-def personal_names() -> list[str]:
-    """The files of `models/loras`, as ComfyUI lists them, and behind them the pack's examples."""
-    listed = list(folder_paths.get_filename_list(FOLDER))
-    return listed + [path.name for path in sorted(_EXAMPLES.glob("*.safetensors")) if path.name not in listed]
-
-
-def personal_path(name: str) -> Path:
-    """Where a file of `models/loras`, or an example of that name, is.
-
-    Raises:
-        InputError: it is no longer there.
-    """
-    path, example = folder_paths.get_full_path(FOLDER, name), _EXAMPLES / Path(name).name
-    if path is None and not example.is_file():
-        raise InputError(f"{name} is no longer in models/{FOLDER}; put it back, or choose another file.")
-    return example if path is None else Path(path)
 
 
 def load_person(model: Model, name: str, strength: float) -> tuple[Model, PersonalFile, str]:
@@ -72,7 +51,8 @@ def load_person(model: Model, name: str, strength: float) -> tuple[Model, Person
     tensors, _ = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
     patched.set_attachments(_PERSON, person)
-    return patched, person, _other_base(path.name, person, model)
+    odd = (_second_person(person, model.get_attachment(_PERSON)), _other_base(path.name, person, model))
+    return patched, person, " ".join(text for text in odd if text)
 
 
 def described(name: str, person: PersonalFile) -> list[str]:
@@ -119,6 +99,15 @@ _NO_TEXT = (
 
 def _shapes(config: ContextAnyoneConfig) -> dict[str, tuple[int, ...]]:
     return expected_tensors(ContextAnyoneTransformer(config, device="meta"))
+
+
+def _second_person(person: PersonalFile, before: Any) -> str:
+    if not isinstance(before, PersonalFile):
+        return ""
+    return (
+        f'The model holds "{before.trigger}" already. Both are called by their words, but only "{person.trigger}" is '
+        "looked for in the prompt and kept out of the background."
+    )
 
 
 def _other_base(file: str, person: PersonalFile, model: Model) -> str:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import node_helpers
 import numpy as np
 import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.condition import encode_condition
-from ...contextanyone_core.encoders.reference import check_picture
 from ...contextanyone_core.errors import InputError
 from ...contextanyone_core.media.image_io import frames_to_images, images_to_frames
 from ...contextanyone_core.media.video_io import FPS
@@ -24,14 +22,15 @@ from ...contextanyone_core.pose.driving import DrivingPose, driven_by
 from ...contextanyone_core.pose.openpose import frames_of, parse_json
 from ...contextanyone_core.pose.reading import PoseSource, poses_of
 from ...contextanyone_core.pose.sequence import PoseSequence
+from ...contextanyone_core.shapes import VideoShape
 from .given import checked_images, require_channels, require_given
-from .loading import file_names_only
+from .loading import file_names_only, file_state
 from .model import POSE, POSE_END, POSE_START, POSE_STRENGTH, START_FRAME
-from .references import HostVAE, ReferencePicture
+from .personal_files import personal_names, personal_path
+from .references import HostVAE, ReferencePicture, on_white_by_alpha, require_latents
 from .types import Conditioning, Keypoints, Vae
 
 NO_FILE = "none"
-_PERSONAL_FOLDER = "loras"
 _POSES = Path(__file__).resolve().parents[2] / "assets" / "poses"
 _PREVIEW_SIDE, _PREVIEW_FRAMES = 384, 81
 
@@ -108,16 +107,23 @@ def given_body(body: Keypoints | None, file: str) -> Body | None:
         return body_of(_read(body, "The body at body", one, "a body is one person's: give a picture of one"))
     if file == NO_FILE:
         return None
-    path = folder_paths.get_full_path(_PERSONAL_FOLDER, file)
-    if path is None:
-        raise InputError(f"{file} is no longer in models/{_PERSONAL_FOLDER}; put it back, or choose another file.")
-    with file_names_only(Path(path)):
-        return read_personal_body(Path(path))
+    path = personal_path(file)
+    with file_names_only(path):
+        return read_personal_body(path)
 
 
 def body_files() -> list[str]:
-    """Choices of a personal file: none, and the files of models/loras, where such files lie."""
-    return [NO_FILE, *folder_paths.get_filename_list(_PERSONAL_FOLDER)]
+    """Choices of a personal file: none, and what Load Personal Model lists."""
+    return [NO_FILE, *personal_names()]
+
+
+def body_state(file: str) -> tuple[int, int]:
+    """A fingerprint of a personal file by its name; (0, 0) for none.
+
+    Raises:
+        InputError: it is no longer there.
+    """
+    return (0, 0) if file == NO_FILE else file_state(personal_path(file))
 
 
 def pose_preview(pose: DrivingPose) -> torch.Tensor:
@@ -148,6 +154,7 @@ def condition_values(
     Raises:
         InputError: the model follows nothing, there is no VAE, the pose is too short, or the start frame has another
             aspect.
+        ShapeError: the VAE is another model's.
     """
     pose, start = given_pose(following.pose), _one_picture(following.start_frame)
     require_channels(config, pose=pose, start_frame=start)
@@ -157,6 +164,9 @@ def condition_values(
     if pose is not None:
         drawn = frames_to_images(pose.pose.for_clip(length, size).pictures(STYLES[config.pose_style]))
     encoded = encode_condition(HostVAE(_vae_of(following, reference)), drawn, start, size)
+    for latents, frames in ((encoded.pose, length), (encoded.start, 1)):
+        if latents is not None:
+            require_latents(latents, VideoShape(frames, *size).latents_shape(config))
     values: dict[str, Any] = {}
     if pose is not None:
         low, high = pose.window
@@ -211,12 +221,10 @@ def _read(keypoints: Keypoints, name: str, settings: KeypointSettings, choose: s
 
 
 def _one_picture(image: Any) -> torch.Tensor | None:
-    """A start frame as (1, 3, H, W) in [-1, 1]."""
+    """A start frame as (1, 3, H, W) in [-1, 1], over white where it is transparent."""
     if image is None:
         return None
     pixels = checked_images(image, "start_frame")
     if len(pixels) > 1:
         raise InputError(f"start_frame holds {len(pixels)} pictures; a video has one first frame: give one.")
-    picture = pixels[..., :3].float().movedim(-1, 1) * 2.0 - 1.0
-    check_picture(picture)
-    return picture
+    return on_white_by_alpha(pixels.float().movedim(-1, 1), "start_frame")

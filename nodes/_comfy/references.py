@@ -25,7 +25,7 @@ from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
 from ...contextanyone_core.shapes import VideoShape
 from .given import checked_images, checked_masks, require_conditioning, require_given
-from .model import CONDITION, EMPHASIS, FIRST_PROMPT, PIECES, REFERENCES, ContextAnyoneModel, widened_config
+from .model import APPLIED, CONDITION, EMPHASIS, FIRST_PROMPT, PIECES, REFERENCES, ContextAnyoneModel, widened_config
 from .types import Clip, ClipVision, Conditioning, Model, Vae
 
 _PATCHES = "diffusion_model.patch_embedding.weight"
@@ -135,18 +135,26 @@ def take_pictures(
     encoder = DualEncoder(HostVAE(vae), None if clip_vision is None else HostVision(clip_vision))
     taken = []
     for index, pixels in enumerate(image):
-        picture = pixels.float().movedim(-1, 0)[None]
-        shares = picture[:, 3:4] if picture.shape[1] == 4 else None
-        picture = picture[:, :3] * 2.0 - 1.0
-        check_picture(picture)
+        picture = on_white_by_alpha(pixels.float().movedim(-1, 0)[None], "The picture")
         if mask is not None:
-            shares = mask[index if len(mask) > 1 else 0][None, None]
-        elif shares is not None and not shares.any():
-            raise InputError("The picture is transparent everywhere; give one that shows a character.")
-        if shares is not None:
-            picture = on_white(picture, shares)
+            picture = on_white(picture, mask[index if len(mask) > 1 else 0][None, None])
         taken.append(ReferencePicture(picture, vae, encoder.semantic_tokens(picture)))
     return taken
+
+
+def on_white_by_alpha(pixels: torch.Tensor, name: str) -> torch.Tensor:
+    """A picture (1, 3 or 4, H, W) in [0, 1] as (1, 3, H, W) in [-1, 1], over white where it is transparent.
+
+    Raises:
+        InputError: it is transparent everywhere, or nothing that can be encoded.
+    """
+    picture = pixels[:, :3] * 2.0 - 1.0
+    check_picture(picture)
+    if pixels.shape[1] == 3:
+        return picture
+    if not pixels[:, 3].any():
+        raise InputError(f"{name} is transparent everywhere; give one that shows a character.")
+    return on_white(picture, pixels[:, 3:4])
 
 
 def given_references(value: Any) -> tuple[ReferencePicture, ...]:
@@ -218,6 +226,12 @@ def apply_references(
             values[REFERENCES] = AppliedReferences(latents, tokens, first, gap)
         applied += node_helpers.conditioning_set_values([[text, extras]], values)
     return applied
+
+
+def bare(conditioning: Conditioning) -> Conditioning:
+    """A CONDITIONING without what an Apply ContextAnyone before this one gave it: each says everything anew."""
+    kept = [(text, {key: extras[key] for key in extras if key not in APPLIED}) for text, extras in conditioning]
+    return node_helpers.conditioning_set_values(kept, {})
 
 
 def references_of(positive: Conditioning) -> AppliedReferences | None:
@@ -306,12 +320,22 @@ def _encode_picture(
 ) -> torch.Tensor:
     latents = DualEncoder(HostVAE(picture.vae), None, own_size=own_size).latents(picture.image, size)
     wanted = VideoShape(1, *(own_side(picture.image) if own_size else size)).latents_shape(config)
+    require_latents(latents, wanted)
+    return latents
+
+
+def require_latents(latents: torch.Tensor, wanted: tuple[int, ...]) -> None:
+    """Refuse latents of another shape than the model's: the VAE is another model's.
+
+    Raises:
+        ShapeError: naming both shapes and the VAE that is meant.
+    """
     if tuple(latents.shape) != wanted:
+        what = "a picture" if wanted[2] == 1 else "a video"
         raise ShapeError(
-            f"This VAE makes latents of shape {tuple(latents.shape)} from a picture, the model needs {wanted}: use "
+            f"This VAE makes latents of shape {tuple(latents.shape)} from {what}, the model needs {wanted}: use "
             "the VAE of Wan 2.1 (wan_2.1_vae), or the miniature's own for the miniature."
         )
-    return latents
 
 
 def _tokens(reference: tuple[ReferencePicture, ...], config: ContextAnyoneConfig) -> tuple[torch.Tensor, ...]:

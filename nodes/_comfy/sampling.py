@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -20,6 +21,8 @@ from .run import current_run
 from .types import Conditioning, Model
 
 _LOG = logging.getLogger(__name__)
+_OF_TWO_PASSES = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_calc_cond_batch_function")
+"""Model options of other nodes for a prediction with the prompt and one without."""
 _NAMES = {
     Branch.PROMPT_REFERENCE: "positive",
     Branch.NEGATIVE_REFERENCE: "negative_reference",
@@ -79,10 +82,10 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One sampling run; keeps what it made of the references."""
-        if isinstance(self.guidance, DualGuidance) and "sampler_cfg_function" in self.model_options:
+        if isinstance(self.guidance, DualGuidance) and any(self.model_options.get(key) for key in _OF_TWO_PASSES):
             _LOG.warning(
-                "Dual guidance leaves out the CFG function that another node (such as RescaleCFG) put into the model: "
-                "that takes two predictions, and these are three. Guidance cfg uses it."
+                "Dual guidance leaves out the CFG function that another node (such as RescaleCFG or TCFG) put into the "
+                "model: that takes two predictions, and these are three. Guidance cfg uses it."
             )
         output = super().outer_sample(*args, **kwargs)
         if self._references is not None:
@@ -111,7 +114,7 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
 def sample(
     guider: ReferenceGuider, latents: torch.Tensor, *, sampler_name: str, steps: int, shift: float | None, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Run a guider over the model's own schedule, with progress and preview.
+    """Run a guider over the schedule of a shift, with progress and preview.
 
     Args:
         latents: zeros (B, 16, t, h, w).
@@ -121,9 +124,10 @@ def sample(
     Returns:
         Raw video latents, and the reconstructed references (n, 16, 1, h, w), None without a reference.
     """
+    if shift is not None:
+        guider.model_patcher = _with_shift(guider.model_patcher, shift)
     model = guider.model_patcher
-    own = float(model.get_model_object("model_sampling").shift)
-    sigmas = sigma_schedule(steps, own if shift is None else shift)
+    sigmas = sigma_schedule(steps, float(model.get_model_object("model_sampling").shift))
     noise = comfy.sample.prepare_noise(latents, seed)
     samples = guider.sample(
         noise,
@@ -139,6 +143,15 @@ def sample(
         return samples, None
     redrawn = model.model.process_latent_out(torch.cat(guider.reconstructions))
     return samples, redrawn.to(samples)
+
+
+def _with_shift(model: Model, shift: float) -> Model:
+    """A clone whose shares of the steps are those of this shift's schedule."""
+    shifted = copy.deepcopy(model.get_model_object("model_sampling"))
+    shifted.set_parameters(shift=shift, multiplier=shifted.multiplier)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", shifted)
+    return clone
 
 
 def sampler_names() -> list[str]:

@@ -12,6 +12,7 @@ class ModelType(Enum):
 class BaseModel(torch.nn.Module):
     diffusion_model: torch.nn.Module
     latent_format: Any
+    model_sampling: Any
     memory_usage_factor_conds: tuple[str, ...]
     def __init__(
         self,

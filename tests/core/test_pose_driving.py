@@ -5,7 +5,7 @@ import pytest
 from pose_cases import figure, sequence
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.generation.conditions import check_window, share_before
+from contextanyone_core.generation.conditions import check_window
 from contextanyone_core.pose.body import body_of
 from contextanyone_core.pose.drawing import FULL_SIZE, MINIATURE, draw_poses
 from contextanyone_core.pose.drawn import at_rate
@@ -68,17 +68,6 @@ def test_the_preview_keeps_the_aspect_and_only_the_first_frames():
 def test_drawn_frames_are_taken_whole(fps, wanted):
     frames = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(3, axis=3)
     assert at_rate(frames, fps)[:, 0, 0, 0].tolist() == list(wanted)
-
-
-@pytest.mark.parametrize(
-    ("sigma", "share"), [(1.0, 0.0), (0.95, 0.0), (0.9, 0.25), (0.90001, 0.25), (0.6, 0.5), (0.5, 0.75), (0.1, 0.75)]
-)
-def test_a_noise_level_belongs_to_its_step(sigma, share):
-    assert share_before(sigma, [1.0, 0.9, 0.75, 0.5, 0.0]) == share
-
-
-def test_a_run_without_steps_is_at_its_start():
-    assert share_before(1.0, [1.0]) == 0
 
 
 def test_a_window_is_two_shares_in_order():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +13,7 @@ import stack
 import torch
 from graph import Session, call, node, pack
 from PIL import Image
-from refusals import apply, prompt, refusal, refused_once
+from refusals import apply, in_models, prompt, refusal, refused_once
 from stack import applied, ksampler, miniature
 
 
@@ -96,14 +95,6 @@ def check_a_size_beyond_all_sense_is_refused_before_the_run():
     words = refusal(lambda: apply.validate_inputs(width=1_600_000))
     assert words == "width is 1600000; it must be at most 16384."
     assert "length is 40001; it must be at most 16385" in refusal(lambda: apply.validate_inputs(length=40_001))
-
-
-def in_models(tmp_name: str, write) -> str:
-    """Put a file into a folder that ComfyUI takes for models/diffusion_models; gives its name there."""
-    folder = Path(tempfile.mkdtemp())
-    folder_paths.add_model_folder_path("diffusion_models", str(folder))
-    write(folder / tmp_name)
-    return tmp_name
 
 
 def load(name: str):

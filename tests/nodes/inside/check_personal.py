@@ -294,7 +294,7 @@ def check_stock_loaders_use_every_key_on_bases_of_published_names():
 def check_stock_loaders_use_every_key_of_the_shipped_examples():
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     folder.mkdir(parents=True, exist_ok=True)
-    examples = sorted(pack("nodes._comfy.personal")._EXAMPLES.glob("*.safetensors"))
+    examples = sorted(pack("nodes._comfy.personal_files")._EXAMPLES.glob("*.safetensors"))
     assert examples
     for path in examples:
         shutil.copy(path, folder / f"stock_{path.name}")
@@ -309,7 +309,7 @@ def check_stock_loaders_use_every_key_of_the_shipped_examples():
 
 
 def check_the_shipped_examples_are_listed_and_are_of_this_base():
-    for path in sorted(pack("nodes._comfy.personal")._EXAMPLES.glob("*.safetensors")):
+    for path in sorted(pack("nodes._comfy.personal_files")._EXAMPLES.glob("*.safetensors")):
         graph_of = loader_graph(path.name)
         run = Session().run(graph_of, keep={"trigger": ("2", 1)})
         assert run.ok, run.problem

@@ -108,13 +108,39 @@ def check_a_sampler_that_looks_twice_in_a_step_keeps_the_window():
     network = pack("nodes._comfy.network")
     inner = network.condition_at
 
-    def note(video, share, *more):
-        seen.append(share)
-        return inner(video, share, *more)
+    def note(video, share, strength, window):
+        seen.append(strength)
+        return inner(video, share, strength, window)
 
     with mock.patch.object(network, "condition_at", note):
         ksampler(*applied(wide(), pose=pose(pose_end=0.5)), sampler_name="heun", cfg=1.0)
-    assert seen == [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75], seen
+    assert seen == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], seen
+
+
+def check_a_run_that_is_split_over_two_samplers_keeps_the_window():
+    """By KSamplerAdvanced with leftover noise, and by SplitSigmas."""
+    given = applied(wide(), pose=pose(pose_start=0.25, pose_end=0.5))
+    whole = ksampler(*given, cfg=1.0)
+    model, positive, negative, latent = given
+    advanced = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 4, "noise_seed": 7}
+    advanced |= {"model": model, "positive": positive, "negative": negative}
+    for cut in (1, 2, 3):
+        (half,) = call(
+            "KSamplerAdvanced", **advanced, add_noise="enable", latent_image=latent, start_at_step=0, end_at_step=cut,
+            return_with_leftover_noise="enable",
+        )  # fmt: skip
+        (rest,) = call(
+            "KSamplerAdvanced", **advanced, add_noise="disable", latent_image=half, start_at_step=cut, end_at_step=4,
+            return_with_leftover_noise="disable",
+        )  # fmt: skip
+        assert largest(rest["samples"] - whole) < TOLERANCE, cut
+
+
+def check_the_window_is_in_steps_of_the_samplers_own_shift():
+    own = simple(guidance_scale=1.0, shift=1.0, pose=pose(pose_end=0.5))
+    (shifted,) = call("ModelSamplingSD3", model=wide(), shift=1.0)
+    model, positive, negative, latent = applied(shifted, pose=pose(pose_end=0.5))
+    assert largest(own - ksampler(model, positive, negative, latent, cfg=1.0)) < TOLERANCE
 
 
 def check_every_branch_of_dual_guidance_has_them():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+import folder_paths
 import stack
 import torch
 from graph import Session, call, pack
@@ -54,3 +58,11 @@ def with_text(width: int, rows: int = 1):
 def apply(**changed):
     given = {"model": miniature()[0], "positive": with_text(128), "negative": with_text(128), "reference": ()}
     return call("ContextAnyoneApply", **given | stack.SIZE | {"batch_size": 1, "emphasis": 1.0, "gap": 0.0} | changed)
+
+
+def in_models(tmp_name: str, write) -> str:
+    """Put a file into a folder that ComfyUI takes for models/diffusion_models; gives its name there."""
+    folder = Path(tempfile.mkdtemp())
+    folder_paths.add_model_folder_path("diffusion_models", str(folder))
+    write(folder / tmp_name)
+    return tmp_name
