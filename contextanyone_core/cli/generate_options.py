@@ -78,7 +78,7 @@ def generate_parser() -> Parser:
         "--out",
         type=file_path,
         required=True,
-        help=".mp4, .gif or .webp; without an ending a folder of PNG; an existing one is replaced",
+        help=".mp4, .gif or .webp; without an ending a folder of PNG, a new or empty one; an existing file is replaced",
     )
     add("--resume", action="store_true", help="skip clips that the same command has made before")
     _add_sampling(parser)

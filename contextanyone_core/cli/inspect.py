@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
+from ..media.read_video import PICTURES
 from ..media.video_io import ENDINGS, ending_of, read_metadata
 from .parsing import COMPONENTS, Parser, regular_path
 
@@ -32,6 +33,8 @@ def inspect(argv: Sequence[str]) -> int:
         reports = list(_folder(path))
     elif path.is_dir() or ending_of(path) in (*ENDINGS, ".png"):
         reports = [json.dumps(read_metadata(path), indent=2, ensure_ascii=False)]
+    elif ending_of(path) in PICTURES:
+        raise InputError(f"{path} does not say how it was made: clips are {', '.join(ENDINGS)}, contact sheets .png.")
     else:
         reports = ["\n".join(_describe(path))]
     sys.stdout.write(_printable("\n\n".join(reports)) + "\n")

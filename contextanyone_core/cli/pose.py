@@ -24,6 +24,7 @@ from ..pose.pose_file import pose_file_bytes
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare
 from ..pose.sequence import Pixels, PoseSequence
+from .clips import refuse_output_among
 from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
 from .pose_inputs import estimate_poses, read_body, read_drawn, require_content, warn_without_skeleton
 
@@ -123,6 +124,7 @@ def _check(options: argparse.Namespace) -> None:
     for path in (options.source, options.body):
         if path is not None and options.out.resolve() == path.resolve():
             raise InputError(f"--out {options.out} would overwrite what is read; give another name.")
+    refuse_output_among(options.out, [path for path in (options.source, options.body) if path is not None])
     if ending_of(options.out) in KEYPOINTS:
         if not options.out.parent.is_dir():
             raise InputError(f"the output folder {options.out.parent} does not exist; make it first.")
@@ -138,6 +140,18 @@ def _check(options: argparse.Namespace) -> None:
         check_output(options.out)
     if options.drawn and (options.body or is_keypoints(options.source)):
         raise InputError("--drawn takes a video of drawn poses, and no --body; keypoints are needed to fit a body.")
+    if options.drawn:
+        _check_drawn(options)
+
+
+def _check_drawn(options: argparse.Namespace) -> None:
+    """Refuse what only keypoints have: a drawn video keeps its pictures."""
+    asked = {"--person": options.person, "--canvas": options.canvas, "--models": options.models}
+    asked |= {"--smooth": options.smooth or None, "--fit": None if options.fit == "none" else options.fit}
+    for name in (name for name, value in asked.items() if value is not None):
+        raise InputError(f"{name} is for keypoints, and --drawn keeps pictures as they are; leave one of them out.")
+    if options.fps is not None and not options.source.is_dir():
+        raise InputError(f"{options.source} has its own rate; with --drawn, --fps is for a folder of pictures.")
 
 
 def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
@@ -163,7 +177,7 @@ def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
 
 
 def _drawn_frames(options: argparse.Namespace) -> Pixels:
-    frames = read_drawn(options.source, options.size)
+    frames = read_drawn(options.source, options.size, options.fps)
     drawn = DrivingPose(str(options.source), frames)
     if options.frames is not None:
         height, width = frames.shape[1:3]

@@ -93,17 +93,18 @@ def _estimator(path: Path, models: Path | None, option: str) -> PoseEstimator:
     return BlazePose(models)
 
 
-def read_drawn(path: Path, size: tuple[int, int] | None) -> Pixels:
+def read_drawn(path: Path, size: tuple[int, int] | None, fps: float | None = None) -> Pixels:
     """The frames of a drawn video, uint8 (T, H, W, 3), on its own background.
 
     Args:
         path: a video, an animation or a folder of pictures.
         size: (height, width) that it must have; None takes its own.
+        fps: frames per second of a folder of pictures; None takes the stated rate.
 
     Raises: InputError for another size.
     """
     video = open_video(path)
-    frames = at_rate(np.stack(list(video.frames)), video.fps)
+    frames = at_rate(np.stack(list(video.frames)), fps or video.fps)
     check_size(frames, size, str(path))
     return frames
 

@@ -47,20 +47,23 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         return _decode(path, image, 0)
 
 
-def read_animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+def read_animation(path: Path) -> Iterator[tuple[float, float, NDArray[np.uint8]]]:
     """Read every frame of an animated PNG, WebP, GIF or AVIF; any other picture is a single frame.
 
-    Yields: the time in seconds since the first frame, and the frame in the format of `read_picture`.
+    Yields: when the frame appears and when it goes, in seconds since the first frame, and the frame in the format of
+        `read_picture`. A frame without a duration lasts 0.1 seconds.
     Raises: InputError as `read_picture`.
     Source: project.
     """
     with _open(path) as image:
-        time = 0.0
+        time, timed = 0.0, image.format in _TIMED
         for index in _animation(path, image):
             picture = _decode(path, image, index)
-            yield (float(image.info["timestamp"]) if image.format in _TIMED else time) / 1000, picture
-            duration = image.info.get("duration")
-            time += duration if isinstance(duration, int | float) and duration > 0 else _DURATION
+            start = float(image.info["timestamp"]) if timed else time
+            stated = image.info.get("duration")
+            duration = float(stated) if isinstance(stated, int | float) else 0.0
+            time, timed = start + (duration or _DURATION), timed and duration > 0
+            yield start / 1000, time / 1000, picture
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -70,7 +73,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         width, height = image.size  # already upright for a TIFF
-        if "exif" in image.info and image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
+        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
             width, height = height, width
         factor = _factor(image.size)
         return -(-width // factor), -(-height // factor)

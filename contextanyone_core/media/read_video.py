@@ -27,6 +27,11 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", "
 """File extensions of a folder's frames."""
 ANIMATIONS = (*PICTURES, ".gif", ".apng")
 """File extensions that Pillow reads, animated or not."""
+_ROUNDED = 0.012  # seconds by which a frame's time may be off: a GIF has whole centiseconds
+_MAX_RATE, _ENOUGH = (
+    240,
+    60,
+)  # frames a second; of a file without even times ffmpeg would repeat frames a thousand times
 _SQUARE = "scale=iw*max(sar\\,1):ih/min(sar\\,1),setsar=1"  # the side that is shown longer is stretched
 _MAX_STRETCH = 4  # of a pixel's sides; beyond it the number is a mistake
 _HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}  # transfer functions, as ffmpeg prints them
@@ -95,11 +100,21 @@ def _of_one_size(path: Path, frames: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 
 
 def _animation(path: Path) -> VideoFrames:
+    """An animation at its own rate, or at 16 a second where its frames last differently.
+
+    Pillow and browsers write frames that are alike as one that lasts longer, so a pose that is held is a long frame.
+    """
     shown = list(read_animation(path))
-    frames, last = [frame for _, frame in shown], shown[-1][0]
-    rounding = max(len(frames), 5) / 1000  # a GIF's times are in whole centiseconds
-    ours = len(frames) == 1 or abs(last - (len(frames) - 1) / FPS) <= rounding
-    return VideoFrames(FPS if ours else (len(frames) - 1) / last, _of_one_size(path, iter(frames)))
+    frames = [frame for *_, frame in shown]
+    starts, end = np.asarray([start for start, *_ in shown]), shown[-1][1]
+    step = starts[-1] / (len(frames) - 1) if len(frames) > 1 else 1 / FPS
+    uneven = np.abs(starts - step * np.arange(len(frames))).max() > _ROUNDED or end - starts[-1] > 1.5 * step
+    if uneven:
+        count = max(1, int(end * FPS + 0.25))  # of a GIF whose end is rounded too
+        chosen = np.searchsorted(starts, np.arange(count) / FPS + _ROUNDED, side="right") - 1
+        return VideoFrames(FPS, _of_one_size(path, (frames[index] for index in chosen)))
+    ours = len(frames) == 1 or abs(step - 1 / FPS) * (len(frames) - 1) <= max(len(frames), 5) / 1000
+    return VideoFrames(FPS if ours else 1 / step, _of_one_size(path, iter(frames)))
 
 
 def _decoded(path: Path) -> VideoFrames:
@@ -108,24 +123,29 @@ def _decoded(path: Path) -> VideoFrames:
     first = next(frames)  # by now ffmpeg has described the stream
     stream, metadata, rate = _description(remarks)
     _refuse_unfaithful(path, stream, metadata)
-    with_alpha = re.search("alpha_mode *: 1", metadata)
-    if with_alpha or _ALPHA.search(stream):
+    if not rate:
+        raise InputError(f"{path} does not say how many frames a second it has; write it anew, as an mp4 for example.")
+    marked = re.search("alpha_mode *: 1", metadata)
+    pixels, filters = "rgba" if marked or _ALPHA.search(stream) else "rgb24", _SQUARE
+    if rate > _MAX_RATE:
+        rate, filters = _ENOUGH, f"{_SQUARE},fps={_ENOUGH}"
+    if (pixels, filters) != ("rgb24", _SQUARE):
         frames.close()
         codec = re.search("Video: ([a-z0-9]+)", stream)
-        decoder = _ALPHA_DECODERS.get(codec[1]) if codec and with_alpha else None
-        frames, _ = _start(path, "rgba", decoder)
+        decoder = _ALPHA_DECODERS.get(codec[1]) if codec and marked else None
+        frames, _ = _start(path, pixels, decoder, filters)
         first = next(frames)
     return VideoFrames(rate, chain([first], frames))
 
 
-def _start(path: Path, pixels: str, decoder: str | None = None) -> tuple[_Pictures, Path]:
+def _start(path: Path, pixels: str, decoder: str | None = None, filters: str = _SQUARE) -> tuple[_Pictures, Path]:
     """Frames from a new ffmpeg process, and the file with what it prints, which is removed with the frames.
 
     The file is read by its name: a handle shared with the process would share its position too, and a read in the
     middle of a remark would move where ffmpeg writes on.
     """
     chosen = ["-c:v", decoder] if decoder else []
-    words = ["-hide_banner", "-nostdin", *chosen, "-i", f"file:{path.absolute()}", "-vf", _SQUARE]
+    words = ["-hide_banner", "-nostdin", *chosen, "-i", f"file:{path.absolute()}", "-vf", filters]
     command = [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"]
     remarks = Path(tempfile.mkdtemp(prefix="ffmpeg-")) / "remarks.log"
     with remarks.open("wb") as written:
@@ -134,12 +154,13 @@ def _start(path: Path, pixels: str, decoder: str | None = None) -> tuple[_Pictur
 
 
 def _description(remarks: Path) -> tuple[str, str, float]:
-    """What ffmpeg prints of the stream that it decodes: its line, its metadata, and the output's frame rate."""
+    """What ffmpeg prints of the stream that it decodes: its line, its metadata, and the output's frame rate, or 0."""
     source, _, rest = remarks.read_bytes().decode(errors="replace").partition("Stream mapping:")
     mapped = re.search(r"Stream #0:(\d+)", rest)
     found = mapped and re.search(rf"^  (Stream #0:{mapped[1]}\b.*)\n((?:    .*\n)*)", source, re.MULTILINE)
-    rate = re.search(r"Output #0.*?([0-9.]+) fps", rest, re.DOTALL)
-    return found[1] if found else "", found[2] if found else "", float(rate[1]) if rate else FPS
+    rate = re.search(r"^  Stream #0:0.*, ([0-9.]+)(k?) fps", rest.partition("Output #0")[2], re.MULTILINE)
+    a_second = float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0
+    return found[1] if found else "", found[2] if found else "", a_second
 
 
 def _refuse_unfaithful(path: Path, stream: str, metadata: str) -> None:

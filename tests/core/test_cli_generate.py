@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
+from contextanyone_core.cli.clips import Clip, refuse_collisions
 from contextanyone_core.encoders.reference import DualEncoder
+from contextanyone_core.errors import InputError
 from contextanyone_core.generation.domain_check import HEADER_KEY, domain_threshold, round_trip_psnr
 from contextanyone_core.media.image_io import picture_to_images
 from contextanyone_core.media.video_io import read_metadata
@@ -266,6 +268,13 @@ def test_a_picture_from_elsewhere_is_warned_of(desk, tiny_folder, capsys):
 def inspect(capsys, path) -> str:
     assert cli.main(["inspect", str(path)]) == 0
     return capsys.readouterr().out
+
+
+def test_no_clip_comes_among_the_frames_of_the_pose(tmp_path):
+    (tmp_path / "pose").mkdir()
+    refuse_collisions([Clip("a", "", 0, tmp_path / "a.mp4")], [tmp_path / "pose"])
+    with pytest.raises(InputError, match=r"a\.mp4 would come among the files of .*pose, which is read"):
+        refuse_collisions([Clip("a", "", 0, tmp_path / "pose" / "a.mp4")], [tmp_path / "pose"])
 
 
 def test_inspect_weights(desk, tiny_folder, capsys, monkeypatch):

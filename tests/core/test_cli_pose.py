@@ -137,6 +137,14 @@ def test_a_drawn_video_without_a_skeleton_is_taken_with_a_warning(desk, capsys):
     assert next(open_video(Path("frames")).frames).max() == 0
 
 
+def test_a_folder_of_drawn_frames_has_the_rate_that_is_asked_for(run):
+    write_clip(Path("at8"), draw_poses(dance().placed((128, 208)), MINIATURE)[:5], {})
+    run("at8", "--drawn", "--style", "miniature", "--fps", 8, "--out", "at16")
+    slow, fast = (np.stack(list(open_video(Path(name)).frames)) for name in ("at8", "at16"))
+    assert np.array_equal(fast[::2], slow)
+    assert len(fast) == 9
+
+
 def test_an_output_that_exists_is_replaced_whole(run):
     Path("out.json").write_text("old")
     run("dance.json", "--out", "out.json")
@@ -150,6 +158,11 @@ def test_mistakes_are_one_line(refused, desk):
     assert "no such file" in refused("dance.json", "--body", "nothing.json", "--out", "out.json")
     assert "overwrite" in refused("dance.json", "--out", "dance.json")
     assert "overwrite" in refused("dance.json", "--body", "tall.json", "--out", "tall.json")
+    Path("fr").mkdir()
+    Path("fr/0.json").write_text(json.dumps(json.loads(Path("dance.json").read_text())[0]))
+    for name in ("fr/all.json", "fr/all.mp4"):
+        assert "among the files of fr" in refused("fr", "--out", name)
+        assert "among the files of fr" in refused("dance.json", "--body", "fr", "--out", name)
     assert "known are .json, .safetensors, .mp4" in refused("dance.json", "--out", "out.avi")
     assert "does not exist" in refused("dance.json", "--out", "no/out.json")
     assert "does not exist" in refused("dance.json", "--out", "no/out.mp4")
@@ -203,6 +216,10 @@ def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
     assert "ask for at most 9" in refused("drawn.mp4", "--drawn", "--frames", 13, "--out", "out.mp4")
     assert "keeps pictures" in refused("drawn.mp4", "--drawn", "--out", "out.json")
     assert "takes a video" in refused("dance.json", "--drawn", "--out", "out.mp4")
+    for option, value in (("--person", 2), ("--canvas", "10x10"), ("--models", "."), ("--fit", "bones")):
+        assert f"{option} is for keypoints" in refused("drawn.mp4", "--drawn", option, value, "--out", "out.mp4")
+    assert "--smooth is for keypoints" in refused("drawn.mp4", "--drawn", "--smooth", "--out", "out.mp4")
+    assert "has its own rate" in refused("drawn.mp4", "--drawn", "--fps", 8, "--out", "out.mp4")
 
 
 def test_the_documents_commands_are_accepted():

@@ -340,6 +340,7 @@ def test_inspect(refused, desk, tiny_folder):
     (desk / "w.pth").write_bytes(pickle.dumps({}))
     (desk / "w.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{" * 100)
     (desk / "hollow").mkdir()
+    Image.new("RGB", (32, 32)).save(desk / "photo.jpg")
     for name, hint in (
         ("missing.safetensors", "does not exist"),
         ("missing.mp4", "no such file"),
@@ -347,6 +348,7 @@ def test_inspect(refused, desk, tiny_folder):
         ("w.safetensors", "claims"),
         ("hollow", "without frame_"),
         ("good.png", "does not say"),
+        ("photo.jpg", "does not say"),
     ):
         assert hint in refused("inspect", name)
 

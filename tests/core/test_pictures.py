@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.media.image_io import MIN_SIDE, images_to_frames, picture_to_images, read_picture
+from contextanyone_core.media.image_io import MIN_SIDE, images_to_frames, picture_size, picture_to_images, read_picture
 
 
 @pytest.fixture
@@ -220,3 +220,14 @@ def png(width: int, height: int, *, depth: int, colour: int, row: bytes, rows: i
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress((b"\0" + row) * (height if rows is None else rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_the_size_of_a_picture_that_is_turned_in_its_xmp_alone(tmp_path):
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    for name in ("a.jpg", "a.webp"):
+        Image.new("RGB", (64, 32)).save(tmp_path / name, xmp=xmp)
+        height, width = read_picture(tmp_path / name).shape[:2]
+        assert (width, height) == picture_size(tmp_path / name) == (32, 64)

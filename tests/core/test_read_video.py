@@ -65,6 +65,49 @@ def test_the_rate_is_the_files_own(tmp_path):
     assert open_video(tmp_path / "c.webp").fps == 10
 
 
+@pytest.mark.parametrize(
+    ("ending", "moves"), [("mp4", 0), ("gif", 0), ("mp4", 9), ("gif", 9), ("webp", 2), ("webp", 9)]
+)
+def test_a_still_stretch_keeps_its_time(tmp_path, ending, moves):
+    """Pillow writes frames that are alike as one that lasts longer: at the start, at the end, and as the whole clip.
+
+    But a WebP of nothing else is written as a picture, without a time.
+    """
+    frames = np.concatenate((clip(1).repeat(9, 0), clip(moves + 1)[1:], clip(moves + 1)[-1:].repeat(8, 0)))
+    write_clip(tmp_path / f"a.{ending}", frames, {})
+    video = open_video(tmp_path / f"a.{ending}")
+    read = np.stack(list(video.frames))
+    assert video.fps == 16
+    assert len(read) == len(frames) == 17 + moves
+    assert np.abs(read.astype(int) - frames).mean((1, 2, 3)).max() < 4
+
+
+def test_uneven_frames_are_shown_as_long_as_they_last(tmp_path):
+    pictures = [Image.fromarray(frame) for frame in clip(3)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[500, 100, 1000])
+    read = np.stack(list(open_video(tmp_path / "a.gif").frames))[:, -1, -1, 0].astype(int)
+    assert open_video(tmp_path / "a.gif").fps == 16
+    assert np.bincount((read - 60 + 5) // 20).tolist() == [8, 2, 15]  # of 1.6 seconds
+
+
+@pytest.mark.parametrize("ending", ["webp", "gif", "png"])
+def test_frames_without_a_duration_last_a_tenth_of_a_second(tmp_path, ending):
+    pictures = [Image.fromarray(frame) for frame in clip(5)]
+    pictures[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pictures[1:], duration=0)
+    video = open_video(tmp_path / f"a.{ending}")
+    assert (round(video.fps, 3), len(list(video.frames))) == (10, 5)
+
+
+def test_thousands_of_frames_a_second_are_read_at_sixty(tmp_path):
+    """As ffmpeg takes a file whose times are in milliseconds and even nowhere, such as a browser's recording."""
+    words = ("-f", "lavfi", "-i", "testsrc=size=64x48:rate=1000:duration=2", "-pix_fmt", "yuv420p")
+    ffmpeg(*words, tmp_path / "a.mp4")
+    video = open_video(tmp_path / "a.mp4")
+    frames = list(video.frames)
+    assert len(frames) / video.fps == pytest.approx(2, abs=0.05)
+    assert video.fps == 60
+
+
 def red_corner(path):
     """Where the red is in the first frame: 'top left' and so on, with the frame's size."""
     frame = next(open_video(path).frames).astype(int)

@@ -60,7 +60,7 @@ def probe(path: Path, fps: float | None = None) -> Probe:
         width, height = _one_size(path, pictures)
         times = [index / FPS for index in range(len(pictures))]
     elif picture_files(path) is not None:
-        shown = [(time, frame.shape) for time, frame in _animation(path)]
+        shown = [(time, frame.shape) for time, _, frame in _animation(path)]
         times, (height, width) = [time for time, _ in shown], shown[0][1][:2]
     else:
         times = video_times(path)
@@ -203,10 +203,10 @@ def _frames(path: Path, start: int) -> Iterator[NDArray[np.uint8]]:
     """Every frame of a video or of a picture from number `start` on."""
     if picture_files(path) is None:
         return video_frames(path, start)
-    return islice((frame for _, frame in _animation(path)), start, None)
+    return islice((frame for *_, frame in _animation(path)), start, None)
 
 
-def _animation(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+def _animation(path: Path) -> Iterator[tuple[float, float, NDArray[np.uint8]]]:
     with _as_media():
         yield from read_animation(path)
 
