@@ -153,6 +153,34 @@ def test_an_own_reference_is_another_moment_cut_to_the_person(folder: Path) -> N
     assert check_files(read_manifest(folder / "m.jsonl"), SMALL, decode=True).dropped == []
 
 
+def test_an_own_reference_stays_in_the_part_that_its_row_names(folder: Path) -> None:
+    parts = [{"num_frames": 9}, {"start_frame": 9, "num_frames": 5}, {"start_frame": 15}]
+    rows = [{"video": "a.mp4", "caption": "Walking."} | part for part in parts]
+    (folder / "clips/captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shades = [read_picture(folder / row["reference"]).mean() / 4 for row in made(folder, own_reference=True)[:3]]
+    assert shades == pytest.approx([8, 13, 23], abs=1)  # the last frame of each
+
+
+def test_rows_that_differ_have_references_of_their_own(folder: Path) -> None:
+    """Two people of one video by their crops, and two parts with one start."""
+    differing = [{"crop": [0, 0, 16, 32]}, {"crop": [16, 0, 48, 32]}, {"num_frames": 9}, {"num_frames": 13}]
+    rows = [{"video": "a.mp4", "caption": "Walking."} | given for given in differing]
+    (folder / "clips/captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [row for row in made(folder, own_reference=True) if row["video"] == "clips/a.mp4"]
+    by_crop = {tuple(row.get("crop", ())): read_picture(folder / row["reference"]).shape[:2] for row in found}
+    assert by_crop == {(0, 0, 16, 32): (32, 16), (16, 0, 48, 32): (32, 32), (): (32, 48)}
+    whole = [row for row in found if "crop" not in row]
+    assert [(row.get("start_frame", 0), row["num_frames"]) for row in whole] == [(0, 9), (0, 9)]
+    shades = [read_picture(folder / row["reference"]).mean() / 4 for row in whole]
+    assert shades == pytest.approx([8, 10], abs=1)
+
+
+def test_numbers_of_a_table_are_numbers_where_no_bucket_is_filled(folder: Path) -> None:
+    (folder / "clips/captions.csv").write_text("video,caption,start_frame,num_frames\na.mp4,Waving.,3,4\n")
+    row = made(folder, own_reference=True)[0]
+    assert (row["start_frame"], row["num_frames"]) == (3, 4)
+
+
 def test_sources_are_split_and_never_share_a_picture(video: Path, tmp_path: Path) -> None:
     for person in ("x", "y", "z"):
         for name in ("1", "2"):

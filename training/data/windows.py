@@ -52,11 +52,13 @@ class RowSettings:
 class Windows:
     """Parts of a clip as (first frame, number of frames), the number None for all to the end.
 
-    `count` is the clip's own frames, `available` those at 16 a second, and `used` how many of them the windows have.
+    They lie in the `length` frames from `first` on; `available` is those at 16 a second, and `used` how many of them
+    the windows have.
     """
 
     parts: list[tuple[int, int | None]]
-    count: int
+    first: int
+    length: int
     available: int
     used: int
 
@@ -80,7 +82,7 @@ def cut_windows(times: Sequence[float], settings: BucketSettings) -> Windows:
     available = frames_available(times)
     several = settings.model_copy(update={"frames": tuple(count for count in settings.frames if count > 1)})
     if longest(several, available) is None:
-        return Windows([(0, None)], len(times), available, longest(settings, available) or 0)
+        return Windows([(0, None)], 0, len(times), available, longest(settings, available) or 0)
     source = np.asarray(times, np.float64)
     parts: list[tuple[int, int | None]] = []
     start = used = 0
@@ -93,7 +95,7 @@ def cut_windows(times: Sequence[float], settings: BucketSettings) -> Windows:
             0 < after < len(times) and source[0] + used / 16 - source[after - 1] < source[after] - source[0] - used / 16
         )
         start = max(last + 1, after - 1 if nearer else after)
-    return Windows(parts, len(times), available, used)
+    return Windows(parts, 0, len(times), available, used)
 
 
 def make_rows(clips: Sequence[FoundClip], settings: RowSettings, share: Share) -> Made:
@@ -149,7 +151,7 @@ def _rows_of(clip: FoundClip, settings: RowSettings, share: Share) -> tuple[Wind
     named = given.keys() & {"reference", "references"}
     if not named and not settings.own_reference:
         if not clip.references:
-            return Windows([], 0, 0, 0), []
+            return Windows([], 0, 0, 0, 0), []
         columns |= _reference_columns(clip, settings)
     windows = _windows(clip, settings)
     made = []
@@ -161,7 +163,8 @@ def _rows_of(clip: FoundClip, settings: RowSettings, share: Share) -> tuple[Wind
             | ({} if count is None else {"num_frames": count})
         )
         if not named and settings.own_reference:
-            own = _own_reference(clip, (start, count or windows.count - start), windows.count, settings)
+            stop = windows.first + windows.length if count is None else start + count
+            own = _own_reference(clip, (start + stop) // 2, windows, settings)
             if own is None:
                 continue
             row |= own
@@ -174,18 +177,18 @@ def _windows(clip: FoundClip, settings: RowSettings) -> Windows:
     """The windows of the part of a clip that its columns name; a clip that cannot be read is left to the check."""
     try:
         start, count = int(clip.columns.get("start_frame", 0)), clip.columns.get("num_frames")
-        fps = clip.columns.get("fps")
+        fps, count = clip.columns.get("fps"), None if count is None else int(count)
         times = probe(clip.video, None if fps is None else float(fps)).times
-        stop = len(times) if count is None else start + int(count)
+        stop = len(times) if count is None else start + count
     except MediaError:
-        return Windows([(0, None)], 0, 0, 0)
+        return Windows([(0, None)], 0, 0, 0, 0)
     except (TypeError, ValueError):
         raise InputError(f"{clip.video}: start_frame, num_frames and fps must be numbers.") from None
     if not 0 <= start < stop <= len(times):
-        return Windows([(start, count)], len(times), 0, 0)
+        return Windows([(start, count)], 0, len(times), 0, 0)  # the check names what is wrong with the part
     found = cut_windows(times[start:stop], settings.buckets)
     parts = [(start + at, count if length is None else length) for at, length in found.parts]
-    return Windows(parts, len(times), found.available, found.used)
+    return Windows(parts, start, stop - start, found.available, found.used)
 
 
 def _reference_columns(clip: FoundClip, settings: RowSettings) -> dict[str, Any]:
@@ -201,17 +204,16 @@ def _reference_columns(clip: FoundClip, settings: RowSettings) -> dict[str, Any]
     }
 
 
-def _own_reference(
-    clip: FoundClip, window: tuple[int, int], count: int, settings: RowSettings
-) -> dict[str, Any] | None:
-    """Cut another moment of the clip out, as far from the window as the clip allows; None where no person is visible.
+def _own_reference(clip: FoundClip, middle: int, part: Windows, settings: RowSettings) -> dict[str, Any] | None:
+    """Cut another moment out of the part of the clip that its columns name; None where no person is visible.
 
-    The picture is its own target: of a cut-out, the frame that it is from shows other things in other places.
+    It is as far from the middle of the row's window as that part allows. The picture is its own target: of a cut-out,
+    the frame that it is from shows other things in other places.
     """
-    middle = window[0] + window[1] // 2
     crop = clip.columns.get("crop")
     for quarter in (2, 1, 3, 0):
-        moment = (middle + count * quarter // 4) % max(count, 1)
+        moment = part.first + (middle - part.first + part.length * quarter // 4) % max(part.length, 1)
+        name = f"{moment:08d}"
         try:
             picture = read_frames(clip.video, [moment])[0].permute(1, 2, 0).numpy()
             mask = None if clip.mask is None else read_masks(clip.mask, [moment])[0, 0].numpy()
@@ -222,12 +224,13 @@ def _own_reference(
         if isinstance(crop, list | tuple) and len(crop) == 4:
             x0, y0, x1, y1 = (int(side) for side in crop)
             picture, mask = picture[y0:y1, x0:x1], None if mask is None else mask[y0:y1, x0:x1]
+            name += f"_{x0}_{y0}_{x1}_{y1}"
         if mask is None:
-            return _written(clip, window[0], settings, picture, None)
+            return _written(clip, name, settings, picture, None)
         person = mask > 127
         if person.mean() >= _PERSON:
             rows, columns = _box(person)
-            return _written(clip, window[0], settings, picture[rows, columns], mask[rows, columns])
+            return _written(clip, name, settings, picture[rows, columns], mask[rows, columns])
     return None
 
 
@@ -242,15 +245,15 @@ def _box(person: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 
 def _written(
-    clip: FoundClip, start: int, settings: RowSettings, picture: NDArray[np.uint8], mask: NDArray[np.uint8] | None
+    clip: FoundClip, name: str, settings: RowSettings, picture: NDArray[np.uint8], mask: NDArray[np.uint8] | None
 ) -> dict[str, Any]:
-    """The columns of a reference, whose files are written."""
-    place = settings.made / _short(clip.video.relative_to(settings.root).as_posix()) / f"{start:08d}.jpg"
+    """The columns of a reference, whose files are written: rows with one moment and crop have one picture."""
+    place = settings.made / _short(clip.video.relative_to(settings.root).as_posix()) / f"{name}.jpg"
     place.parent.mkdir(parents=True, exist_ok=True)
     _write(place, np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     columns = {"reference": _below(place, settings), "target_frame": _below(place, settings)}
     if mask is not None:
-        beside = place.with_name(f"{start:08d}_mask.png")
+        beside = place.with_name(f"{name}_mask.png")
         _write(beside, mask, [])
         columns["reference_mask"] = _below(beside, settings)
     return columns
