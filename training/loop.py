@@ -110,7 +110,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     1. The step is logged, before anything can fail.
     2. Ten steps in a row that were not finite end the run, without a checkpoint.
     3. A checkpoint that is due (`save_every`, the last step) is begun; a thread writes it while the run goes on. It is
-       complete before a validation, samples or the end, so that an error in them does not lose it.
+       complete before a validation, samples or the end, so that an error in them does not lose it. One of `save_every`
+       waits for a finite step: weights that gave others may have diverged, and would replace the good ones.
     4. A validation that is due. A signal or the time limit interrupts it.
     5. All processes agree whether the run ends at this step; signals during the validation count, and so does a
        checkpoint that could not be written.
@@ -129,18 +130,16 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     speed = Speedometer(trainer.part, world.device, bf16=trainer.config.precision == "bf16", processes=world.size)
     watch = Watch(trainer.config, folder, progress.step, active=world.first)
     with watch, Saver(store, world) as saver:
-        trainer.before_update = saver.wait_for_copies
+        trainer.before_update, due = saver.wait_for_copies, False
         while True:
             watch.step(_timed_step(trainer, stream, speed))
             if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 saver.finish()
-                raise TrainingStopped(
-                    f"Stopped at step {progress.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The last "
-                    "checkpoint is complete; resume it with a lower optim.lr, or start anew with another clip_norm."
-                )
-            complete = progress.step == run.steps
-            save_due = complete or progress.step % run.save_every == 0
+                raise _diverged(progress, store)
+            complete, due = progress.step == run.steps, due or progress.step % run.save_every == 0
+            save_due = complete or (due and not progress.skipped_in_a_row)
             if save_due:
+                due = False
                 saver.start(progress, trainer.tensors())
             if run.validate_every is not None and progress.step % run.validate_every == 0:
                 saver.finish()
@@ -161,6 +160,17 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
                 _sample(trainer, folder / "samples", watch, stop)
             if last:
                 return ended_by
+
+
+def _diverged(progress: Progress, store: CheckpointStore) -> TrainingStopped:
+    """What ends a run whose steps are no longer finite, with what to do."""
+    newest, before = max(store.names(), default=""), progress.step - progress.skipped_in_a_row
+    same = f"; {newest} has the weights of these steps: remove it to resume the one before"
+    return TrainingStopped(
+        f"Stopped at step {progress.step}: {progress.skipped_in_a_row} steps in a row were not finite. Resume the last "
+        "checkpoint with a lower optim.lr, or start anew with another clip_norm"
+        f"{same if newest >= f'step-{before:08d}' else ''}."
+    )
 
 
 def _open_data(trainer: Trainer) -> None:

@@ -37,9 +37,9 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 class Progress:
     """The progress of a run.
 
-    seconds is the training's wall-clock time over all starts; skipped counts non-finite steps; world is the number of
-    processes; start is the SHA-256 of `init.from` where checkpoints leave out its unchanged tensors;
-    learning_rates maps the step from which an `optim.lr` holds to that rate.
+    seconds is the training's wall-clock time over all starts; skipped counts non-finite steps, skipped_in_a_row those
+    at the end, of this start; world is the number of processes; start is the SHA-256 of `init.from` where checkpoints
+    leave out its unchanged tensors; learning_rates maps the step from which an `optim.lr` holds to that rate.
     """
 
     step: int = 0
@@ -82,7 +82,10 @@ class ShareError(OSError):
 
 
 class CheckpointStore:
-    """The checkpoints of one run; all but the newest keep_last are removed."""
+    """The checkpoints of one run; all but the newest keep_last are removed.
+
+    One of steps that were not finite, whose weights may be the cause, removes none.
+    """
 
     def __init__(self, folder: Path, keep_last: int = 1) -> None:
         self.folder = folder
@@ -91,7 +94,7 @@ class CheckpointStore:
     def save(
         self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor | Rows]], writers: Writers | None = None
     ) -> Path:
-        """Write a checkpoint, point `latest` at it and remove the oldest ones.
+        """Write a checkpoint, point `latest` at it and, if its last step was finite, remove the oldest ones.
 
         Args:
             tensors: by file, on the CPU. writers: where several processes write their shares together.
@@ -126,7 +129,7 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, and all are damaged.
         """
         writers = writers or Writers()
-        names = writers.gather(self._names())[0]
+        names = writers.gather(self.names())[0]
         for name in reversed(names):
             found, damage = None, None
             try:
@@ -154,9 +157,10 @@ class CheckpointStore:
         write_text(staged / "state.json", text + "\n")
         publish(staged, final)
         write_text(self.folder / "latest", final.name + "\n")
-        self._rotate(final.name)
+        if not progress.skipped_in_a_row:
+            self._rotate(final.name)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the folders' names, oldest first."""
         if not self.folder.is_dir():
             return []
@@ -168,7 +172,7 @@ class CheckpointStore:
         Network file systems refuse to remove a folder while a process has one of its files open. This does not end the
         run: the next rotation tries again.
         """
-        names = self._names()
+        names = self.names()
         present = [name for name in names if name <= newest]
         for name in sorted(set(names) - set(present[-self.keep_last :])):
             _remove("The old checkpoint", self.folder / name)

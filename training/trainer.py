@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,7 @@ class Trainer:
             self._zero.refresh()
             optimizer = self._zero.own_state(optimizer)
         restore_optimizer(self.optimizer, self._stepped, optimizer)
-        self.progress = checkpoint.progress
-        self.progress.world = self.world.size
+        self.progress = replace(checkpoint.progress, world=self.world.size, skipped_in_a_row=0)
         self.ema.updates = checkpoint.progress.ema_updates
 
     def step(self, *batches: Any) -> dict[str, Any]:

@@ -65,6 +65,44 @@ def test_ten_in_a_row_stop_with_the_last_good_checkpoint(tmp_path: Path) -> None
     assert log[4]["loss"] is None
 
 
+DIVERGES = {"lr": 1e-3, "warmup_steps": 0, "schedule": "constant", "lr_factors": {13: 1e34}}
+
+
+def diverging(out: Path, **run: Any) -> TrainConfig:
+    """Step 13 is finite, and so are the weights that it leaves, but no step with them is."""
+    return make_config(out, run={"steps": 60, "save_every": 5} | run, optim=DIVERGES)
+
+
+def largest(folder: Path) -> float:
+    return load_file(folder / "model.safetensors")["net.3.weight"].abs().max().item()
+
+
+def test_diverged_weights_replace_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="Stopped at step 24"):
+        train(diverging(tmp_path))
+    kept = CheckpointStore(tmp_path / "checkpoints").names()
+    assert kept == ["step-00000005", "step-00000010"]
+    assert largest(tmp_path / "checkpoints" / kept[-1]) < 10
+    calmer = DIVERGES | {"lr": 1e-37}
+    assert train(make_config(tmp_path, run={"steps": 60, "save_every": 5}, optim=calmer)) is None
+    assert largest(tmp_path / "checkpoints/step-00000060") < 10
+
+
+def test_a_save_of_steps_that_are_not_finite_removes_none(tmp_path: Path) -> None:
+    """Here the last step; the same command with more steps begins to count anew and names what must go."""
+    train(diverging(tmp_path, steps=17))
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.names() == ["step-00000005", "step-00000010", "step-00000017"]
+    with pytest.raises(TrainingStopped, match=r"at step 27: 10 steps .* step-00000017 has the weights of these steps"):
+        train(diverging(tmp_path))
+    assert largest(tmp_path / "checkpoints" / store.names()[-2]) < 10
+
+
+def test_a_save_that_was_due_is_made_at_the_next_finite_step(tmp_path: Path) -> None:
+    train(make_config(tmp_path, {"nan_steps": [3, 4]}, run={"steps": 7, "save_every": 4}))
+    assert CheckpointStore(tmp_path / "checkpoints").names() == ["step-00000006", "step-00000007"]
+
+
 def test_log_has_one_line_per_step(tmp_path: Path) -> None:
     train(make_config(tmp_path))
     train(make_config(tmp_path, run={"steps": 8}))
