@@ -323,8 +323,8 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
     init_from = config.init.from_  # also on a resume: a part may read a tokenizer or sizes from it
     if init_from is not None and not init_from.is_file():
         raise InputError(f"init.from is {init_from}, which is not a file.")
-    shares = world.shares()
-    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size, shares)
+    shares, parts = world.shares(), config.optim.accumulate
+    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size, shares, parts)
     trainer = Trainer(config, _build_part(config, context, world), world, shares)
     if checkpoint is not None:
         trainer.restore(checkpoint)

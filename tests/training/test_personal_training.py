@@ -66,8 +66,8 @@ def config(data, backbones, tmp_path):
     return write
 
 
-def trainer_of(path):
-    return build_trainer(load_config(path), None)
+def trainer_of(path, *changes):
+    return build_trainer(load_config(path, changes), None)
 
 
 def frames_of(trainer, step):
@@ -79,6 +79,11 @@ def test_pictures_come_before_a_step_and_clips_from_it_on(config):
     assert [frames_of(trainer, step) for step in range(7)] == [1, 1, 1, 2, 2, 2, 2]
     clips = {name for step in range(3, 6) for name in trainer.part.batch(step)["ids"]}
     assert clips == {"00000008", "00000010", "00000011"}  # every row of the second stage from its first epoch on
+
+
+def test_a_stage_is_counted_in_steps_where_a_step_takes_several_batches(config):
+    trainer = trainer_of(config(stills_steps=2), "optim.accumulate=3")
+    assert [frames_of(trainer, number) for number in range(9)] == [1, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 def test_a_stage_without_rows_is_one_line(config, data, capsys, tmp_path):

@@ -77,10 +77,11 @@ def test_the_gradient_passes_where_diffusers_clamps(vae):
     assert latents.grad.abs().sum() > 0
 
 
-def _part(**settings):
+def _part(accumulate=1, **settings):
     torch.manual_seed(0)
     small = {"image_steps": 2, "image_batch": 2, "clip_batch": 1, "clip_frames": 5, "crop": 32}
-    return VaePart(Settings(**small | settings), PartContext(seed=3, device=torch.device("cpu")))
+    context = PartContext(seed=3, device=torch.device("cpu"), accumulate=accumulate)
+    return VaePart(Settings(**small | settings), context)
 
 
 def test_images_come_first_then_clips_with_images_in_between():
@@ -92,6 +93,11 @@ def test_images_come_first_then_clips_with_images_in_between():
         (5, 32, 32),
     ]
     assert torch.equal(part.batch(4), part.batch(4))
+
+
+def test_all_batches_of_a_step_are_of_one_kind():
+    part = _part(image_every=3, accumulate=2)
+    assert [part.batch(number).shape[1] for number in range(2, 10)] == [1, 1, 5, 5, 1, 1, 5, 5]
 
 
 def test_workers_need_no_network():

@@ -75,11 +75,11 @@ class BucketSampler:
 
 
 class StagedSampler:
-    """Pictures before a step, longer clips from it on: each stage in the order of a `BucketSampler` of its rows.
+    """Pictures in the first batches, then longer clips: each stage in the order of a `BucketSampler` of its rows.
 
     Args:
         buckets, batch, seed, rank, world: as of `BucketSampler`.
-        stills_steps: how many steps take pictures.
+        stills: how many batches are of pictures.
 
     Raises:
         InputError: one of the two stages has no row.
@@ -93,9 +93,9 @@ class StagedSampler:
         rank: int,
         world: int,
         *,
-        stills_steps: int,
+        stills: int,
     ) -> None:
-        self._stills_steps = stills_steps
+        self._first_clips = stills
         stages = []
         for name, single in (("of one frame", True), ("of more than one frame", False)):
             among = [row for row, bucket in enumerate(buckets) if (bucket.num_frames == 1) == single]
@@ -109,7 +109,7 @@ class StagedSampler:
         self.steps_per_epoch = self._stills.steps_per_epoch + self._clips.steps_per_epoch
 
     def rows(self, step: int) -> list[int]:
-        """This process's rows of a step, counted from 0 over the whole run."""
-        if step < self._stills_steps:
+        """This process's rows of a batch, counted from 0 over the whole run."""
+        if step < self._first_clips:
             return self._stills.rows(step)
-        return self._clips.rows(step - self._stills_steps)
+        return self._clips.rows(step - self._first_clips)

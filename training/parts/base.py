@@ -42,6 +42,7 @@ class PartContext:
     rank, world: this process and how many train together; a part that shares out its data takes its slice by them.
     shares: where the network is sharded (FSDP2): a part that makes use of it builds its network on the meta device, and
     is an `ExportsStored`; another one builds it whole, in every process.
+    accumulate: how many batches a step of the optimizer takes (`optim.accumulate`).
     """
 
     seed: int
@@ -50,6 +51,11 @@ class PartContext:
     rank: int = 0
     world: int = 1
     shares: Shares | None = None
+    accumulate: int = 1
+
+    def step_of(self, number: int) -> int:
+        """The optimizer's step of a batch of the run: what settings that count steps are compared with."""
+        return number // self.accumulate
 
     @property
     def own_seed(self) -> int:
@@ -97,6 +103,8 @@ class Part(Protocol):
 
     def batch(self, step: int) -> Any:
         """Return the batch of one step, on the CPU: a function of (seed, step) and of nothing else.
+
+        With `optim.accumulate` step numbers the batches of the run, here and in `loss`; see `PartContext.step_of`.
 
         Runs ahead of time in a worker process (`run.workers`): a fork of the trainer, or where several processes train
         together a new one, which gets the part by pickle without its networks and without what is on a GPU. It must not

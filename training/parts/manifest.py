@@ -132,8 +132,8 @@ class ManifestPart(TransformerTraining):
         if settings.stills_steps is None:
             self.sampler = BucketSampler(buckets, batch, context.seed, rank, world)
         else:
-            drawn = settings.stills_steps
-            self.sampler = StagedSampler(buckets, batch, context.seed, rank, world, stills_steps=drawn)
+            stills = settings.stills_steps * context.accumulate
+            self.sampler = StagedSampler(buckets, batch, context.seed, rank, world, stills=stills)
         if rank == 0:
             _LOG.info("%d rows, %d dropped:\n%s", len(buckets), len(self.data.index.dropped), plan.table())
 

@@ -97,14 +97,15 @@ class VaePart:
     def batch(self, step: int) -> Any:
         """Crops of images or clips, uint8 (B, T, h, w, 3)."""
         settings, rng = self.settings, numpy_generator(self.context.own_seed, step, "vae crops")
-        images = step < settings.image_steps or step % settings.image_every == 0
+        at = self.context.step_of(step)
+        images = at < settings.image_steps or at % settings.image_every == 0
         count = settings.image_batch // 2 if images else settings.clip_batch
         seeds = [_world_seed(self.context.own_seed, step, index) for index in range(count)]
         if not images:
             clips = [sample(seed, settings.clip_frames, _RENDER_SIZE) for seed in seeds]
             return _stacked([_crop(clip.video, clip.masks, settings.crop, rng) for clip in clips])
         pairs = [random_frame(seed, _RENDER_SIZE) for seed in seeds]
-        turn = step if step < settings.image_steps else step // settings.image_every
+        turn = at if at < settings.image_steps else at // settings.image_every
         if turn % settings.full_every == 0:
             return _stacked([pair.video for pair in pairs[: max(1, count // 2)]])
         crops = [_crop(pair.video, pair.masks, settings.crop, rng) for pair in pairs]
