@@ -8,6 +8,7 @@ import torch
 from cached_world import build, change_rows, settings_for, write_small_world
 
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import frames_to_images
 from contextanyone_core.pose.body import bone_lengths
 from contextanyone_core.pose.drawing import STYLES, draw_poses
@@ -103,6 +104,26 @@ def test_the_condition_channels_learn_from_cached_poses(data, tiny_folder):
     gradient = part.transformer.patch_embedding.weight.grad
     assert gradient[:, 16:32].abs().max() > 0
     assert gradient[:, 32:].abs().max() > 0
+
+
+def part_of(tiny_folder, **changes):
+    context = PartContext(3, torch.device("cpu"), tiny_folder / "transformer.safetensors")
+    return ManifestPart(Settings(**changes), context)
+
+
+def test_poses_that_the_network_is_not_shown_are_refused(data, manifest, tiny_folder):
+    with pytest.raises(InputError, match=r"no condition channels to show them in: set part\.condition=true"):
+        part_of(tiny_folder, data=data)
+    plain = settings_for(manifest, tiny_folder)
+    assert build(plain)
+    assert part_of(tiny_folder, data=plain, condition=True).conditioned  # first frames alone
+
+
+def test_poses_of_another_style_than_the_network_draws_are_refused(manifest, tiny_folder):
+    full = settings_for(manifest, tiny_folder, poses="full")
+    assert build(full)
+    with pytest.raises(InputError, match=r"is full, and the network's pose_style is miniature: set part\.data\.poses="):
+        part_of(tiny_folder, data=full, condition=True)
 
 
 def test_a_stretched_limb_changes_its_bones_alone_and_the_share_is_a_tenth():

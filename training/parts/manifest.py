@@ -21,7 +21,7 @@ from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
-from contextanyone_core.errors import CheckpointError
+from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.media.image_io import images_to_frames
 from contextanyone_core.media.video_io import write_clip
@@ -153,7 +153,7 @@ class ManifestPart(TransformerTraining):
         )
 
     def _check_fit(self) -> None:
-        """Refuse a network whose encoders are not those of the cache."""
+        """Refuse a network whose encoders, or drawn poses, are not those of the cache."""
         config, index, shape = self.config, self.data.index, self.data.image_embeds_shape()
         found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1]}
         if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
@@ -167,7 +167,24 @@ class ManifestPart(TransformerTraining):
                 raise CheckpointError(
                     f"{name} of the cache's VAE and of the transformer differ: another VAE's latents."
                 )
+        self._check_poses()
         self._check_length(self.data)
+
+    def _check_poses(self) -> None:
+        """Refuse poses that the network is not shown, or that are drawn in another style than those it generates by."""
+        poses, style = self.settings.data.poses, self.config.pose_style
+        if poses is None:
+            return
+        if not self.conditioned and self.settings.regions != "pose":
+            raise InputError(
+                f"part.data.poses is {poses}, and the network has no condition channels to show them in: set "
+                "part.condition=true, which adds them, or leave part.data.poses out."
+            )
+        if poses != style:
+            raise InputError(
+                f"part.data.poses is {poses}, and the network's pose_style is {style}: set part.data.poses={style} and "
+                "run training/cache.py again."
+            )
 
     def _check_length(self, data: CachedData) -> None:
         """Refuse prompts that are longer than what the network reads."""
