@@ -43,16 +43,32 @@ def trigger_caption(name: str, class_name: str) -> str:
 
 
 def without_name(caption: str, name: str, class_name: str) -> str:
-    """A caption about anyone of the class: `A zuv woman dances.` becomes `A woman dances.`"""
+    """A caption about anyone of the class: `A zuv woman dances.` becomes `A woman dances.`, in any case."""
     article = "n" if class_name[0].lower() in "aeiou" else ""
-    named = rf"\b(?:([Aa])n? )?{re.escape(name)} {re.escape(class_name)}\b"
-    return re.sub(named, lambda found: f"{found[1]}{article} {class_name}" if found[1] else class_name, caption)
+
+    def anyone(found: re.Match[str]) -> str:
+        if found[1]:
+            return f"{found[1]}{article} {class_name}"
+        first = class_name[0].upper() if found.start() == 0 and found[0][0].isupper() else class_name[0]
+        return first + class_name[1:]
+
+    return _naming(name, class_name).sub(anyone, caption)
 
 
 def check_caption(caption: str, name: str, class_name: str) -> None:
-    """Refuse a caption that does not name the person. Raises: InputError."""
-    if f"{name} {class_name}".lower() not in caption.lower():
+    """Refuse a caption that does not name the person, or names it without the class too. Raises: InputError."""
+    if not _naming(name, class_name).search(caption):
         raise InputError(
             f"--caption {caption!r} does not name the person as '{name} {class_name}'; say so, and describe what must "
             "stay free: the place, the light, what is held; not the face, hair or skin."
         )
+    if re.search(rf"\b{re.escape(name)}\b", without_name(caption, name, class_name), re.IGNORECASE):
+        raise InputError(
+            f"--caption {caption!r} has {name} without {class_name}, where the name cannot be taken out for prompts of "
+            f"anyone: say '{name} {class_name}' each time, or he, she or they."
+        )
+
+
+def _naming(name: str, class_name: str) -> re.Pattern[str]:
+    """What names the person, with the article, whose letter is its group."""
+    return re.compile(rf"\b(?:(a)n? )?{re.escape(name)} {re.escape(class_name)}\b", re.IGNORECASE)
