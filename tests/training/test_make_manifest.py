@@ -1,5 +1,6 @@
 """From a folder of clips to a manifest: names, tables, windows, references of the clip itself, splits."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -118,9 +119,29 @@ def test_a_table_gives_columns_and_windows(folder: Path) -> None:
     assert "there is no such video: walk/none.mp4." in account
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_a_line_of_a_table_ends_at_a_line_feed_alone(folder: Path, form: str, sign: str) -> None:
+    caption, rows = f"A woman.{sign}She waves.", [["video", "caption", "license"]]
+    rows += [["a.mp4", caption, "CC0"], ["walk/b.mp4", "He walks.", "own"]]
+    with (folder / f"clips/captions.{form}").open("w", encoding="utf-8", newline="") as file:
+        if form == "jsonl":
+            lines = [json.dumps(dict(zip(rows[0], row, strict=True)), ensure_ascii=False) for row in rows[1:]]
+            file.write("\r\n".join(lines))
+        else:
+            csv.writer(file, delimiter="\t" if form == "tsv" else ",").writerows(rows)
+    found = collect(folder / "clips", folder / "none")
+    assert [clip.columns for clip in found.clips[:2]] == [
+        {"prompt_later": caption, "license": "CC0"},
+        {"prompt_later": "He walks.", "license": "own"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("captions.csv", "video,caption\na.mp4,Red, smiling\n", "in line 2 has 3 cells, the header 2; put .* commas"),
+        ("captions.tsv", 'video\tcaption\na.mp4\t"x\ny"\tz\n', "in line 3 has 3 cells, the header 2; put .* tabs"),
         ("captions.csv", "video,captoin\na.mp4,x\n", "'captoin', which is not a column"),
         ("captions.jsonl", '{"caption": "x"}\n', "a row without a video"),
         ("captions.json", "[" * 100_000, "is not JSON"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,24 @@ def _table_rows(path: Path) -> list[object]:
         data = _parsed(path, text)
         return data if isinstance(data, list) else [data]
     if form == ".jsonl":
-        return [_parsed(path, line) for line in text.splitlines() if line.strip()]
+        return [_parsed(path, line) for line in text.split("\n") if line.strip()]
     try:
-        return list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if form == ".tsv" else ","))
+        return list(_cells(path, text, "\t" if form == ".tsv" else ","))
     except csv.Error as error:
         raise InputError(f"{path} is no table: {error}.") from None
+
+
+def _cells(path: Path, text: str, delimiter: str) -> Iterator[dict[str | Any, Any]]:
+    """The rows of a .csv or .tsv by the header's names."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    for row in reader:
+        if reader.restkey in row:
+            count, names = len(row[reader.restkey]), len(reader.fieldnames or ())
+            raise InputError(
+                f"{path}: the row that ends in line {reader.line_num} has {names + count} cells, the header {names}; "
+                f"put captions with {'tabs' if delimiter != ',' else 'commas'} into double quotes."
+            )
+        yield row
 
 
 def _columns(path: Path, data: object) -> dict[str, Any]:
