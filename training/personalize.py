@@ -1,6 +1,7 @@
 """One short clip of a person becomes a personal model: a LoRA with a trigger, for ComfyUI and `generate --lora`.
 
-python training/personalize.py --clip me.mp4 --class woman --out me.safetensors --base BASE --encoders FOLDER
+python training/personalize.py --clip me.mp4 --class woman --out me.safetensors --base BASE --encoders FOLDER \\
+  --models mediapipe-0.10.21-*.whl
 
 The same command again goes on where it was stopped. docs/TRAINING.md has what is trained, and what to film.
 """
@@ -32,7 +33,8 @@ def _parser() -> Parser:
     add("--preset", choices=_PRESETS, default="paper", help="strong: self-attention and feed-forward too")
     add("--name", default="zuv", help="the invented word that will mean this person (zuv)")
     add("--caption", help="what the clip shows, with 'zuv woman' in it: place, light, what is held; not the face")
-    add("--mask", type=Path, metavar="FILE", help="where the person is, white on black: a video or a folder of ")
+    where = "where the person is, white on black: a video, or a folder of pictures, one for each frame"
+    add("--mask", type=Path, metavar="FILE", help=where)
     add("--pose", type=Path, metavar="FILE", help="the person's keypoints, as `contextanyone pose` reads them")
     add("--models", type=Path, metavar="PATH", help="for what is not given: the wheel mediapipe 0.10.21, or its folder")
     add("--base", type=Path, metavar="FILE", help="Wan2.1-Fun-Control or Wan 2.1 T2V, as published")

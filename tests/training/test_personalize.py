@@ -400,6 +400,15 @@ def test_a_part_of_a_word_names_nobody(caption):
         check_caption(caption, "zuv", "woman")
 
 
+def test_the_help_has_a_command_that_lacks_nothing(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    example = said[said.index("python training/") :].split("\n\n")[0]
+    assert "--models mediapipe-0.10.21-*.whl" in example  # poses are needed
+    assert "a folder of pictures, one for each frame" in " ".join(said.split())
+
+
 def test_names_show_their_pieces(given):
     tokenizer, _ = read_tokenizer(given / "encoders" / "text_encoder.safetensors")
     assert len(check_name("zuv", tokenizer)) > 1
