@@ -97,7 +97,7 @@ def write_clips(config: TrainConfig) -> None:
     data.manifest.write_text("clips that no encoder made\n", encoding="utf-8")
     (bucket,) = (Bucket(data.buckets.frames[0], *shape) for shape in data.buckets.shapes())
     generator = torch.Generator().manual_seed(0)
-    rows = [_write_row(data, model, clip_tokens(config), bucket, number, generator) for number in range(_ROWS)]
+    rows = [_write_row(data, model, clip_tokens(model), bucket, number, generator) for number in range(_ROWS)]
     statistics_of_vae = (model.latents_mean, model.latents_std)
     empty = _random(generator, 1, model.text_dim)
     ShardStore(data.cache / "text").write({"empty": {"text_embeds": empty}})

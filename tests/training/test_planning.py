@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.model.rope import forget_tables
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.sampling.flow import sample_sigmas
@@ -32,11 +33,11 @@ from training.parts.transformer_base import TransformerTraining
 from training.plan import main
 from training.planning.cards import CARDS, card_of
 from training.planning.density import Levels, density, quarters, share_below
-from training.planning.plan import model_config, plan_run
+from training.planning.plan import RECOMPUTE, _recomputing, clip_tokens, model_config, plan_run
 from training.planning.text import plan_text
 from training.planning.trace import StepCost, StepShape, _inputs, run_step, trace_step
 from training.planning.worlds import ways_to_share
-from training.settings import presets
+from training.settings import MINIATURE, presets
 
 TINY = ContextAnyoneConfig.tiny()
 WAN = ContextAnyoneConfig.wan_1_3b()
@@ -201,9 +202,37 @@ def test_patterns_that_name_blocks_are_run_in_full(train):
     assert trace_step(config, given, shape, OPTIM, bf16=False) == run_step(config, given, shape, OPTIM, bf16=False)
 
 
+def test_clip_tokens_are_those_of_the_network_that_is_trained():
+    """The miniature of init.from, where part.model is what it is without one."""
+    config = load_config(Path("training/configs/miniature/manifest.yaml"))
+    assert config.part.model == "wan_1_3b"
+    mini = model_config(config)
+    tower = load_image_encoder(MINIATURE / "image_encoder.safetensors")
+    assert clip_tokens(mini) == tower.encode(torch.zeros(1, 3, tower.image_size, tower.image_size)).shape[1] == 65
+    assert [clip_tokens(each) for each in (WAN, replace(WAN, image_dim=None))] == [257, 0]
+
+
+def test_a_plan_offers_no_recomputation_that_the_trainer_refuses():
+    lora = {"train": {"lora": {"offload": True}}}
+    kinds = {
+        "all": settings(),
+        "written out": settings(explicit_attention=True),
+        "offloaded": settings(recompute="full", **lora),
+        "offloaded and compiled": settings(recompute="full", compile=True, **lora),
+    }
+    found = {name: [kind for kind in RECOMPUTE if _recomputing(given, kind)] for name, given in kinds.items()}
+    assert found == {
+        "all": ["none", "selective", "full"],
+        "written out": ["none", "full"],
+        "offloaded": ["selective", "full"],
+        "offloaded and compiled": ["full"],
+    }
+
+
 def test_memory_is_that_of_the_widest_step(tmp_path, monkeypatch):
     """Stills of nearly the FLOPs of a clip have more tokens: the memory is theirs, the FLOPs are the clip's."""
     monkeypatch.setattr("training.planning.plan.RECOMPUTE", ("none",))  # the others take twice as long
+    monkeypatch.setattr("training.planning.plan.clip_tokens", lambda model: 257)
     start = tmp_path / "start.safetensors"
     save_transformer(start, ContextAnyoneTransformer(TINY), dtype=torch.float32)
     sizes = BucketSettings(sizes=("32x32",), frames=(1, 33), budget=2.0)

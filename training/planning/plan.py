@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
@@ -148,9 +150,8 @@ def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
         InputError: another part, a pattern of part.train that matches nothing, or a cache that does not fit.
     """
     settings = _settings(config)
-    model, tokens = model_config(config), clip_tokens(config)
-    if model.image_dim is None or settings.anchor == "none":
-        tokens = 0
+    model = model_config(config)
+    tokens = 0 if settings.anchor == "none" else clip_tokens(model)
     buckets, from_data = _buckets(settings, model, tokens, world)
     work = {bucket: (flops * buckets.batch[bucket], bucket) for bucket, flops in buckets.flops.items()}
     shape = _shape(max(work, key=work.__getitem__), buckets, tokens, world)
@@ -159,8 +160,7 @@ def plan_run(config: TrainConfig, world: int = 1) -> RunPlan:
     widest = _shape(max(room, key=room.__getitem__), buckets, tokens, world)
     costs = {}
     for kind in RECOMPUTE:
-        if kind == settings.recompute or _possible(settings, kind):
-            kept = settings.model_copy(update={"recompute": kind})
+        if (kept := _recomputing(settings, kind)) is not None:
             bf16 = config.precision != "fp32"  # auto is bf16 on every card
             steps = [
                 trace_step(model, kept, which, config.optim, bf16=bf16) for which in dict.fromkeys((shape, widest))
@@ -195,10 +195,11 @@ def _whole_config(config: TrainConfig) -> ContextAnyoneConfig:
     return manifest.CONFIGS[name]()
 
 
-def clip_tokens(config: TrainConfig) -> int:
-    """CLIP tokens of a reference: 257 of ViT-H/14, or the miniature tower's."""
-    settings = _settings(config)
-    if isinstance(settings, manifest.Settings) and settings.model != "miniature":
+def clip_tokens(model: ContextAnyoneConfig) -> int:
+    """CLIP tokens of a reference by their width: 257 of ViT-H/14, else the miniature tower's; none without CLIP."""
+    if model.image_dim is None:
+        return 0
+    if model.image_dim == ContextAnyoneConfig.wan_1_3b().image_dim:
         return 257
     tower = mini_image_config()
     return 1 + int(tower["image_size"] // tower["patch_size"]) ** 2
@@ -210,8 +211,14 @@ def _settings(config: TrainConfig) -> manifest.Settings | transformer.Settings:
     return config.part
 
 
-def _possible(settings: manifest.Settings | transformer.Settings, kind: Recompute) -> bool:
-    return kind != "selective" or not settings.explicit_attention
+def _recomputing(
+    settings: manifest.Settings | transformer.Settings, kind: Recompute
+) -> manifest.Settings | transformer.Settings | None:
+    """The settings with a kind of activation checkpointing; None where they exclude it."""
+    try:
+        return type(settings).model_validate(settings.model_dump(by_alias=True) | {"recompute": kind})
+    except ValidationError:
+        return None
 
 
 def _buckets(
