@@ -1,0 +1,33 @@
+"""Captions that name the person, and the same about anyone."""
+
+import pytest
+
+from contextanyone_core.errors import InputError
+from training.personal.names import check_caption, without_name
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A zuv woman.", "A woman."),
+        ("An ape sees a zuv ape.", "An ape sees an ape."),
+        ("The zuv ape", "The ape"),
+        ("Zuv woman dances with A ZUV WOMAN", "Woman dances with A woman"),
+    ],
+)
+def test_a_caption_without_the_name_is_about_anyone(caption, expected):
+    class_name = expected.rstrip(".").split()[-1]
+    assert without_name(caption, "zuv", class_name) == expected
+    check_caption(caption, "zuv", class_name)
+
+
+@pytest.mark.parametrize("caption", ["A zuv woman; zuv smiles", "A zuv woman and Zuv's dog", "Zuv woman, a zuv"])
+def test_a_caption_with_the_name_alone_is_refused(caption):
+    with pytest.raises(InputError, match=r"has zuv without woman.*say 'zuv woman' each time"):
+        check_caption(caption, "zuv", "woman")
+
+
+@pytest.mark.parametrize("caption", ["A zuv womanly walk", "An azuv woman"])
+def test_a_part_of_a_word_names_nobody(caption):
+    with pytest.raises(InputError, match="does not name the person"):
+        check_caption(caption, "zuv", "woman")
