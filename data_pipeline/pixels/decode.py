@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +19,8 @@ _LONG_SIDE = 256
 
 
 def prepare_process() -> None:
-    """One thread for OpenCV, for there is a process for each worker; and no remarks of FFmpeg on the terminal.
-
-    PySceneDetect turns these on.
-    """
+    """One thread for OpenCV, for there is a process for each worker."""
     cv2.setNumThreads(1)
-    av.logging.set_libav_level(av.logging.PANIC)
 
 
 def frames_of(path: Path, long_side: int) -> Iterator[Frames]:

@@ -8,12 +8,12 @@ from typing import ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scenedetect import ContentDetector, detect
 
 from data_pipeline.pixels.decode import frames_of
 from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
 from training.data.video import MediaError, open_stream, video_frames
+from training.data.video_cuts import hard_cuts
 
 _THUMB = 16  # pixels: so small that people hardly count, and places do
 
@@ -56,6 +56,7 @@ class Shots(Stage):
     """
 
     name: ClassVar[str] = "shots"
+    version: ClassVar[int] = 2
     threshold: float = 27.0
     min_length: int = 9
     windows: tuple[int, ...] = (9, 13, 17)
@@ -66,10 +67,9 @@ class Shots(Stage):
     def __call__(self, row: Row) -> list[Row]:
         """The shots in order; a video without cuts is one."""
         path = self.place(row.video)
-        scenes = detect(str(path), ContentDetector(self.threshold, min_scene_len=self.min_length), backend="pyav")
+        cuts = hard_cuts(video_frames(path), self.threshold, self.min_length)
         thumbs = np.stack([_thumb(picture) for picture in frames_of(path, 128)])
         dissolves = self.dissolves(thumbs)
-        cuts = [begin.frame_num for begin, _ in scenes[1:]]
         hard = [(cut, cut) for cut in cuts if all(not a - 2 <= cut <= b + 2 for a, b in dissolves)]
         gaps = sorted([*hard, *dissolves])  # a cut that was found within a dissolve is a part of it
         starts = [row.start, *(after for _, after in gaps)]

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contextanyone_core.errors import InputError, MissingDependencyError
+from contextanyone_core.errors import InputError
 from training.data.media import picture_files, probe, read_frames
-from training.data.video import video_times
+from training.data.video import video_frames
+from training.data.video_cuts import hard_cuts
 
 _LOG = logging.getLogger(__name__)
 _THRESHOLD, _MIN_LENGTH = 27.0, 9  # PySceneDetect's own of ContentDetector; frames of the shortest shot
@@ -89,12 +90,5 @@ def _shots(path: Path, count: int) -> list[tuple[int, int]]:
     """Spans of frames between hard cuts; folders of pictures and animations are one shot."""
     if path.is_dir() or picture_files(path) is not None:
         return [(0, count)]
-    try:
-        from scenedetect import ContentDetector, detect
-    except ImportError:
-        raise MissingDependencyError(
-            'Looking for cuts needs PySceneDetect, which is not installed. Run: pip install "contextanyone[data]"'
-        ) from None
-    scenes = detect(str(path), ContentDetector(_THRESHOLD, min_scene_len=_MIN_LENGTH), backend="pyav")
-    starts = [0, *(begin.frame_num for begin, _ in scenes[1:])]
-    return list(zip(starts, [*starts[1:], len(video_times(path))], strict=True))
+    starts = [0, *hard_cuts(video_frames(path), _THRESHOLD, _MIN_LENGTH)]
+    return list(zip(starts, [*starts[1:], count], strict=True))
