@@ -65,11 +65,16 @@ class Stage(ABC):
         """A path of a row on this disk."""
         return self.root / path
 
-    def folder(self, row: Row) -> Path:
-        """The folder of a row's files, made where it is missing."""
-        folder = self.root / row.files
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def path_for(self, row: Row, name: str) -> str:
+        """The path of a file or folder that this stage makes of a row; the folder around it is there afterwards.
+
+        That folder is named by the row's key and by the stage's own settings: no part that names a file has it
+        exchanged by another video, or by a run with other settings.
+        """
+        mark = digest(row.key, self.name, self.version, self.settings)
+        folder = f"{row.files}/{self.name}-{mark}"
+        self.place(folder).mkdir(parents=True, exist_ok=True)
+        return f"{folder}/{name}"
 
 
 @lru_cache(maxsize=16)

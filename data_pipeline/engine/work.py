@@ -165,6 +165,8 @@ def _through(job: Job, source: str, at: list[str], watch: Watch) -> Done:
     names = [stage.name for stage in job.stages]
     last = len(names) if job.selection.last is None else names.index(job.selection.last) + 1
     anew = len(names) if job.selection.first is None else names.index(job.selection.first)
+    for number in reversed(range(anew, last)):  # gone first: what is killed in between is computed by the next run
+        job.part_path(number, source).unlink(missing_ok=True)
     part, there, account = None, None, list[tuple[int, int, float]]()
     for number in range(last):
         at[0] = names[number]

@@ -244,4 +244,4 @@ class PictureModels:
         return read_picture(self.root / row.paths["target"])
 
     def _candidate(self, row: Row, number: int) -> Path:
-        return self.root / row.files / f"candidate{number}.png"
+        return self.root / row.files / f"candidate{number}-{row.key}.png"

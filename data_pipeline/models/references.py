@@ -78,8 +78,9 @@ class EditAndVerify(ReferenceStage):
         if not judged:
             return Drop("no_edit")
         scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].seed))
-        write_picture(self.folder(row) / "reference.png", best.picture)
-        row = row.scored(self.name, **scores, seed=float(best.seed)).with_paths(reference=f"{row.files}/reference.png")
+        path = self.path_for(row, "reference.png")
+        write_picture(self.place(path), best.picture)
+        row = row.scored(self.name, **scores, seed=float(best.seed)).with_paths(reference=path)
         return row.labelled(self.name, instruction=best.instruction)
 
 

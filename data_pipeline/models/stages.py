@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from safetensors.numpy import save_file
 
-from contextanyone_core.atomic_file import whole_file, write_text
+from contextanyone_core.atomic_file import publish, staging, whole_file, write_text
 from data_pipeline.licences import ModelCard
 from data_pipeline.models.picture_files import encode_picture, write_picture
 from data_pipeline.models.protocols import Models, Seen
@@ -82,8 +82,9 @@ class Person(ModelStage):
             steady=times / len(mains),
         )
         told = [[{"box": one.box, "track": one.track} for one in seen] for seen in frames]
-        write_text(self.folder(row) / "people.json", json.dumps(told) + "\n")
-        return row.labelled(self.name, track=track).with_paths(people=f"{row.files}/people.json")
+        path = self.path_for(row, "people.json")
+        write_text(self.place(path), json.dumps(told) + "\n")
+        return row.labelled(self.name, track=track).with_paths(people=path)
 
 
 def _area(one: Seen) -> float:
@@ -100,17 +101,13 @@ class Masks(ModelStage):
     def __call__(self, row: Row) -> Row:
         """The row with the path `mask`."""
         masks = self.models.masks(row, row.labels["person.track"])
-        path = self.folder(row) / "mask"
-        if not path.is_dir():
-            total = int(row.scores["probe.frames"])
-            with whole_file(path) as beside:
-                beside.mkdir()
-                for number in range(total):
-                    inside = row.start <= number < row.stop
-                    encode_picture(beside / f"{number:05d}.png", masks[number - row.start] if inside else masks[0] * 0)
-        return row.scored(self.name, area=float(np.median((masks > 127).mean((1, 2))))).with_paths(
-            mask=f"{row.files}/mask"
-        )
+        path = self.path_for(row, "mask")
+        with staging(self.place(path).parent) as hidden:
+            for number in range(int(row.scores["probe.frames"])):
+                inside = row.start <= number < row.stop
+                encode_picture(hidden / f"{number:05d}.png", masks[number - row.start] if inside else masks[0] * 0)
+            publish(hidden, self.place(path))
+        return row.scored(self.name, area=float(np.median((masks > 127).mean((1, 2))))).with_paths(mask=path)
 
 
 @dataclass(frozen=True)
@@ -129,10 +126,11 @@ class Poses(ModelStage):
         whole[row.start : row.stop] = joints
         size = {name: str(int(row.scores[f"probe.{name}"])) for name in ("width", "height")}
         told = {"layout": self.models.layout, **size, "fps": f"{row.scores['probe.fps']:.12g}"}
-        with whole_file(self.folder(row) / "pose.safetensors") as beside:
+        path = self.path_for(row, "pose.safetensors")
+        with whole_file(self.place(path)) as beside:
             save_file({"keypoints": whole}, beside, told)
         seen = float((joints[..., 2] > 0.5).mean())
-        return row.scored(self.name, seen=seen).with_paths(pose=f"{row.files}/pose.safetensors")
+        return row.scored(self.name, seen=seen).with_paths(pose=path)
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,9 @@ class TargetFrame(ModelStage):
         areas = [0 if picture is None else int((picture > 127).sum()) for picture in pictures]
         index = row.start + int(np.argmax(areas))
         picture = next(video_frames(self.place(row.video), index))
-        write_picture(self.folder(row) / "target.png", picture)
-        return row.scored(self.name, index=index).with_paths(target=f"{row.files}/target.png")
+        path = self.path_for(row, "target.png")
+        write_picture(self.place(path), picture)
+        return row.scored(self.name, index=index).with_paths(target=path)
 
 
 @dataclass(frozen=True)
