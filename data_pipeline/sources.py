@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ENOENT
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Protocol
+from unicodedata import category
 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
-from data_pipeline.rows import Row, file_sha256
+from data_pipeline.rows import Row, digest, file_sha256
 from data_pipeline.world_sources import WorldSet, write_source
 
 ENDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"}
+_MOST_LETTERS = 180  # an id has the span too, and 200 at most
+_MOST_BYTES = 240  # a file's name has 255 at most, and .jsonl or .json follows
+_KEPT = 100  # bytes and letters of a name that is shortened
+_NO_LETTERS = {"Cc", "Cs"}  # controls, a line's end among them; bytes that are no UTF-8
+_SHORTENED = re.compile(r"-[0-9a-f]{16}\.[^.]+$")
 
 
 class Sources(Protocol):
@@ -28,7 +37,10 @@ class Sources(Protocol):
 
 @dataclass(frozen=True)
 class FolderSources:
-    """The videos of a folder, by their path with `/` as `__`, but for those removed from the output folder."""
+    """The videos of a folder, but for those removed from the output folder.
+
+    They are named by their path with `/` as `__`, shortened where that is too long.
+    """
 
     folder: Path
     removed: frozenset[str] = frozenset()
@@ -41,11 +53,9 @@ class FolderSources:
         """
         if not self.folder.is_dir():
             raise InputError(f"sources.folder is {self.folder}, which is no folder; name one that holds videos.")
-        found = [path for path in self.folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
-        paths = sorted(path.relative_to(self.folder).as_posix() for path in found if not path.name.startswith("."))
         names: dict[str, str] = {}
-        for path in paths:
-            other = names.setdefault(path.replace("/", "__"), path)
+        for path in sorted(_videos(self.folder)):
+            other = names.setdefault(_name_of(path), path)
             if other != path:
                 raise InputError(f"sources.folder {self.folder}: {other} and {path} would have one name; rename one.")
         if not names:
@@ -54,7 +64,7 @@ class FolderSources:
 
     def row(self, name: str, root: Path) -> Row:
         """The video as a row; a link below the output folder leads to the file."""
-        path = _named(self.folder, name.split("__")).resolve()
+        path = _path_of(self.folder, name).resolve()
         link = root / "sources" / name
         if not link.is_symlink() or link.readlink() != path:
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -63,21 +73,55 @@ class FolderSources:
         return Row(source=name, sha256=file_sha256(path), video=f"sources/{name}")
 
 
-def _named(folder: Path, parts: list[str]) -> Path:
-    """The file whose path has these parts, some joined by `__` in one name; the folder is not listed.
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
-    Raises: FileNotFoundError where there is none.
+
+def _videos(folder: Path) -> Iterator[str]:
+    """The paths of a folder's videos, below it."""
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_video(path))
+
+
+def _name_of(path: str) -> str:
+    """A video's name by its path below the folder: with `__` for `/`, and shortened where that could be no file's name.
+
+    A shortened name ends with a hash of the path, which tells it from all others.
     """
-    if (whole := folder / "__".join(parts)).is_file():
-        return whole
-    for count in range(1, len(parts)):
-        inner = folder / "__".join(parts[:count])
-        if inner.is_dir():
-            try:
-                return _named(inner, parts[count:])
-            except FileNotFoundError:
-                continue
-    raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(folder / "__".join(parts)))
+    name = path.replace("/", "__")
+    usable = "".join("_" if one == "\\" or category(one) in _NO_LETTERS else one for one in name)
+    if usable == name and len(name) <= _MOST_LETTERS and len(name.encode()) <= _MOST_BYTES:
+        return name
+    start = usable[:_KEPT].encode()[:_KEPT].decode(errors="ignore")
+    return f"{start}-{digest(path)}{PurePosixPath(path).suffix}"
+
+
+def _path_of(folder: Path, name: str) -> Path:
+    """The video that has a name. Raises: FileNotFoundError where there is none."""
+    found = _named(folder, name)
+    if found is None and _SHORTENED.search(name):
+        found = _shortened(folder).get(name)
+    if found is None or not found.is_file():
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(folder / name))
+    return found
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    """The video whose path is the name with some `__` as `/`; the folder is not listed."""
+    if _is_video(folder / name):
+        return folder / name
+    for at in range(1, len(name) - 2):  # in a___b each place is possible: folders may begin and end with _
+        if name.startswith("__", at) and (folder / name[:at]).is_dir():
+            found = _named(folder / name[:at], name[at + 2 :])
+            if found is not None:
+                return found
+    return None
+
+
+@lru_cache(maxsize=1)
+def _shortened(folder: Path) -> dict[str, Path]:
+    """The videos of a folder whose names are shortened; listed once in a process."""
+    names = ((_name_of(path), path) for path in _videos(folder))
+    return {name: folder / path for name, path in names if _SHORTENED.search(name)}
 
 
 @dataclass(frozen=True)
