@@ -38,7 +38,7 @@ class KeptHashes:
             distance: the share of bits by which kept rows must differ, 0 to 1.
         """
         self.compared = 0
-        self._distance, self._count = distance, 0
+        self._count = 0
         apart = min(max(distance, 0.01), 0.99)
         bits = int(log(1 - _MISSED ** (1 / _TABLES)) / log(1 - apart))
         bits = min(max(bits, 1), _MOST_BITS)
@@ -50,18 +50,30 @@ class KeptHashes:
         self._kept = np.empty((256, _BITS // 8), np.uint8)
 
     def nearest(self, row: Row) -> float:
-        """The distance (0 to 1) to the nearest kept row, 1 where none was compared; the row is kept from the bound on.
+        """The distance (0 to 1) to the nearest kept row, 1 where none was compared.
 
         Two rows are as far apart as the mean over their first, middle and last frames.
         """
-        bits = np.frombuffer(bytes.fromhex(row.labels["hashes.frames"].replace(" ", "")), np.uint8)
-        buckets = np.unpackbits(bits)[self._drawn] @ self._weights
-        others = self._kept[: self._count] if self._count <= _ALL else self._kept[self._sharing(buckets)]
+        bits = _bits(row)
+        others = self._kept[: self._count] if self._count <= _ALL else self._kept[self._sharing(self._buckets(bits))]
         self.compared += len(others)
-        near = float(np.bitwise_count(others ^ bits).sum(axis=1).min()) / _BITS if len(others) else 1.0
-        if near >= self._distance:
-            self._keep(bits, buckets)
-        return near
+        return float(np.bitwise_count(others ^ bits).sum(axis=1).min()) / _BITS if len(others) else 1.0
+
+    def keep(self, row: Row) -> None:
+        """Add a row to those that are kept."""
+        if self._count == len(self._kept):
+            self._kept = np.concatenate([self._kept, np.empty_like(self._kept)])
+            self._before = np.concatenate([self._before, np.empty_like(self._before)])
+        bits, tables = _bits(row), np.arange(_TABLES)
+        buckets = self._buckets(bits)
+        self._kept[self._count] = bits
+        self._before[self._count] = self._first[tables, buckets]
+        self._first[tables, buckets] = self._count
+        self._count += 1
+
+    def _buckets(self, bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The row's bucket in each table."""
+        return np.asarray(np.unpackbits(bits)[self._drawn] @ self._weights, np.int64)
 
     def _sharing(self, buckets: NDArray[np.int64]) -> NDArray[np.int32]:
         """The kept rows that are in one of the buckets."""
@@ -74,12 +86,6 @@ class KeptHashes:
             at = self._before[at, tables]
         return np.unique(np.concatenate(found))
 
-    def _keep(self, bits: NDArray[np.uint8], buckets: NDArray[np.int64]) -> None:
-        if self._count == len(self._kept):
-            self._kept = np.concatenate([self._kept, np.empty_like(self._kept)])
-            self._before = np.concatenate([self._before, np.empty_like(self._before)])
-        tables = np.arange(_TABLES)
-        self._kept[self._count] = bits
-        self._before[self._count] = self._first[tables, buckets]
-        self._first[tables, buckets] = self._count
-        self._count += 1
+
+def _bits(row: Row) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex(row.labels["hashes.frames"].replace(" ", "")), np.uint8)

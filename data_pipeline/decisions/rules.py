@@ -117,7 +117,8 @@ def rules_of(filters: Mapping[str, Mapping[str, float]]) -> list[Rule]:
 
 
 def decide(rows: Iterable[Row], rules: Sequence[Rule], review: Mapping[str, bool] | None = None) -> Decisions:
-    """Apply every rule; the first that is broken is the reason. Duplicates are looked for among what is left.
+    """Apply every rule; the first that is broken is the reason. Duplicates are looked for among what is left,
+    after the review: what a person keeps has no later copy beside it, and what a person drops stands in no copy's way.
 
     Args:
         rows: an iterable that can be gone through again. review: whether to keep a row, by its id.
@@ -133,14 +134,18 @@ def decide(rows: Iterable[Row], rules: Sequence[Rule], review: Mapping[str, bool
         values = [_score(row, rule) for rule in rules]
         breaks = [rule.name != DEDUP and not rule.keeps(value) for rule, value in zip(rules, values, strict=True)]
         near = 1.0
-        if kept is not None and bound is not None and not any(breaks):
-            near = kept.nearest(row)
-            breaks = [rule.name == DEDUP and near < bound for rule in rules]
+        keep = review.get(row.id) if review else None
+        if kept is not None and bound is not None:
+            if not any(breaks):
+                near = kept.nearest(row)
+                breaks = [rule.name == DEDUP and near < bound for rule in rules]
+            if keep or (keep is None and not any(breaks)):
+                kept.keep(row)
         scores.extend(values)
         broken.extend(breaks)
         nearest.append(near)
-        if review and row.id in review:
-            reviewed[number] = review[row.id]
+        if keep is not None:
+            reviewed[number] = keep
     shape = (len(nearest), len(rules))
     return Decisions(
         rows,

@@ -15,7 +15,7 @@ from data_pipeline.config import read_config
 from data_pipeline.decisions.bias import ATTRIBUTES, drop_rates
 from data_pipeline.decisions.outputs import account_of
 from data_pipeline.decisions.review import agreement
-from data_pipeline.decisions.rules import Rule, decide
+from data_pipeline.decisions.rules import DEDUP, REVIEW, Rule, decide
 from data_pipeline.rows import Row
 from data_pipeline.world_sources import FAULTS, read_truth
 from training.data.manifest import read_manifest
@@ -124,6 +124,37 @@ def test_a_review_overrules_the_rules_and_measures_them():
         "kept": {"reviewed": 1, "precision": 0.0},
         "x.min_y": {"reviewed": 2, "precision": 0.5},
     }
+
+
+@pytest.mark.parametrize(
+    ("review", "reasons"),
+    [
+        ({}, ["", DEDUP, DEDUP, "x.min_y"]),
+        ({"a": False}, [REVIEW, "", DEDUP, "x.min_y"]),  # its copy takes its place
+        ({"a": False, "b": False}, [REVIEW, REVIEW, "", "x.min_y"]),
+        ({"b": True}, ["", "", DEDUP, "x.min_y"]),
+        ({"d": True}, [DEDUP, DEDUP, DEDUP, ""]),  # what a person keeps has no copy beside it
+    ],
+)
+def test_duplicates_are_looked_for_after_the_review(review, reasons):
+    """Three rows alike, and a fourth alike that breaks another rule; it comes first."""
+    rows = [
+        Row(source=x, sha256="0" * 64, video="v", labels={"hashes.frames": "0" * 192}, scores={"x.y": x != "d"})
+        for x in "dabc"
+    ]
+    decisions = decide(rows, [Rule("x", "min_y", 0.5), Rule("dedup", "min_distance", 0.1)], by_id(rows, review))
+    assert [found.reason for found in decisions] == [*reasons[3:], *reasons[:3]]
+
+
+def test_a_person_who_drops_a_copy_agrees_with_the_rule():
+    rows = [Row(source=x, sha256="0" * 64, video="v", labels={"hashes.frames": "0" * 192}) for x in "ab"]
+    review = by_id(rows, {"b": False})
+    decisions = decide(rows, [Rule("dedup", "min_distance", 0.1)], review)
+    assert agreement(decisions, review) == {DEDUP: {"reviewed": 1, "precision": 1.0}}
+
+
+def by_id(rows, review):
+    return {row.id: review[row.source] for row in rows if row.source in review}
 
 
 @pytest.mark.parametrize(

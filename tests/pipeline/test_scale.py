@@ -70,6 +70,7 @@ def many():
     for number, bits in enumerate(hashes(6000)):
         before = kept.compared
         assert kept.nearest(hashed(number, bits)) >= 0.1
+        kept.keep(hashed(number, bits))
         compared.append(kept.compared - before)
     return kept, compared
 
@@ -93,12 +94,13 @@ def test_dedup_finds_the_copies_among_many(many, flipped, most_missed):
 
 def test_dedup_is_exact_while_few_rows_are_kept():
     bits = np.concatenate([hashes(60), copies_of(hashes(60), 60), copies_of(hashes(60), 100)])
-    kept, before, expected = KeptHashes(0.1), [], []
+    before, expected = [], []
     for one in bits:
         nearest = min((int(np.bitwise_count(one ^ other).sum()) / BITS for other in before), default=1.0)
         expected.append(nearest)
         before += [one] if nearest >= 0.1 else []
-    assert [kept.nearest(hashed(0, one)) for one in bits] == pytest.approx(expected)
+    rows = [hashed(number, one) for number, one in enumerate(bits)]
+    assert decide(rows, [Rule("dedup", "min_distance", 0.1)]).nearest == pytest.approx(expected)
     assert sum(nearest < 0.1 for nearest in expected) == 60
 
 
