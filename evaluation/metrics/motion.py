@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 
 SIDE = 320  # the longer side, in pixels, at which flow is computed; what is smaller stays as it is
+_LEAST = 16  # pixels of a side: DIS reads beyond smaller pictures, whose half is less than its patch of 8
 MATCHED = (0.5, 2.0)
 """Ratios to the base's motion between which identity counts."""
 
@@ -18,16 +19,21 @@ _STILL = 0.01  # diagonals a second; a frozen clip has up to 0.006 from the code
 
 
 def flow_lengths(frames: Frames) -> NDArray[np.float32]:
-    """Mean length of the flow (OpenCV's DIS, medium preset) between neighbouring frames, in diagonals: (T - 1,)."""
+    """Mean length of the flow (OpenCV's DIS, medium preset) between neighbouring frames, in diagonals: (T - 1,).
+
+    What is less than 16 pixels high or wide is continued by its edge up to there; only its own pixels count.
+    """
     grey = [_small(frame) for frame in frames]
-    diagonal = float(np.hypot(*grey[0].shape))
+    height, width = grey[0].shape
+    diagonal = float(np.hypot(height, width))
+    grey = [_continued(frame) for frame in grey]
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     lengths = []
     for one, other in pairwise(grey):
         flow = np.zeros((*one.shape, 2), np.float32)
         if not np.array_equal(one, other):
             flow = estimator.calc(one, other, flow)
-        lengths.append(float(np.linalg.norm(flow, axis=-1).mean()) / diagonal)
+        lengths.append(float(np.linalg.norm(flow[:height, :width], axis=-1).mean()) / diagonal)
     return np.asarray(lengths, np.float32)
 
 
@@ -51,5 +57,10 @@ def _small(frame: Frames) -> Frames:
     scale = SIDE / max(grey.shape)
     if scale >= 1:
         return grey
-    size = (max(round(grey.shape[1] * scale), 16), max(round(grey.shape[0] * scale), 16))
+    size = (max(round(grey.shape[1] * scale), _LEAST), max(round(grey.shape[0] * scale), _LEAST))
     return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _continued(grey: Frames) -> Frames:
+    missing = [(0, max(_LEAST - side, 0)) for side in grey.shape]
+    return np.pad(grey, missing, mode="edge") if any(after for _, after in missing) else grey

@@ -1,6 +1,8 @@
 """The arithmetic of the metrics against values by hand, and planted truths: frozen clips, copies, ties, differences."""
 
 import subprocess
+import sys
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -96,6 +98,22 @@ def test_flow_measures_a_known_shift_relative_to_diagonal_and_second():
     assert per_second(flow_lengths(still[None]), 25) == 0
     assert ratio(0.3, 0.2) == pytest.approx(1.5)
     assert ratio(0.3, 0.0) is None
+
+
+def test_flow_of_pictures_smaller_than_its_patches_is_measured():
+    """In a process of its own: OpenCV ends it at 12 x 64."""
+    code = """
+import numpy as np
+from evaluation.metrics.motion import flow_lengths
+for height, width in ((1, 1), (2, 2), (8, 8), (12, 64), (64, 12), (8, 400), (640, 4), (15, 320)):
+    frames = np.random.default_rng(0).integers(0, 255, (3, height, width, 3), dtype=np.uint8)
+    lengths = flow_lengths(frames)
+    assert lengths.shape == (2,) and np.isfinite(lengths).all(), (height, width, lengths)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], check=True)
+    still = textured(12, 96)
+    frames = np.stack([np.roll(still, 2 * step, axis=1) for step in range(6)])
+    assert flow_lengths(frames).mean() * np.hypot(12, 96) == pytest.approx(2, rel=0.25)
 
 
 def test_a_copy_is_found_at_another_size_and_another_picture_is_not():
