@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from contextanyone_core.errors import InputError
@@ -57,6 +58,12 @@ LICENCES = {
 }
 """Licences of weights by the model's name, as its publisher states them; check them again before you rely on one."""
 
+_UNKNOWN = {"", "unknown", "not known", "unclear", "unspecified", "not specified"}
+_LIMITED = re.compile(
+    r"\bnc\b|bync|\b(non|no|not|not for) ?commercial"
+    r"|\b(research|academic|educational|personal|evaluation)( (use|only|purposes|licen[cs]e)|$)"
+)
+
 
 def refuse_non_commercial(cards: tuple[ModelCard, ...], sources: str) -> None:
     """Refuse a run that may not be used commercially.
@@ -73,6 +80,20 @@ def refuse_non_commercial(cards: tuple[ModelCard, ...], sources: str) -> None:
                 f"--commercial: {card.name} ({card.purpose}) has the licence {card.licence.name}; "
                 "choose another model in the configuration."
             )
-    words = sources.lower()
-    if words == "unknown" or "-nc" in words or "non-commercial" in words or "noncommercial" in words:
+    if not allows_commercial_use(sources):
         raise InputError(f"--commercial: the sources' licence is {sources}; give sources whose licence allows it.")
+
+
+def allows_commercial_use(licence: str) -> bool:
+    """Whether nothing in the name of a licence of videos speaks against commercial use, however it is written."""
+    return not is_unknown(licence) and _LIMITED.search(_words(licence)) is None
+
+
+def is_unknown(licence: str) -> bool:
+    """Whether the name of a licence says that none is known."""
+    return _words(licence) in _UNKNOWN
+
+
+def _words(licence: str) -> str:
+    """In small letters, one space between words; hyphens and underscores are spaces too."""
+    return re.sub(r"[\W_]+", " ", licence.lower()).strip()

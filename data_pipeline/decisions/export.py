@@ -7,6 +7,7 @@ from pathlib import Path
 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
+from data_pipeline.licences import is_unknown
 from training.data.manifest import read_manifest
 
 
@@ -29,7 +30,7 @@ def export(root: Path, to: Path) -> int:
     if not path.read_bytes().strip():
         raise InputError(f"{path} has no row; loosen the filters first.")
     rows = [line.row for line in read_manifest(path).lines]
-    unknown = [row for row in rows if row.license.strip().lower() == "unknown"]
+    unknown = [row for row in rows if is_unknown(row.license)]
     if unknown:
         raise InputError(f"{len(unknown)} rows have the licence unknown; state `license` in the configuration first.")
     to.parent.mkdir(parents=True, exist_ok=True)

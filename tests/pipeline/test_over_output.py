@@ -16,6 +16,7 @@ from data_pipeline.decisions.bias import ATTRIBUTES, drop_rates
 from data_pipeline.decisions.outputs import account_of
 from data_pipeline.decisions.review import agreement
 from data_pipeline.decisions.rules import DEDUP, REVIEW, Rule, decide
+from data_pipeline.licences import allows_commercial_use
 from data_pipeline.rows import Row
 from data_pipeline.world_sources import FAULTS, read_truth
 from training.data.manifest import read_manifest
@@ -201,7 +202,7 @@ def test_an_export_stands_alone(copy, tmp_path, capsys):
 
 
 def test_an_unknown_licence_is_not_exported(copy, tmp_path, capsys):
-    data = json.loads((copy / "settings.json").read_text()) | {"license": "unknown"}
+    data = json.loads((copy / "settings.json").read_text()) | {"license": " Not known"}
     (copy / "settings.json").write_text(json.dumps(data))
     assert main(["filter", "--out", str(copy)]) == 0
     assert main(["export", "--out", str(copy), "--to", str(tmp_path / "export")]) == 2
@@ -272,6 +273,22 @@ def test_commercial_use_is_refused_where_a_licence_does_not_allow_it(copy, tmp_p
     assert main([str(path), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
     path.write_text(yaml.safe_dump(data))
     assert main([str(path), "--out", str(tmp_path / "new"), "--commercial", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("allowed", "licences"),
+    [
+        (
+            False,
+            ["CC-BY-NC-4.0", "CC BY NC 4.0", "cc_by_nc_sa", "CC BYNC", "Attribution-NonCommercial", "Non Commercial"],
+        ),
+        (False, ["research use only", "Academic", "for research purposes", "not for commercial use", "personal_use"]),
+        (False, ["unknown", " unknown", "Not Known", "not_known", " ", "?"]),
+        (True, ["CC0-1.0", "CC BY 4.0", "MIT", "my own videos", "Pexels", "research and commercial use", "Vince"]),
+    ],
+)
+def test_a_licence_is_understood_however_it_is_written(allowed, licences):
+    assert {licence: allows_commercial_use(licence) for licence in licences} == dict.fromkeys(licences, allowed)
 
 
 def of_older_code(root):
