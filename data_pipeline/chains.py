@@ -19,6 +19,7 @@ from data_pipeline.models.world import WorldModels
 from data_pipeline.pixels.learned import RecognisedText, TransNetShots
 from data_pipeline.pixels.scores import Blur, Dark, Hashes, Letterbox, Motion, Static, Text
 from data_pipeline.pixels.shots import Probe, Shots
+from data_pipeline.rows import lines_of
 from data_pipeline.sources import FolderSources, Sources, WorldSources
 from data_pipeline.stage import Stage
 
@@ -76,7 +77,7 @@ def sources_of(settings: PipelineSettings, root: Path) -> Sources:
 def removed_from(root: Path) -> frozenset[str]:
     """The names of the sources that `remove` took out of an output folder."""
     path = root / "removed.txt"
-    return frozenset(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else frozenset()
+    return frozenset(lines_of(path)) if path.is_file() else frozenset()
 
 
 def job_of(settings: PipelineSettings, root: Path, selection: Selection | None = None) -> Job:

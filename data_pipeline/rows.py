@@ -136,6 +136,14 @@ def count_part(path: Path) -> tuple[int, Counter[str]]:
     return count, dropped
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file without their ends, and without empty ones.
+
+    Only a line feed ends one: JSON strings and names of files may hold the other separators of Unicode.
+    """
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def digest(*parts: Any) -> str:
     """16 hexadecimal digits of anything that JSON can say."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from data_pipeline.decisions.splits import identities_of, split_rows
 from data_pipeline.decisions.stored import StoredDrops, StoredRows, paths_of
 from data_pipeline.engine.work import Job
 from data_pipeline.models.stages import ModelStage
-from data_pipeline.rows import Dropped, Row, count_part
+from data_pipeline.rows import Dropped, Row, count_part, lines_of
 from training.data.manifest import Edit, Hashes, ManifestRow, Split, write_lines, write_manifest
 
 _UNVERIFIED = ("verify", "self")  # the stage whose rules do not hold for references of this kind
@@ -141,7 +141,7 @@ def read_decisions(root: Path) -> list[dict[str, object]]:
     path = root / "decisions.jsonl"
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the chain to its end first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines_of(path)]
 
 
 def funnel_text(account: Account) -> str:

@@ -12,6 +12,7 @@ from contextanyone_core.errors import InputError
 from data_pipeline.chains import removed_from
 from data_pipeline.decisions.review import store_review, stored_review
 from data_pipeline.engine.work import Job
+from data_pipeline.rows import lines_of
 from training.data.manifest import write_lines
 
 
@@ -61,7 +62,7 @@ def without_source(root: Path, name: str) -> int:
     count = 0
     for path in (root / "decisions.jsonl", root / "manifest.jsonl"):
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = lines_of(path)
             left = [line for line in lines if _source_of(json.loads(line)) != name]
             write_lines(path, left)
             count += len(lines) - len(left)

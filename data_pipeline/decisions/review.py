@@ -18,7 +18,7 @@ def read_review(path: Path) -> dict[str, bool | None]:
         InputError: the file is missing or has a line that is not `{"id": ..., "keep": true, false or null}`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The review {path} cannot be read: {error}.") from None
     found: dict[str, bool | None] = {}

@@ -13,8 +13,9 @@ from data_pipeline.chains import job_of, removed_from
 from data_pipeline.commands import main
 from data_pipeline.config import read_config
 from data_pipeline.decisions.bias import ATTRIBUTES, drop_rates
-from data_pipeline.decisions.outputs import account_of
-from data_pipeline.decisions.review import agreement
+from data_pipeline.decisions.outputs import account_of, read_decisions
+from data_pipeline.decisions.removal import without_source
+from data_pipeline.decisions.review import agreement, stored_review
 from data_pipeline.decisions.rules import DEDUP, REVIEW, Rule, decide
 from data_pipeline.licences import allows_commercial_use
 from data_pipeline.rows import Row
@@ -186,6 +187,22 @@ def test_a_removed_source_leaves_nothing_and_does_not_come_back(copy, tmp_path):
     assert main([str(tmp_path / "again.yaml"), "--out", str(copy)]) == 0
     assert not (copy / "sources" / name).exists()
     assert main(["remove", "--source", name, "--out", str(copy)]) == 2
+
+
+def test_names_and_words_may_hold_the_line_separators_of_unicode(tmp_path):
+    """A browser writes U+2028 into review.jsonl as it is, and so do we; in JSON only a line feed ends a line."""
+    name, words = "take\u2028one.mp4", "a\u2028b\x85c"
+    (tmp_path / "review.jsonl").write_text(
+        json.dumps({"id": f"{name}{words}", "keep": False}, ensure_ascii=False) + "\n"
+    )
+    assert stored_review(tmp_path) == {f"{name}{words}": False}
+    (tmp_path / "removed.txt").write_text(f"{name}\nb.mp4\n")
+    assert removed_from(tmp_path) == {name, "b.mp4"}
+    lines = [{"source": name, "labels": {"captions.first": words}}, {"source": "b.mp4"}]
+    (tmp_path / "decisions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    assert read_decisions(tmp_path) == lines
+    assert without_source(tmp_path, "b.mp4") == 1
+    assert read_decisions(tmp_path) == lines[:1]
 
 
 def test_an_export_stands_alone(copy, tmp_path, capsys):

@@ -14,7 +14,7 @@ from contextanyone_core.media.image_io import read_picture
 from contextanyone_core.media.video_io import write_clip
 from training.data.buckets import BucketSettings
 from training.data.check import check_files
-from training.data.collect import collect
+from training.data.collect import _table_rows, collect
 from training.data.from_folder import ManifestSettings, make_manifest
 from training.data.manifest import read_manifest
 from training.data.windows import cut_windows
@@ -234,3 +234,11 @@ def test_the_command_ends_with_the_table_and_the_next_command(folder: Path, caps
     (folder / "clips/walk/b.json").unlink()
     assert main([str(folder / "clips"), "--out", out]) == 2
     assert "No clip of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_captions_may_hold_the_line_separators_of_unicode(tmp_path, name):
+    words = "a\u2028b\x85c"
+    line = json.dumps({"video": "a.mp4", "caption": words}, ensure_ascii=False)
+    (tmp_path / name).write_text(f"{line}\n" if name.endswith("l") else f"video,caption\na.mp4,{words}\n")
+    assert [dict(row) for row in _table_rows(tmp_path / name)] == [{"video": "a.mp4", "caption": words}]
