@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -160,7 +161,7 @@ def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool], s
         '<button class="drop" aria-pressed="false">drop</button></p>'
     )
     pictures = "".join(
-        f'<figure><img loading="lazy" src="../{escape(row.paths[name])}" alt="">'
+        f'<figure><img loading="lazy" src="../{escape(quote(row.paths[name]))}" alt="">'
         f"<figcaption>{words}</figcaption></figure>"
         for name, words in (("target", "ground-truth frame"), ("reference", "reference"))
         if name in row.paths

@@ -1,7 +1,10 @@
 """What is done with a finished run: gallery and review, removal, export, card, the kinds of references."""
 
 import json
+import re
 import shutil
+from html import unescape
+from urllib.parse import unquote, urljoin, urlsplit
 
 import cv2
 import numpy as np
@@ -16,7 +19,8 @@ from data_pipeline.decisions.bias import ATTRIBUTES, drop_rates
 from data_pipeline.decisions.outputs import account_of, read_decisions
 from data_pipeline.decisions.removal import without_source
 from data_pipeline.decisions.review import agreement, stored_review
-from data_pipeline.decisions.rules import DEDUP, REVIEW, Rule, decide
+from data_pipeline.decisions.rules import DEDUP, REVIEW, Decision, Rule, decide
+from data_pipeline.gallery.build import _row_html
 from data_pipeline.licences import allows_commercial_use
 from data_pipeline.rows import Row
 from data_pipeline.world_sources import FAULTS, read_truth
@@ -65,6 +69,14 @@ def test_the_gallery_has_a_page_for_each_reason_nearest_to_the_threshold_first(c
     assert len(list((copy / "gallery" / "sheets").glob("*.jpg"))) == kept.count("<article") + sum(
         min(3, sum(x.reason == reason for x in found.decisions)) for reason in reasons - {"kept"}
     )
+
+
+def test_pictures_of_any_source_are_found_from_the_page():
+    path = "files/take #1 100%? <ü> 'a' & b.mp4/000000-000020/target-0/target.png"
+    row = Row(source="x", sha256="0" * 64, video="v", stop=20, paths={"target": path})
+    sources = re.findall(r'<img [^>]*src="([^"]*)"', _row_html(Decision(row, "", ()), [], {}, set()))
+    (found,) = (urlsplit(urljoin("file:///out/gallery/kept.html", unescape(source))) for source in sources)
+    assert (unquote(found.path), found.query, found.fragment) == (f"/out/{path}", "", "")
 
 
 def test_a_sheet_shows_the_box_and_the_mask(copy):
