@@ -15,6 +15,7 @@ from setuptools import find_namespace_packages
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "__init__.py")
 FOLDERS = ("contextanyone_core", "training", "benchmarks", "nodes", "tests")
+CODE = ("contextanyone_core", "training", "nodes", "evaluation", "data_pipeline")
 
 
 def project() -> dict[str, Any]:
@@ -30,7 +31,8 @@ def test_the_core_alone_is_packaged():
 
 def test_pip_commands_install_a_clone_or_packages_of_the_registry():
     """The registry has no contextanyone: an extra is named after a folder, `-e ".[pose]"`, and exists."""
-    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "contextanyone_core").rglob("*.py")]
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    paths += [path for name in CODE for path in (ROOT / name).rglob("*.py")]
     texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     assert [name for name, text in texts.items() if re.search(r"install [^`\n]*\bcontextanyone\[", text)] == []
     extras = set(re.findall(r'pip install -e "\S*\[(\S+)\]"', "\n".join(texts.values())))

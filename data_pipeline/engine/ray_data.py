@@ -56,7 +56,7 @@ def run_ray(job: Job, names: Sequence[str], workers: int, progress: Progress) ->
     """
     if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise MissingDependencyError(
-            '--engine ray needs Ray Data, which is not installed. Run: pip install "contextanyone[ray]"'
+            '--engine ray needs Ray Data, which is not installed. Run: pip install -e ".[ray]"'
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray

@@ -26,7 +26,7 @@ _BODY_SCORE = 1.0  # of the HOG detector: street lamps and bow ties have up to 0
 _FACE_SCORE = 0.0
 _LEAST_SIDE = 320  # pixels: smaller pictures are enlarged for the detectors
 _ALIKE = 0.5  # intersection of colour histograms of the same hair or clothes
-_INSTALL = 'pip install "contextanyone[small]"'
+_INSTALL = 'pip install -e ".[small]"'
 
 
 def weights_of(name: str) -> str:

@@ -25,9 +25,7 @@ _SMALL = (48, 27)  # width and height that TransNetV2 looks at
 
 def missing(package: str, purpose: str) -> MissingDependencyError:
     """The error of a package that is not installed."""
-    return MissingDependencyError(
-        f'{purpose} needs {package}, which is not installed. Run: pip install "contextanyone[small]"'
-    )
+    return MissingDependencyError(f'{purpose} needs {package}, which is not installed. Run: pip install -e ".[small]"')
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from contextanyone_core.errors import InputError, MissingDependencyError
+from contextanyone_core.errors import InputError
+from contextanyone_core.late_import import missing
 from contextanyone_core.media.image_io import over_white
 from contextanyone_core.media.video_io import FPS
 from training.data.seeking import frames_from, presentation_times
@@ -92,9 +93,7 @@ def open_stream(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import av
     except ImportError as error:
-        raise MissingDependencyError(
-            'Reading video files needs PyAV, which is not installed. Run: pip install "contextanyone[data]"'
-        ) from error
+        raise missing("Reading video files", "av") from error
     if not path.is_file():
         raise MediaError(f"{path} is not a regular file.")
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from contextanyone_core.errors import MissingDependencyError
+from contextanyone_core.late_import import missing
 
 _LONG_SIDE = 256  # pixels of what is compared: PySceneDetect's own
 
@@ -29,9 +29,7 @@ def hard_cuts(frames: Iterable[NDArray[np.uint8]], threshold: float, min_length:
         import cv2
         from scenedetect import ContentDetector, FrameTimecode
     except ImportError:
-        raise MissingDependencyError(
-            'Looking for cuts needs PySceneDetect, which is not installed. Run: pip install "contextanyone[data]"'
-        ) from None
+        raise missing("Looking for cuts", "scenedetect-headless") from None
     detector = ContentDetector(threshold, min_scene_len=min_length)
     size: tuple[int, int] | None = None
     cuts: list[int] = []

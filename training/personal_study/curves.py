@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from contextanyone_core.atomic_file import whole_file, write_text
-from contextanyone_core.errors import MissingDependencyError
+from contextanyone_core.late_import import missing
 from training.personal_study.arms import ARMS
 from training.personal_study.measures import MEASURES
 from training.personal_study.study import Study, make_cells
@@ -43,7 +43,7 @@ class Curves:
             MissingDependencyError: matplotlib is not installed; nothing has been computed then.
         """
         if find_spec("matplotlib") is None:
-            raise MissingDependencyError('Curves are drawn by matplotlib. Run: pip install "contextanyone[eval]"')
+            raise missing("Drawing curves", "matplotlib")
         studies = {length: replace(self.study, train_steps=length) for length in self.lengths}
         if (ended_by := make_cells(list(studies.values()))) is not None:
             return ended_by
