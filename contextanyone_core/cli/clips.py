@@ -76,27 +76,25 @@ def clips_from_file(file: Path, first: str | None, seed: int, folder: Path) -> l
 def refuse_collisions(clips: Sequence[Clip], read: Sequence[Path]) -> None:
     """Check that no clip or contact sheet replaces another one of this run, or a file that the run reads.
 
-    Names that differ only in case count as equal, as on macOS and Windows. Nor may one come into a folder that is read:
-    the next run would take it for one of its files.
+    Names that differ only in case count as equal, as on macOS and Windows.
 
     Raises: InputError naming the path.
     """
     taken = {_place(path) for path in read}
     for clip in clips:
-        refuse_output_among(clip.out, read)
         for path in (clip.out, contact_path(clip.out)):
             if _place(path) in taken:
                 raise InputError(f"{path} would be written over a file of this run; give another name.")
             taken.add(_place(path))
 
 
-def refuse_output_among(out: Path, read: Sequence[Path]) -> None:
-    """Refuse an output in a folder that is read.
+def refuse_output_among(out: Path, frames: Sequence[Path | None]) -> None:
+    """Refuse an output in a folder of frames that is read: the next run would take it for one of them.
 
     Raises: InputError naming both.
     """
-    for path in read:
-        if path.is_dir() and out.parent.resolve() == path.resolve():
+    for path in frames:
+        if path is not None and path.is_dir() and out.parent.resolve() == path.resolve():
             raise InputError(f"{out} would come among the files of {path}, which is read; give another folder.")
 
 

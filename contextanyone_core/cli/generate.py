@@ -25,7 +25,15 @@ from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
 from ..sampling.guidance import EVERYWHERE, check_interval
 from ..shapes import VideoShape
-from .clips import Clip, Process, clips_from_file, clips_from_options, refuse_collisions, this_process
+from .clips import (
+    Clip,
+    Process,
+    clips_from_file,
+    clips_from_options,
+    refuse_collisions,
+    refuse_output_among,
+    this_process,
+)
 from .generate_options import AUTO, SMALL_SIZE, generate_parser
 from .generate_personal import Person, check_person, hull_of, read_person, with_person
 from .generate_pose import AskedCondition, encode_condition, read_condition
@@ -134,6 +142,7 @@ def read_request(argv: Sequence[str]) -> Request:
     for clip in share:
         if not (options.resume and clip.out.exists()):
             check_output(clip.out)
+        refuse_output_among(clip.out, [options.pose, options.pose_body])
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
     pictures = [read_picture(path) for path in options.reference]
     return Request(spec, options, execution, process, share, pictures, read_condition(options), person)

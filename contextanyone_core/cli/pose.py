@@ -124,7 +124,7 @@ def _check(options: argparse.Namespace) -> None:
     for path in (options.source, options.body):
         if path is not None and options.out.resolve() == path.resolve():
             raise InputError(f"--out {options.out} would overwrite what is read; give another name.")
-    refuse_output_among(options.out, [path for path in (options.source, options.body) if path is not None])
+    refuse_output_among(options.out, [options.source, options.body])
     if ending_of(options.out) in KEYPOINTS:
         if not options.out.parent.is_dir():
             raise InputError(f"the output folder {options.out.parent} does not exist; make it first.")

@@ -30,6 +30,7 @@ _TIMED = ("WEBP", "AVIF")  # formats that give each frame's time; the others giv
 _DURATION = 100.0  # milliseconds for a frame without a duration, as in browsers
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
+_STATES_ORIENTATION = {"exif", "xmp", "XML:com.adobe.xmp"}
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -73,7 +74,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         width, height = image.size  # already upright for a TIFF
-        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
+        stated = image.format != "TIFF" and image.info.keys() & _STATES_ORIENTATION  # else a PNG would be decoded
+        if stated and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
             width, height = height, width
         factor = _factor(image.size)
         return -(-width // factor), -(-height // factor)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
-from contextanyone_core.cli.clips import Clip, refuse_collisions
+from contextanyone_core.cli.clips import refuse_output_among
 from contextanyone_core.encoders.reference import DualEncoder
 from contextanyone_core.errors import InputError
 from contextanyone_core.generation.domain_check import HEADER_KEY, domain_threshold, round_trip_psnr
@@ -272,9 +272,9 @@ def inspect(capsys, path) -> str:
 
 def test_no_clip_comes_among_the_frames_of_the_pose(tmp_path):
     (tmp_path / "pose").mkdir()
-    refuse_collisions([Clip("a", "", 0, tmp_path / "a.mp4")], [tmp_path / "pose"])
+    refuse_output_among(tmp_path / "a.mp4", [tmp_path / "pose", None])
     with pytest.raises(InputError, match=r"a\.mp4 would come among the files of .*pose, which is read"):
-        refuse_collisions([Clip("a", "", 0, tmp_path / "pose" / "a.mp4")], [tmp_path / "pose"])
+        refuse_output_among(tmp_path / "pose" / "a.mp4", [None, tmp_path / "pose"])
 
 
 def test_inspect_weights(desk, tiny_folder, capsys, monkeypatch):

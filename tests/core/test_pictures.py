@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import MIN_SIDE, images_to_frames, picture_size, picture_to_images, read_picture
@@ -227,7 +228,9 @@ def test_the_size_of_a_picture_that_is_turned_in_its_xmp_alone(tmp_path):
         b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
     )
-    for name in ("a.jpg", "a.webp"):
-        Image.new("RGB", (64, 32)).save(tmp_path / name, xmp=xmp)
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    for name in ("a.jpg", "a.webp", "a.png"):
+        Image.new("RGB", (64, 32)).save(tmp_path / name, xmp=xmp, pnginfo=info)
         height, width = read_picture(tmp_path / name).shape[:2]
         assert (width, height) == picture_size(tmp_path / name) == (32, 64)
