@@ -252,7 +252,8 @@ class Page:
         return self._tab.get_by_test_id("linear-run-button").get_by_role("button", name="Run", exact=True)
 
     def app_widgets(self) -> list[str]:
-        """Names of the widgets that the page shows as an app; empty where it shows the graph."""
+        """Names of the widgets that the page shows as an app, once it shows any."""
+        self._tab.get_by_test_id("app-mode-widget-item").first.wait_for(state="attached", timeout=LOAD_MS)
         return list(self._tab.evaluate(APP_WIDGETS))
 
     def wait_for_app_video(self) -> None:
