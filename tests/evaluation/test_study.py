@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.media.video_io import write_clip
 from evaluation.clip_set import read_folders, read_set
 from evaluation.study import analyse as analyse_script
 from evaluation.study import build
@@ -17,35 +16,6 @@ from evaluation.study.analysis import Answer, analyse, read_answers
 from evaluation.study.clips import write_alike
 from evaluation.study.protocol import make_trials
 from evaluation.videos import read_frames
-
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-
-
-@pytest.fixture
-def clips(tmp_path) -> list[str]:
-    """A set of three references and the clips of two systems, `good` in the reference's colour and `bad` in grey."""
-    lines = []
-    for index, color in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200)]):
-        name = f"{index}"
-        Image.new("RGB", (32, 32), color).save(tmp_path / f"{name}.png")
-        for system, shade in (("good", color), ("bad", (120, 120, 120))):
-            folder = tmp_path / system
-            folder.mkdir(exist_ok=True)
-            frames = np.full((9 if system == "good" else 5, 32, 48, 3), shade, np.uint8)
-            write_clip(folder / f"{name}.mp4", frames, {})
-        row = {
-            "id": name,
-            "reference": f"{name}.png",
-            "later": "The same person.",
-            "seed": index,
-            "file": f"{name}.mp4",
-        }
-        lines.append(json.dumps(row))
-    (tmp_path / "set.jsonl").write_text("\n".join(lines) + "\n")
-    return ["--set", str(tmp_path / "set.jsonl"), "--videos", f"good={tmp_path / 'good'}", f"bad={tmp_path / 'bad'}"]
 
 
 def answer(rater: str, item: str, first: str, second: str, score: int, reference: str = "") -> Answer:
@@ -326,91 +296,3 @@ def test_a_missing_clip_is_named(clips, tmp_path):
     (tmp_path / "bad" / "1.mp4").unlink()
     with pytest.raises(InputError, match=r"1\.mp4"):
         read_folders([f"bad={tmp_path / 'bad'}"], items)
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
-def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
-    study = tmp_path / "study"
-    key = {trial["id"]: trial for trial in json.loads((study / "key.json").read_text())["trials"]}
-    data = study / "page" / "study-data.js"
-    data.write_text(data.read_text().replace('"min_seconds": 3.0', '"min_seconds": 0.2'))
-    answers = tmp_path / "answers"
-    answers.mkdir()
-    sides: dict[str, list[str]] = {}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
-        for rater in ("one", "two", "three"):
-            context = browser.new_context(accept_downloads=True)
-            page = context.new_page()
-            address = f"{(study / 'page' / 'index.html').as_uri()}?rater={rater}"
-            page.goto(address)
-            assert page.locator("#begin").is_disabled()
-            page.check("#consent")
-            page.click("#begin")
-            count = len(key)
-            for index in range(count):
-                page.wait_for_selector("#choices button:not([disabled])")
-                left = page.locator("#left").get_attribute("src")
-                trial = _trial_of(page, left)
-                first_left = page.evaluate("id => window.STUDY.trials.find(t => t.id === id).first", trial) == left
-                page.keyboard.press("1" if first_left else "5")  # the first is `good`, or the right person's
-                if index == 2:  # closed in the middle: the next visit goes on
-                    page.wait_for_function("n => JSON.parse(localStorage.getItem(key)).answers.length === n", arg=3)
-                    page.close()
-                    page = context.new_page()
-                    page.goto(address)
-            with page.expect_download() as download:
-                page.click("#save")
-            download.value.save_as(answers / f"{rater}.json")
-            saved = json.loads((answers / f"{rater}.json").read_text())
-            assert len(saved["answers"]) == count
-            sides[rater] = [row["left"] for row in sorted(saved["answers"], key=lambda row: row["trial"])]
-            context.close()
-        browser.close()
-    assert len({tuple(side) for side in sides.values()}) > 1  # sides are drawn for each rater
-    rules = json.loads((study / "key.json").read_text())
-    rules["rules"]["min_seconds"] = 0.1
-    (study / "key.json").write_text(json.dumps(rules))
-    words = ["--key", str(study / "key.json"), "--answers", str(answers), "--out", str(tmp_path / "out")]
-    assert analyse_script.main(words) == 0
-    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert found["excluded"] == {}
-    assert found["pairs"][0]["preferred"] == found["pairs"][0]["first"] == "good"
-    assert found["pairs"][0]["signed_mean"]["mean"] == 2.0
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
-def test_raters_of_one_browser_keep_their_own_answers(clips, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
-    data = tmp_path / "study" / "page" / "study-data.js"
-    data.write_text(data.read_text().replace('"min_seconds": 3.0', '"min_seconds": 0.2'))
-    address = (tmp_path / "study" / "page" / "index.html").as_uri()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
-        context = browser.new_context()
-        for rater, answered in (("?rater=one", 2), ("?rater=two", 1), ("", 1)):
-            page = context.new_page()
-            page.goto(address + rater)
-            page.check("#consent")
-            page.click("#begin")
-            for _ in range(answered):
-                page.wait_for_selector("#choices button:not([disabled])")
-                page.keyboard.press("3")
-            page.wait_for_function("n => JSON.parse(localStorage.getItem(key)).answers.length === n", arg=answered)
-            page.close()
-        page = context.new_page()
-        page.goto(f"{address}?rater=one")
-        page.wait_for_selector("#trial:not([hidden])")
-        assert page.locator("#progress").inner_text().startswith("3 of ")
-        browser.close()
-
-
-def _trial_of(page, left: str) -> str:
-    return page.evaluate("source => window.STUDY.trials.find(t => t.first === source || t.second === source).id", left)

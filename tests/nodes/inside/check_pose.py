@@ -117,32 +117,6 @@ def check_a_sampler_that_looks_twice_in_a_step_keeps_the_window():
     assert seen == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], seen
 
 
-def check_a_run_that_is_split_over_two_samplers_keeps_the_window():
-    """By KSamplerAdvanced with leftover noise, and by SplitSigmas."""
-    given = applied(wide(), pose=pose(pose_start=0.25, pose_end=0.5))
-    whole = ksampler(*given, cfg=1.0)
-    model, positive, negative, latent = given
-    advanced = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 4, "noise_seed": 7}
-    advanced |= {"model": model, "positive": positive, "negative": negative}
-    for cut in (1, 2, 3):
-        (half,) = call(
-            "KSamplerAdvanced", **advanced, add_noise="enable", latent_image=latent, start_at_step=0, end_at_step=cut,
-            return_with_leftover_noise="enable",
-        )  # fmt: skip
-        (rest,) = call(
-            "KSamplerAdvanced", **advanced, add_noise="disable", latent_image=half, start_at_step=cut, end_at_step=4,
-            return_with_leftover_noise="disable",
-        )  # fmt: skip
-        assert largest(rest["samples"] - whole) < TOLERANCE, cut
-
-
-def check_the_window_is_in_steps_of_the_samplers_own_shift():
-    own = simple(guidance_scale=1.0, shift=1.0, pose=pose(pose_end=0.5))
-    (shifted,) = call("ModelSamplingSD3", model=wide(), shift=1.0)
-    model, positive, negative, latent = applied(shifted, pose=pose(pose_end=0.5))
-    assert largest(own - ksampler(model, positive, negative, latent, cfg=1.0)) < TOLERANCE
-
-
 def check_every_branch_of_dual_guidance_has_them():
     changed = {"negative": "A city.", "emphasis": 0.7, "gap": 5.0, "pose": pose(), "start_frame": start()}
     model, positive, negative, latent = applied(wide(), **changed)
@@ -156,10 +130,11 @@ def check_every_branch_of_dual_guidance_has_them():
         assert off(call("SamplerCustomAdvanced", **given)[0]["samples"], "dual") < TOLERANCE
 
 
-def simple(**changed):
+def simple(model=None, **changed):
     own = {"guidance": "cfg", "guidance_scale": 0.0, "reference_scale": 0.0, "emphasis": 1.0, "shift": 0.0, "gap": 0.0}
     settings = own | {"negative": "", "sampler_name": "euler", "steps": 4, "seed": 7} | stack.SIZE | changed
-    given = {"model": wide(), "clip": miniature()[1], "reference": stack.references(stack.PICTURE)}
+    given = {"clip": miniature()[1], "reference": stack.references(stack.PICTURE)}
+    given["model"] = wide() if model is None else model
     return call("ContextAnyoneSampler", first=stack.FIRST, later=stack.LATER, **given | settings)[0]["samples"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import folder_paths
 import stack
 import torch
-from check_pose import POSE_WIDGETS, keypoints
+from check_pose import POSE_WIDGETS, TOLERANCE, keypoints, simple
 from graph import call, node, pack
 from refusals import in_models, refusal
 from stack import applied, ksampler, largest, miniature
@@ -18,8 +18,8 @@ EXAMPLE = "zuv_blonde_afro.safetensors"
 """A personal file that comes with the pack."""
 
 
-def pose():
-    return call("ContextAnyonePose", keypoints=keypoints(), **POSE_WIDGETS)[0]
+def pose(**changed):
+    return call("ContextAnyonePose", keypoints=keypoints(), **POSE_WIDGETS | changed)[0]
 
 
 def start() -> torch.Tensor:
@@ -139,3 +139,29 @@ def sampled(guider, latent):
     (sigmas,) = call("BasicScheduler", model=guider.model_patcher, scheduler="simple", steps=2, denoise=1.0)
     given = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
     return call("SamplerCustomAdvanced", **given)[0]["samples"]
+
+
+def check_a_run_that_is_split_over_two_samplers_keeps_the_window():
+    """By KSamplerAdvanced with leftover noise, and by SplitSigmas."""
+    given = applied(miniature()[0], pose=pose(pose_start=0.25, pose_end=0.5))
+    whole = ksampler(*given, cfg=1.0)
+    model, positive, negative, latent = given
+    advanced = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 4, "noise_seed": 7}
+    advanced |= {"model": model, "positive": positive, "negative": negative}
+    for cut in (1, 2, 3):
+        (half,) = call(
+            "KSamplerAdvanced", **advanced, add_noise="enable", latent_image=latent, start_at_step=0, end_at_step=cut,
+            return_with_leftover_noise="enable",
+        )  # fmt: skip
+        (rest,) = call(
+            "KSamplerAdvanced", **advanced, add_noise="disable", latent_image=half, start_at_step=cut, end_at_step=4,
+            return_with_leftover_noise="disable",
+        )  # fmt: skip
+        assert largest(rest["samples"] - whole) < TOLERANCE, cut
+
+
+def check_the_window_is_in_steps_of_the_samplers_own_shift():
+    own = simple(model=miniature()[0], guidance_scale=1.0, shift=1.0, pose=pose(pose_end=0.5))
+    (shifted,) = call("ModelSamplingSD3", model=miniature()[0], shift=1.0)
+    model, positive, negative, latent = applied(shifted, pose=pose(pose_end=0.5))
+    assert largest(own - ksampler(model, positive, negative, latent, cfg=1.0)) < TOLERANCE
