@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
+from evaluation.json_file import read_object
 from training.commands import Parser, refuse_output_file, run_command
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
@@ -61,9 +62,9 @@ def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
     Raises:
         InputError: a file cannot be read, the record lacks something, no judge was used, the system has no results.
     """
-    summary = _read_json("--results", results / "summary.json")
+    summary = read_object("--results", results / "summary.json")
     try:
-        made = Record.model_validate(_read_json("--record", record))
+        made = Record.model_validate(read_object("--record", record))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--record {record}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
@@ -76,16 +77,6 @@ def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
     if not metrics:
         raise InputError(f"--system is {system}; the systems are {', '.join(summary['systems'])}.")
     return {"system": system, **made.model_dump(), "measured_with": measured, "metrics": metrics}
-
-
-def _read_json(option: str, path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{option} {path} cannot be read: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{option} {path} is not a JSON object.")
-    return found
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run as a script: its own folder on sys.path wou
 
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
+from evaluation.json_file import read_object
 from training.commands import Parser, output_folder, run_command
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from evaluation.study.analysis import analyse, read_answers
 
-    key = _read_json("--key", arguments.key)
+    key = read_object("--key", arguments.key)
     if not {"id", "trials", "rules"} <= key.keys():
         raise InputError(f"--key {arguments.key} is not the key of a study; build.py writes it as key.json.")
     if any("reference" not in trial for trial in key["trials"]):
@@ -75,7 +76,7 @@ def _read_metrics(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_python(_read_json("--metrics", path))
+        return TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_python(read_object("--metrics", path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -87,16 +88,6 @@ def _read_metrics(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 def _interval(number: Mapping[str, Any], digits: int, scale: float) -> str:
     low, high = number["ci95"]
     return f"{scale * number['mean']:.{digits}f} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
-
-
-def _read_json(option: str, path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{option} {path} cannot be read: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{option} {path} is not a JSON object.")
-    return found
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ The probe finds joints too, but only well enough to look there (about 4 px at 12
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Conv2d, GroupNorm
 
-from contextanyone_core.errors import CheckpointError
-from contextanyone_core.weights.checkpoint import load_tensors, save_safetensors
-from contextanyone_core.weights.safetensors_file import read_header
 from training.evaluation.probe import prepare
+from training.evaluation.reader_file import load_reader, save_reader
 from training.world import KEYPOINTS
 
 KIND = "pose-reader"
@@ -117,24 +114,13 @@ def read_joints(reader: PoseReader, clips: Tensor, batch_size: int = 64) -> Tens
 
 def save_pose_reader(reader: PoseReader, path: Path, extra: dict[str, str] | None = None) -> None:
     """Write the reader as one fp16 safetensors file with its config in the header."""
-    tensors = {name: value.detach().to(torch.float16).contiguous() for name, value in reader.state_dict().items()}
-    config = json.loads(json.dumps(asdict(reader.config)))
-    save_safetensors(path, tensors, kind=KIND, config=config, extra=extra)
+    save_reader(reader, reader.config, path, KIND, extra)
 
 
 def load_pose_reader(path: Path) -> PoseReader:
     """Read a file of :func:`save_pose_reader`; float32, evaluation mode.
 
     Raises:
-        CheckpointError: the file is damaged, of another kind, or its names are not the reader's.
+        CheckpointError: as :func:`load_reader`.
     """
-    header = read_header(path)
-    if header.kind != KIND:
-        raise CheckpointError(f"{path} is a {header.kind} file; a {KIND} file is needed.")
-    reader = PoseReader(PoseReaderConfig(**{**header.config, "channels": tuple(header.config["channels"])}))
-    try:
-        reader.load_state_dict({name: value.float() for name, value in load_tensors(path).items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the pose reader: {error}") from None
-    reader.eval().requires_grad_(False)
-    return reader
+    return load_reader(path, KIND, lambda config: PoseReader(PoseReaderConfig(**config)))

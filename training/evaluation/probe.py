@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -13,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Conv1d, Conv2d, GroupNorm, Linear
 
-from contextanyone_core.errors import CheckpointError, ShapeError
-from contextanyone_core.weights.checkpoint import load_tensors, save_safetensors
-from contextanyone_core.weights.safetensors_file import read_header
+from contextanyone_core.errors import ShapeError
+from training.evaluation.reader_file import load_reader, save_reader
 from training.world import ACTIONS, ATTRIBUTES, KEYPOINTS, LIGHTS, PLACES
 
 KIND = "probe"
@@ -196,25 +194,13 @@ def join_readings(readings: list[Reading]) -> Reading:
 
 def save_probe(probe: Probe, path: Path, extra: dict[str, str] | None = None) -> None:
     """Write the probe as one fp16 safetensors file with its config in the header."""
-    tensors = {name: value.detach().to(torch.float16).contiguous() for name, value in probe.state_dict().items()}
-    config = json.loads(json.dumps(asdict(probe.config)))
-    save_safetensors(path, tensors, kind=KIND, config=config, extra=extra)
+    save_reader(probe, probe.config, path, KIND, extra)
 
 
 def load_probe(path: Path) -> Probe:
     """Read a file of :func:`save_probe`; float32, evaluation mode.
 
     Raises:
-        CheckpointError: the file is damaged, of another kind, or its names are not the probe's.
+        CheckpointError: as :func:`load_reader`.
     """
-    header = read_header(path)
-    if header.kind != KIND:
-        raise CheckpointError(f"{path} is a {header.kind} file; the evaluation needs a {KIND} file.")
-    config = ProbeConfig(**{**header.config, "channels": tuple(header.config["channels"])})
-    probe = Probe(config)
-    try:
-        probe.load_state_dict({name: value.float() for name, value in load_tensors(path).items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the probe: {error}") from None
-    probe.eval().requires_grad_(False)
-    return probe
+    return load_reader(path, KIND, lambda config: Probe(ProbeConfig(**config)))
