@@ -36,6 +36,7 @@ class Stream(NamedTuple):
     rotary: RotaryTable
     lengths: Sequence[int]
     guide: TextGuide | None = None
+    readers: int | None = None  # the first tokens alone read the text; None: all of them
 
 
 class ReferenceStream(NamedTuple):
@@ -131,12 +132,18 @@ class TransformerBlock(nn.Module):
         queries = self.self_attn.queries(h, stream.rotary)
         x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
         image = None if cache is None else _batched_pair(cache.image, x)
-        x = x + self.cross_attn(normed(self.norm3, x), stream.text, image, attention, stream.guide)
+        x = self._told(x, stream, image, attention)
         emphasized = None if cache is None or emphasis == 0 else _batched_pair(cache.emphasize, x)
         if emphasized is not None and self.norm_emphasize is not None and self.emphasize_attn is not None:
             h = normed(self.norm_emphasize, x)
             x = x + emphasis * self.emphasize_attn(h, emphasized, stream.rotary, attention)
         return _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
+
+    def _told(self, x: Tensor, stream: Stream, image: KeysValues | None, attention: AttentionFunction) -> Tensor:
+        """x (B, tokens, C) after its readers have read text and CLIP tokens."""
+        readers = x if stream.readers is None else x[:, : stream.readers]
+        told = readers + self.cross_attn(normed(self.norm3, readers), stream.text, image, attention, stream.guide)
+        return told if stream.readers is None else torch.cat((told, x[:, stream.readers :]), dim=1)
 
     def _modulation(self, stream: Stream) -> tuple[Tensor, ...]:
         return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)  # b 6 c -> six of b 1 c

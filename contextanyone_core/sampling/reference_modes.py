@@ -115,16 +115,27 @@ class TemporalConcatenation(_OneStream):
 
     The network treats the whole as one video: positions continue, every token has the same timestep, attention is
     full. The output at the references' frames is dropped (Phantom-Wan, arXiv 2502.11079, and its published inference).
-    RefAlign (arXiv 2603.25743) has the same layout and passes; its references are subjects cut out on white.
     """
 
     guidance = "dual"
+    references_read_text: ClassVar[bool] = True
 
     def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
         shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
         joined = append_references(latents, shown)
-        velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds).velocity)
+        untold = {} if self.references_read_text else {"untold_frames": len(shown)}
+        velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds, **untold).velocity)
         return velocity[:, :, : latents.shape[2]]
+
+
+class UntoldConcatenation(TemporalConcatenation):
+    """RefAlign: Phantom's layout and passes, but the references' tokens never read the text.
+
+    They attend to the video and to one another, and skip the cross-attention of every block (RefAlign, arXiv
+    2603.25743, the `DiTBlock` of its published inference). Its references are subjects cut out on white.
+    """
+
+    references_read_text = False
 
 
 class InContext(_OneStream):
@@ -150,7 +161,7 @@ REFERENCE_MODES: dict[str, ReferenceMode] = {
     "contextanyone": SeparateStream,
     "wan": SeparateStream,
     "phantom": TemporalConcatenation,
-    "refalign": TemporalConcatenation,
+    "refalign": UntoldConcatenation,
     "bernini": InContext,
 }
 """Reference mode of each of `model_specs.MODELS` that runs on our transformer."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_specs import MODELS
-from ...contextanyone_core.sampling.reference_modes import append_references
+from ...contextanyone_core.sampling.reference_modes import TemporalConcatenation, UntoldConcatenation, append_references
 from .network import ContextAnyoneNetwork, host_attention
 from .one_stream import OneStreamModel
 from .run import KeyedReferences
@@ -17,6 +17,8 @@ from .run import KeyedReferences
 
 class PhantomNetwork(ContextAnyoneNetwork):
     """`diffusion_model` of a Phantom MODEL: conditioned on references as the core's `TemporalConcatenation`."""
+
+    mode: ClassVar[type[TemporalConcatenation]] = TemporalConcatenation
 
     def _velocity(
         self,
@@ -28,9 +30,13 @@ class PhantomNetwork(ContextAnyoneNetwork):
         references: KeyedReferences | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        joined = append_references(x, [] if references is None else references.inputs.latents)
+        shown = [] if references is None else references.inputs.latents
+        joined = append_references(x, shown)
+        untold = 0 if self.mode.references_read_text else len(shown)
         attention = partial(host_attention, options=transformer_options)
-        output = ContextAnyoneTransformer.forward(self, joined, timestep, context, attention=attention)
+        output = ContextAnyoneTransformer.forward(
+            self, joined, timestep, context, untold_frames=untold, attention=attention
+        )
         return output.velocity[:, :, : x.shape[2]]
 
 
@@ -42,8 +48,15 @@ class PhantomModel(OneStreamModel):
     family = MODELS["phantom"].family
 
 
-class RefAlignModel(PhantomModel):
-    """A RefAlign MODEL: Phantom's layout and passes, of subjects cut out on white."""
+class RefAlignNetwork(PhantomNetwork):
+    """`diffusion_model` of a RefAlign MODEL: conditioned on references as the core's `UntoldConcatenation`."""
 
+    mode = UntoldConcatenation
+
+
+class RefAlignModel(PhantomModel):
+    """A RefAlign MODEL: Phantom's layout and passes, of subjects cut out on white that do not read the text."""
+
+    network = RefAlignNetwork
     cut_out = MODELS["refalign"].cut_out
     family = MODELS["refalign"].family

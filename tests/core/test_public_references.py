@@ -29,7 +29,7 @@ from contextanyone_core.model.transformer import ContextAnyoneTransformer, InCon
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule
-from contextanyone_core.sampling.reference_modes import InContext, TemporalConcatenation
+from contextanyone_core.sampling.reference_modes import InContext, UntoldConcatenation
 from contextanyone_core.weights.checkpoint import save_transformer
 from contextanyone_core.weights.locate import misnamed_transformer, need_component
 from contextanyone_core.weights.name_tables import rename, transformer_table
@@ -181,9 +181,14 @@ def test_a_run_of_bernini_equals_its_loop(bernini: ContextAnyonePipeline) -> Non
 
 
 def test_a_run_of_refalign_equals_its_loop(refalign: ContextAnyonePipeline) -> None:
-    """References behind the video, three passes of 5 and 7.5, zeroed references in the last (its pipeline)."""
+    """References behind the video that never read the text, three passes of 5 and 7.5, zeroed ones in the last."""
     found = latents_of(refalign, pictures())
     model, text_encoder = theirs(refalign.transformer), refalign.text_encoder
+    tokens = 2 * 3 * 2  # of the video: its DiTBlock adds cross-attention to them alone
+    for block in model.blocks:
+        block.attn2.register_forward_hook(
+            lambda _module, _inputs, read: torch.cat((read[:, :tokens], torch.zeros_like(read[:, tokens:])), dim=1)
+        )
     references = torch.cat([refalign.dual_encoder.latents(item, SETTINGS.size) for item in pictures()], dim=2)
     prompt, negative = (text_encoder.encode([text]) for text in (PROMPT.video_text, "night"))
     sigmas = sigma_schedule(4, refalign.config.shift)
@@ -196,7 +201,15 @@ def test_a_run_of_refalign_equals_its_loop(refalign: ContextAnyonePipeline) -> N
         )
         x = x + (after - sigma) * (neg + 5.0 * (i - neg) + 7.5 * (it - i))
     assert torch.allclose(found, x, atol=1e-3, rtol=1e-4)
-    assert refalign.reference_mode is TemporalConcatenation
+    assert refalign.reference_mode is UntoldConcatenation
+
+
+def test_refalign_is_phantom_but_for_what_its_references_read(
+    wan_folder: Path, refalign: ContextAnyonePipeline
+) -> None:
+    phantom = ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["phantom"])
+    assert torch.equal(latents_of(phantom, []), latents_of(refalign, []))
+    assert float((latents_of(phantom, pictures()) - latents_of(refalign, pictures())).std()) > 0.01
 
 
 def test_without_a_picture_bernini_is_plain_wan(wan_folder: Path, bernini: ContextAnyonePipeline) -> None:
