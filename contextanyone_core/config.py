@@ -42,6 +42,7 @@ class ContextAnyoneConfig:
         shift: default shift of the sampling schedule.
         cfg_scale: default guidance_scale of `cfg` guidance.
         dual_scales: default guidance_scale and reference_scale of `dual` guidance.
+        projected_guidance: whether `dual` guidance projects its differences, as Bernini's.
         vae_stride: pixels per latent in time, height and width.
         latents_mean, latents_std: the transformer's latents are (z - mean) / std of the VAE's latents z.
         latent_rgb_factors, latent_rgb_bias: linear preview, rgb = normalised latent @ factors + bias, in [-1, 1]; None
@@ -70,6 +71,7 @@ class ContextAnyoneConfig:
     shift: float = 5.0
     cfg_scale: float = 5.0
     dual_scales: tuple[float, float] = (7.5, 5.0)  # Paper: guidance is not stated; these are Wan's and Phantom's.
+    projected_guidance: bool = False
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     latents_mean: tuple[float, ...] = (0.0,) * 16
     latents_std: tuple[float, ...] = (1.0,) * 16

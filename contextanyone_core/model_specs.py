@@ -29,6 +29,8 @@ class ModelSpec:
         own_size: whether its references keep their own size, and are not fitted into the video's.
         one_stream: whether its references are tokens of the video's own stream, in every pass: nothing is cached.
         shift: its own shift of the sigma schedule at full size; None is the config's.
+        dual_scales: its own scales of `dual` guidance at full size, which projects there; None is the config's.
+        task: the sentence that its prompts begin with at full size, without and with pictures.
     """
 
     name: str
@@ -44,6 +46,12 @@ class ModelSpec:
     own_size: bool = False
     one_stream: bool = False
     shift: float | None = None
+    dual_scales: tuple[float, float] | None = None
+    task: tuple[str, str] = ("", "")
+
+    def own_task(self, text_len: int, *, pictures: bool) -> str:
+        """What its prompts begin with; nothing below Wan's size."""
+        return self.task[pictures] if is_full_size(text_len) else ""
 
     def own_negative(self, text_len: int) -> str:
         """The default negative prompt; empty below Wan's size, where text encoders were not trained on the long one."""
@@ -51,7 +59,12 @@ class ModelSpec:
 
     def own_config(self, config: ContextAnyoneConfig) -> ContextAnyoneConfig:
         """The config of a file of it, with what the tensors of a full-size file cannot state."""
-        return config if self.shift is None or not is_full_size(config.text_len) else replace(config, shift=self.shift)
+        if not is_full_size(config.text_len):
+            return config
+        config = config if self.shift is None else replace(config, shift=self.shift)
+        if self.dual_scales is None:
+            return config
+        return replace(config, dual_scales=self.dual_scales, projected_guidance=True)
 
     def check(
         self,
@@ -110,13 +123,18 @@ MODELS = {
             "bernini",
             "Bernini",
             "Bernini-R",
-            ("cfg",),
+            ("dual", "cfg"),
             True,
             False,
             WAN_NEGATIVE,
             own_size=True,
             one_stream=True,
             shift=3.0,
+            dual_scales=(4.0, 4.5),
+            task=(
+                "You are a helpful assistant specialized in text-to-video generation.",
+                "You are a helpful assistant specialized in subject-to-video generation.",
+            ),
         ),
         ModelSpec("vace", "VACE", "Wan VACE", ("cfg",), True, False, WAN_NEGATIVE, hosted=True),
     )

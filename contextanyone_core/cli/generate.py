@@ -92,7 +92,8 @@ def generate(argv: Sequence[str]) -> int:
     clips = _unfinished(request, record)
     if clips:
         prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
-        pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options))
+        pictures = bool(request.options.reference)
+        pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options), pictures=pictures)
         references = _encode_references(pipeline, request)
         condition = encode_condition(pipeline, request.condition, request.options.size)
         inputs = Inputs(references, condition, hull_of(request.person, request.condition, pipeline.config.pose_style))

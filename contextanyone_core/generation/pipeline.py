@@ -26,7 +26,7 @@ from ..runtime.devices import check_device, free_cached
 from ..runtime.options import PLAIN, Execution
 from ..runtime.step_cache import cached_steps, named_pass
 from ..sampling.flow import sigma_schedule
-from ..sampling.guidance import Branch, Guidance, make_guidance
+from ..sampling.guidance import Branch, CfgGuidance, Guidance, make_guidance
 from ..sampling.reference_modes import REFERENCE_MODES, Conditioned, ReferenceMode, SeparateStream
 from ..sampling.schedulers import make_sampler
 from .conditions import Conditions, check_batch, condition_at, lead_to_start, of_negative, stack_conditions
@@ -153,8 +153,9 @@ class LatentSampler:
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
         noisy, passes = latents.to(self.dtype), dict[tuple[bool, bool], torch.Tensor]()
         velocities: dict[Branch, torch.Tensor] = {}
+        kept = isinstance(guidance, CfgGuidance) and conditioned.cfg_keeps_references
         for branch in guidance.branches(sigma):
-            with_reference = branch.reference and conditions.references is not None
+            with_reference = (branch.reference or kept) and conditions.references is not None
             key = (branch.negative, with_reference)  # without any reference two branches can be one pass
             if key not in passes:
                 text_embeds, video = conditions.text_embeds, conditions.video
@@ -166,7 +167,10 @@ class LatentSampler:
                     )
                 passes[key] = velocity.float()
             velocities[branch] = passes[key]
-        return guidance.combine(velocities)
+        if not guidance.of_clean:
+            return guidance.combine(velocities)
+        clean = guidance.combine({branch: latents - sigma * velocity for branch, velocity in velocities.items()})
+        return (latents - clean) / sigma
 
 
 class ContextAnyonePipeline(LatentSampler):
@@ -287,10 +291,11 @@ class ContextAnyonePipeline(LatentSampler):
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu())
 
-    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
+    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str, *, pictures: bool) -> None:
         """Encode the prompts of several videos in one load, if the text encoder is loaded on demand."""
         if isinstance(self.text_encoder, OnDemandTextEncoder):
-            self.text_encoder.keep([negative, *(t for p in prompts for t in (p.video_text, p.reference_text))])
+            asked = [self._with_task(prompt, pictures) for prompt in prompts]
+            self.text_encoder.keep([negative, *(t for p in asked for t in (p.video_text, p.reference_text))])
 
     @property
     def own_negative(self) -> str:
@@ -303,7 +308,8 @@ class ContextAnyonePipeline(LatentSampler):
         Raises:
             InputError: a prompt is too long; the message states by how many tokens.
         """
-        check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
+        asked = self._with_task(prompt, pictures=True)
+        check_prompts(asked, negative, self.text_encoder.count_tokens, self.config.text_len)
 
     def conditions(
         self, references: Sequence[EncodedReference], prompt: TwoStagePrompt, *, negative: str = DEFAULT_NEGATIVE
@@ -313,6 +319,7 @@ class ContextAnyonePipeline(LatentSampler):
         Raises:
             InputError: a prompt is too long.
         """
+        prompt = self._with_task(prompt, bool(references))
         texts = [prompt.video_text, negative, prompt.reference_text]
         embeds = self.text_encoder.encode(texts).to(self.device, self.dtype)
         video, unwanted, first = embeds[0:1], embeds[1:2], embeds[2:3]
@@ -321,6 +328,9 @@ class ContextAnyonePipeline(LatentSampler):
         latents = [reference.latents for reference in references]
         tokens = [reference.image_embeds for reference in references if reference.image_embeds is not None]
         return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens).to(self.device, self.dtype))
+
+    def _with_task(self, prompt: TwoStagePrompt, pictures: bool) -> TwoStagePrompt:
+        return replace(prompt, first=self.spec.own_task(self.config.text_len, pictures=pictures) + prompt.first)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, T, H, W) in [-1, 1], float32, on the CPU; one video after the other, to spare memory."""

@@ -91,7 +91,7 @@ class VacePipeline:
         """
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
-    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str) -> None:
+    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str, *, pictures: bool) -> None:
         """Does nothing: the text encoder is always loaded."""
 
     def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError, did_you_mean
@@ -42,7 +42,13 @@ class Branch(Enum):
 
 
 class Guidance(Protocol):
-    """Names the passes of a step and combines their velocities."""
+    """Names the passes of a step and combines their velocities.
+
+    Attributes:
+        of_clean: whether it combines the clean latents that the passes predict, x - sigma * velocity.
+    """
+
+    of_clean: ClassVar[bool]
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         """The passes needed at noise level sigma."""
@@ -65,6 +71,7 @@ class CfgGuidance:
         InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
     """
 
+    of_clean: ClassVar[bool] = False
     guidance_scale: float = 5.0
     interval: Interval = EVERYWHERE
 
@@ -99,6 +106,7 @@ class DualGuidance:
         InputError: a scale that is negative or not finite, or an interval outside 0 <= low <= high <= 1.
     """
 
+    of_clean: ClassVar[bool] = False
     # Paper: guidance at inference is not stated; the form and the default scales are Phantom's.
     guidance_scale: float = 7.5
     reference_scale: float = 5.0
@@ -128,6 +136,54 @@ class DualGuidance:
         return negative + self.reference_scale * (reference - negative) + self.guidance_scale * (prompt - reference)
 
 
+@dataclass(frozen=True)
+class ProjectedDualGuidance(DualGuidance):
+    """Dual guidance of clean latents, with each difference projected (APG, arXiv 2410.02416): Bernini's own.
+
+    Of each of the two differences the part along the later prediction counts half, and its norm over channels, rows
+    and columns of a latent frame is at most 50 (Bernini, arXiv 2605.22344: `r2v_apg`, and `t2v_apg` without pictures).
+    Equal scales do not cancel a pass.
+    """
+
+    of_clean: ClassVar[bool] = True
+    guidance_scale: float = 4.0
+    reference_scale: float = 4.5
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        """The passes needed at noise level sigma."""
+        if not _inside(sigma, self.interval):
+            return (Branch.PROMPT_REFERENCE,)
+        return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
+
+    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
+        """Clean latents (B, C, T, h, w) from those of `branches`; raises as `Guidance.combine`."""
+        _check_one_shape(velocities)
+        prompt = velocities[Branch.PROMPT_REFERENCE]
+        if len(velocities) == 1:
+            return prompt
+        negative, reference = velocities[Branch.NEGATIVE], velocities[Branch.NEGATIVE_REFERENCE]
+        by_reference = self.reference_scale * _projected(reference - negative, reference)
+        return negative + by_reference + self.guidance_scale * _projected(prompt - reference, prompt)
+
+
+_FRAME = (-4, -2, -1)  # channels, rows and columns
+_ALONG, _LARGEST = 0.5, 50.0
+
+
+def _projected(difference: Tensor, prediction: Tensor) -> Tensor:
+    """A difference (B, C, T, h, w), bounded in norm, with half of its part along a prediction (APG, section 3)."""
+    norm = _norm(difference)
+    bounded = (difference * (_LARGEST / norm.clamp(min=_LARGEST))).double()
+    direction = prediction.double()
+    direction = direction / _norm(direction).clamp(min=1e-12)
+    along = (bounded * direction).sum(dim=_FRAME, keepdim=True) * direction
+    return (bounded + (_ALONG - 1.0) * along).to(difference.dtype)
+
+
+def _norm(latents: Tensor) -> Tensor:
+    return latents.square().sum(dim=_FRAME, keepdim=True).sqrt()
+
+
 def make_guidance(
     name: str,
     config: ContextAnyoneConfig | None = None,
@@ -148,7 +204,8 @@ def make_guidance(
             raise InputError("reference_scale belongs to dual guidance; with cfg, leave it out or choose dual.")
         return CfgGuidance(**given, interval=interval)
     if name == "dual":
-        return DualGuidance(**given, interval=interval)
+        dual = ProjectedDualGuidance if config is not None and config.projected_guidance else DualGuidance
+        return dual(**given, interval=interval)
     raise InputError(
         f"There is no guidance {name!r}; use one of {', '.join(GUIDANCES)}.{did_you_mean(name, GUIDANCES)}"
     )

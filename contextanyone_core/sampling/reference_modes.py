@@ -35,6 +35,9 @@ class SeparateStream:
     guidance: ClassVar[str] = "cfg"
     """The guidance of a run that names none."""
 
+    cfg_keeps_references: ClassVar[bool] = False
+    """Whether the pass of `cfg` with the negative prompt has the references too."""
+
     def __init__(
         self, transformer: ContextAnyoneTransformer, references: ReferenceInputs | None, emphasis: float = 1.0
     ) -> None:
@@ -79,6 +82,9 @@ class _OneStream:
 
     guidance: ClassVar[str]
     """The guidance of a run that names none."""
+
+    cfg_keeps_references: ClassVar[bool] = False
+    """Whether the pass of `cfg` with the negative prompt has the references too."""
 
     def __init__(
         self, transformer: ContextAnyoneTransformer, references: ReferenceInputs | None, emphasis: float = 1.0
@@ -139,17 +145,18 @@ class UntoldConcatenation(TemporalConcatenation):
 
 
 class InContext(_OneStream):
-    """Bernini: clean references as further tokens of the video's stream, in every pass.
+    """Bernini: clean references as further tokens of the video's stream; plain Wan in passes without them.
 
     Each reference has its own size, its own grid from 0 and one more rotation by its number; all tokens have the
-    video's timestep, attention is full, and the output at the references is dropped (Bernini, arXiv 2605.22344, as
-    ComfyUI runs it). Unconditional passes differ by the prompt alone: `with_reference` makes no difference.
+    video's timestep, attention is full, and the output at the references is dropped (Bernini, arXiv 2605.22344).
+    The two passes of `cfg` both have them, as ComfyUI runs it.
     """
 
-    guidance = "cfg"
+    guidance = "dual"
+    cfg_keeps_references = True
 
     def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
-        references = InContextReferences(self._references) if self._references else None
+        references = InContextReferences(self._references) if self._references and with_reference else None
         return cast("Tensor", self._transformer(latents, timesteps, text_embeds, references=references).velocity)
 
 

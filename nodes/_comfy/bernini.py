@@ -34,7 +34,7 @@ class BerniniNetwork(ContextAnyoneNetwork):
 
 
 class BerniniModel(OneStreamModel):
-    """A Bernini MODEL: references at their own size, in every pass."""
+    """A Bernini MODEL: references at their own size, in both passes of cfg and two of the three of dual guidance."""
 
     network = BerniniNetwork
     unconditional = "references"

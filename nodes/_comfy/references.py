@@ -266,6 +266,11 @@ def without_references_of(model: Model, positive: Conditioning, negative: Condit
     return node_helpers.conditioning_set_values(negative, {REFERENCES: blank})
 
 
+def unseeing(negative: Conditioning) -> Conditioning:
+    """A negative CONDITIONING with nothing in the references' place."""
+    return node_helpers.conditioning_set_values(negative, {REFERENCES: None})
+
+
 def config_of(model: Model) -> ContextAnyoneConfig:
     """The config of a MODEL of ours, with the condition channels that a LoRA of its adds.
 

@@ -16,7 +16,7 @@ import torch
 from ...contextanyone_core.sampling.flow import sigma_schedule
 from ...contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance
 from .given import require_conditioning
-from .references import config_of, references_of, with_condition_of, with_references_of, without_references_of
+from .references import config_of, references_of, unseeing, with_condition_of, with_references_of, without_references_of
 from .run import current_run
 from .types import Conditioning, Model
 
@@ -37,7 +37,8 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         model: a MODEL of ours.
         positive, negative: CONDITIONING; the references are taken from the positive one.
         guidance: the core's guidance object; its weights sum to one, so it may combine denoised latents as well as
-            velocities. Without references dual guidance is `cfg`, by the prompt's scale.
+            velocities, or it is one of clean latents. Without references dual guidance that does not project is `cfg`,
+            by the prompt's scale.
 
     Attributes:
         reconstructions: after a run, what the reference stream made of each reference: normalised latents.
@@ -52,15 +53,15 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         negative = with_condition_of(positive, negative)
         self.reconstructions: list[torch.Tensor] = []
         self._references = references_of(positive)
-        alike = (
-            self._references is None or model.model.unconditional == "references"
-        )  # both negative passes are the same
-        if isinstance(guidance, DualGuidance) and alike:
+        if isinstance(guidance, DualGuidance) and self._references is None and not guidance.of_clean:
             guidance = CfgGuidance(guidance.guidance_scale, guidance.interval)
         self.guidance = guidance
         conditionings = {"positive": positive, "negative": without_references_of(model, positive, negative)}
         if isinstance(guidance, DualGuidance):
-            conditionings["negative_reference"] = with_references_of(positive, negative)
+            if self._references is not None:
+                conditionings["negative_reference"] = with_references_of(positive, negative)
+            if model.model.unconditional == "references":  # of cfg's two passes; here are three
+                conditionings["negative"] = unseeing(negative)
         else:
             self.set_cfg(guidance.guidance_scale)
         self.inner_set_conds(conditionings)
@@ -74,11 +75,18 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         alone = len(branches) == 1 and self.guidance.guidance_scale != 1  # outside the interval
         if isinstance(self.guidance, CfgGuidance) and not alone:
             return super().predict_noise(x, timestep, options, seed)
-        conditionings = [self.conds[_NAMES[branch]] for branch in branches]
+        names = {branch: self._name(branch) for branch in branches}
+        passes = list(dict.fromkeys(names.values()))
+        conditionings = [self.conds[name] for name in passes]
         predictions = comfy.samplers.calc_cond_batch(self.inner_model, conditionings, x, timestep, options)
-        by_branch = dict(zip(branches, predictions, strict=True))
+        by_name = dict(zip(passes, predictions, strict=True))
+        by_branch = {branch: by_name[name] for branch, name in names.items()}
         denoised = self.guidance.combine(by_branch)
         return self._after(denoised, by_branch, x, timestep, options)
+
+    def _name(self, branch: Branch) -> str:
+        """The conditioning of a pass; without references the two negative ones are one."""
+        return _NAMES[branch] if _NAMES[branch] in self.conds else _NAMES[Branch.NEGATIVE]
 
     def outer_sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One sampling run; keeps what it made of the references."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.weights.checkpoint import save_transformer
 
 sys.path.append(str(Path(__file__).parent))  # for the modules of this folder that are no tests
 
@@ -90,3 +96,23 @@ def control_file(wan_state: Callable[..., State], tmp_path_factory: pytest.TempP
     path = tmp_path_factory.mktemp("control") / "Wan2.1-Fun-Control.safetensors"
     save_file(wan_state(in_dim=48, clip=48), path)
     return path
+
+
+def _wan_network(config: ContextAnyoneConfig) -> ContextAnyoneTransformer:
+    torch.manual_seed(4)
+    model = ContextAnyoneTransformer(config)
+    for name, parameter in model.named_parameters():
+        # attention has to be sharp, or positions hardly matter
+        torch.nn.init.normal_(parameter, mean=2.0 if ".norm_" in name else 0.0, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def wan_folder(tiny_folder: Path, tiny_config: ContextAnyoneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny stack whose transformer is plain Wan's: neither CLIP branch nor Emphasize-Attention."""
+    folder = tmp_path_factory.mktemp("wan")
+    for part in ("vae", "text_encoder"):
+        shutil.copy(tiny_folder / f"{part}.safetensors", folder)
+    model = _wan_network(replace(tiny_config, image_dim=None, emphasize=False))
+    save_transformer(folder / "transformer.safetensors", model, dtype=torch.float32)
+    return folder

@@ -12,7 +12,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, make_guidance
+from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, ProjectedDualGuidance, make_guidance
 from contextanyone_core.sampling.reference_modes import SeparateStream
 
 SCALE = st.floats(0, 20)
@@ -63,7 +63,10 @@ def test_passes_say_what_they_read():
     assert [(branch.negative, branch.reference) for branch in Branch] == [(False, True), (True, True), (True, False)]
 
 
-@pytest.mark.parametrize("guidance", [CfgGuidance(5.0, (0.2, 0.8)), DualGuidance(7.5, 5.0, (0.2, 0.8))])
+@pytest.mark.parametrize(
+    "guidance",
+    [CfgGuidance(5.0, (0.2, 0.8)), DualGuidance(7.5, 5.0, (0.2, 0.8)), ProjectedDualGuidance(4.0, 4.0, (0.2, 0.8))],
+)
 def test_outside_the_interval_the_conditional_pass_is_alone(guidance):
     for sigma in (0.0, 0.1999, 0.81, 1.0):
         given_ = velocities(guidance, sigma=sigma)
@@ -71,6 +74,26 @@ def test_outside_the_interval_the_conditional_pass_is_alone(guidance):
         assert torch.equal(guidance.combine(given_), given_[Branch.PROMPT_REFERENCE])
     for sigma in (0.2, 0.5, 0.8):
         assert len(guidance.branches(sigma)) > 1
+
+
+def test_projected_guidance_halves_what_lies_along_and_bounds_the_norm_of_a_frame():
+    guidance = ProjectedDualGuidance(2.0, 3.0)
+    shape, flat = (1, 16, 2, 4, 4), torch.zeros(1, 16, 2, 4, 4)
+    along, across = flat.clone(), flat.clone()
+    along[:, 0], across[:, 1] = 1.0, 1.0  # orthogonal in every frame
+    reference = 5.0 * along
+    given_ = {Branch.NEGATIVE: 4.0 * along, Branch.NEGATIVE_REFERENCE: reference, Branch.PROMPT_REFERENCE: reference}
+    assert torch.allclose(guidance.combine(given_), (4.0 + 3.0 * 0.5) * along), "a difference along the prediction"
+    negative = reference - 0.1 * across
+    given_[Branch.NEGATIVE] = negative
+    direction = reference / reference[:, :, 0].square().sum().sqrt()
+    lost = 0.5 * (0.1 * across * direction).sum((1, 3, 4), keepdim=True) * direction
+    assert torch.allclose(guidance.combine(given_), negative + 3.0 * (0.1 * across - lost), atol=1e-6)
+    given_[Branch.NEGATIVE] = reference - 100.0 * across  # 100 * sqrt(16) = 400 in a frame, counted as 50
+    found = guidance.combine(given_) - given_[Branch.NEGATIVE]
+    assert torch.allclose(found.square().sum((1, 3, 4)).sqrt(), torch.full((1, 2), 150.0))
+    same = dict.fromkeys(Branch, torch.randn(shape))
+    assert torch.equal(guidance.combine(same), same[Branch.NEGATIVE])
 
 
 def test_scales_of_one_need_one_pass():
@@ -89,7 +112,9 @@ def test_guidance_by_name():
         make_guidance("cfg", reference_scale=2.0)
 
 
-@pytest.mark.parametrize("guidance", [CfgGuidance(3.0), DualGuidance(3.0, 2.0), DualGuidance(3.0, 3.0)])
+@pytest.mark.parametrize(
+    "guidance", [CfgGuidance(3.0), DualGuidance(3.0, 2.0), DualGuidance(3.0, 3.0), ProjectedDualGuidance()]
+)
 @pytest.mark.parametrize("batch", [2, 3])
 def test_passes_of_different_batches_are_refused(guidance, batch):
     """One of 1 beside one of 2 would be repeated without a word."""

@@ -222,7 +222,7 @@ def test_encoders_are_read_once_for_all_prompts_and_gone_afterwards(pipelines, m
     pipeline = pipelines("balanced")
     assert seen == []
     prompts = [PROMPT, TwoStagePrompt("A man.", "")]
-    pipeline.read_ahead(prompts, pipeline.own_negative)
+    pipeline.read_ahead(prompts, pipeline.own_negative, pictures=True)
     assert len(seen) == 1
     for prompt in prompts:
         pipeline.generate(PICTURES[:1], prompt, settings(pipeline, "cfg"))

@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from PIL import Image
-from safetensors.torch import load_file, save_file
 
-from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.encoders.reference import is_on_white, own_size_picture
+from contextanyone_core.encoders.reference import own_size_picture
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
-from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.rope import apply_rotary, grid_positions, in_context_positions, rotary_table
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, InContextReferences, ReferenceInputs
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule
+from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, ProjectedDualGuidance, make_guidance
 from contextanyone_core.sampling.reference_modes import InContext, UntoldConcatenation
-from contextanyone_core.weights.checkpoint import save_transformer
-from contextanyone_core.weights.locate import misnamed_transformer, need_component
 from contextanyone_core.weights.name_tables import rename, transformer_table
-from contextanyone_core.weights.recognition import recognise
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
 SETTINGS = GenerationSettings(num_frames=5, width=32, height=48, steps=4, seed=3, sampler="euler")
-
-
-def wan_network(config: ContextAnyoneConfig) -> ContextAnyoneTransformer:
-    torch.manual_seed(4)
-    model = ContextAnyoneTransformer(config)
-    for name, parameter in model.named_parameters():
-        # attention has to be sharp, or positions hardly matter
-        torch.nn.init.normal_(parameter, mean=2.0 if ".norm_" in name else 0.0, std=0.1)
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def wan_folder(tiny_folder: Path, tiny_config: ContextAnyoneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny stack whose transformer is plain Wan's: neither CLIP branch nor Emphasize-Attention."""
-    folder = tmp_path_factory.mktemp("wan")
-    for part in ("vae", "text_encoder"):
-        shutil.copy(tiny_folder / f"{part}.safetensors", folder)
-    model = wan_network(replace(tiny_config, image_dim=None, emphasize=False))
-    save_transformer(folder / "transformer.safetensors", model, dtype=torch.float32)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +36,10 @@ def refalign(wan_folder: Path) -> ContextAnyonePipeline:
 
 @pytest.fixture(scope="module")
 def bernini(wan_folder: Path) -> ContextAnyonePipeline:
-    return ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["bernini"])
+    """With what `own_config` gives a full-size file, but for its shift."""
+    pipeline = ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["bernini"])
+    pipeline.config = replace(pipeline.config, dual_scales=(4.0, 4.5), projected_guidance=True)
+    return pipeline
 
 
 def theirs(model: ContextAnyoneTransformer) -> WanTransformer3DModel:
@@ -88,11 +61,13 @@ def pictures() -> list[torch.Tensor]:
     return [torch.rand(1, 3, *size, generator=generator) * 2 - 1 for size in ((40, 24), (30, 50))]
 
 
-def latents_of(pipeline: ContextAnyonePipeline, shown: list[torch.Tensor], negative: str = "night") -> torch.Tensor:
+def latents_of(
+    pipeline: ContextAnyonePipeline, shown: list[torch.Tensor], settings: GenerationSettings = SETTINGS
+) -> torch.Tensor:
     """Latents of a run, without the time that decoding takes."""
-    encoded = pipeline.encode_references(shown, SETTINGS.size)
-    conditions = pipeline.conditions(encoded, PROMPT, negative=negative)
-    return pipeline.sample_latents(conditions, SETTINGS, pipeline.noise([3], SETTINGS))
+    encoded = pipeline.encode_references(shown, settings.size)
+    conditions = pipeline.conditions(encoded, PROMPT, negative="night")
+    return pipeline.sample_latents(conditions, settings, pipeline.noise([3], settings))
 
 
 def turned(grid: tuple[int, int, int], number: int, head_dim: int) -> torch.Tensor:
@@ -154,30 +129,57 @@ def test_berninis_forward_is_the_one_stream_of_an_independent_loop(bernini: Cont
     mode = InContext(bernini.transformer, ReferenceInputs(references, text, []))
     time = torch.tensor([999.0, 12.5])
     expected = bernini_forward(theirs(bernini.transformer), latents, references, time, text)
-    for with_reference in (True, False):  # in both passes
-        found = mode.velocity(latents, time, text, with_reference=with_reference)
-        assert torch.allclose(found, expected, atol=1e-4)
+    found = mode.velocity(latents, time, text, with_reference=True)
+    assert torch.allclose(found, expected, atol=1e-4)
     assert expected.std() > 0.1
+    plain = bernini_forward(theirs(bernini.transformer), latents, [], time, text)
+    assert torch.allclose(mode.velocity(latents, time, text, with_reference=False), plain, atol=1e-4)
     other = InContext(bernini.transformer, ReferenceInputs(references[::-1], text, []))
     swapped = other.velocity(latents, time, text, with_reference=True)
     assert float((swapped - expected).detach().abs().max()) > 0.01, "the order is the number"
 
 
-def test_a_run_of_bernini_equals_its_loop(bernini: ContextAnyonePipeline) -> None:
-    """Pictures at their own size, two passes with them in both, the order of the pictures as their numbers."""
-    found = latents_of(bernini, pictures())
+def projected(difference: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    """Bernini's rule for one difference of clean latents, frame by frame."""
+    frames = []
+    for one, along in zip(difference.unbind(2), prediction.unbind(2), strict=True):
+        flat, unit = one.flatten(1).double(), torch.nn.functional.normalize(along.flatten(1).double(), dim=1)
+        flat = flat * torch.clamp(50.0 / flat.norm(dim=1, keepdim=True), max=1.0)
+        part = (flat * unit).sum(1, keepdim=True) * unit
+        frames.append((flat - part + 0.5 * part).view_as(one))
+    return torch.stack(frames, dim=2).float()
+
+
+def berninis_run(bernini: ContextAnyonePipeline, shown: list[torch.Tensor], guidance: str) -> torch.Tensor:
+    """Pictures at their own size, the order of the pictures as their numbers: latents of an independent loop."""
     model, text_encoder = theirs(bernini.transformer), bernini.text_encoder
-    references = [bernini.vae.encode(own_size_picture(item)[:, :, None]) for item in pictures()]
-    assert [tuple(item.shape[-2:]) for item in references] == [(4, 4), (4, 6)]  # 32 x 32 and 32 x 48 pixels
+    references = [bernini.vae.encode(own_size_picture(item)[:, :, None]) for item in shown]
     prompt, negative = (text_encoder.encode([text]) for text in (PROMPT.video_text, "night"))
-    sigmas = sigma_schedule(4, bernini.config.shift)
     x = bernini.noise([3], SETTINGS)
-    for sigma, after in pairwise(sigmas):
-        with_prompt, without = (
-            bernini_forward(model, x, references, 1000 * sigma[None], text) for text in (prompt, negative)
-        )
-        x = x + (after - sigma) * (without + 5.0 * (with_prompt - without))
-    assert torch.allclose(found, x, atol=1e-3, rtol=1e-4)
+    for sigma, after in pairwise(sigma_schedule(4, bernini.config.shift)):
+        passes = (([], negative), (references, negative), (references, prompt))
+        none, image, both = (bernini_forward(model, x, given, 1000 * sigma[None], text) for given, text in passes)
+        if guidance == "cfg":  # as ComfyUI runs it: two passes with the pictures in both
+            velocity = image + 5.0 * (both - image)
+        else:
+            none, image, both = (x - sigma * item for item in (none, image, both))
+            clean = none + 4.5 * projected(image - none, image) + 4.0 * projected(both - image, both)
+            velocity = (x - clean) / sigma
+        x = x + (after - sigma) * velocity
+    return x
+
+
+@pytest.mark.parametrize("guidance", ["dual", "cfg"])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_run_of_bernini_equals_its_loop(bernini: ContextAnyonePipeline, guidance: str, number: int) -> None:
+    shown = pictures()[:number]
+    assert [own_size_picture(item).shape[-2:] for item in shown] == [(32, 32), (32, 48)][:number]
+    settings = replace(SETTINGS, guidance=make_guidance(guidance, bernini.config))
+    found = latents_of(bernini, shown, settings=settings)
+    expected = berninis_run(bernini, shown, guidance)
+    assert torch.allclose(found, expected, atol=2e-3, rtol=1e-3)
+    if guidance == "dual":
+        assert torch.equal(found, latents_of(bernini, shown)), "its own guidance"
 
 
 def test_a_run_of_refalign_equals_its_loop(refalign: ContextAnyonePipeline) -> None:
@@ -214,7 +216,8 @@ def test_refalign_is_phantom_but_for_what_its_references_read(
 
 def test_without_a_picture_bernini_is_plain_wan(wan_folder: Path, bernini: ContextAnyonePipeline) -> None:
     wan = ContextAnyonePipeline.from_folder(wan_folder, spec=MODELS["wan"])
-    assert torch.equal(latents_of(wan, []), latents_of(bernini, []))
+    settings = replace(SETTINGS, guidance=CfgGuidance(5.0))
+    assert torch.equal(latents_of(wan, [], settings), latents_of(bernini, [], settings))
 
 
 def test_what_bernini_does_not_take_is_refused(bernini: ContextAnyonePipeline) -> None:
@@ -247,166 +250,42 @@ def test_the_schedule_of_a_full_size_file_is_berninis_own() -> None:
         "refalign": 5.0,
         "bernini": 3.0,
     }
+    own = MODELS["bernini"].own_config(wan)
+    assert make_guidance("dual", own) == ProjectedDualGuidance(4.0, 4.5)
+    assert make_guidance("dual", MODELS["refalign"].own_config(wan)) == DualGuidance(7.5, 5.0)
     small = replace(wan, text_len=128, shift=2.0)
     assert MODELS["bernini"].own_config(small) == small  # a small one states its own
 
 
-def published(name: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
-    """A file or folder as its authors publish it, by name."""
-    if name == "RefAlign":
-        path = folder / "RefAlign-1.3B" / "diffusion_pytorch_model-refalign.safetensors"
-        path.parent.mkdir()
-        save_file(state, path)
-        return path
-    inner = folder / "Bernini-R-1.3B-Diffusers" / "transformer"
-    inner.mkdir(parents=True)
-    renamed = rename(state, transformer_table(2))
-    names = sorted(renamed)
-    halves = {1: names[: len(names) // 2], 2: names[len(names) // 2 :]}
-    files = {index: f"diffusion_pytorch_model-0000{index}-of-00002.safetensors" for index in halves}
-    for index, half in halves.items():
-        save_file({key: renamed[key].contiguous() for key in half}, inner / files[index])
-    weight_map = {key: files[index] for index, half in halves.items() for key in half}
-    index_file = inner / "diffusion_pytorch_model.safetensors.index.json"
-    index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return index_file
+class _Written:
+    """A text encoder that keeps what it is given."""
+
+    def __init__(self, text_dim: int) -> None:
+        self.texts: list[str] = []
+        self._text_dim = text_dim
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split()) + 1
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        self.texts += texts
+        return torch.zeros(len(texts), 512, self._text_dim)
 
 
-@pytest.fixture
-def wan_tensors(wan_folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(wan_folder / "transformer.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("name", "family", "alone"), [("RefAlign", "RefAlign", "RefAlign"), ("Bernini", "Bernini-R", "Wan 2.1 T2V")]
-)
-def test_published_names_are_recognised(
-    name: str, family: str, alone: str, wan_tensors: dict[str, torch.Tensor], tmp_path: Path
+def test_a_full_size_bernini_is_told_its_task_before_the_prompt(
+    bernini: ContextAnyonePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RefAlign's file says what it is; Bernini's shards are told by their folder."""
-    path = published(name, wan_tensors, tmp_path)
-    assert recognise(path).family.startswith(family)
-    assert recognise(path).own_family.startswith(alone)
-    folder = path.parent if name == "RefAlign" else path.parent.parent
-    found = need_component(folder, "transformer", MODELS[name.lower()])
-    assert recognise(found).family.startswith(family)
-    assert misnamed_transformer(folder, MODELS[name.lower()]) is None
-    other = MODELS["refalign" if name == "Bernini" else "bernini"]
-    strange = misnamed_transformer(folder, other)
-    assert strange is not None
-    assert strange.family.startswith(family)
-
-
-def test_shards_become_one_file_that_its_name_tells(
-    wan_state: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
-    """As docs/START.md has it: Bernini's diffusers folder for ComfyUI, which lists single files."""
-    state = wan_state()
-    folder, out = published("Bernini", state, tmp_path).parent, tmp_path / "bernini_r_1.3B.safetensors"
-    assert cli.main(["convert", str(folder), "--dtype", "bfloat16", "--out", str(out)]) == 0
-    assert recognise(out).own_family.startswith("Bernini-R")
-    made = load_file(out)
-    assert made.keys() == state.keys()
-    assert all(torch.equal(made[name], tensor.bfloat16()) for name, tensor in state.items())
-
-
-def test_one_folder_may_hold_several(wan_tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    names = {"refalign": "RefAlign-1.3B", "bernini": "bernini_r_1.3B-bf16", "phantom": "Phantom-Wan-1.3B"}
-    for name in [*names.values(), "diffusion_pytorch_model"]:
-        save_file(wan_tensors, tmp_path / f"{name}.safetensors")
-    for model, name in names.items():
-        assert need_component(tmp_path, "transformer", MODELS[model]).stem == name
-    assert need_component(tmp_path, "transformer", MODELS["wan"]).stem == "diffusion_pytorch_model"
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one picture, in which the command runs."""
-    monkeypatch.chdir(tmp_path)
-    noise = np.random.default_rng(0).integers(0, 200, (40, 30, 3), dtype=np.uint8)
-    Image.fromarray(noise).save("photo.png")
-    cut = np.full((40, 30, 4), 0, dtype=np.uint8)
-    cut[5:-5, 5:-5] = 200
-    Image.fromarray(cut, "RGBA").save("cut.png")
-    return tmp_path
-
-
-WORDS = ["--first", "A woman.", "--out", "out.webp", "--frames", "5", "--size", "32x32", "--steps", "1"]
-
-
-def stack_of(wan_folder: Path, name: str, folder: Path) -> Path:
-    """The tiny stack with its transformer under a public name."""
-    stack = shutil.copytree(wan_folder, folder / "stack")
-    tensors = load_file(stack / "transformer.safetensors")
-    config = recognise_metadata(stack / "transformer.safetensors")
-    (stack / "transformer.safetensors").unlink()
-    save_file(tensors, stack / name, metadata=config)
-    return stack
-
-
-def recognise_metadata(path: Path) -> dict[str, str]:
-    """The config of our file under Wan's kind: a tiny network's shapes do not tell its text length."""
-    from contextanyone_core.weights.safetensors_file import read_header
-
-    metadata = read_header(path).metadata
-    return {"format": "pt", "kind": "wan-transformer", "config": metadata["config"]}
-
-
-@pytest.mark.parametrize(
-    ("name", "model", "guidance", "said"),
-    [
-        ("RefAlign-1.3B.safetensors", "refalign", "dual", "is run as RefAlign"),
-        ("bernini_r_1.3B-bf16.safetensors", "bernini", "cfg", "is run as Bernini"),
-        ("Phantom-Wan-1.3B.safetensors", "phantom", "dual", "is run as Phantom"),
-    ],
-)
-def test_auto_follows_the_name(
-    desk: Path,
-    wan_folder: Path,
-    name: str,
-    model: str,
-    guidance: str,
-    said: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    stack = stack_of(wan_folder, name, desk)
-    given = ["generate", "--model", "auto", "--weights", str(stack), "--reference", "photo.png", *WORDS]
-    assert cli.main(given) == 0, capsys.readouterr().err
-    metadata = read_metadata(desk / "out.webp")
-    assert metadata["model"] == model
-    assert metadata["settings"]["guidance"]["name"] == guidance
-    err = capsys.readouterr().err
-    assert said in err
-    assert ("photo.png has a background" in err) == (model == "refalign")
-
-
-def test_auto_assumes_wan_where_no_name_tells(desk: Path, wan_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stack = stack_of(wan_folder, "model.safetensors", desk)
-    assert cli.main(["generate", "--model", "auto", "--weights", str(stack), *WORDS]) == 0
-    assert (
-        "taken for plain Wan 2.1; if it is another, say --model phantom, refalign or bernini" in capsys.readouterr().err
-    )
-    assert cli.main(["generate", "--model", "auto", "--weights", str(desk / "none"), *WORDS]) == 2
-    assert cli.main(["generate", "--model", "refalign", "--weights", str(stack), "--reference", "cut.png", *WORDS]) == 0
-    err = capsys.readouterr().err
-    assert "is by its name Wan 2.1 T2V" in err
-    assert "has a background" not in err
-
-
-def test_auto_runs_ours_as_ours(desk: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["generate", "--model", "auto", "--weights", str(tiny_folder), "--reference", "photo.png", *WORDS]
-    assert cli.main(given) == 0
-    assert read_metadata(desk / "out.webp")["model"] == "contextanyone"
-
-
-def test_bernini_has_two_passes_only(desk: Path, wan_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["generate", "--model", "bernini", "--weights", str(wan_folder), "--guidance", "dual", *WORDS]
-    assert cli.main(given) == 2
-    assert "Bernini has no dual guidance" in capsys.readouterr().err
-
-
-def test_the_border_tells_a_background() -> None:
-    picture = torch.full((1, 3, 20, 10), -0.5)
-    assert not is_on_white(picture)
-    picture[:, :, :, :2] = picture[:, :, :, -2:] = 1.0
-    assert is_on_white(picture)
+    """Its renderer was trained on the system prompt of the task, without a space between (its `data.py`)."""
+    encoder = _Written(bernini.config.text_dim)
+    monkeypatch.setattr(bernini, "text_encoder", encoder)
+    monkeypatch.setattr(bernini, "config", replace(bernini.config, text_len=512))
+    shown = bernini.encode_references(pictures(), SETTINGS.size)
+    for references, task in ((shown, "subject-to-video"), ([], "text-to-video")):
+        bernini.conditions(references, PROMPT, negative="night")
+        asked, negative, _ = encoder.texts[-3:]
+        assert asked == f"You are a helpful assistant specialized in {task} generation.{PROMPT.video_text}"
+        assert negative == "night"
+    words = " ".join(["word"] * 503)  # with 10 of the task's own and the end they are more than 512
+    with pytest.raises(InputError, match="has 513 tokens"):
+        bernini.check_prompt(TwoStagePrompt("", words), "")
+    bernini.check_prompt(TwoStagePrompt("", " ".join(["word"] * 500)), "")

@@ -60,13 +60,15 @@ def test_one_stream_starts_from_the_backbone_of_ours_and_joins_the_references(on
 
 
 def test_a_dropped_reference_is_what_the_mode_shows_without_one(one_stream):
-    """Zeros of Phantom and RefAlign; Bernini's passes without the prompt have the references too."""
+    """Zeros of Phantom and RefAlign; Bernini is plain Wan in passes without pictures."""
     clips, draws, text = some_step(one_stream)
     dropped = loss_of(one_stream, clips, replace(draws, reference=None), text)[0]
-    always = one_stream.settings.reading == "bernini"
-    shown = clips if always else replace(clips, reference_latents=torch.zeros_like(clips.reference_latents))
-    assert torch.equal(dropped, loss_of(one_stream, shown, draws, text)[0])
-    assert torch.equal(dropped, loss_of(one_stream, clips, draws, text)[0]) == always
+    blank = replace(clips, reference_latents=torch.zeros_like(clips.reference_latents))
+    none = one_stream.settings.reading == "bernini"
+    assert torch.equal(dropped, loss_of(one_stream, blank, draws, text)[0]) != none
+    other = replace(clips, reference_latents=clips.reference_latents.flip(0))
+    assert torch.equal(dropped, loss_of(one_stream, other, replace(draws, reference=None), text)[0])
+    assert not torch.equal(dropped, loss_of(one_stream, clips, draws, text)[0])
 
 
 def test_refaligns_references_are_all_cut_out_on_white(one_stream):

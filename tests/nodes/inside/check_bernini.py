@@ -18,6 +18,7 @@ from stack import SIZE, ksampler, largest, miniature
 
 TOLERANCE = 1e-4
 SHAPES = ((48, 80), (64, 40))
+OWN = {"guidance_scale": 0.0, "reference_scale": 0.0}
 REFALIGN = "diffusion_pytorch_model-refalign.safetensors"
 
 
@@ -95,18 +96,48 @@ def check_berninis_conditioning_equals_comfyuis():
 
 def check_berninis_two_passes_have_the_references():
     ours = load("bernini_r_1.3B.safetensors")
-    _, positive, negative, latent = applied(ours, images())
+    _, positive, negative, _ = applied(ours, images())
     kept = [extras["contextanyone_references"] for _, extras in (*positive, *negative)]
     assert kept[0].key == kept[1].key
     assert [tuple(item.shape[-2:]) for item in kept[0].latents] == [(6, 10), (8, 4)], "sides are multiples of 16 pixels"
-    given = {"model": ours, "positive": positive, "guidance_scale": 3.0, "reference_scale": 5.0}
-    (guider,) = call("ContextAnyoneGuider", negative=prompts()[1], **given)
+
+
+def guided(model: Any, positive: Any, negative: Any, latent: Any) -> torch.Tensor:
+    """Raw latents of one step of Euler from pure noise: what the guided step takes for clean."""
+    (guider,) = call("ContextAnyoneGuider", model=model, positive=positive, negative=negative, **OWN)
     (noise,) = call("RandomNoise", noise_seed=7)
     (sampler,) = call("KSamplerSelect", sampler_name="euler")
-    (sigmas,) = call("BasicScheduler", model=ours, scheduler="simple", steps=4, denoise=1.0)
+    (sigmas,) = call("BasicScheduler", model=model, scheduler="simple", steps=1, denoise=1.0)
     run = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
-    dual = call("SamplerCustomAdvanced", **run)[0]["samples"]
-    assert normalised(dual - ksampler(ours, positive, negative, latent)) < TOLERANCE
+    return call("SamplerCustomAdvanced", **run)[0]["samples"]
+
+
+def projected(difference: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    """Bernini's rule for one difference of clean latents, frame by frame."""
+    frames = []
+    for one, along in zip(difference.unbind(2), prediction.unbind(2), strict=True):
+        flat, unit = one.flatten(1).double(), torch.nn.functional.normalize(along.flatten(1).double(), dim=1)
+        flat = flat * torch.clamp(50.0 / flat.norm(dim=1, keepdim=True), max=1.0)
+        frames.append((flat - 0.5 * (flat * unit).sum(1, keepdim=True) * unit).view_as(one))
+    return torch.stack(frames, dim=2).float()
+
+
+def check_berninis_guider_is_its_projected_chain_of_three_passes():
+    """Each pass is a single step of the same MODEL without guidance; the guider's own scales are 4 and 4.5."""
+    ours = load("bernini_r_1.3B.safetensors")
+    config = ours.model.config
+    std, mean = (torch.tensor(part).view(1, -1, 1, 1, 1) for part in (config.latents_std, config.latents_mean))
+    for shown in ((), images()):
+        _, positive, negative, latent = applied(ours, shown)
+        bare = prompts()[1]
+        step = {"steps": 1, "cfg": 1.0, "scheduler": "simple"}
+        none, image, both = (
+            (ksampler(ours, text, bare, latent, **step) - mean) / std for text in (bare, negative, positive)
+        )
+        expected = none + 4.5 * projected(image - none, image) + 4.0 * projected(both - image, both)
+        found = (guided(ours, positive, negative, latent) - mean) / std
+        assert largest(found - expected) < TOLERANCE * 10, largest(found - expected)
+        assert largest(found - both) > 0.1
 
 
 def check_memory_counts_berninis_tokens():
