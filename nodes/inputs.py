@@ -27,7 +27,10 @@ Keypoints = io.Custom("POSE_KEYPOINT")
 
 FIRST_TOOLTIP = 'How the first picture of the video looks: "A woman with red hair standing in a park."'
 LATER_TOOLTIP = 'What happens then: "The same woman is waving at the beach."'
-NEGATIVE_TOOLTIP = "What to keep away from. Empty is fine; the miniature has never seen a negative prompt."
+NEGATIVE_TOOLTIP = (
+    "What to keep away from. Empty for the miniature; Wan's models know their own Chinese one, "
+    "as in workflows 08 to 13."
+)
 EMPHASIS_TOOLTIP = (
     "Strength of Emphasize-Attention, the second look at the reference in every block: 1 as trained, 0 without, above "
     "1 holds on to the picture harder."

@@ -31,11 +31,18 @@ class VideoCondition:
         pose: normalised latents (B, in_dim, T, h, w) of the drawn poses, as large as the video's.
         start: normalised latents (B, in_dim, n, h, w) of the clean first n latent frames, 1 <= n <= T.
         regions: where the person is whom the prompt names, for mask-guided attention.
+        untold_frames: so many last latent frames do not read the text: RefAlign's references.
     """
 
     pose: Tensor | None = None
     start: Tensor | None = None
     regions: Regions | None = None
+    untold_frames: int = 0
+
+    def readers(self, grid: tuple[int, int, int]) -> int | None:
+        """How many of the tokens of a grid (frames, rows, columns) read the text, from the first on; None is all."""
+        frames, rows, columns = grid
+        return (frames - self.untold_frames) * rows * columns if self.untold_frames else None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VideoCondition:
         """The same on another device or in another dtype."""

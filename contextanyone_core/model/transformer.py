@@ -175,7 +175,6 @@ class ContextAnyoneTransformer(nn.Module):
         cache: ReferenceCache | None = None,
         emphasis: float = 1.0,
         condition: VideoCondition | None = None,
-        untold_frames: int = 0,
         attention: AttentionFunction | None = None,
     ) -> TransformerOutput:
         """Velocity (noise - clean) of the video and, with `references`, the reference stream's own output.
@@ -189,7 +188,6 @@ class ContextAnyoneTransformer(nn.Module):
                 tokens, no CLIP tokens and no Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
             condition: pose, clean first frames and regions, for the video stream alone; references never read them.
-            untold_frames: so many last latent frames do not read the text: RefAlign's references.
             attention: another kernel for this call only.
 
         Raises:
@@ -219,8 +217,9 @@ class ContextAnyoneTransformer(nn.Module):
         time_embeds, modulation = self._embed_time(timesteps, latents)
         table = stream_table((grid,), None, self.config.head_dim, latents.device)
         guide = condition.guide(latents, self.config.patch_size, self.config.text_len)
-        readers = math.prod(grid) - untold_frames * math.prod(grid[1:]) if untold_frames else None
-        stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide, readers)
+        stream = Stream(
+            modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide, condition.readers(grid)
+        )
         x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):
             if own is not None:

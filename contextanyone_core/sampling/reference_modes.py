@@ -129,7 +129,7 @@ class TemporalConcatenation(_OneStream):
     def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
         shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
         joined = append_references(latents, shown)
-        untold = {} if self.references_read_text else {"untold_frames": len(shown)}
+        untold = {} if self.references_read_text else {"condition": VideoCondition(untold_frames=len(shown))}
         velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds, **untold).velocity)
         return velocity[:, :, : latents.shape[2]]
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...contextanyone_core.model.condition import VideoCondition
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_specs import MODELS
 from ...contextanyone_core.sampling.reference_modes import TemporalConcatenation, UntoldConcatenation, append_references
@@ -32,10 +33,10 @@ class PhantomNetwork(ContextAnyoneNetwork):
     ) -> torch.Tensor:
         shown = [] if references is None else references.inputs.latents
         joined = append_references(x, shown)
-        untold = 0 if self.mode.references_read_text else len(shown)
+        condition = None if self.mode.references_read_text else VideoCondition(untold_frames=len(shown))
         attention = partial(host_attention, options=transformer_options)
         output = ContextAnyoneTransformer.forward(
-            self, joined, timestep, context, untold_frames=untold, attention=attention
+            self, joined, timestep, context, condition=condition, attention=attention
         )
         return output.velocity[:, :, : x.shape[2]]
 

@@ -17,7 +17,7 @@ SIZE = {"width": 96, "height": 64, "length": 5}
 APPLY = ("ContextAnyoneApply", SIZE)
 SMALLER = {
     "11_photo_refalign": dict([APPLY, ("BasicScheduler", {"steps": 2})]),
-    "12_photo_bernini": dict([APPLY, ("KSampler", {"steps": 2})]),
+    "12_photo_bernini": dict([APPLY, ("BasicScheduler", {"steps": 2})]),
     "13_photo_fast": {"ContextAnyoneSampler": SIZE | {"steps": 2}},
 }
 
