@@ -272,7 +272,8 @@ def _advanced_inputs() -> list[io.String.Input | io.Combo.Input | io.Float.Input
             options=_GUIDANCES,
             default="cfg",
             advanced=True,
-            tooltip="cfg: two passes a step. dual: three, with the picture guided apart from the prompt.",
+            tooltip="cfg: two passes a step. dual: three, with the picture guided apart from the prompt, as RefAlign, "
+            "Phantom and Bernini are by their authors.",
         ),
         RANGES["guidance_scale"].input("guidance_scale", 0.0, f"How hard the prompt pulls. {_OWN}", advanced=True),
         RANGES["reference_scale"].input(
