@@ -1,5 +1,6 @@
-"""Poses given to `personalize.py`: at another rate than the clip's."""
+"""Poses given to `personalize.py`: at another rate than the clip's, and on a picture of another size."""
 
+import json
 from contextlib import nullcontext
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes
 from contextanyone_core.pose.sequence import PoseSequence
 from training.personal.poses import poses_of_shot
@@ -57,3 +59,27 @@ def test_poses_last_as_long_as_the_clip_within_two_frames(shot, tmp_path, frames
 def test_a_pose_for_each_frame_is_taken_as_it_is_whatever_the_rate(shot, tmp_path):
     one_each = gliding(np.arange(40) / 16, 16.0)
     np.testing.assert_allclose(given(shot, tmp_path, one_each).body, one_each.body, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (720, 960), (36, 48), (540, 721)])
+def test_poses_on_a_smaller_or_larger_picture_of_the_clip_are_scaled(shot, tmp_path, size):
+    times = np.cumsum([0, *PHONE]) / 1000
+    found = given(shot, tmp_path, gliding(times, shot.fps, size))
+    assert (found.width, found.height) == (128, 96)
+    np.testing.assert_allclose(found.body, gliding(times, shot.fps).body, atol=0.2)
+
+
+@pytest.mark.parametrize("ending", ["json", "safetensors"])
+def test_poses_on_another_picture_are_named_with_both_sizes(shot, tmp_path, ending):
+    poses, path = gliding(np.arange(40) / 16, 16.0, (512, 512)), tmp_path / f"me.{ending}"
+    path.write_bytes(pose_file_bytes(poses) if ending == "safetensors" else json.dumps(to_json(poses)).encode())
+    with pytest.raises(InputError, match="the poses lie on 512 x 512, the clip is 128 x 96 pixels; give"):
+        poses_of_shot(shot, path, None, drawn=False)
+
+
+def test_poses_that_state_no_picture_lie_on_the_clip(shot, tmp_path):
+    body = gliding(np.arange(40) / 16, 16.0)
+    frames = [{"people": frame["people"]} for frame in to_json(body)]
+    path = tmp_path / "me.json"
+    path.write_text(json.dumps(frames))
+    np.testing.assert_allclose(poses_of_shot(shot, path, None, drawn=False).body, body.body, atol=1e-4)

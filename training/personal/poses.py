@@ -59,10 +59,25 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
 
 def _given(shot: Shot, path: Path) -> PoseSequence:
     choose = "crop the clip to one person, or take the others out of the file"
-    poses = read_poses(path, PoseSource((shot.height, shot.width), choose=choose))
+    read = read_poses(path, PoseSource(picture=(shot.height, shot.width), choose=choose))
+    poses = _on_the_clip(read, shot, path)
     if poses.num_frames != shot.total:
         poses = _at_the_clips_times(poses, shot, path)
     return replace(poses.at(range(shot.start, shot.stop)), fps=shot.fps)
+
+
+def _on_the_clip(poses: PoseSequence, shot: Shot, path: Path) -> PoseSequence:
+    """Poses of a smaller or larger copy of the clip, whose sides may be rounded, in pixels of the clip."""
+    if (poses.width, poses.height) == (shot.width, shot.height):
+        return poses
+    factor = min(shot.width / poses.width, shot.height / poses.height)
+    beside = max(shot.width - factor * poses.width, shot.height - factor * poses.height)
+    if beside > max(1.0, factor):  # a pixel of the smaller one
+        raise InputError(
+            f"--pose {path}: the poses lie on {poses.width} x {poses.height}, the clip is {shot.width} x {shot.height} "
+            "pixels; give poses of the whole picture, neither cropped nor padded."
+        )
+    return poses.placed((shot.height, shot.width))
 
 
 def _at_the_clips_times(poses: PoseSequence, shot: Shot, path: Path) -> PoseSequence:
