@@ -20,6 +20,7 @@ from training.data.frames import dilated
 from training.files import file_sha256
 from training.optim import learning_rate
 from training.parts.manifest import Settings
+from training.personal.presets import PRESETS
 from training.planning.plan import plan_run
 from training.train import main
 from training.trainer import build_trainer
@@ -238,6 +239,19 @@ def test_no_reference_enters_without_an_anchor(config):
     assert torch.equal(losses[0][0], losses[1][0])
     assert "reference" not in losses[0][1]
     assert "video" in part.validation_loss(batch, 0.5, torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_beside_a_reference_the_person_is_without_it_in_three_of_ten_batches(preset):
+    path, changes = PRESETS[preset].config, PRESETS[preset].changes
+    shares = {
+        anchor: load_config(path, [*changes, f"part.anchor={anchor}"]).part.drop_reference
+        for anchor in ("none", "reference")
+    }
+    assert shares == {"none": 0.15, "reference": 0.3}  # without a reference the draws of a run stay as they were
+    assert load_config(path, ["part.anchor=reference", "part.drop_reference=0.2"]).part.drop_reference == 0.2
+    nobody = ["part.anchor=reference", "part.personal=null", "part.regions=none"]
+    assert load_config(path, nobody).part.drop_reference == 0.15
 
 
 def test_a_plan_counts_no_reference_without_an_anchor(config):
