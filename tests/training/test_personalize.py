@@ -151,6 +151,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(given, tmp_path, caplog):
     assert not out.exists()
     assert (tmp_path / "me.work" / "run" / "checkpoints" / "latest").is_file()
     assert "the same command goes on from there" in caplog.text
+    assert "part.stills_steps is 2 and optim.lr_factors {600: 0.3}: pictures end" in caplog.text
 
 
 def test_a_full_disk_leaves_nothing_half_written(given, tmp_path, capsys):
