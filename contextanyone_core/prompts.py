@@ -20,6 +20,8 @@ WAN_NEGATIVE = (
 
 
 _SPACE = "\u2581"  # how sentencepiece writes the space before a word
+# Letters and digits, but for those of scripts that write no space between words, or particles beside them.
+_IN_WORDS = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,13 @@ def rows_naming(pieces: Sequence[str], name: str, class_name: str) -> tuple[int,
         pieces: the tokens as sentencepiece writes them, such as `Tokenizer.split`.
     """
     surfaces = [_surface(piece) for piece in pieces]
-    words = [rb"\s+".join(map(re.escape, part.encode().split())) for part in (name, class_name)]
-    pattern = rb"(?<!\w)" + words[0] + rb"(?:\s+" + words[1] + rb")?(?!\w)"
-    spans = [found.span() for found in re.finditer(pattern, b"".join(surfaces), re.IGNORECASE)]
+    text = b"".join(surfaces).decode(errors="surrogateescape")
+    words = [r"\s+".join(map(re.escape, part.split())) for part in (name, class_name)]
+    pattern = rf"(?<!{_IN_WORDS}){words[0]}(?:\s+{words[1]})?(?!{_IN_WORDS})"
+    spans = [
+        tuple(len(text[:place].encode(errors="surrogateescape")) for place in found.span())
+        for found in re.finditer(pattern, text, re.IGNORECASE)
+    ]
     ends = accumulate(map(len, surfaces))
     return tuple(
         place

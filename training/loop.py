@@ -15,6 +15,7 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
+from training.optim import learning_rate
 from training.parts.base import HashesData, OpensData, Part, Validates
 from training.precision import settle_precision
 from training.prefetch import batches
@@ -28,6 +29,7 @@ from training.watch import Watch
 
 _LOG = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 10
+_HIGH = 0.5  # of the rate, for the stage that refines another
 
 
 def train(config: TrainConfig) -> int | None:
@@ -70,6 +72,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
             _note_rate(checkpoint.progress, before.optim.lr, config.optim.lr)
         save_config(config, folder / "config.yaml")
         _describe_world(world, checkpoint)
+        _warn_of_stages(config)
     trainer = build_trainer(config, checkpoint, world)
     if world.first:
         trainer.progress.learning_rates.setdefault("0", config.optim.lr)
@@ -85,6 +88,20 @@ def _note_rate(progress: Progress, before: float, now: float) -> None:
     if last != now:
         _LOG.warning("optim.lr is %g from step %d on; it was %g.", now, progress.step, last)
         progress.learning_rates[str(progress.step)] = now
+
+
+def _warn_of_stages(config: TrainConfig) -> None:
+    """Warn where the second stage of a personal model does not begin at a low rate, or `lr_factors` at another step."""
+    stills, optim, steps = getattr(config.part, "stills_steps", None), config.optim, config.run.steps
+    if stills is None or stills >= steps:
+        return
+    before, after = (learning_rate(optim, step, steps) / optim.lr for step in (stills - 1, stills))
+    if after > _HIGH or (optim.lr_factors and stills not in optim.lr_factors):
+        _LOG.warning(
+            "part.stills_steps is %d and optim.lr_factors %s: pictures end at %.2g of optim.lr, clips begin at %.2g; "
+            "the preset paper would have optim.lr_factors={%d: 0.3}.",
+            *(stills, optim.lr_factors, before, after, stills),
+        )
 
 
 def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:

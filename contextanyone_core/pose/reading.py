@@ -19,13 +19,15 @@ from .sequence import SEEN, PoseSequence, sequence_of
 class PoseSource:
     """What a file of keypoints may not state: canvas (height, width) in pixels, frames per second, and which person.
 
-    `choose` explains how to choose one of several people, for the error message.
+    `choose` explains how to choose one of several people, for the error message. `picture` is the canvas of a file that
+    states none, where one that states another keeps its own.
     """
 
     canvas: tuple[int, int] | None = None
     fps: float | None = None
     person: int | None = None
     choose: str = "choose one, such as --person 1"
+    picture: tuple[int, int] | None = None
 
 
 def is_keypoints(path: Path) -> bool:
@@ -53,7 +55,7 @@ def read_poses(path: Path, source: PoseSource) -> PoseSequence:
 
 def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
     """Select one person's poses from frames of people; arguments and errors as in `read_poses`."""
-    size = frames.size or source.canvas
+    size = frames.size or source.canvas or source.picture
     if size is None:
         raise InputError(
             f"{name} does not say how large the picture is that its points lie on; state it: contextanyone pose "

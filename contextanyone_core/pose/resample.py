@@ -28,10 +28,7 @@ def prepare(poses: PoseSequence, *, smooth: bool = False) -> PoseSequence:
 
 
 def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
-    """Resample to another frame rate, starting at the first frame; at the same rate nothing changes.
-
-    A point that both neighbouring frames show is interpolated linearly. Otherwise it is taken from the nearer frame,
-    where it may be missing.
+    """Resample to another frame rate, starting at the first frame, as `at_places`; at the same rate nothing changes.
 
     Raises: InputError if the result would have more frames than a clip can have.
     """
@@ -41,7 +38,15 @@ def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
             f"the pose has {poses.num_frames} frames at {poses.fps:g} a second, {count} at {fps:g}; at most "
             f"{MAX_FRAMES} can be used. Cut it, or state its rate."
         )
-    place = np.arange(count) * (poses.fps / fps)
+    return at_places(poses, np.asarray(np.arange(count) * (poses.fps / fps), np.float64), fps)
+
+
+def at_places(poses: PoseSequence, place: NDArray[np.float64], fps: float) -> PoseSequence:
+    """The poses at places between the frames, (T,) in frames, those outside held at the ends; `fps` is their rate.
+
+    A point that both neighbouring frames show is interpolated linearly. Otherwise it is taken from the nearer frame,
+    where it may be missing.
+    """
     nearest = np.rint(place)
     place = np.where(np.abs(place - nearest) < 1e-6, nearest, place).clip(0, poses.num_frames - 1)
     before = np.floor(place).astype(int)

@@ -142,10 +142,38 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(desk, wide_folder, cap
 )
 def test_the_tokens_of_every_name_are_found(tiny_text, text, class_name, named):
     """Of this vocabulary z and v are not: they are tokens of bytes."""
+    assert _named(tiny_text, text, "zuv", class_name) == named
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "class_name", "named"),
+    [
+        (
+            "A z\u00fcv woman, Z\u00dcV WOMAN; \u00fcz\u00fcv woman.",
+            "z\u00fcv",
+            "woman",
+            ["z\u00fcv woman", "Z\u00dcV WOMAN"],
+        ),
+        (
+            "\u0417\u0423\u0412 woman, \u0437\u0443\u0432\u0430 woman",
+            "\u0437\u0443\u0432",
+            "woman",
+            ["\u0417\u0423\u0412 woman"],
+        ),
+        ("A ZUV \u00c9L\u00c8VE runs.", "zuv", "\u00e9l\u00e8ve", ["ZUV \u00c9L\u00c8VE"]),
+        ("\u4e00\u4e2a\u5c0f\u660e \u5973\u4eba\u5728", "\u5c0f\u660e", "\u5973\u4eba", ["\u5c0f\u660e \u5973\u4eba"]),
+        ("zuv\ub294 woman", "zuv", "woman", ["zuv"]),
+    ],
+)
+def test_names_of_any_letters_are_found_in_capitals_and_not_within_words(tiny_text, text, name, class_name, named):
+    assert _named(tiny_text, text, name, class_name) == named
+
+
+def _named(tiny_text, text, name, class_name):
+    """What the marked tokens of a text say, run by run."""
     pieces = tiny_text.split(text)
     assert len(pieces) == tiny_text.count_tokens(text) - 1
-    rows = rows_naming(pieces, "zuv", class_name)
+    rows = rows_naming(pieces, name, class_name)
     starts = [row for row in rows if row - 1 not in rows]
     runs = [[row for row in rows if start <= row and set(range(start, row)) <= set(rows)] for start in starts]
-    found = [tiny_text._tokenizer.decode([tiny_text.tokenize([text])[0][row] for row in run]) for run in runs]
-    assert found == named
+    return [tiny_text._tokenizer.decode([tiny_text.tokenize([text])[0][row] for row in run]) for run in runs]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contextanyone_core.errors import InputError
 from training.config import load_config
 from training.evaluate_personal import main
 from training.personal.presets import PRESETS
@@ -22,7 +23,7 @@ from training.personal_study.measures import (
     summary,
 )
 from training.personal_study.people import Person
-from training.personal_study.study import Cost, Study, table
+from training.personal_study.study import Cost, Study, _seconds_of, table
 from training.world import ATTRIBUTES
 
 
@@ -166,6 +167,22 @@ def test_a_longer_training_has_the_share_of_stills_and_the_presets_length_its_ce
     assert "3 trainings of 600 steps together" in str(study.cost(study.missing()))
 
 
+def test_the_seconds_of_a_training_are_kept_beside_its_lora_and_those_of_all_its_starts(tmp_path):
+    study = Study(tmp_path, ("regions_pose",), 1, 4, 1, ("part.data.buckets.sizes=[2048x2048]",))
+    arm, person = ARMS["regions_pose"], Person(0)
+    lora = study._lora(arm, person)
+    assert _seconds_of(lora) is None
+    taken = [0.0]
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"No row of .* can be used"):
+            study._train(arm, person, lora)
+        taken.append(_seconds_of(lora))
+    assert 0 < taken[1] < taken[2]
+    lora.touch()
+    assert study._train(arm, person, lora) is None
+    assert _seconds_of(lora) == taken[2]
+
+
 def _fill(study, value):
     for arm, person in study.missing():
         path = study._path(arm, person)
@@ -227,4 +244,6 @@ def test_a_small_study_runs_with_the_shipped_miniature(tmp_path):
         lacking = {"bleed", "forgetting"} if name == "round_trip" else set()  # it has no network
         assert set(values) == {*MEASURES, *BY_ATTRIBUTE} - lacking
         assert all(np.isfinite(value["mean"]) for value in values.values())
-    assert len(list((tmp_path / "loras").glob("*.safetensors"))) == 1
+    (lora,) = (tmp_path / "loras").glob("*.safetensors")
+    trained = json.loads(lora.with_suffix(".json").read_text())["seconds"]
+    assert all(found["arms"][name]["seconds"]["mean"] > trained > 0 for name in ("regions_pose", "reference_lora"))

@@ -18,8 +18,10 @@ from training.data.batches import CachedData
 from training.data.cache import data_hash, read_index
 from training.data.frames import dilated
 from training.files import file_sha256
+from training.loop import _warn_of_stages
 from training.optim import learning_rate
 from training.parts.manifest import Settings
+from training.personal.presets import PRESETS
 from training.planning.plan import plan_run
 from training.train import main
 from training.trainer import build_trainer
@@ -102,6 +104,29 @@ def test_the_rate_changes_at_its_step():
     assert [round(learning_rate(settings, step, 8), 4) for step in range(8)] == [
         0.05, 0.1, 0.1, 0.1, 0.03, 0.03, 0.01, 0.01,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "said"),
+    [
+        ("paper", [], ""),
+        ("miniature", [], ""),
+        ("paper", ["part.stills_steps=null"], ""),
+        ("paper", ["part.stills_steps=300", "optim.lr_factors={300: 0.3}"], ""),
+        (
+            "paper",
+            ["part.stills_steps=300"],
+            "300 and optim.lr_factors {600: 0.3}: pictures end at 1 of optim.lr, clips",
+        ),
+        ("paper", ["part.stills_steps=700"], "700 and optim.lr_factors {600: 0.3}: pictures end at 0.3 of optim.lr, c"),
+        ("miniature", ["part.stills_steps=50"], "50 and optim.lr_factors {}: pictures end at 0.9 of optim.lr, clips"),
+        ("miniature", ["run.steps=400"], "170 and optim.lr_factors {}: pictures end at 0.66 of optim.lr, clips begin"),
+    ],
+)
+def test_clips_that_begin_at_the_rate_of_pictures_are_a_warning(preset, changes, said, caplog):
+    _warn_of_stages(load_config(PRESETS[preset].config, [*PRESETS[preset].changes, *changes]))
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text
 
 
 def test_a_mask_grows_on_all_sides_frame_by_frame():
@@ -238,6 +263,19 @@ def test_no_reference_enters_without_an_anchor(config):
     assert torch.equal(losses[0][0], losses[1][0])
     assert "reference" not in losses[0][1]
     assert "video" in part.validation_loss(batch, 0.5, torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_beside_a_reference_the_person_is_without_it_in_three_of_ten_batches(preset):
+    path, changes = PRESETS[preset].config, PRESETS[preset].changes
+    shares = {
+        anchor: load_config(path, [*changes, f"part.anchor={anchor}"]).part.drop_reference
+        for anchor in ("none", "reference")
+    }
+    assert shares == {"none": 0.15, "reference": 0.3}  # without a reference the draws of a run stay as they were
+    assert load_config(path, ["part.anchor=reference", "part.drop_reference=0.2"]).part.drop_reference == 0.2
+    nobody = ["part.anchor=reference", "part.personal=null", "part.regions=none"]
+    assert load_config(path, nobody).part.drop_reference == 0.15
 
 
 def test_a_plan_counts_no_reference_without_an_anchor(config):

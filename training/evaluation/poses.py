@@ -194,8 +194,10 @@ def _proportions(poses: PoseSequence) -> NDArray[np.float64]:
 def _seam(maker: ClipMaker, chosen: Sequence[Subject]) -> dict[str, float]:
     """How a clip goes on from its start picture, in mean differences between its neighbouring frames.
 
-    `seam_ratio`: frame 0 from the start picture through the VAE. `first_step_ratio`: frame 1 from frame 0; 1 is a clip
-    that leaves its first frame as it goes from any frame to the next.
+    `seam_ratio`: frame 0 from the start picture through the VAE. It is 0 whatever the network makes, since generation
+    gives the first frame the start's own latents (`lead_to_start`): anything else is a fault of that, no measure of the
+    network. `first_step_ratio`, which is one: frame 1 from frame 0; 1 is a clip that leaves its first frame as it goes
+    from any frame to the next, renderings have 1.2.
     """
     pipeline, size = maker.pipeline, (maker.settings.size, maker.settings.size)
     starts = [picture_to_images(subject.drawn.video[0]).to(pipeline.device) for subject in chosen]

@@ -70,6 +70,12 @@ class Settings(TransformerSettings):
     sample_steps: int = Field(default=20, ge=1)
     validation_clips: int = Field(default=16, ge=1)  # of the split `val`, which cache.py must have encoded
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_also_stands_alone(cls, given: Any) -> Any:
+        beside = isinstance(given, dict) and given.get("personal") and given.get("anchor", "reference") == "reference"
+        return {"drop_reference": 0.3} | given if beside else given
+
     @model_validator(mode="after")
     def _reads_in_a_stream(self) -> Self:
         if self.one_stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from contextanyone_core.errors import InputError
 from contextanyone_core.pose.estimation import estimated
 from contextanyone_core.pose.reading import PoseSource, read_poses
+from contextanyone_core.pose.resample import at_places
 from contextanyone_core.pose.sequence import SEEN, PoseSequence
+from training.data.media import probe
 from training.data.world_poses import world_poses
 from training.evaluation.pose_reader import load_pose_reader, read_joints
 from training.personal.shot import Shot
 from training.settings import MINIATURE
 
+_LOG = logging.getLogger(__name__)
+_FRAMES_OFF = 2.0  # of the lower rate, by which given poses may be shorter or longer than the clip
 ENOUGH = 6
 """Joints that a frame must show to be trained on as a picture."""
 
@@ -26,7 +31,8 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
     """The poses of a shot's frames, in pixels of the clip.
 
     Args:
-        given: a file of keypoints of the whole clip. models: MediaPipe's, for the estimator.
+        given: a file of keypoints of the whole clip, one for each frame or as many as its rate makes of its length.
+        models: MediaPipe's, for the estimator.
         drawn: the clip shows the character world, and the miniature's pose reader is taken.
 
     Raises:
@@ -53,10 +59,40 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
 
 def _given(shot: Shot, path: Path) -> PoseSequence:
     choose = "crop the clip to one person, or take the others out of the file"
-    poses = read_poses(path, PoseSource((shot.height, shot.width), choose=choose))
+    read = read_poses(path, PoseSource(picture=(shot.height, shot.width), choose=choose))
+    poses = _on_the_clip(read, shot, path)
     if poses.num_frames != shot.total:
-        raise InputError(f"--pose {path} has {poses.num_frames} frames, the clip has {shot.total}; give one for each.")
+        poses = _at_the_clips_times(poses, shot, path)
     return replace(poses.at(range(shot.start, shot.stop)), fps=shot.fps)
+
+
+def _on_the_clip(poses: PoseSequence, shot: Shot, path: Path) -> PoseSequence:
+    """Poses of a smaller or larger copy of the clip, whose sides may be rounded, in pixels of the clip."""
+    if (poses.width, poses.height) == (shot.width, shot.height):
+        return poses
+    factor = min(shot.width / poses.width, shot.height / poses.height)
+    beside = max(shot.width - factor * poses.width, shot.height - factor * poses.height)
+    if beside > max(1.0, factor):  # a pixel of the smaller one
+        raise InputError(
+            f"--pose {path}: the poses lie on {poses.width} x {poses.height}, the clip is {shot.width} x {shot.height} "
+            "pixels; give poses of the whole picture, neither cropped nor padded."
+        )
+    return poses.placed((shot.height, shot.width))
+
+
+def _at_the_clips_times(poses: PoseSequence, shot: Shot, path: Path) -> PoseSequence:
+    """A pose for each frame of the clip, of poses at another rate that last as long as the clip."""
+    times = np.asarray(probe(shot.path).times)
+    times -= times[0]
+    seconds = (poses.num_frames - 1) / poses.fps
+    if abs(times[-1] - seconds) > _FRAMES_OFF / min(poses.fps, shot.fps):
+        raise InputError(
+            f"--pose {path} has {poses.num_frames} frames at {poses.fps:g} a second, {seconds:.2f} s, the clip "
+            f"{shot.total}, {times[-1]:.2f} s; give poses of the whole clip, at the rate that the file states, or one "
+            "for each frame."
+        )
+    _LOG.info("%s has %d frames at %g a second; resampled to the clip's.", path, poses.num_frames, poses.fps)
+    return at_places(poses, times * poses.fps, shot.fps)
 
 
 def _read_off(shot: Shot) -> PoseSequence:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,13 +86,26 @@ def prepare(clip: Clip, folder: Path, buckets: BucketSettings) -> Prepared:
     shot = open_clip(clip.path)
     poses = poses_of_shot(shot, clip.pose, clip.models, drawn=clip.drawn)
     bones = stated_lengths(_body(shot, poses))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder) as beside:
+    with _made(folder.parent), whole_file(folder) as beside:
         beside.mkdir()
         _write(clip, shot, poses, beside, buckets)
         request = {"identity": identity, "bones": bones, "shot": {**asdict(shot), "path": str(clip.path)}}
         (beside / _REQUEST).write_text(json.dumps(request, indent=1), encoding="utf-8")
     return Prepared(folder / "manifest.jsonl", bones)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder for what the block writes; one that was not there does not stay if the block fails."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds something by now
+            if new:
+                folder.rmdir()
+        raise
 
 
 def _body(shot: Shot, poses: PoseSequence) -> Body:

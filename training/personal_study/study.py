@@ -27,7 +27,7 @@ from training.personal_study.people import CLASS, NAME, Person
 from training.settings import MINIATURE
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 2  # raised when a cell is measured in another way
+_VERSION = 3  # raised when a cell is measured in another way
 _OTHERS = 4  # characters whose loss shows forgetting
 _STEP_SECONDS, _CLIP_SECONDS = 1.5, 1.0  # on two idle cores with AMX
 _NAMELESS = 3  # one clip without the name for so many with it
@@ -112,11 +112,14 @@ class Study:
 
     def make(self, arm: Arm, person: Person) -> int | None:
         """Make one cell, its training too. Returns the signal that ended it, else None."""
-        began, lora = time.monotonic(), None
+        lora: Path | None = None
+        trained: float | None = 0.0
         if arm.changes is not None:
             lora = self._lora(arm, person)
             if (ended_by := self._train(arm, person, lora)) is not None:
                 return ended_by
+            trained = _seconds_of(lora)
+        began = time.monotonic()
         maker, asked = Maker(lora, self.steps, arm.strength), person.asked(self.prompts)
         nameless = None
         if arm.rendered:
@@ -131,7 +134,8 @@ class Study:
         )
         values: Values = measure(person, asked, clips, nameless, probe, reader)
         forgetting = None if arm.rendered else maker.loss_of_others(_OTHERS)
-        values |= {"forgetting": forgetting, "seconds": time.monotonic() - began}
+        seconds = None if trained is None else trained + time.monotonic() - began
+        values |= {"forgetting": forgetting, "seconds": seconds}
         path = self._path(arm, person)
         path.parent.mkdir(exist_ok=True)
         write_text(path, json.dumps({"arm": arm.name, "character": person.number, "values": values}, indent=1))
@@ -140,7 +144,8 @@ class Study:
     def _train(self, arm: Arm, person: Person, lora: Path) -> int | None:
         if lora.is_file():
             return None
-        lora.parent.mkdir(exist_ok=True)
+        began, before = time.monotonic(), _seconds_of(lora) or 0.0
+        lora.parent.mkdir(parents=True, exist_ok=True)
         video, masks, poses = person.write(self.out / "people" / f"{person.number:02d}")
         request = Request(
             clip=video,
@@ -158,7 +163,10 @@ class Study:
             license="Apache-2.0",
             overrides=(f"part.data.cache={self.out / 'cache'}", *self._changes(arm)),
         )
-        return train_person(request)[1]
+        try:
+            return train_person(request)[1]
+        finally:
+            write_text(_record(lora), json.dumps({"seconds": before + time.monotonic() - began}) + "\n")
 
     def values(self, name: str) -> dict[int, Values]:
         """The measures of an arm's cells that are there, by character."""
@@ -244,6 +252,16 @@ def _cell(found: dict[str, Any] | None) -> str:
         return "-"
     low, high = found["ci95"]
     return f"{found['mean']:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _record(lora: Path) -> Path:
+    return lora.with_suffix(".json")
+
+
+def _seconds_of(lora: Path) -> float | None:
+    """How long a training took, of all its starts but killed ones; None where nobody has noted it."""
+    path = _record(lora)
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else None
 
 
 def _hash(parts: list[object]) -> str:
