@@ -16,7 +16,8 @@ from evaluation.metrics.frames import Source, file_digest
 from evaluation.metrics.matched import Numbers, add_matched
 from evaluation.metrics.measure import Instruments, measure
 from evaluation.metrics.opens2v import Parts, scores
-from evaluation.metrics.statistics import ALPHA, Comparison, Summary, compare_all, smallest_p, summarise
+from evaluation.metrics.statistics import Comparison, Summary, compare_all, smallest_p, summarise
+from evaluation.significance import ALPHA
 
 STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
 """Rows of every table: the reference as a video that does not move, another person's clip, the real clip if given."""

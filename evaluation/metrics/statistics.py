@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.catalogue import Metric
+from evaluation.significance import bootstrap_p, holm, paired_p
 
 DRAWS = 10_000
-ALPHA = 0.05
 
 Values = Mapping[str, float]
 """One metric of one system: a number for each item's id."""
@@ -82,7 +82,7 @@ def compare_all(
             if compared is not None:
                 found.append(compared)
     directions = {metric.name: metric.better for metric in metrics}
-    significant = _holm([comparison.p for comparison in found])
+    significant = holm([comparison.p for comparison in found])
     decided = []
     for comparison, certain in zip(found, significant, strict=True):
         outside = comparison.low > 0 or comparison.high < 0
@@ -100,25 +100,16 @@ def _compare(
     if not differences:
         return None
     summary = summarise(differences, reference_of)
-    drawn = _drawn_means(*_clusters(differences, reference_of))
-    p = 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
-    p = min(max(p, smallest_p(summary.references)), 1.0)
+    sums, counts = _clusters(differences, reference_of)
+    p = max(
+        bootstrap_p(_drawn_means(sums, counts)), paired_p(np.asarray(sums / counts)), smallest_p(summary.references)
+    )
     return Comparison(metric, *pair, summary.mean, summary.low, summary.high, p, summary.items)
 
 
 def smallest_p(references: int) -> float:
-    """The least p that so many references allow: that of a sign test, for a bootstrap of few is too sure of itself."""
+    """The least p that so many references allow: that of a sign test, also where a t test could go below it."""
     return max(1 / DRAWS, 2.0 ** (1 - references))
-
-
-def _holm(ps: Sequence[float]) -> list[bool]:
-    """Which of the hypotheses fall at 5 % together."""
-    significant = [False] * len(ps)
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
-        if ps[index] > ALPHA / (len(ps) - rank):
-            break
-        significant[index] = True
-    return significant
 
 
 def _clusters(values: Values, reference_of: Mapping[str, str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
