@@ -281,6 +281,12 @@ def test_an_unknown_cell_and_a_claim_about_none_are_one_line(tmp_path, capsys, m
     assert ablate.main([*words, "--cells", "gap_7"]) == 2
     assert "gap_7" in capsys.readouterr().err
     data = yaml.safe_load(PLAN.read_text())
+    for seeds, said in (([0, 0, 0], "are 0, 0, 0; each may occur once"), ([], "at least 1 item")):
+        data["cells"]["full"]["seeds"] = seeds
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(data))
+        with pytest.raises(InputError, match=f"cells.full.seeds.*{said}"):
+            load_plan(tmp_path / "wrong.yaml")
+    data["cells"]["full"]["seeds"] = [0]
     data["claims"] = [{"text": "a", "better": "full", "worse": "nothing"}]
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match="nothing"):
