@@ -69,7 +69,6 @@ class Claim(_Section):
     worse: str
     measure: Literal["attributes", "drift", "copy", "motion"] = "attributes"
     direction: Literal["more", "less"] = "more"
-    settled_by: str = "two more seeds of both cells"
 
 
 class AblationPlan(_Section):

@@ -194,6 +194,25 @@ def test_a_planted_difference_is_confirmed_a_reversed_one_refuted_a_tie_left_ope
     assert judge([claim("high", "absent")], {**cells, "absent": []}) == [None]
 
 
+def test_what_would_settle_a_claim_follows_from_what_is_there():
+    plan = load_plan(PLAN)
+    place = {claim.text: index for index, claim in enumerate(plan.claims)}
+    emphasis = place["Emphasize-Attention keeps more of the character"]
+    phantom = place["The two streams keep more than Phantom's way"]
+
+    def settled_by(index: int, full: int, other: int) -> str:
+        found = {
+            "full": [{"seed": seed, "measured": result(0.5, seed)} for seed in range(full)],
+            "no_emphasis": [{"seed": seed, "measured": result(0.5, 10 + seed)} for seed in range(other)],
+        }
+        return describe(plan, found)["claims"][index]["settled_by"]
+
+    assert settled_by(emphasis, 0, 0) == "full with seeds 0, 1, 2; no_emphasis with seeds 0, 1, 2"
+    assert settled_by(emphasis, 3, 2) == "no_emphasis with seed 2"
+    assert settled_by(emphasis, 3, 3) == "more seeds than the plan's: the spread between them is too large for 3"
+    assert settled_by(phantom, 3, 0) == "phantom with seed 0; more seeds of phantom than the plan's one"
+
+
 def test_seeds_that_differ_much_confirm_nothing_even_if_they_do_not_overlap():
     def cell(*means: float) -> list[dict[str, object]]:
         return [{**result(0.5, 0), "attributes": [mean / 100] * 60} for mean in means]
