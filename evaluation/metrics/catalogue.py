@@ -14,6 +14,9 @@ IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person")
 ASPECTS = ("face", "hair", "top", "lower", "shoes_accessories", "body")
 """The aspects of VLM-Appearance."""
 
+GIVEN_PARTS = ("aesthetics", "smoothness", "amplitude", "gme", "natural")
+"""OpenS2V's parts that are taken as they are given."""
+
 Better = Literal["higher", "lower", ""]
 
 
@@ -56,7 +59,8 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
         Metric("nexus", "", "OpenS2V's NexusScore as published: divided by the number of hits twice"),
         Metric("nexus_mean", "higher", "NexusScore as a mean of the hits"),
         Metric("opens2v_face", "", "OpenS2V's FaceSim of --parts: frames without a face and zeros are left out"),
-        Metric("opens2v_total", "higher", "OpenS2V's weighted sum; nothing where a part is missing"),
+        *(Metric(f"opens2v_{part}", "", f"OpenS2V's {part} of --parts") for part in GIVEN_PARTS),
+        Metric("opens2v_total", "", "OpenS2V's weighted sum of a system's means of its parts; nothing without one"),
     ]
     return found
 

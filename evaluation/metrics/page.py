@@ -49,7 +49,7 @@ def write_page(
         },
         "comparisons": [asdict(comparison) for comparison in results.comparisons],
         "curves": {system: mean_curve(list(of_item.values())) for system, of_item in results.curves.items()},
-        "numbers": {name: results.numbers[name] for name in results.summaries},
+        "numbers": {name: results.numbers.get(name, {}) for name in results.summaries},
         "items": [_item(item, folders, out) for item in items],
     }
     text = (_PARTS / "report.html").read_text(encoding="utf-8")

@@ -60,6 +60,26 @@ def summarise(values: Values, reference_of: Mapping[str, str]) -> Summary:
     return Summary(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(counts))
 
 
+def summarise_sum(columns: Sequence[tuple[float, Values]], reference_of: Mapping[str, str]) -> Summary:
+    """A weighted sum of the means of several metrics of one system, which need not have the same items.
+
+    References are drawn for all metrics together; `items` is the number of the metric that has fewest.
+
+    Args:
+        columns: weight and numbers of each metric, at least one number.
+        reference_of: the reference of each item.
+    """
+    references = sorted({reference_of[item] for _, values in columns for item in values})
+    mean, drawn = 0.0, np.zeros(DRAWS)
+    for weight, values in columns:
+        sums, counts = _clusters(values, reference_of, references)
+        mean += weight * float(sums.sum() / counts.sum())
+        with np.errstate(invalid="ignore"):  # a draw without any of the references that have this metric
+            drawn += weight * _drawn_means(sums, counts)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Summary(mean, float(low), float(high), min(len(values) for _, values in columns), len(references))
+
+
 def compare_all(
     metrics: Sequence[Metric],
     numbers: Mapping[str, Mapping[str, Values]],
@@ -112,9 +132,11 @@ def smallest_p(references: int) -> float:
     return max(1 / DRAWS, 2.0 ** (1 - references))
 
 
-def _clusters(values: Values, reference_of: Mapping[str, str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and number of the values of each reference."""
-    references = sorted({reference_of[item] for item in values})
+def _clusters(
+    values: Values, reference_of: Mapping[str, str], references: Sequence[str] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each reference: of those that are named, or else of those that have values."""
+    references = references or sorted({reference_of[item] for item in values})
     place = {name: index for index, name in enumerate(references)}
     sums, counts = np.zeros(len(references)), np.zeros(len(references))
     for item, value in values.items():

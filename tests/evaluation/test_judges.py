@@ -15,6 +15,7 @@ from evaluation import leaderboard, run
 from evaluation.metrics import faces, opens2v, vlm
 from evaluation.metrics.arcface import ArcFacePack, decode
 from evaluation.metrics.catalogue import ASPECTS
+from evaluation.metrics.statistics import summarise, summarise_sum
 
 FULL = dict.fromkeys(ASPECTS, 8)
 
@@ -172,30 +173,45 @@ def test_opens2vs_published_rules_and_their_faults():
     assert opens2v.scores(opens2v.Parts()) == {}
 
 
-def test_opens2vs_total_is_the_leaderboards_and_none_where_a_part_is_missing():
+def test_opens2vs_total_is_the_leaderboards():
     """Phantom-1.3B's published row gives its published total."""
     row = {"aesthetics": 0.4667, "smoothness": 0.9330, "amplitude": 0.1429, "face": 0.4856, "gme": 0.6943}
     row |= {"nexus": 0.4248, "natural": 0.6250}
-    assert opens2v.total(row) == pytest.approx(0.5489, abs=2e-4)
-    for name in row:
-        assert opens2v.total({**row, name: None}) is None
+    columns = [(weight, {"i": row[part]}) for part, weight in opens2v.WEIGHTS.items()]
+    assert summarise_sum(columns, {"i": "r"}).mean == pytest.approx(0.5489, abs=2e-4)
     assert sum(opens2v.WEIGHTS.values()) == pytest.approx(1)
 
 
-def test_parts_of_a_file_reach_the_tables(line, tmp_path, capsys):
+def test_a_sum_of_means_by_hand_and_its_interval_over_references():
+    one = {f"{index}": float(index) for index in range(12)}
+    few = {"3": 5.0, "4": 7.0}
+    found = summarise_sum([(0.5, one), (2.0, few)], {item: f"r{item}" for item in one})
+    assert found.mean == pytest.approx(0.5 * 5.5 + 2 * 6)
+    assert (found.items, found.references) == (2, 12)
+    assert found.low < found.mean < found.high
+    alone = summarise_sum([(1.0, one)], {item: f"r{item}" for item in one})
+    assert alone == summarise(one, {item: f"r{item}" for item in one})
+
+
+def test_parts_of_a_file_reach_the_tables_and_the_total_is_of_their_means(line, tmp_path, capsys):
     words = line[:-4]
     part = {"nexus_frames": [0.5, None], "face_frames": [0.4, None]}
     (tmp_path / "parts.json").write_text(json.dumps({"ours": {"i0": part}}))
     assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 0
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert numbers["nexus_mean"] == {"ours": {"i0": 0.5}}
-    assert "opens2v_total" not in numbers
-    assert "No total of OpenS2V" in (tmp_path / "out" / "table.md").read_text()
-    whole = part | {"aesthetics": 0.5, "smoothness": 0.9, "amplitude": 0.1, "gme": 0.7, "natural": 0.6}
-    (tmp_path / "parts.json").write_text(json.dumps({"ours": {"i0": whole}}))
+    missing = "No total of OpenS2V for ours: no item has aesthetics, smoothness, amplitude, gme, natural."
+    assert missing in (tmp_path / "out" / "table.md").read_text()
+    rest = {"aesthetics": 0.5, "smoothness": 0.9, "amplitude": 0.1, "gme": 0.7}
+    half = {"natural": 0.6, "aesthetics": 0.7}  # no item has all parts
+    (tmp_path / "parts.json").write_text(json.dumps({"ours": {"i0": part | rest, "i1": half}}))
     assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 0
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["opens2v_total"]["ours"]["i0"]
-    assert found == pytest.approx(0.08 + 0.054 + 0.002 + 0.08 + 0.084 + 0.1 + 0.144)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    total = summary["metrics"]["opens2v_total"]["ours"]
+    assert total["mean"] == pytest.approx(0.16 * 0.6 + 0.054 + 0.002 + 0.08 + 0.084 + 0.1 + 0.144)
+    assert total["items"] == 1
+    assert summary["metrics"]["opens2v_aesthetics"]["ours"]["items"] == 2
+    assert any("aesthetics 2, smoothness 1" in note for note in summary["notes"])
     for wrong, reason in (("{", "cannot be read"), ('{"ours": {"i0": {"gme": 7}}}', "ours.i0.gme")):
         (tmp_path / "parts.json").write_text(wrong)
         assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 2

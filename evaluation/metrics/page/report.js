@@ -160,5 +160,6 @@ for (const note of data.notes) add(document.getElementById("notes"), "li", note)
 showTable();
 showComparisons();
 showDrift();
-choices(document.getElementById("metric"), data.metrics.map((metric) => metric.name), showDistribution);
+const ofClips = data.metrics.map((metric) => metric.name).filter((name) => Object.keys(data.numbers[name]).length);
+choices(document.getElementById("metric"), ofClips, showDistribution);
 choices(document.getElementById("item"), data.items.map((item) => item.id), showClips);
