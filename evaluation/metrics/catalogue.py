@@ -56,7 +56,7 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
         Metric("copy_frame", "lower", "largest correlation of a frame's pixels with the reference's"),
         Metric("copy_background", "lower", "DINO: cosine of what is around the person to that of the reference"),
         *(_judge_metrics() if judge else []),
-        Metric("nexus", "", "OpenS2V's NexusScore as published: divided by the number of hits twice"),
+        Metric("nexus", "", "OpenS2V's NexusScore by its published rule, one box a frame: divided by the number of hits twice"),
         Metric("nexus_mean", "higher", "NexusScore as a mean of the hits"),
         Metric("opens2v_face", "", "OpenS2V's FaceSim of --parts: frames without a face and zeros are left out"),
         *(Metric(f"opens2v_{part}", "", f"OpenS2V's {part} of --parts") for part in GIVEN_PARTS),

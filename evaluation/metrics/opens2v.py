@@ -94,9 +94,12 @@ def nexus_mean(frames: Sequence[float | None]) -> float:
 
 
 def nexus_published(frames: Sequence[float | None]) -> float:
-    """NexusScore as its script computes it: the mean of the hits, divided by their number a second time.
+    """NexusScore by the rule of its script: the mean of the hits, divided by their number a second time.
 
-    So a subject that is found in fewer frames has a higher score (OpenS2V-Nexus, issue 36).
+    So a subject that is found in fewer frames has a higher score (OpenS2V-Nexus, issue 36). Simplified: one similarity
+    a frame is read. The script, `eval/get_nexusscore.py`, has one for every box of every reference picture, leaves out
+    those of which detector or text are unsure, and divides by the number of pairs of frame and picture with any box.
+    The two are equal where one picture is shown, each frame has one box at most, and none is left out.
     """
     hits = sum(value is not None for value in frames)
     return nexus_mean(frames) / hits if hits else 0.0
