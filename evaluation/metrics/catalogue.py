@@ -8,7 +8,7 @@ from typing import Literal
 GAPS = (1, 2, 5, 10, 20)
 """Distances in frames at which a clip is compared with itself."""
 
-IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person")
+IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person", "vlm_appearance", "nexus_mean", "opens2v_face")
 """Similarities to the reference that are reported at matched motion too; those of faces are added by their names."""
 
 ASPECTS = ("face", "hair", "top", "lower", "shoes_accessories", "body")
@@ -51,12 +51,21 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
         Metric("motion", "", "mean optical flow in diagonals per second"),
         Metric("motion_ratio", "", "motion over that of the base's clip of the item"),
         Metric("motion_matched", "higher", "share of clips whose motion ratio is between 0.5 and 2"),
-        *(Metric(matched(name), "higher", f"{name} where the motion is matched, else 0") for name in IDENTITY),
+        *(
+            Metric(
+                matched(name), "" if name == "opens2v_face" else "higher", f"{name} where the motion is matched, else 0"
+            )
+            for name in IDENTITY
+        ),
         *([Metric(matched(f"face_{faces}_all"), "higher", "the same of all frames' faces")] if faces else []),
         Metric("copy_frame", "lower", "largest correlation of a frame's pixels with the reference's"),
         Metric("copy_background", "lower", "DINO: cosine of what is around the person to that of the reference"),
         *(_judge_metrics() if judge else []),
-        Metric("nexus", "", "OpenS2V's NexusScore by its published rule, one box a frame: divided by the number of hits twice"),
+        Metric(
+            "nexus",
+            "",
+            "OpenS2V's NexusScore by its published rule, one box a frame: divided by the number of hits twice",
+        ),
         Metric("nexus_mean", "higher", "NexusScore as a mean of the hits"),
         Metric("opens2v_face", "", "OpenS2V's FaceSim of --parts: frames without a face and zeros are left out"),
         *(Metric(f"opens2v_{part}", "", f"OpenS2V's {part} of --parts") for part in GIVEN_PARTS),

@@ -222,6 +222,26 @@ def test_parts_of_a_file_reach_the_tables_and_the_total_is_of_their_means(line, 
         assert reason in capsys.readouterr().err
 
 
+def test_a_frozen_clip_gains_nothing_of_the_judge_or_of_opens2v_where_motion_is_matched(line, server, tmp_path):
+    (tmp_path / "frozen").mkdir()
+    for name in ("0.mp4", "1.mp4"):
+        texture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        moving = np.stack([np.roll(texture, 3 * step, axis=1) for step in range(9)])
+        write_clip(tmp_path / "ours" / name, moving, {})
+        write_clip(tmp_path / "frozen" / name, np.stack([texture] * 9), {})
+    part = {"nexus_frames": [0.5], "face_frames": [0.4]}
+    parts = {system: dict.fromkeys(("i0", "i1"), part) for system in ("ours", "frozen")}
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    videos = [*line[:4], f"frozen={tmp_path / 'frozen'}", *line[4:]]
+    assert run.main([*videos, "--base", "ours", "--parts", str(tmp_path / "parts.json")]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for name, value in (("vlm_appearance", 8), ("nexus_mean", 0.5), ("opens2v_face", 0.4)):
+        assert found[name]["frozen"] == {"i0": value, "i1": value}
+        assert found[f"{name}_matched"]["frozen"] == {"i0": 0, "i1": 0}
+        assert found[f"{name}_matched"]["ours"] == {"i0": value, "i1": value}
+    assert "| vlm_appearance_matched |" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_face_numbers_by_hand():
     found = faces.face_numbers("far", [1.0, 0.5, None, 0.0])
     assert found == pytest.approx({"face_far": 0.5, "face_far_found": 0.75, "face_far_all": 1.5 / 4})
