@@ -53,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def table(found: Mapping[str, Any]) -> str:
     """The numbers as Markdown."""
+    from evaluation.study.analysis import LEAST_RATERS
+
     lines = [
         "| first | second | signed mean | strict wins | wins and half of the ties | preferred |",
         "|---|---|---|---|---|---|",
@@ -60,7 +62,7 @@ def table(found: Mapping[str, Any]) -> str:
     for row in found["pairs"]:
         signed = _interval(row["signed_mean"], 2, 1)
         wins = [_interval(row[name], 0, 100) for name in ("strict_win", "inclusive_win")]
-        preferred = row["preferred"] or "equal"
+        preferred = row["preferred"] or ("equal" if row["raters"] >= LEAST_RATERS else "too few raters")
         lines.append(f"| {row['first']} | {row['second']} | {signed} | {wins[0]} | {wins[1]} | {preferred} |")
     lines += ["", "| system | Bradley-Terry strength |", "|---|---|"]
     for name, row in found["bradley_terry"].items():
@@ -68,6 +70,8 @@ def table(found: Mapping[str, Any]) -> str:
     alpha = found["krippendorff_alpha"]
     counted = f"{found['raters']} raters, {found['items']} items of {found['references']} references"
     lines += ["", f"{counted}; {len(found['excluded'])} raters excluded."]
+    if any(row["raters"] < LEAST_RATERS for row in found["pairs"]):
+        lines.append(f"No preference is named from fewer than {LEAST_RATERS} raters.")
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
     return "\n".join(lines)
 
