@@ -1,9 +1,12 @@
-"""Every number of the evaluation: its name, which way is better, and what it is."""
+"""Every number of the evaluation: its name, which way is better, and what it is; the rows that are no system's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
+"""Rows of every table: the reference as a video that does not move, another person's clip, the real clip if given."""
 
 GAPS = (1, 2, 5, 10, 20)
 """Distances in frames at which a clip is compared with itself."""

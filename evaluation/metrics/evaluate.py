@@ -11,16 +11,13 @@ from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
 from evaluation.clip_set import Item
-from evaluation.metrics.catalogue import IDENTITY, Metric, matched
+from evaluation.metrics.catalogue import IDENTITY, OTHER, STILL, TRUTH, Metric, matched
 from evaluation.metrics.frames import Source, file_digest
 from evaluation.metrics.matched import Numbers, add_matched
 from evaluation.metrics.measure import Instruments, measure
 from evaluation.metrics.opens2v import COLUMNS, WEIGHTS, Parts, scores
 from evaluation.metrics.statistics import Comparison, Summary, compare_all, smallest_p, summarise, summarise_sum
 from evaluation.significance import ALPHA
-
-STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
-"""Rows of every table: the reference as a video that does not move, another person's clip, the real clip if given."""
 
 Curve = list[tuple[float, float]]
 

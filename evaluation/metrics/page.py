@@ -15,8 +15,8 @@ import numpy as np
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.prompts import TwoStagePrompt
 from evaluation.clip_set import Item
-from evaluation.metrics.catalogue import Metric
-from evaluation.metrics.evaluate import OTHER, STILL, TRUTH, Curve, Results
+from evaluation.metrics.catalogue import OTHER, STILL, TRUTH, Metric
+from evaluation.metrics.evaluate import Curve, Results
 
 _PARTS = Path(__file__).parent / "page"
 

@@ -306,6 +306,25 @@ def test_trials_are_fixed_by_the_seed_and_checks_show_another_person(clips, tmp_
         make_trials(items, ["good", "bad"], "ugly", 0)
 
 
+def test_the_right_clip_of_a_check_shows_the_person_and_is_of_no_system_under_test(clips, tmp_path):
+    """Of `bad`, as of a base without references, no clip does."""
+    items = read_set(tmp_path / "set.jsonl")
+    for systems, wanted in ((["good", "bad"], "(reference)"), (["good", "bad", "truth"], "truth")):
+        checks = [trial for trial in make_trials(items, systems, None, 3) if trial.check]
+        assert {name for trial in checks for name, _ in (trial.first, trial.second)} == {wanted}
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    key = json.loads((tmp_path / "study" / "key.json").read_text())
+    page = tmp_path / "study" / "page"
+    data = (page / "study-data.js").read_text().removeprefix("window.STUDY = ").rstrip(";\n")
+    shown = {trial["id"]: trial for trial in json.loads(data)["trials"]}
+    for trial in key["trials"]:
+        if trial["check"]:
+            right, wrong = (read_frames(page / shown[trial["id"]][side]) for side in ("first", "second"))
+            assert right.shape == wrong.shape == (33, 32, 32, 3)
+            picture = np.asarray(Image.open(page / shown[trial["id"]]["picture"]))
+            assert np.abs(right.astype(int) - picture).mean() < 10 < np.abs(wrong.astype(int) - picture).mean()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
