@@ -82,6 +82,12 @@ def matched(name: str) -> str:
     return f"{name}_matched"
 
 
+def better_side(name: str) -> Better:
+    """Which way of a metric is better; "higher" of names that are not in the catalogue, as those of faces are not."""
+    known = {metric.name: metric.better for metric in catalogue(judge=True)}
+    return known.get(name, "higher")
+
+
 def _face_metrics(faces: str) -> list[Metric]:
     if not faces:
         return []

@@ -73,7 +73,25 @@ def table(found: Mapping[str, Any]) -> str:
     if any(row["raters"] < LEAST_RATERS for row in found["pairs"]):
         lines.append(f"No preference is named from fewer than {LEAST_RATERS} raters.")
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_exclusions(found["excluded"]), *_correlations(found.get("spearman", {}))])
+
+
+def _exclusions(excluded: Mapping[str, str]) -> list[str]:
+    return [*(f"- {rater} is left out: {reason}." for rater, reason in excluded.items()), ""] if excluded else []
+
+
+def _correlations(spearman: Mapping[str, Any]) -> list[str]:
+    """Rank correlations of the raters' scores with metrics."""
+    from evaluation.metrics.catalogue import better_side
+
+    if not spearman:
+        return []
+    lines = ["| metric | Spearman's rho with the raters | comparisons | raters and metric agree |", "|---|---|---|---|"]
+    agreement = {"higher": "above 0", "lower": "below 0: lower is better", "": "neither way is better"}
+    for name, row in spearman.items():
+        rho = row["reason"] if row["rho"] is None else _interval({"mean": row["rho"], "ci95": row["ci95"]}, 2, 1)
+        lines.append(f"| {name} | {rho} | {row['comparisons']} | {agreement[better_side(name)]} |")
+    return [*lines, ""]
 
 
 def _read_metrics(path: Path) -> dict[str, dict[str, dict[str, float]]]:

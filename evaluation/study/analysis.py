@@ -98,7 +98,7 @@ def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None)
     """Compute all results of a study.
 
     Args:
-        metrics: `metrics[name][system][item]`, a number where higher is better.
+        metrics: `metrics[name][system][item]`; where lower is better, agreement is a rho below 0.
 
     Raises:
         InputError: there are no answers.

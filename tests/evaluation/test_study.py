@@ -149,6 +149,21 @@ def test_a_metric_that_agrees_correlates():
     assert "0 comparisons have this metric" in found["absent"]["reason"]
 
 
+def test_the_table_has_correlations_with_their_direction_and_reasons_of_exclusion():
+    answers = [answer(f"r{r}", f"i{i}", "x", "y", i % 5 - 2) for r in range(3) for i in range(20)]
+    grows = {"x": {f"i{i}": float(i % 5) for i in range(20)}, "y": {f"i{i}": 0.0 for i in range(20)}}
+    falls = {"x": {item: -value for item, value in grows["x"].items()}, "y": grows["y"]}
+    metrics = {"dino_i": grows, "face_dlib_all": grows, "copy_frame": falls, "motion": grows, "clip_i": {}}
+    found = analyse(answers, metrics)
+    text = analyse_script.table({**found, "excluded": {"hasty": "median time 0.5 s"}})
+    assert "- hasty is left out: median time 0.5 s." in text
+    assert "| dino_i | 1.00 (1.00 to 1.00) | 20 | above 0 |" in text
+    assert "| face_dlib_all | 1.00 (1.00 to 1.00) | 20 | above 0 |" in text
+    assert "| copy_frame | -1.00 (-1.00 to -1.00) | 20 | below 0: lower is better |" in text
+    assert "| motion | 1.00 (1.00 to 1.00) | 20 | neither way is better |" in text
+    assert "| clip_i | 0 comparisons have this metric" in text
+
+
 def test_what_is_constant_correlates_with_nothing_and_the_reason_is_a_sentence():
     systems = ("x", "y")
     varied = [answer(f"r{r}", f"i{i}", *systems, i % 5 - 2) for r in range(3) for i in range(20)]
