@@ -290,7 +290,7 @@ def test_a_leaderboard_row_needs_everything(line, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.json").write_text('{"metrics": {}, "systems": []}')
     assert leaderboard.main(words) == 2
-    assert "summary.json has no record" in capsys.readouterr().err
+    assert "summary.json has no notes" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
     assert run.main(line[:-4]) == 0
     assert leaderboard.main(words) == 2
@@ -305,8 +305,20 @@ def test_a_leaderboard_row_needs_everything(line, tmp_path, capsys):
     assert not (tmp_path / "row.json").exists()
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert leaderboard.main([*words[:3], "theirs", *words[4:]]) == 2
+    for row_of_every_table in ("(still reference)", "(another person)", "truth"):
+        assert leaderboard.main([*words[:3], row_of_every_table, *words[4:]]) == 2
+        assert "a floor or ceiling" in capsys.readouterr().err
+    path = tmp_path / "out" / "summary.json"
+    judged = path.read_text()
+    unjudged = json.loads(judged)
+    del unjudged["metrics"]["vlm_appearance"]["ours"]
+    path.write_text(json.dumps(unjudged))
+    assert leaderboard.main(words) == 2
+    assert "no clip of which has a valid score" in capsys.readouterr().err
+    path.write_text(judged)
     assert leaderboard.main(words) == 0
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["steps"] == 30
+    assert row["notes"] == json.loads(judged)["notes"] != []
     assert row["measured_with"]["judge"].startswith("judge, prompt SHA-256")
     assert row["metrics"]["vlm_appearance"]["mean"] == 8
