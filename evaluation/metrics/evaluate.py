@@ -30,6 +30,8 @@ class Results:
         numbers: {metric: {system: {item: number}}}.
         curves: {system: {item: [(second, similarity to the reference)]}}.
         systems: rows in the order of the tables, floor and ceiling last.
+        compared: those that are compared with one another.
+        items: how many the set has.
         notes: what was not computed, and why.
     """
 
@@ -37,6 +39,7 @@ class Results:
     curves: dict[str, dict[str, Curve]]
     systems: list[str]
     compared: list[str]
+    items: int
     summaries: dict[str, dict[str, Summary]] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -108,7 +111,7 @@ def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, 
     Raises: InputError where a clip, a picture or a mask cannot be read.
     """
     sources = rows(items, systems.folders)
-    results = Results({}, {}, list(sources), [name for name in systems.folders if name != TRUTH])
+    results = Results({}, {}, list(sources), [name for name in systems.folders if name != TRUTH], len(items))
     with tqdm(total=sum(map(len, sources.values())), unit="clip", file=sys.stderr, dynamic_ncols=True) as bar:
         for item in items:
             reference = still(item)

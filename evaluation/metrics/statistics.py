@@ -21,11 +21,11 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of a metric over items, with a 95 % interval over references."""
+    """The mean of a metric over items, with a 95 % interval over references; none of a single reference."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     items: int
     references: int
 
@@ -34,15 +34,15 @@ class Summary:
 class Comparison:
     """The mean of first - second over the items that both have, its interval, p, and which one is better.
 
-    `better` is a system's name or "equal".
+    `better` is a system's name or "equal". A single reference has no interval.
     """
 
     metric: str
     first: str
     second: str
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     items: int
     better: str = "equal"
@@ -56,8 +56,8 @@ def summarise(values: Values, reference_of: Mapping[str, str]) -> Summary:
         reference_of: the reference of each item.
     """
     sums, counts = _clusters(values, reference_of)
-    low, high = np.percentile(_drawn_means(sums, counts), [2.5, 97.5])
-    return Summary(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(counts))
+    interval = _interval(_drawn_means(sums, counts), len(counts))
+    return Summary(float(sums.sum() / counts.sum()), *interval, len(values), len(counts))
 
 
 def summarise_sum(columns: Sequence[tuple[float, Values]], reference_of: Mapping[str, str]) -> Summary:
@@ -76,8 +76,8 @@ def summarise_sum(columns: Sequence[tuple[float, Values]], reference_of: Mapping
         mean += weight * float(sums.sum() / counts.sum())
         with np.errstate(invalid="ignore"):  # a draw without any of the references that have this metric
             drawn += weight * _drawn_means(sums, counts)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Summary(mean, float(low), float(high), min(len(values) for _, values in columns), len(references))
+    interval = _interval(drawn, len(references))
+    return Summary(mean, *interval, min(len(values) for _, values in columns), len(references))
 
 
 def compare_all(
@@ -105,7 +105,8 @@ def compare_all(
     significant = holm([comparison.p for comparison in found])
     decided = []
     for comparison, certain in zip(found, significant, strict=True):
-        outside = comparison.low > 0 or comparison.high < 0
+        low, high = comparison.low, comparison.high
+        outside = low is not None and high is not None and (low > 0 or high < 0)
         ahead = (comparison.difference > 0) == (directions[comparison.metric] == "higher")
         winner = comparison.first if ahead else comparison.second
         decided.append(replace(comparison, better=winner if certain and outside else "equal"))
@@ -130,6 +131,14 @@ def _compare(
 def smallest_p(references: int) -> float:
     """The least p that so many references allow: that of a sign test, also where a t test could go below it."""
     return max(1 / DRAWS, 2.0 ** (1 - references))
+
+
+def _interval(drawn: NDArray[np.float64], references: int) -> tuple[float | None, float | None]:
+    """The middle 95 % of draws; draws of a single reference are all alike and say nothing of others."""
+    if references < 2:
+        return None, None
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _clusters(

@@ -12,6 +12,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
 from evaluation.metrics.catalogue import Metric, catalogue
 from evaluation.metrics.copying import background, pixel_correlation
+from evaluation.metrics.evaluate import Results
 from evaluation.metrics.feature_cache import FeatureCache
 from evaluation.metrics.frames import COUNT, Source, positions
 from evaluation.metrics.matched import add_matched
@@ -19,6 +20,7 @@ from evaluation.metrics.motion import flow_lengths, per_second, ratio
 from evaluation.metrics.person import cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
+from evaluation.metrics.tables import mean_cell, table
 from evaluation.videos import read_frames
 
 SCORE = [Metric("score", "higher", ""), Metric("fault", "lower", ""), Metric("shown", "", "")]
@@ -228,6 +230,22 @@ def test_the_interval_is_over_references_not_items():
     assert clustered.high - clustered.low > 4 * (alone.high - alone.low)
     expected = 2 * 1.96 * levels.std() / np.sqrt(10)
     assert clustered.high - clustered.low == pytest.approx(expected, rel=0.15)
+
+
+def test_a_single_reference_has_no_interval_and_tables_count_what_is_not_all():
+    one, many = {"0": 0.25, "1": 0.75}, {str(index): index / 4 for index in range(4)}
+    reference_of = {str(index): "same" if index < 2 else str(index) for index in range(4)}
+    alone = summarise(one, reference_of)
+    assert (alone.mean, alone.low, alone.high, alone.references) == (0.5, None, None, 1)
+    assert mean_cell(alone, 4) == "0.5000, n = 2"
+    assert mean_cell(summarise(many, reference_of), 4).startswith("0.3750 (")
+    assert mean_cell(summarise(many, reference_of), 4).endswith(")")
+    row = compare_all(SCORE[:1], {"score": {"a": one, "b": dict.fromkeys(one, 0.0)}}, ["a", "b"], reference_of)[0]
+    assert (row.low, row.high, row.better, row.p) == (None, None, "equal", 1)
+    results = Results({}, {}, ["a"], ["a"], 4, {"score": {"a": alone}}, [row])
+    text = table(results, SCORE, {})
+    assert "| score | 0.5000, n = 2 | higher is better |" in text
+    assert "| score | a | b | +0.5000, n = 2 | equal |" in text
 
 
 def test_few_references_decide_nothing_and_holm_makes_many_comparisons_careful():
