@@ -67,6 +67,11 @@ def table(found: Mapping[str, Any]) -> str:
     lines += ["", "| system | Bradley-Terry strength |", "|---|---|"]
     for name, row in found["bradley_terry"].items():
         lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
+    if found["bradley_terry_separated"]:
+        lines += [
+            "",
+            "Some systems never lost to the others: how far apart their strengths are is set by the model's prior.",
+        ]
     alpha = found["krippendorff_alpha"]
     counted = f"{found['raters']} raters, {found['items']} items of {found['references']} references"
     lines += ["", f"{counted}; {len(found['excluded'])} raters excluded."]

@@ -111,6 +111,7 @@ def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None)
         "references": len({answer.reference for answer in answers}),
         "pairs": _preferences(answers),
         "bradley_terry": _bradley_terry(answers),
+        "bradley_terry_separated": _separated(answers),
         "krippendorff_alpha": _alpha(answers),
     }
     if metrics is not None:
@@ -212,6 +213,20 @@ def _bradley_terry(answers: Sequence[Answer]) -> dict[str, Any]:
         name: {"strength": float(whole[index]), "ci95": [float(low[index]), float(high[index])]}
         for name, index in place.items()
     }
+
+
+def _separated(answers: Sequence[Answer]) -> bool:
+    """Whether some systems never lost to the others, not even by a tie: only the prior bounds their strengths then."""
+    from scipy.sparse.csgraph import connected_components
+
+    systems = sorted({name for answer in answers for name in (answer.first, answer.second)})
+    place = {name: index for index, name in enumerate(systems)}
+    won = np.zeros((len(systems), len(systems)), np.bool_)
+    for answer in answers:
+        pair = place[answer.first], place[answer.second]
+        won[pair] |= answer.score >= 0
+        won[pair[::-1]] |= answer.score <= 0
+    return bool(connected_components(won, connection="strong")[0] > 1)
 
 
 def _alpha(answers: Sequence[Answer]) -> float | None:

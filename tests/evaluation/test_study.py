@@ -131,6 +131,19 @@ def test_bradley_terry_orders_three_systems():
     assert all(row["ci95"][0] < row["strength"] < row["ci95"][1] for row in found.values())
 
 
+def test_strengths_that_only_the_prior_bounds_are_said_to_be():
+    wins = [answer(f"r{r}", f"i{i}", "x", "y", 1) for r in range(2) for i in range(6)]
+    found = analyse(wins)
+    assert found["bradley_terry_separated"]
+    said = "set by the model's prior"
+    assert said in analyse_script.table({**found, "excluded": {}})
+    once = analyse([*wins, answer("r2", "i0", "x", "y", 0)])
+    assert not once["bradley_terry_separated"]
+    assert said not in analyse_script.table({**once, "excluded": {}})
+    third = [answer("r0", f"i{i}", "z", "x", 1) for i in range(6)]
+    assert analyse([*wins, answer("r2", "i0", "x", "y", -1), *third])["bradley_terry_separated"]
+
+
 def test_agreement_is_one_for_equal_raters_and_near_nothing_for_random_ones():
     rng = np.random.default_rng(0)
     scores = rng.integers(-2, 3, 30)
