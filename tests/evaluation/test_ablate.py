@@ -172,6 +172,20 @@ def test_the_committed_results_are_of_this_plan_and_code(tmp_path, monkeypatch):
     assert (RESULTS / "table.md").read_text() == table(describe(plan, found))
 
 
+def test_a_result_of_another_probe_is_computed_again(tmp_path, monkeypatch, caplog):
+    """The hash of a cell knows the encoders, and nothing of the probe that reads its clips."""
+    monkeypatch.chdir(ROOT)
+    (committed,) = RESULTS.glob("full-0-*.json")
+    kept = json.loads(committed.read_text())
+    job, files = load_plan(PLAN).jobs()[0], runner.Runner(load_plan(PLAN), tmp_path, tmp_path)
+    (tmp_path / committed.name).write_text(json.dumps(kept))
+    assert files._result(job) == kept
+    kept["weights"]["probe"] = "0" * 64
+    (tmp_path / committed.name).write_text(json.dumps(kept))
+    assert files._result(job) is None
+    assert f"{committed.name} was computed with another probe.safetensors" in caplog.text
+
+
 def result(mean: float, seed: int, count: int = 60) -> dict[str, object]:
     rng = np.random.default_rng(seed)
     right = np.clip(rng.normal(mean, 0.05, count), 0, 1).tolist()
