@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from contextanyone_core.encoders.image import load_image_encoder
     from contextanyone_core.generation.pipeline import MINIATURE
     from evaluation.metrics.backbones import Backbone
@@ -54,7 +56,10 @@ def _run(arguments: argparse.Namespace) -> None:
         ),
     }
     start = first_seed(arguments.seed)
-    rows = correlations([ladder(start + index) for index in range(arguments.count)], encoders)
+    seeds = tqdm(
+        range(start, start + arguments.count), desc="clips", unit="character", file=sys.stderr, dynamic_ncols=True
+    )
+    rows = correlations([ladder(seed) for seed in seeds], encoders)
     text = table(rows, arguments.count)
     record = {"seed": arguments.seed, "count": arguments.count}
     write_text(out / "known_truth.json", json.dumps({**record, "rows": rows}, indent=1, allow_nan=False) + "\n")

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from evaluation.json_file import read_object
+from evaluation.metrics.catalogue import OTHER, STILL, TRUTH
 from training.commands import Parser, refuse_output_file, run_command
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
@@ -57,10 +58,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
-    """A row: the record, what measured, and every metric of the system with its interval.
+    """A row: the record, what measured, the results' notes, and every metric of the system with its interval.
 
     Raises:
-        InputError: a file cannot be read, the record lacks something, no judge was used, the system has no results.
+        InputError: a file cannot be read, the record lacks something, no judge was used, or the system is a floor or
+            ceiling row, has no results, or none of the judge's.
     """
     summary = read_object("--results", results / "summary.json")
     try:
@@ -68,15 +70,20 @@ def make_row(results: Path, system: str, record: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--record {record}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
-    if missing := sorted({"record", "metrics", "systems"} - summary.keys()):
+    if missing := sorted({"record", "metrics", "notes", "systems"} - summary.keys()):
         raise InputError(f"--results {results}: summary.json has no {missing[0]}; evaluation/run.py writes it.")
     measured = summary["record"]
     if measured["judge"] == "not run":
         raise InputError(f"--results {results} has no judge; run evaluation/run.py with --vlm and --vlm-model.")
+    if system in (STILL, OTHER, TRUTH):
+        raise InputError(f"--system is {system}, a floor or ceiling of every table and no system.")
     metrics = {name: found[system] for name, found in summary["metrics"].items() if system in found}
     if not metrics:
         raise InputError(f"--system is {system}; the systems are {', '.join(summary['systems'])}.")
-    return {"system": system, **made.model_dump(), "measured_with": measured, "metrics": metrics}
+    if "vlm_appearance" not in metrics:
+        raise InputError(f"--system is {system}, no clip of which has a valid score of the judge.")
+    measured_row = {"measured_with": measured, "notes": summary["notes"], "metrics": metrics}
+    return {"system": system, **made.model_dump(), **measured_row}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from contextanyone_core.errors import InputError
 from evaluation.ablation.variants import Variant
@@ -47,10 +47,18 @@ class CellSettings(_Section):
     """
 
     title: str
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
     variant: Variant = "none"
     part: Mapping[str, Any] = {}
     network: Mapping[str, Any] = {}
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """One run that counts as several would confirm a claim by itself."""
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"are {', '.join(map(str, seeds))}; each may occur once")
+        return seeds
 
 
 class Claim(_Section):
@@ -61,7 +69,6 @@ class Claim(_Section):
     worse: str
     measure: Literal["attributes", "drift", "copy", "motion"] = "attributes"
     direction: Literal["more", "less"] = "more"
-    settled_by: str = "two more seeds of both cells"
 
 
 class AblationPlan(_Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contextanyone_core.atomic_file import whole_file, write_text
-from evaluation.ablation.plan import AblationPlan
+from evaluation.ablation.plan import AblationPlan, Claim
 from evaluation.ablation.statistics import MEASURES, judge, summary, values
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -34,10 +34,24 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
     for claim, verdict in zip(plan.claims, judge(plan.claims, measured), strict=True):
         row = claim.model_dump(mode="json")
         row |= {"verdict": "open"} if verdict is None else asdict(verdict)
-        if row["verdict"] != "open":
-            row.pop("settled_by")
+        if row["verdict"] == "open":
+            row["settled_by"] = _settled_by(claim, plan, results)
         claims.append(row)
     return {"note": plan.note, "measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
+
+
+def _settled_by(claim: Claim, plan: AblationPlan, results: Results) -> str:
+    """What an open claim lacks: runs of the plan, a second seed in the plan, or more seeds than it has."""
+    lacking, counts = [], []
+    for name in (claim.better, claim.worse):
+        planned = plan.cells[name].seeds
+        counts.append(len(planned))
+        finished = {result["seed"] for result in results.get(name, ())}
+        if missing := [str(seed) for seed in planned if seed not in finished]:
+            lacking.append(f"{name} with seed{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
+        if len(planned) == 1:
+            lacking.append(f"more seeds of {name} than the plan's one")
+    return "; ".join(lacking) or f"more seeds than the plan's: the spread between them is too large for {min(counts)}"
 
 
 def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Runner:
     def __init__(self, plan: AblationPlan, out: Path, work: Path) -> None:
         self.plan, self.out, self.work = plan, out, work
         self._hashes: dict[str, str] = {}
+        self._digests: dict[Path, str] = {}
 
     def results(self) -> dict[str, list[dict[str, Any]]]:
         """Finished results by cell, in the order of the seeds."""
@@ -98,7 +99,7 @@ class Runner:
             "hash": self._hash(job),
             "fingerprint": fingerprint(settings),
             "config": described(config),
-            "weights": {name: file_sha256(settings.weights / f"{name}.safetensors") for name in _WEIGHTS},
+            "weights": self._frozen(settings),
             "samples": config.run.steps * settings.batch,
             "flops": _flops(config, settings),
             "seconds": _trained_seconds(export),
@@ -153,7 +154,17 @@ class Runner:
         if not agree(fingerprint(settings), result["fingerprint"]):
             _LOG.warning("%s was computed by other code, and is computed again.", path.name)
             return None
+        now = self._frozen(settings)
+        if other := [f"{name}.safetensors" for name in _WEIGHTS if result["weights"].get(name) != now[name]]:
+            _LOG.warning("%s was computed with another %s, and is computed again.", path.name, ", ".join(other))
+            return None
         return result
+
+    def _frozen(self, settings: Settings) -> dict[str, str]:
+        """SHA-256 of the networks that encode, decode and read; each file is hashed once."""
+        files = {name: settings.weights / f"{name}.safetensors" for name in _WEIGHTS}
+        self._digests |= {path: file_sha256(path) for path in files.values() if path not in self._digests}
+        return {name: self._digests[path] for name, path in files.items()}
 
     def _path(self, job: Job) -> Path:
         return self.out / f"{job.name}-{job.seed}-{self._hash(job)}.json"

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ttest_ind
 
 from evaluation.ablation.plan import Claim
+from evaluation.significance import bootstrap_p, holm, unpaired_p
 
 MEASURES = ("attributes", "drift", "copy", "motion")
 _RESAMPLES = 4000
-_ALPHA = 0.05
 
 Values = NDArray[np.float64]
 """(seeds, characters): one measure of a cell, in the order of the test characters."""
@@ -36,7 +35,10 @@ def summary(cell: Values) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of testing a claim: the difference better - worse with its interval, and the bootstrap p value."""
+    """Result of testing a claim: the difference better - worse with its interval, and p.
+
+    p is the larger of the bootstrap's and a t test's of the seeds' means: a bootstrap of three is too sure of itself.
+    """
 
     difference: float
     ci95: tuple[float, float]
@@ -51,21 +53,15 @@ def judge(claims: Sequence[Claim], cells: Mapping[str, Sequence[Mapping[str, Any
     variance between training runs is unknown.
     """
     compared = [_compare(claim, cells) for claim in claims]
-    known = sorted((found.p, index) for index, found in enumerate(compared) if found is not None)
-    significant: set[int] = set()
-    for rank, (p, index) in enumerate(known):
-        if p > _ALPHA / (len(known) - rank):
-            break
-        significant.add(index)
+    decided = iter(holm([found.p for found in compared if found is not None]))
     verdicts: list[Verdict | None] = []
-    for index, (claim, found) in enumerate(zip(claims, compared, strict=True)):
+    for claim, found in zip(claims, compared, strict=True):
         if found is None:
             verdicts.append(None)
             continue
         single = min(len(cells[claim.better]), len(cells[claim.worse])) < 2
         ahead = found.difference > 0 if claim.direction == "more" else found.difference < 0
-        decided = "confirmed" if ahead else "refuted"
-        verdict = decided if index in significant and not single else "open"
+        verdict = ("confirmed" if ahead else "refuted") if next(decided) and not single else "open"
         verdicts.append(Verdict(found.difference, found.ci95, found.p, verdict))
     return verdicts
 
@@ -76,16 +72,8 @@ def _compare(claim: Claim, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     better, worse = (values(cells[name], claim.measure) for name in (claim.better, claim.worse))
     drawn = _resampled(better, worse)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    p = 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
-    p = min(max(p, 1 / _RESAMPLES, _between_seeds(better.mean(1), worse.mean(1))), 1)
+    p = max(bootstrap_p(drawn), unpaired_p(better.mean(1), worse.mean(1)))
     return Verdict(float(better.mean() - worse.mean()), (float(low), float(high)), p, "")
-
-
-def _between_seeds(better: NDArray[np.float64], worse: NDArray[np.float64]) -> float:
-    """p of a t test of the seeds' means, for a bootstrap of three seeds is too sure of itself; 0 where it has none."""
-    if min(len(better), len(worse)) < 2 or (np.ptp(better) == 0 and np.ptp(worse) == 0):
-        return 0.0
-    return float(ttest_ind(better, worse).pvalue)
 
 
 def _resampled(cell: Values, other: Values | None = None) -> NDArray[np.float64]:

@@ -14,12 +14,19 @@ from PIL import Image
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.late_import import host_class
+from contextanyone_core.runtime.devices import check_device
 from evaluation.metrics.frames import file_digest
 
 Features = NDArray[np.float32]
 Kind = Literal["clip", "dino"]
 
 _WANTED = {"clip": "CLIPModel", "dino": "AutoModel"}
+_TYPES = {"clip": ("clip",), "dino": ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")}
+"""Model types of a config.json that are read: what else loads has its features elsewhere, or random ones."""
+
+_UNUSED = {"clip": ("logit_scale",), "dino": ("pooler.", "embeddings.mask_token")}
+"""Beginnings of the names of tensors that no feature depends on."""
+
 _SAVED = (".json", ".safetensors", ".txt", ".model")
 
 
@@ -35,18 +42,21 @@ class Backbone:
         device: of torch.
         batch: pictures at a time.
 
-    Raises: InputError if it cannot be loaded; MissingDependencyError without transformers.
+    Raises: InputError if it cannot be loaded, is another kind of model or lacks tensors, or if the device cannot be
+        used; MissingDependencyError without transformers.
     """
 
     def __init__(self, kind: Kind, name: str, device: str = "cpu", batch: int = 16) -> None:
         self.name, self._kind, self._device, self._batch = name, kind, device, batch
+        check_device(device)
         try:
+            _check_type(kind, name)
             self._processor: Any = host_class("transformers", "AutoImageProcessor").from_pretrained(name)
-            model: Any = host_class("transformers", _WANTED[kind]).from_pretrained(name, use_safetensors=True)
+            model: Any = _whole_model(kind, name)
             self._tokenizer: Any = None
             if kind == "clip":
                 self._tokenizer = host_class("transformers", "AutoTokenizer").from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"--{kind} {name} cannot be loaded: {str(error).splitlines()[0]}") from None
         self._model = model.to(device=device, dtype=torch.float32).eval()
         self.revision = _revision(name, model.config)
@@ -88,6 +98,31 @@ class Backbone:
     def _run(self, compute: Callable[[], torch.Tensor]) -> Features:
         with torch.inference_mode():
             return np.asarray(torch.nn.functional.normalize(compute().float(), dim=-1).cpu().numpy(), np.float32)
+
+
+def _check_type(kind: Kind, name: str) -> None:
+    """Raise InputError for a model whose features would not be those of its kind."""
+    found = host_class("transformers", "AutoConfig").from_pretrained(name).model_type
+    if found not in _TYPES[kind]:
+        raise InputError(f"--{kind} {name} is a model of type {found}; it must be {' or '.join(_TYPES[kind])}.")
+
+
+def _whole_model(kind: Kind, name: str) -> Any:
+    """The model with every tensor that its features depend on; InputError where the files lack one.
+
+    transformers fills such a one with random numbers, with a warning.
+    """
+    model, report = host_class("transformers", _WANTED[kind]).from_pretrained(
+        name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
+    wrong = sorted(key for key in {*report["missing_keys"], *mismatched} if not key.startswith(_UNUSED[kind]))
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(
+            f"--{kind} {name} lacks {wrong[0]}{more}, or has it in another shape; give the whole checkpoint."
+        )
+    return model
 
 
 def _projected(found: Any) -> torch.Tensor:

@@ -1,18 +1,24 @@
-"""Every number of the evaluation: its name, which way is better, and what it is."""
+"""Every number of the evaluation: its name, which way is better, and what it is; the rows that are no system's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
+"""Rows of every table: the reference as a video that does not move, another person's clip, the real clip if given."""
+
 GAPS = (1, 2, 5, 10, 20)
 """Distances in frames at which a clip is compared with itself."""
 
-IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person")
+IDENTITY = ("clip_i", "clip_i_person", "dino_i", "dino_i_person", "vlm_appearance", "nexus_mean", "opens2v_face")
 """Similarities to the reference that are reported at matched motion too; those of faces are added by their names."""
 
 ASPECTS = ("face", "hair", "top", "lower", "shoes_accessories", "body")
 """The aspects of VLM-Appearance."""
+
+GIVEN_PARTS = ("aesthetics", "smoothness", "amplitude", "gme", "natural")
+"""OpenS2V's parts that are taken as they are given."""
 
 Better = Literal["higher", "lower", ""]
 
@@ -48,15 +54,25 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
         Metric("motion", "", "mean optical flow in diagonals per second"),
         Metric("motion_ratio", "", "motion over that of the base's clip of the item"),
         Metric("motion_matched", "higher", "share of clips whose motion ratio is between 0.5 and 2"),
-        *(Metric(matched(name), "higher", f"{name} where the motion is matched, else 0") for name in IDENTITY),
+        *(
+            Metric(
+                matched(name), "" if name == "opens2v_face" else "higher", f"{name} where the motion is matched, else 0"
+            )
+            for name in IDENTITY
+        ),
         *([Metric(matched(f"face_{faces}_all"), "higher", "the same of all frames' faces")] if faces else []),
         Metric("copy_frame", "lower", "largest correlation of a frame's pixels with the reference's"),
         Metric("copy_background", "lower", "DINO: cosine of what is around the person to that of the reference"),
         *(_judge_metrics() if judge else []),
-        Metric("nexus", "", "OpenS2V's NexusScore as published: divided by the number of hits twice"),
+        Metric(
+            "nexus",
+            "",
+            "OpenS2V's NexusScore by its published rule, one box a frame: divided by the number of hits twice",
+        ),
         Metric("nexus_mean", "higher", "NexusScore as a mean of the hits"),
         Metric("opens2v_face", "", "OpenS2V's FaceSim of --parts: frames without a face and zeros are left out"),
-        Metric("opens2v_total", "higher", "OpenS2V's weighted sum; nothing where a part is missing"),
+        *(Metric(f"opens2v_{part}", "", f"OpenS2V's {part} of --parts") for part in GIVEN_PARTS),
+        Metric("opens2v_total", "", "OpenS2V's weighted sum of a system's means of its parts; nothing without one"),
     ]
     return found
 
@@ -64,6 +80,12 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
 def matched(name: str) -> str:
     """The name of a similarity at matched motion."""
     return f"{name}_matched"
+
+
+def better_side(name: str) -> Better:
+    """Which way of a metric is better; "higher" of names that are not in the catalogue, as those of faces are not."""
+    known = {metric.name: metric.better for metric in catalogue(judge=True)}
+    return known.get(name, "higher")
 
 
 def _face_metrics(faces: str) -> list[Metric]:

@@ -11,15 +11,13 @@ from tqdm import tqdm
 
 from contextanyone_core.errors import InputError
 from evaluation.clip_set import Item
-from evaluation.metrics.catalogue import IDENTITY, Metric, matched
+from evaluation.metrics.catalogue import IDENTITY, OTHER, STILL, TRUTH, Metric, matched
 from evaluation.metrics.frames import Source, file_digest
 from evaluation.metrics.matched import Numbers, add_matched
 from evaluation.metrics.measure import Instruments, measure
-from evaluation.metrics.opens2v import Parts, scores
-from evaluation.metrics.statistics import ALPHA, Comparison, Summary, compare_all, smallest_p, summarise
-
-STILL, OTHER, TRUTH = "(still reference)", "(another person)", "truth"
-"""Rows of every table: the reference as a video that does not move, another person's clip, the real clip if given."""
+from evaluation.metrics.opens2v import COLUMNS, WEIGHTS, Parts, scores
+from evaluation.metrics.statistics import Comparison, Summary, compare_all, smallest_p, summarise, summarise_sum
+from evaluation.significance import ALPHA
 
 Curve = list[tuple[float, float]]
 
@@ -32,6 +30,8 @@ class Results:
         numbers: {metric: {system: {item: number}}}.
         curves: {system: {item: [(second, similarity to the reference)]}}.
         systems: rows in the order of the tables, floor and ceiling last.
+        compared: those that are compared with one another.
+        items: how many the set has.
         notes: what was not computed, and why.
     """
 
@@ -39,6 +39,7 @@ class Results:
     curves: dict[str, dict[str, Curve]]
     systems: list[str]
     compared: list[str]
+    items: int
     summaries: dict[str, dict[str, Summary]] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -110,7 +111,7 @@ def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, 
     Raises: InputError where a clip, a picture or a mask cannot be read.
     """
     sources = rows(items, systems.folders)
-    results = Results({}, {}, list(sources), [name for name in systems.folders if name != TRUTH])
+    results = Results({}, {}, list(sources), [name for name in systems.folders if name != TRUTH], len(items))
     with tqdm(total=sum(map(len, sources.values())), unit="clip", file=sys.stderr, dynamic_ncols=True) as bar:
         for item in items:
             reference = still(item)
@@ -128,7 +129,9 @@ def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, 
     else:
         similar = [*IDENTITY, *(metric.name for metric in metrics if metric.name.startswith("face_"))]
         add_matched(results.numbers, base, [name for name in similar if name in results.numbers])
-    _summarise(results, items, metrics, base)
+    reference_of = {item.id: file_digest(item.reference) for item in items}
+    _summarise(results, reference_of, metrics, base)
+    _add_totals(systems, reference_of, results)
     return results
 
 
@@ -149,8 +152,6 @@ def _add_parts(systems: Systems, items: Sequence[Item], results: Results) -> Non
         for item, parts in of_item.items():
             for name, value in scores(parts).items():
                 results.numbers.setdefault(name, {}).setdefault(system, {})[item] = value
-    if systems.parts and "opens2v_total" not in results.numbers:
-        results.notes.append("No total of OpenS2V: parts are missing.")
 
 
 def _comparable(numbers: Numbers, base: str | None) -> Numbers:
@@ -163,8 +164,20 @@ def _comparable(numbers: Numbers, base: str | None) -> Numbers:
     }
 
 
-def _summarise(results: Results, items: Sequence[Item], metrics: Sequence[Metric], base: str | None) -> None:
-    reference_of = {item.id: file_digest(item.reference) for item in items}
+def _add_totals(systems: Systems, reference_of: Mapping[str, str], results: Results) -> None:
+    """OpenS2V's total of each system with parts: the weighted sum of its means; none where one has no item."""
+    for system in systems.parts:
+        columns = {part: results.numbers.get(name, {}).get(system, {}) for part, name in COLUMNS.items()}
+        if empty := [part for part, values in columns.items() if not values]:
+            results.notes.append(f"No total of OpenS2V for {system}: no item has {', '.join(empty)}.")
+            continue
+        weighted = [(WEIGHTS[part], values) for part, values in columns.items()]
+        results.summaries.setdefault("opens2v_total", {})[system] = summarise_sum(weighted, reference_of)
+        counts = ", ".join(f"{part} {len(values)}" for part, values in columns.items())
+        results.notes.append(f"OpenS2V's total of {system} is the sum of means over so many items: {counts}.")
+
+
+def _summarise(results: Results, reference_of: Mapping[str, str], metrics: Sequence[Metric], base: str | None) -> None:
     for metric in metrics:
         of_system = results.numbers.get(metric.name, {})
         found = {name: summarise(values, reference_of) for name, values in of_system.items() if values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from tqdm import tqdm
 
 from contextanyone_core.encoders.image import ImageEncoder
 from contextanyone_core.encoders.reference import clip_picture
@@ -108,11 +110,14 @@ def correlations(ladders: Sequence[Ladder], encoders: Mapping[str, Encoder | Non
             for metric in ("whole frame", "person on white", "drift_slope"):
                 rows[f"{metric}, {name}"] = {"not run": True}
             continue
-        rows[f"whole frame, {name}"] = _within(ladders, partial(_similarities, encoder, person=False))
-        rows[f"person on white, {name}"] = _within(ladders, partial(_similarities, encoder, person=True))
-        rows[f"drift_slope, {name}"] = _within(ladders, partial(_drifts, encoder))
+        of_ladder: dict[str, Callable[[Ladder], Sequence[float]]] = {
+            "whole frame": partial(_similarities, encoder, person=False),
+            "person on white": partial(_similarities, encoder, person=True),
+            "drift_slope": partial(_drifts, encoder),
+        }
+        rows |= {f"{metric}, {name}": _within(f"{metric}, {name}", ladders, one) for metric, one in of_ladder.items()}
     rows["copy_frame"] = _within(
-        ladders, lambda one: [pixel_correlation(step.video, one.reference) for step in one.steps]
+        "copy_frame", ladders, lambda one: [pixel_correlation(step.video, one.reference) for step in one.steps]
     )
     rows["motion"] = _motion(ladders)
     return rows
@@ -133,8 +138,10 @@ def table(rows: Rows, count: int) -> str:
     return "\n".join(lines)
 
 
-def _within(ladders: Sequence[Ladder], measured: Callable[[Ladder], Sequence[float]]) -> dict[str, Any]:
-    found = [_rank([-step.changed for step in one.steps], measured(one)) for one in ladders]
+def _within(name: str, ladders: Sequence[Ladder], measured: Callable[[Ladder], Sequence[float]]) -> dict[str, Any]:
+    """A metric's row; the name is shown with its progress."""
+    shown = tqdm(ladders, desc=name, unit="character", file=sys.stderr, dynamic_ncols=True)
+    found = [_rank([-step.changed for step in one.steps], measured(one)) for one in shown]
     low, high = confidence(np.asarray(found))
     truth = "attributes as in the reference"
     return {"mean": float(np.mean(found)), "low": low, "high": high, "truth": truth, "characters": found}

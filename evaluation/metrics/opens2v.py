@@ -6,13 +6,14 @@ The parts come from the benchmark's own models (a file of them is given), which 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from contextanyone_core.errors import InputError
+from evaluation.metrics.catalogue import GIVEN_PARTS
 
 WEIGHTS = {
     "aesthetics": 0.16,
@@ -23,7 +24,11 @@ WEIGHTS = {
     "nexus": 0.20,
     "natural": 0.24,
 }
-"""Of the leaderboard's total; found from its published rows by least squares (residual below 0.01 points)."""
+"""Of the leaderboard's total, which is that sum of a model's means; found from its published rows by least squares
+(residual below 0.01 points)."""
+
+COLUMNS = {part: "nexus_mean" if part == "nexus" else f"opens2v_{part}" for part in WEIGHTS}
+"""The metric of each part of the total."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -62,20 +67,13 @@ def read_parts(path: Path) -> dict[str, dict[str, Parts]]:
 
 
 def scores(parts: Parts) -> dict[str, float]:
-    """`nexus`, `nexus_mean`, `opens2v_face` and `opens2v_total` of a clip; without what a missing part prevents."""
-    found: dict[str, float] = {}
+    """A clip's numbers, by the names of the tables: those of `COLUMNS` and `nexus`; without what is not given."""
+    given = {COLUMNS[name]: getattr(parts, name) for name in GIVEN_PARTS}
+    found: dict[str, float] = {name: value for name, value in given.items() if value is not None}
     if parts.nexus_frames is not None:
         found["nexus"], found["nexus_mean"] = nexus_published(parts.nexus_frames), nexus_mean(parts.nexus_frames)
     if parts.face_frames is not None:
         found["opens2v_face"] = face_published(parts.face_frames)
-    values: dict[str, float | None] = {
-        **{name: getattr(parts, name) for name in ("aesthetics", "smoothness", "amplitude", "gme", "natural")},
-        "face": found.get("opens2v_face"),
-        "nexus": found.get("nexus_mean"),
-    }
-    whole = total(values)
-    if whole is not None:
-        found["opens2v_total"] = whole
     return found
 
 
@@ -96,16 +94,12 @@ def nexus_mean(frames: Sequence[float | None]) -> float:
 
 
 def nexus_published(frames: Sequence[float | None]) -> float:
-    """NexusScore as its script computes it: the mean of the hits, divided by their number a second time.
+    """NexusScore by the rule of its script: the mean of the hits, divided by their number a second time.
 
-    So a subject that is found in fewer frames has a higher score (OpenS2V-Nexus, issue 36).
+    So a subject that is found in fewer frames has a higher score (OpenS2V-Nexus, issue 36). Simplified: one similarity
+    a frame is read. The script, `eval/get_nexusscore.py`, has one for every box of every reference picture, leaves out
+    those of which detector or text are unsure, and divides by the number of pairs of frame and picture with any box.
+    The two are equal where one picture is shown, each frame has one box at most, and none is left out.
     """
     hits = sum(value is not None for value in frames)
     return nexus_mean(frames) / hits if hits else 0.0
-
-
-def total(parts: Mapping[str, float | None]) -> float | None:
-    """The leaderboard's weighted sum; None where a part is missing, never renormalised."""
-    if any(parts.get(name) is None for name in WEIGHTS):
-        return None
-    return sum(weight * float(parts[name] or 0.0) for name, weight in WEIGHTS.items())

@@ -15,8 +15,8 @@ import numpy as np
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.prompts import TwoStagePrompt
 from evaluation.clip_set import Item
-from evaluation.metrics.catalogue import Metric
-from evaluation.metrics.evaluate import OTHER, STILL, TRUTH, Curve, Results
+from evaluation.metrics.catalogue import OTHER, STILL, TRUTH, Metric
+from evaluation.metrics.evaluate import Curve, Results
 
 _PARTS = Path(__file__).parent / "page"
 
@@ -49,7 +49,7 @@ def write_page(
         },
         "comparisons": [asdict(comparison) for comparison in results.comparisons],
         "curves": {system: mean_curve(list(of_item.values())) for system, of_item in results.curves.items()},
-        "numbers": {name: results.numbers[name] for name in results.summaries},
+        "numbers": {name: results.numbers.get(name, {}) for name in results.summaries},
         "items": [_item(item, folders, out) for item in items],
     }
     text = (_PARTS / "report.html").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.catalogue import Metric
+from evaluation.significance import bootstrap_p, holm, paired_p
 
 DRAWS = 10_000
-ALPHA = 0.05
 
 Values = Mapping[str, float]
 """One metric of one system: a number for each item's id."""
@@ -21,11 +21,11 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of a metric over items, with a 95 % interval over references."""
+    """The mean of a metric over items, with a 95 % interval over references; none of a single reference."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     items: int
     references: int
 
@@ -34,15 +34,15 @@ class Summary:
 class Comparison:
     """The mean of first - second over the items that both have, its interval, p, and which one is better.
 
-    `better` is a system's name or "equal".
+    `better` is a system's name or "equal". A single reference has no interval.
     """
 
     metric: str
     first: str
     second: str
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     items: int
     better: str = "equal"
@@ -56,8 +56,28 @@ def summarise(values: Values, reference_of: Mapping[str, str]) -> Summary:
         reference_of: the reference of each item.
     """
     sums, counts = _clusters(values, reference_of)
-    low, high = np.percentile(_drawn_means(sums, counts), [2.5, 97.5])
-    return Summary(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(counts))
+    interval = _interval(_drawn_means(sums, counts), len(counts))
+    return Summary(float(sums.sum() / counts.sum()), *interval, len(values), len(counts))
+
+
+def summarise_sum(columns: Sequence[tuple[float, Values]], reference_of: Mapping[str, str]) -> Summary:
+    """A weighted sum of the means of several metrics of one system, which need not have the same items.
+
+    References are drawn for all metrics together; `items` is the number of the metric that has fewest.
+
+    Args:
+        columns: weight and numbers of each metric, at least one number.
+        reference_of: the reference of each item.
+    """
+    references = sorted({reference_of[item] for _, values in columns for item in values})
+    mean, drawn = 0.0, np.zeros(DRAWS)
+    for weight, values in columns:
+        sums, counts = _clusters(values, reference_of, references)
+        mean += weight * float(sums.sum() / counts.sum())
+        with np.errstate(invalid="ignore"):  # a draw without any of the references that have this metric
+            drawn += weight * _drawn_means(sums, counts)
+    interval = _interval(drawn, len(references))
+    return Summary(mean, *interval, min(len(values) for _, values in columns), len(references))
 
 
 def compare_all(
@@ -82,10 +102,11 @@ def compare_all(
             if compared is not None:
                 found.append(compared)
     directions = {metric.name: metric.better for metric in metrics}
-    significant = _holm([comparison.p for comparison in found])
+    significant = holm([comparison.p for comparison in found])
     decided = []
     for comparison, certain in zip(found, significant, strict=True):
-        outside = comparison.low > 0 or comparison.high < 0
+        low, high = comparison.low, comparison.high
+        outside = low is not None and high is not None and (low > 0 or high < 0)
         ahead = (comparison.difference > 0) == (directions[comparison.metric] == "higher")
         winner = comparison.first if ahead else comparison.second
         decided.append(replace(comparison, better=winner if certain and outside else "equal"))
@@ -100,30 +121,31 @@ def _compare(
     if not differences:
         return None
     summary = summarise(differences, reference_of)
-    drawn = _drawn_means(*_clusters(differences, reference_of))
-    p = 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
-    p = min(max(p, smallest_p(summary.references)), 1.0)
+    sums, counts = _clusters(differences, reference_of)
+    p = max(
+        bootstrap_p(_drawn_means(sums, counts)), paired_p(np.asarray(sums / counts)), smallest_p(summary.references)
+    )
     return Comparison(metric, *pair, summary.mean, summary.low, summary.high, p, summary.items)
 
 
 def smallest_p(references: int) -> float:
-    """The least p that so many references allow: that of a sign test, for a bootstrap of few is too sure of itself."""
+    """The least p that so many references allow: that of a sign test, also where a t test could go below it."""
     return max(1 / DRAWS, 2.0 ** (1 - references))
 
 
-def _holm(ps: Sequence[float]) -> list[bool]:
-    """Which of the hypotheses fall at 5 % together."""
-    significant = [False] * len(ps)
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
-        if ps[index] > ALPHA / (len(ps) - rank):
-            break
-        significant[index] = True
-    return significant
+def _interval(drawn: NDArray[np.float64], references: int) -> tuple[float | None, float | None]:
+    """The middle 95 % of draws; draws of a single reference are all alike and say nothing of others."""
+    if references < 2:
+        return None, None
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
-def _clusters(values: Values, reference_of: Mapping[str, str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and number of the values of each reference."""
-    references = sorted({reference_of[item] for item in values})
+def _clusters(
+    values: Values, reference_of: Mapping[str, str], references: Sequence[str] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each reference: of those that are named, or else of those that have values."""
+    references = references or sorted({reference_of[item] for item in values})
     place = {name: index for index, name in enumerate(references)}
     sums, counts = np.zeros(len(references)), np.zeros(len(references))
     for item, value in values.items():

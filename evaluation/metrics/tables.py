@@ -48,13 +48,20 @@ def table(results: Results, metrics: Sequence[Metric], record: Mapping[str, Any]
     ]
     for metric in shown:
         of_system = results.summaries[metric.name]
-        cells = [interval(of_system.get(system)) for system in results.systems]
+        cells = [mean_cell(of_system.get(system), results.items) for system in results.systems]
         lines.append(f"| {metric.name} | {' | '.join(cells)} | {_ARROWS[metric.better]} |")
-    lines += ["", "Means with 95 % intervals over references (10,000 draws); in brackets. A dash: not computed.", ""]
+    lines += [
+        "",
+        "Means with 95 % intervals over references (10,000 draws) in brackets; none of a single reference. "
+        f"n: of so many of the {results.items} items, where it is not all. A dash: not computed.",
+        "",
+    ]
     if results.comparisons:
         lines += ["| metric | first | second | first - second | better |", "|---|---|---|---|---|"]
         for row in results.comparisons:
-            difference = f"{row.difference:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
+            difference = (
+                f"{row.difference:+.4f}{_bracketed(row.low, row.high, '+.4f')}{_counted(row.items, results.items)}"
+            )
             lines.append(
                 f"| {row.metric} | {_cell(row.first)} | {_cell(row.second)} | {difference} | {_cell(row.better)} |"
             )
@@ -68,9 +75,19 @@ def table(results: Results, metrics: Sequence[Metric], record: Mapping[str, Any]
     return "\n".join([*lines, *results.notes, ""]) if results.notes else "\n".join(lines)
 
 
-def interval(found: Summary | None) -> str:
-    """A mean with its interval, or a dash."""
-    return "-" if found is None else f"{found.mean:.4f} ({found.low:.4f} to {found.high:.4f})"
+def mean_cell(found: Summary | None, items: int) -> str:
+    """A mean with its interval, and n where it is not all items; or a dash."""
+    if found is None:
+        return "-"
+    return f"{found.mean:.4f}{_bracketed(found.low, found.high, '.4f')}{_counted(found.items, items)}"
+
+
+def _bracketed(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+
+
+def _counted(number: int, items: int) -> str:
+    return "" if number == items else f", n = {number}"
 
 
 def _cell(text: str) -> str:

@@ -53,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def table(found: Mapping[str, Any]) -> str:
     """The numbers as Markdown."""
+    from evaluation.study.analysis import LEAST_RATERS
+
     lines = [
         "| first | second | signed mean | strict wins | wins and half of the ties | preferred |",
         "|---|---|---|---|---|---|",
@@ -60,16 +62,41 @@ def table(found: Mapping[str, Any]) -> str:
     for row in found["pairs"]:
         signed = _interval(row["signed_mean"], 2, 1)
         wins = [_interval(row[name], 0, 100) for name in ("strict_win", "inclusive_win")]
-        preferred = row["preferred"] or "equal"
+        preferred = row["preferred"] or ("equal" if row["raters"] >= LEAST_RATERS else "too few raters")
         lines.append(f"| {row['first']} | {row['second']} | {signed} | {wins[0]} | {wins[1]} | {preferred} |")
     lines += ["", "| system | Bradley-Terry strength |", "|---|---|"]
     for name, row in found["bradley_terry"].items():
         lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
+    if found["bradley_terry_separated"]:
+        lines += [
+            "",
+            "Some systems never lost to the others: how far apart their strengths are is set by the model's prior.",
+        ]
     alpha = found["krippendorff_alpha"]
     counted = f"{found['raters']} raters, {found['items']} items of {found['references']} references"
     lines += ["", f"{counted}; {len(found['excluded'])} raters excluded."]
+    if any(row["raters"] < LEAST_RATERS for row in found["pairs"]):
+        lines.append(f"No preference is named from fewer than {LEAST_RATERS} raters.")
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_exclusions(found["excluded"]), *_correlations(found.get("spearman", {}))])
+
+
+def _exclusions(excluded: Mapping[str, str]) -> list[str]:
+    return [*(f"- {rater} is left out: {reason}." for rater, reason in excluded.items()), ""] if excluded else []
+
+
+def _correlations(spearman: Mapping[str, Any]) -> list[str]:
+    """Rank correlations of the raters' scores with metrics."""
+    from evaluation.metrics.catalogue import better_side
+
+    if not spearman:
+        return []
+    lines = ["| metric | Spearman's rho with the raters | comparisons | raters and metric agree |", "|---|---|---|---|"]
+    agreement = {"higher": "above 0", "lower": "below 0: lower is better", "": "neither way is better"}
+    for name, row in spearman.items():
+        rho = row["reason"] if row["rho"] is None else _interval({"mean": row["rho"], "ci95": row["ci95"]}, 2, 1)
+        lines.append(f"| {name} | {rho} | {row['comparisons']} | {agreement[better_side(name)]} |")
+    return [*lines, ""]
 
 
 def _read_metrics(path: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from contextanyone_core.errors import InputError
+from evaluation.significance import bootstrap_p, holm, paired_p
+
+LEAST_RATERS = 5
+"""A preference of fewer raters is not named."""
 
 _RESAMPLES = 2000
 _CORRELATIONS = 500  # resamples of a rank correlation
@@ -94,7 +98,7 @@ def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None)
     """Compute all results of a study.
 
     Args:
-        metrics: `metrics[name][system][item]`, a number where higher is better.
+        metrics: `metrics[name][system][item]`; where lower is better, agreement is a rho below 0.
 
     Raises:
         InputError: there are no answers.
@@ -107,6 +111,7 @@ def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None)
         "references": len({answer.reference for answer in answers}),
         "pairs": _preferences(answers),
         "bradley_terry": _bradley_terry(answers),
+        "bradley_terry_separated": _separated(answers),
         "krippendorff_alpha": _alpha(answers),
     }
     if metrics is not None:
@@ -143,27 +148,45 @@ def _reason_to_exclude(rows: Sequence[_Answered], trials: Mapping[str, Any], rul
 
 
 def _preferences(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Signed mean, strict and inclusive wins of each pair of systems; intervals resample raters and references."""
+    """Signed mean, strict and inclusive wins of each pair of systems; intervals resample raters and references.
+
+    A system is preferred if the signed mean's interval leaves out 0 and p is significant after Holm's correction over
+    all pairs, by `LEAST_RATERS` or more. p is the largest of the bootstrap's and two t tests': over the raters' means,
+    and over the references'.
+    """
     pairs: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
         pairs[answer.first, answer.second].append(answer)
-    rows = []
-    for (first, second), chosen in pairs.items():
-        scores = np.asarray([answer.score for answer in chosen], np.float64)
-        measures: dict[str, Callable[[NDArray[np.float64]], float]] = {
-            "signed_mean": lambda x: float(x.mean()),
-            "strict_win": lambda x: float((x > 0).mean()),
-            "inclusive_win": lambda x: float((x > 0).mean() + 0.5 * (x == 0).mean()),
-        }
-        row: dict[str, Any] = {"first": first, "second": second, "answers": len(chosen)}
-        drawn = [scores[index] for index in _resampled(chosen)]
-        for name, measure in measures.items():
-            low, high = np.percentile([measure(values) for values in drawn], [2.5, 97.5])
-            row[name] = {"mean": measure(scores), "ci95": [float(low), float(high)]}
+    rows = [_preference(*systems, chosen) for systems, chosen in pairs.items()]
+    for row, certain in zip(rows, holm([row["p"] for row in rows]), strict=True):
         low, high = row["signed_mean"]["ci95"]
-        row["preferred"] = first if low > 0 else second if high < 0 else None
-        rows.append(row)
+        ahead = row["first"] if low > 0 else row["second"] if high < 0 else None
+        row["preferred"] = ahead if certain and row["raters"] >= LEAST_RATERS else None
     return rows
+
+
+def _preference(first: str, second: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    scores = np.asarray([answer.score for answer in answers], np.float64)
+    measures: dict[str, Callable[[NDArray[np.float64]], float]] = {
+        "signed_mean": lambda x: float(x.mean()),
+        "strict_win": lambda x: float((x > 0).mean()),
+        "inclusive_win": lambda x: float((x > 0).mean() + 0.5 * (x == 0).mean()),
+    }
+    raters, references = [answer.rater for answer in answers], [answer.reference for answer in answers]
+    row: dict[str, Any] = {"first": first, "second": second, "answers": len(answers), "raters": len(set(raters))}
+    drawn = [scores[index] for index in _resampled(answers)]
+    for name, measure in measures.items():
+        low, high = np.percentile([measure(values) for values in drawn], [2.5, 97.5])
+        row[name] = {"mean": measure(scores), "ci95": [float(low), float(high)]}
+    tested = [paired_p(_means(scores, groups)) for groups in (raters, references)]
+    row["p"] = max(bootstrap_p(np.asarray([values.mean() for values in drawn])), *tested)
+    return row
+
+
+def _means(scores: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
+    """The mean score of each group."""
+    _, place = np.unique(groups, return_inverse=True)
+    return np.asarray(np.bincount(place, scores) / np.bincount(place))
 
 
 def _bradley_terry(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -190,6 +213,20 @@ def _bradley_terry(answers: Sequence[Answer]) -> dict[str, Any]:
         name: {"strength": float(whole[index]), "ci95": [float(low[index]), float(high[index])]}
         for name, index in place.items()
     }
+
+
+def _separated(answers: Sequence[Answer]) -> bool:
+    """Whether some systems never lost to the others, not even by a tie: only the prior bounds their strengths then."""
+    from scipy.sparse.csgraph import connected_components
+
+    systems = sorted({name for answer in answers for name in (answer.first, answer.second)})
+    place = {name: index for index, name in enumerate(systems)}
+    won = np.zeros((len(systems), len(systems)), np.bool_)
+    for answer in answers:
+        pair = place[answer.first], place[answer.second]
+        won[pair] |= answer.score >= 0
+        won[pair[::-1]] |= answer.score <= 0
+    return bool(connected_components(won, connection="strong")[0] > 1)
 
 
 def _alpha(answers: Sequence[Answer]) -> float | None:

@@ -79,8 +79,8 @@ def _write(
 
     from contextanyone_core.media.image_io import read_picture
     from evaluation.metrics.frames import file_digest
-    from evaluation.study.clips import write_alike
-    from evaluation.study.protocol import CHECKS, MIN_SECONDS, PASSED_SHARE, QUESTION
+    from evaluation.study.clips import write_alike, write_held
+    from evaluation.study.protocol import CHECKS, MIN_SECONDS, PASSED_SHARE, QUESTION, REFERENCE
 
     page = folder / "page"
     shutil.copytree(_PAGE, page)
@@ -91,9 +91,13 @@ def _write(
         picture = f"media/{_name(seed, trial.item)}.png"
         if not (page / picture).exists():
             Image.fromarray(read_picture(item.reference)).save(page / picture)
-        sources = [folders[system] / items[clip].file for system, clip in (trial.first, trial.second)]
+        held = trial.first[0] == REFERENCE
+        sources = [
+            items[clip].reference if held else folders[system] / items[clip].file
+            for system, clip in (trial.first, trial.second)
+        ]
         names = [f"media/{_name(seed, trial.id, side)}.mp4" for side in ("first", "second")]
-        write_alike(sources, [page / name for name in names])
+        (write_held if held else write_alike)(sources, [page / name for name in names])
         shown.append({"id": trial.id, "picture": picture, "first": names[0], "second": names[1]})
         key.append(asdict(trial))
         clips.append([file_digest(source) for source in sources])

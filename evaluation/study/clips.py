@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from contextanyone_core.media.image_io import read_picture
 from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import write_clip
 from training.data.frames import frames_available, resample
+
+_HELD = 33  # frames
 
 
 def write_alike(sources: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -22,7 +25,19 @@ def write_alike(sources: Sequence[Path], targets: Sequence[Path]) -> None:
     Raises:
         InputError: a clip cannot be read.
     """
-    clips = [_read(path) for path in sources]
+    _write([_read(path) for path in sources], targets)
+
+
+def write_held(pictures: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Write pictures as `write_alike` writes clips, each held for two seconds.
+
+    Raises:
+        InputError: a picture cannot be read.
+    """
+    _write([np.repeat(read_picture(path)[None], _HELD, axis=0) for path in pictures], targets)
+
+
+def _write(clips: Sequence[NDArray[np.uint8]], targets: Sequence[Path]) -> None:
     length = min(len(clip) for clip in clips)
     height = min(clip.shape[1] for clip in clips) // 2 * 2
     width = min(clip.shape[2] for clip in clips) // 2 * 2

@@ -2,7 +2,8 @@
 
 A trial shows a reference picture and two clips of it. The rater chooses the clip that preserves the person's appearance
 better: A much, A slightly, about equal, B slightly, B much, scored +2 to -2 for the first system. In an attention check
-one clip shows another person.
+one clip shows another person. Its clips are the system `truth`'s if it is one of the systems, else the two reference
+pictures held as clips: no other system is sure to show the right person, a base without references never does.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from itertools import combinations
 
 from contextanyone_core.errors import InputError
 from evaluation.clip_set import Item
+from evaluation.metrics.catalogue import TRUTH
 from evaluation.metrics.frames import file_digest
 
 QUESTION = (
     "Which video keeps the appearance of the person in the picture better: face, hairstyle, clothing, accessories? "
     "Ignore the place, the camera and the motion."
 )
+REFERENCE = "(reference)"
+"""In place of a system: the reference picture, held as a clip."""
+
 CHECKS = 4
 MIN_SECONDS = 3.0
 PASSED_SHARE = 0.8
@@ -33,7 +38,7 @@ class Trial:
         id: name of the trial in the answers; does not reveal its content.
         item: the item whose reference is shown.
         reference: digest of that picture; items may share one.
-        first, second: (system, item) of the clips.
+        first, second: (system, item) of the clips; `REFERENCE` in place of a system.
         check: whether it is an attention check.
     """
 
@@ -71,7 +76,7 @@ def make_trials(items: Sequence[Item], systems: Sequence[str], against: str | No
         other = rng.choice([candidate for candidate in items if picture[candidate.id] != picture[item.id]] or [None])
         if other is None:
             raise InputError("All items have one reference; attention checks need clips of somebody else.")
-        system = rng.choice(list(systems))
+        system = TRUTH if TRUTH in systems else REFERENCE
         compared.append((item.id, picture[item.id], (system, item.id), (system, other.id), True))
     names = rng.sample(range(10**6), len(compared))
     return [Trial(f"t{name:06d}", *rest) for name, rest in zip(names, compared, strict=True)]

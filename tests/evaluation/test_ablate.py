@@ -172,6 +172,20 @@ def test_the_committed_results_are_of_this_plan_and_code(tmp_path, monkeypatch):
     assert (RESULTS / "table.md").read_text() == table(describe(plan, found))
 
 
+def test_a_result_of_another_probe_is_computed_again(tmp_path, monkeypatch, caplog):
+    """The hash of a cell knows the encoders, and nothing of the probe that reads its clips."""
+    monkeypatch.chdir(ROOT)
+    (committed,) = RESULTS.glob("full-0-*.json")
+    kept = json.loads(committed.read_text())
+    job, files = load_plan(PLAN).jobs()[0], runner.Runner(load_plan(PLAN), tmp_path, tmp_path)
+    (tmp_path / committed.name).write_text(json.dumps(kept))
+    assert files._result(job) == kept
+    kept["weights"]["probe"] = "0" * 64
+    (tmp_path / committed.name).write_text(json.dumps(kept))
+    assert files._result(job) is None
+    assert f"{committed.name} was computed with another probe.safetensors" in caplog.text
+
+
 def result(mean: float, seed: int, count: int = 60) -> dict[str, object]:
     rng = np.random.default_rng(seed)
     right = np.clip(rng.normal(mean, 0.05, count), 0, 1).tolist()
@@ -192,6 +206,25 @@ def test_a_planted_difference_is_confirmed_a_reversed_one_refuted_a_tie_left_ope
     claims = [claim("high", "low"), claim("low", "high"), claim("high", "same"), claim("high", "once")]
     assert [found.verdict for found in judge(claims, cells) if found] == ["confirmed", "refuted", "open", "open"]
     assert judge([claim("high", "absent")], {**cells, "absent": []}) == [None]
+
+
+def test_what_would_settle_a_claim_follows_from_what_is_there():
+    plan = load_plan(PLAN)
+    place = {claim.text: index for index, claim in enumerate(plan.claims)}
+    emphasis = place["Emphasize-Attention keeps more of the character"]
+    phantom = place["The two streams keep more than Phantom's way"]
+
+    def settled_by(index: int, full: int, other: int) -> str:
+        found = {
+            "full": [{"seed": seed, "measured": result(0.5, seed)} for seed in range(full)],
+            "no_emphasis": [{"seed": seed, "measured": result(0.5, 10 + seed)} for seed in range(other)],
+        }
+        return describe(plan, found)["claims"][index]["settled_by"]
+
+    assert settled_by(emphasis, 0, 0) == "full with seeds 0, 1, 2; no_emphasis with seeds 0, 1, 2"
+    assert settled_by(emphasis, 3, 2) == "no_emphasis with seed 2"
+    assert settled_by(emphasis, 3, 3) == "more seeds than the plan's: the spread between them is too large for 3"
+    assert settled_by(phantom, 3, 0) == "phantom with seed 0; more seeds of phantom than the plan's one"
 
 
 def test_seeds_that_differ_much_confirm_nothing_even_if_they_do_not_overlap():
@@ -281,6 +314,12 @@ def test_an_unknown_cell_and_a_claim_about_none_are_one_line(tmp_path, capsys, m
     assert ablate.main([*words, "--cells", "gap_7"]) == 2
     assert "gap_7" in capsys.readouterr().err
     data = yaml.safe_load(PLAN.read_text())
+    for seeds, said in (([0, 0, 0], "are 0, 0, 0; each may occur once"), ([], "at least 1 item")):
+        data["cells"]["full"]["seeds"] = seeds
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(data))
+        with pytest.raises(InputError, match=f"cells.full.seeds.*{said}"):
+            load_plan(tmp_path / "wrong.yaml")
+    data["cells"]["full"]["seeds"] = [0]
     data["claims"] = [{"text": "a", "better": "full", "worse": "nothing"}]
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match="nothing"):

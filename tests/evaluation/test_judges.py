@@ -15,6 +15,7 @@ from evaluation import leaderboard, run
 from evaluation.metrics import faces, opens2v, vlm
 from evaluation.metrics.arcface import ArcFacePack, decode
 from evaluation.metrics.catalogue import ASPECTS
+from evaluation.metrics.statistics import summarise, summarise_sum
 
 FULL = dict.fromkeys(ASPECTS, 8)
 
@@ -172,30 +173,45 @@ def test_opens2vs_published_rules_and_their_faults():
     assert opens2v.scores(opens2v.Parts()) == {}
 
 
-def test_opens2vs_total_is_the_leaderboards_and_none_where_a_part_is_missing():
+def test_opens2vs_total_is_the_leaderboards():
     """Phantom-1.3B's published row gives its published total."""
     row = {"aesthetics": 0.4667, "smoothness": 0.9330, "amplitude": 0.1429, "face": 0.4856, "gme": 0.6943}
     row |= {"nexus": 0.4248, "natural": 0.6250}
-    assert opens2v.total(row) == pytest.approx(0.5489, abs=2e-4)
-    for name in row:
-        assert opens2v.total({**row, name: None}) is None
+    columns = [(weight, {"i": row[part]}) for part, weight in opens2v.WEIGHTS.items()]
+    assert summarise_sum(columns, {"i": "r"}).mean == pytest.approx(0.5489, abs=2e-4)
     assert sum(opens2v.WEIGHTS.values()) == pytest.approx(1)
 
 
-def test_parts_of_a_file_reach_the_tables(line, tmp_path, capsys):
+def test_a_sum_of_means_by_hand_and_its_interval_over_references():
+    one = {f"{index}": float(index) for index in range(12)}
+    few = {"3": 5.0, "4": 7.0}
+    found = summarise_sum([(0.5, one), (2.0, few)], {item: f"r{item}" for item in one})
+    assert found.mean == pytest.approx(0.5 * 5.5 + 2 * 6)
+    assert (found.items, found.references) == (2, 12)
+    assert found.low < found.mean < found.high
+    alone = summarise_sum([(1.0, one)], {item: f"r{item}" for item in one})
+    assert alone == summarise(one, {item: f"r{item}" for item in one})
+
+
+def test_parts_of_a_file_reach_the_tables_and_the_total_is_of_their_means(line, tmp_path, capsys):
     words = line[:-4]
     part = {"nexus_frames": [0.5, None], "face_frames": [0.4, None]}
     (tmp_path / "parts.json").write_text(json.dumps({"ours": {"i0": part}}))
     assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 0
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert numbers["nexus_mean"] == {"ours": {"i0": 0.5}}
-    assert "opens2v_total" not in numbers
-    assert "No total of OpenS2V" in (tmp_path / "out" / "table.md").read_text()
-    whole = part | {"aesthetics": 0.5, "smoothness": 0.9, "amplitude": 0.1, "gme": 0.7, "natural": 0.6}
-    (tmp_path / "parts.json").write_text(json.dumps({"ours": {"i0": whole}}))
+    missing = "No total of OpenS2V for ours: no item has aesthetics, smoothness, amplitude, gme, natural."
+    assert missing in (tmp_path / "out" / "table.md").read_text()
+    rest = {"aesthetics": 0.5, "smoothness": 0.9, "amplitude": 0.1, "gme": 0.7}
+    half = {"natural": 0.6, "aesthetics": 0.7}  # no item has all parts
+    (tmp_path / "parts.json").write_text(json.dumps({"ours": {"i0": part | rest, "i1": half}}))
     assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 0
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["opens2v_total"]["ours"]["i0"]
-    assert found == pytest.approx(0.08 + 0.054 + 0.002 + 0.08 + 0.084 + 0.1 + 0.144)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    total = summary["metrics"]["opens2v_total"]["ours"]
+    assert total["mean"] == pytest.approx(0.16 * 0.6 + 0.054 + 0.002 + 0.08 + 0.084 + 0.1 + 0.144)
+    assert total["items"] == 1
+    assert summary["metrics"]["opens2v_aesthetics"]["ours"]["items"] == 2
+    assert any("aesthetics 2, smoothness 1" in note for note in summary["notes"])
     for wrong, reason in (("{", "cannot be read"), ('{"ours": {"i0": {"gme": 7}}}', "ours.i0.gme")):
         (tmp_path / "parts.json").write_text(wrong)
         assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 2
@@ -204,6 +220,26 @@ def test_parts_of_a_file_reach_the_tables(line, tmp_path, capsys):
         (tmp_path / "parts.json").write_text(json.dumps(wrong))
         assert run.main([*words, "--parts", str(tmp_path / "parts.json")]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_a_frozen_clip_gains_nothing_of_the_judge_or_of_opens2v_where_motion_is_matched(line, server, tmp_path):
+    (tmp_path / "frozen").mkdir()
+    for name in ("0.mp4", "1.mp4"):
+        texture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        moving = np.stack([np.roll(texture, 3 * step, axis=1) for step in range(9)])
+        write_clip(tmp_path / "ours" / name, moving, {})
+        write_clip(tmp_path / "frozen" / name, np.stack([texture] * 9), {})
+    part = {"nexus_frames": [0.5], "face_frames": [0.4]}
+    parts = {system: dict.fromkeys(("i0", "i1"), part) for system in ("ours", "frozen")}
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    videos = [*line[:4], f"frozen={tmp_path / 'frozen'}", *line[4:]]
+    assert run.main([*videos, "--base", "ours", "--parts", str(tmp_path / "parts.json")]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for name, value in (("vlm_appearance", 8), ("nexus_mean", 0.5), ("opens2v_face", 0.4)):
+        assert found[name]["frozen"] == {"i0": value, "i1": value}
+        assert found[f"{name}_matched"]["frozen"] == {"i0": 0, "i1": 0}
+        assert found[f"{name}_matched"]["ours"] == {"i0": value, "i1": value}
+    assert "| vlm_appearance_matched |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_face_numbers_by_hand():
@@ -254,7 +290,7 @@ def test_a_leaderboard_row_needs_everything(line, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.json").write_text('{"metrics": {}, "systems": []}')
     assert leaderboard.main(words) == 2
-    assert "summary.json has no record" in capsys.readouterr().err
+    assert "summary.json has no notes" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
     assert run.main(line[:-4]) == 0
     assert leaderboard.main(words) == 2
@@ -269,8 +305,20 @@ def test_a_leaderboard_row_needs_everything(line, tmp_path, capsys):
     assert not (tmp_path / "row.json").exists()
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert leaderboard.main([*words[:3], "theirs", *words[4:]]) == 2
+    for row_of_every_table in ("(still reference)", "(another person)", "truth"):
+        assert leaderboard.main([*words[:3], row_of_every_table, *words[4:]]) == 2
+        assert "a floor or ceiling" in capsys.readouterr().err
+    path = tmp_path / "out" / "summary.json"
+    judged = path.read_text()
+    unjudged = json.loads(judged)
+    del unjudged["metrics"]["vlm_appearance"]["ours"]
+    path.write_text(json.dumps(unjudged))
+    assert leaderboard.main(words) == 2
+    assert "no clip of which has a valid score" in capsys.readouterr().err
+    path.write_text(judged)
     assert leaderboard.main(words) == 0
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["steps"] == 30
+    assert row["notes"] == json.loads(judged)["notes"] != []
     assert row["measured_with"]["judge"].startswith("judge, prompt SHA-256")
     assert row["metrics"]["vlm_appearance"]["mean"] == 8

@@ -59,8 +59,9 @@ def test_a_metric_that_sees_colours_follows_the_truth_and_noise_does_not():
 
 
 @pytest.mark.slow
-def test_the_command_names_what_measured(tmp_path):
+def test_the_command_names_what_measured_and_shows_how_far_it_is(tmp_path, capsys):
     assert check_metrics.main(["--out", str(tmp_path), "--count", "3"]) == 0
+    assert {"clips: 100%", "copy_frame: 100%"} <= {line.split("|")[0] for line in capsys.readouterr().err.split("\r")}
     found = json.loads((tmp_path / "known_truth.json").read_text())
     assert found["rows"]["person on white, DINO"] == {"not run": True}
     assert found["rows"]["motion"]["truth"] == "mean speed of the joints"

@@ -12,6 +12,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
 from evaluation.metrics.catalogue import Metric, catalogue
 from evaluation.metrics.copying import background, pixel_correlation
+from evaluation.metrics.evaluate import Results
 from evaluation.metrics.feature_cache import FeatureCache
 from evaluation.metrics.frames import COUNT, Source, positions
 from evaluation.metrics.matched import add_matched
@@ -19,6 +20,7 @@ from evaluation.metrics.motion import flow_lengths, per_second, ratio
 from evaluation.metrics.person import cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
+from evaluation.metrics.tables import mean_cell, table
 from evaluation.videos import read_frames
 
 SCORE = [Metric("score", "higher", ""), Metric("fault", "lower", ""), Metric("shown", "", "")]
@@ -192,6 +194,31 @@ def test_a_planted_difference_is_found_and_a_planted_tie_is_equal():
     assert (row.better, row.difference, row.p) == ("equal", 0, 1)
 
 
+@pytest.mark.parametrize("references", [10, 20])
+def test_noise_of_many_metrics_has_a_winner_in_few_tables(references):
+    """18 metrics that go together, none of them different: in 5 % of the tables at most one may be called better."""
+    metrics = [Metric(f"m{index}", "higher", "") for index in range(18)]
+    reference_of = {str(index): str(index) for index in range(references)}
+    rng, tables, wrong = np.random.default_rng(0), 100, 0
+    for _ in range(tables):
+        shared = rng.normal(size=references)
+        numbers = {}
+        for metric in metrics:
+            drawn = shared + rng.normal(size=references)
+            numbers[metric.name] = {
+                "a": dict(zip(reference_of, drawn, strict=True)),
+                "b": dict.fromkeys(reference_of, 0.0),
+            }
+        wrong += any(row.better != "equal" for row in compare_all(metrics, numbers, ["a", "b"], reference_of))
+    assert wrong <= 0.08 * tables
+    planted = {
+        metric.name: {"a": {item: 2 + rng.normal() for item in reference_of}, "b": dict.fromkeys(reference_of, 0.0)}
+        for metric in metrics
+    }
+    rows = compare_all(metrics, planted, ["a", "b"], reference_of)
+    assert [row.better for row in rows].count("a") >= 0.7 * len(rows)
+
+
 def test_the_interval_is_over_references_not_items():
     rng = np.random.default_rng(0)
     levels = rng.normal(size=10)
@@ -203,6 +230,22 @@ def test_the_interval_is_over_references_not_items():
     assert clustered.high - clustered.low > 4 * (alone.high - alone.low)
     expected = 2 * 1.96 * levels.std() / np.sqrt(10)
     assert clustered.high - clustered.low == pytest.approx(expected, rel=0.15)
+
+
+def test_a_single_reference_has_no_interval_and_tables_count_what_is_not_all():
+    one, many = {"0": 0.25, "1": 0.75}, {str(index): index / 4 for index in range(4)}
+    reference_of = {str(index): "same" if index < 2 else str(index) for index in range(4)}
+    alone = summarise(one, reference_of)
+    assert (alone.mean, alone.low, alone.high, alone.references) == (0.5, None, None, 1)
+    assert mean_cell(alone, 4) == "0.5000, n = 2"
+    assert mean_cell(summarise(many, reference_of), 4).startswith("0.3750 (")
+    assert mean_cell(summarise(many, reference_of), 4).endswith(")")
+    row = compare_all(SCORE[:1], {"score": {"a": one, "b": dict.fromkeys(one, 0.0)}}, ["a", "b"], reference_of)[0]
+    assert (row.low, row.high, row.better, row.p) == (None, None, "equal", 1)
+    results = Results({}, {}, ["a"], ["a"], 4, {"score": {"a": alone}}, [row])
+    text = table(results, SCORE, {})
+    assert "| score | 0.5000, n = 2 | higher is better |" in text
+    assert "| score | a | b | +0.5000, n = 2 | equal |" in text
 
 
 def test_few_references_decide_nothing_and_holm_makes_many_comparisons_careful():

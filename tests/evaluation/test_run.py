@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_backbones import write_clip, write_dino
+from transformers import SiglipConfig, ViTConfig, ViTImageProcessor, ViTModel
 
+from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip as write_video
 from evaluation import run
 from evaluation.metrics.backbones import Backbone
@@ -200,6 +204,58 @@ def test_a_mistake_is_one_line(made, tmp_path, capsys, monkeypatch, more, said):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def without(folder: Path, target: Path, name: str, shape: tuple[int, ...] | None = None) -> Path:
+    """A copy of a model's folder without a tensor, or with zeros of another shape in its place."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    del tensors[name]
+    if shape is not None:
+        tensors[name] = torch.zeros(shape)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_a_checkpoint_that_is_not_whole_measures_nothing(made, tmp_path):
+    """transformers would fill it with random numbers and go on."""
+    for kind, name, shape in (
+        ("clip", "visual_projection.weight", None),
+        ("clip", "text_projection.weight", (3, 3)),
+        ("dino", "layernorm.bias", None),
+        ("dino", "layernorm.weight", (3,)),
+    ):
+        folder = without(made / kind, tmp_path / f"{kind}-{name}", name, shape)
+        with pytest.raises(InputError, match=f"--{kind} .* lacks {name}"):
+            Backbone(kind, str(folder))
+    fewer = without(tmp_path / "dino-layernorm.bias", tmp_path / "fewer", "layernorm.weight")
+    with pytest.raises(InputError, match=r"lacks layernorm\.bias and 1 more"):
+        Backbone("dino", str(fewer))
+
+
+def test_what_no_feature_depends_on_may_be_missing(made, tmp_path):
+    frames = list(read_frames(made / "truth" / "0.mp4")[:2])
+    clip = Backbone("clip", str(without(made / "clip", tmp_path / "clip", "logit_scale")))
+    assert np.array_equal(clip.pictures(frames), Backbone("clip", str(made / "clip")).pictures(frames))
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, image_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")  # DINO's checkpoints have no pooler
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    features = Backbone("dino", str(tmp_path / "vit")).pictures(frames)
+    assert np.array_equal(features, Backbone("dino", str(tmp_path / "vit")).pictures(frames))
+
+
+def test_another_kind_of_model_or_device_is_one_line(made, tmp_path, capsys):
+    SiglipConfig().save_pretrained(tmp_path / "siglip")
+    for line, said in (
+        (["--dino", str(made / "clip")], "is a model of type clip; it must be vit or dinov2"),
+        (["--clip", str(made / "dino")], "is a model of type dinov2; it must be clip."),
+        (["--clip", str(tmp_path / "siglip")], "is a model of type siglip; it must be clip."),
+        (["--clip", str(made / "clip"), "--device", "cudaa"], "device 'cudaa' cannot be used"),
+    ):
+        assert run.main(words(made, tmp_path / "out", *line)) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
 
 
 def test_masks_of_another_size_or_missing_are_named(made, tmp_path, capsys):

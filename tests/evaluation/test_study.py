@@ -11,7 +11,7 @@ from PIL import Image
 from contextanyone_core.errors import InputError
 from evaluation.clip_set import read_folders, read_set
 from evaluation.study import analyse as analyse_script
-from evaluation.study import build
+from evaluation.study import analysis, build
 from evaluation.study.analysis import Answer, analyse, read_answers
 from evaluation.study.clips import write_alike
 from evaluation.study.protocol import make_trials
@@ -40,6 +40,46 @@ def test_a_planted_preference_is_found_and_a_planted_tie_is_not():
     assert analyse(simulated(8, -0.8))["pairs"][0]["preferred"] == "theirs"
     ties = [analyse(simulated(8, 0.0, seed))["pairs"][0]["preferred"] for seed in range(10)]
     assert ties.count(None) >= 8
+
+
+def test_no_preference_is_named_from_fewer_than_five_raters():
+    found = analyse(simulated(4, 1.5))
+    assert found["pairs"][0]["preferred"] is None
+    text = analyse_script.table({**found, "excluded": {}})
+    assert "| too few raters |" in text
+    assert "No preference is named from fewer than 5 raters." in text
+    assert analyse(simulated(5, 1.5))["pairs"][0]["preferred"] == "ours"
+
+
+def test_tastes_of_raters_and_luck_of_references_are_no_preference(monkeypatch):
+    """Equal systems, five raters who lean, references that lean: about 5 % of the studies may name a preference."""
+    monkeypatch.setattr(analysis, "_RESAMPLES", 200)
+
+    def preferred(seed: int, preference: float, raters: int = 5) -> str | None:
+        rng = np.random.default_rng(seed)
+        mean = preference + rng.normal(0, 0.7, (raters, 1)) + rng.normal(0, 0.2, 20)
+        scores = np.clip(np.round(rng.normal(mean, 0.8)), -2, 2).astype(int)
+        given = np.ndenumerate(scores)
+        answers = [answer(f"r{rater}", f"i{item}", "x", "y", int(score)) for (rater, item), score in given]
+        return analysis._preferences(answers)[0]["preferred"]
+
+    assert sum(preferred(seed, 0.0) is not None for seed in range(100)) <= 8
+    assert [preferred(seed, 1.7) for seed in range(10)].count("x") >= 9
+
+
+def test_pairs_are_corrected_together(monkeypatch):
+    """Three pairs whose p lies between 0.05 / 3 and 0.05: none is named; alone each is."""
+    monkeypatch.setattr(analysis, "_RESAMPLES", 400)
+    lean = np.asarray([1, 1, 1, 1, 0, 0, 0])
+    answers = {
+        second: [answer(f"r{r}", f"i{i}", "x", second, int(lean[r])) for r in range(7) for i in range(8)]
+        for second in ("u", "v", "w")
+    }
+    alone = analysis._preferences(answers["u"])[0]
+    assert 0.05 / 3 < alone["p"] < 0.05
+    assert alone["preferred"] == "x"
+    together = analysis._preferences([one for each in answers.values() for one in each])
+    assert [row["preferred"] for row in together] == [None] * 3
 
 
 def test_items_of_one_reference_are_no_more_persons():
@@ -91,6 +131,19 @@ def test_bradley_terry_orders_three_systems():
     assert all(row["ci95"][0] < row["strength"] < row["ci95"][1] for row in found.values())
 
 
+def test_strengths_that_only_the_prior_bounds_are_said_to_be():
+    wins = [answer(f"r{r}", f"i{i}", "x", "y", 1) for r in range(2) for i in range(6)]
+    found = analyse(wins)
+    assert found["bradley_terry_separated"]
+    said = "set by the model's prior"
+    assert said in analyse_script.table({**found, "excluded": {}})
+    once = analyse([*wins, answer("r2", "i0", "x", "y", 0)])
+    assert not once["bradley_terry_separated"]
+    assert said not in analyse_script.table({**once, "excluded": {}})
+    third = [answer("r0", f"i{i}", "z", "x", 1) for i in range(6)]
+    assert analyse([*wins, answer("r2", "i0", "x", "y", -1), *third])["bradley_terry_separated"]
+
+
 def test_agreement_is_one_for_equal_raters_and_near_nothing_for_random_ones():
     rng = np.random.default_rng(0)
     scores = rng.integers(-2, 3, 30)
@@ -107,6 +160,21 @@ def test_a_metric_that_agrees_correlates():
     assert found["good"]["rho"] == pytest.approx(1.0)
     assert found["absent"]["rho"] is None
     assert "0 comparisons have this metric" in found["absent"]["reason"]
+
+
+def test_the_table_has_correlations_with_their_direction_and_reasons_of_exclusion():
+    answers = [answer(f"r{r}", f"i{i}", "x", "y", i % 5 - 2) for r in range(3) for i in range(20)]
+    grows = {"x": {f"i{i}": float(i % 5) for i in range(20)}, "y": {f"i{i}": 0.0 for i in range(20)}}
+    falls = {"x": {item: -value for item, value in grows["x"].items()}, "y": grows["y"]}
+    metrics = {"dino_i": grows, "face_dlib_all": grows, "copy_frame": falls, "motion": grows, "clip_i": {}}
+    found = analyse(answers, metrics)
+    text = analyse_script.table({**found, "excluded": {"hasty": "median time 0.5 s"}})
+    assert "- hasty is left out: median time 0.5 s." in text
+    assert "| dino_i | 1.00 (1.00 to 1.00) | 20 | above 0 |" in text
+    assert "| face_dlib_all | 1.00 (1.00 to 1.00) | 20 | above 0 |" in text
+    assert "| copy_frame | -1.00 (-1.00 to -1.00) | 20 | below 0: lower is better |" in text
+    assert "| motion | 1.00 (1.00 to 1.00) | 20 | neither way is better |" in text
+    assert "| clip_i | 0 comparisons have this metric" in text
 
 
 def test_what_is_constant_correlates_with_nothing_and_the_reason_is_a_sentence():
@@ -264,6 +332,25 @@ def test_trials_are_fixed_by_the_seed_and_checks_show_another_person(clips, tmp_
         make_trials(items, ["good"], None, 0)
     with pytest.raises(InputError, match="--against"):
         make_trials(items, ["good", "bad"], "ugly", 0)
+
+
+def test_the_right_clip_of_a_check_shows_the_person_and_is_of_no_system_under_test(clips, tmp_path):
+    """Of `bad`, as of a base without references, no clip does."""
+    items = read_set(tmp_path / "set.jsonl")
+    for systems, wanted in ((["good", "bad"], "(reference)"), (["good", "bad", "truth"], "truth")):
+        checks = [trial for trial in make_trials(items, systems, None, 3) if trial.check]
+        assert {name for trial in checks for name, _ in (trial.first, trial.second)} == {wanted}
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    key = json.loads((tmp_path / "study" / "key.json").read_text())
+    page = tmp_path / "study" / "page"
+    data = (page / "study-data.js").read_text().removeprefix("window.STUDY = ").rstrip(";\n")
+    shown = {trial["id"]: trial for trial in json.loads(data)["trials"]}
+    for trial in key["trials"]:
+        if trial["check"]:
+            right, wrong = (read_frames(page / shown[trial["id"]][side]) for side in ("first", "second"))
+            assert right.shape == wrong.shape == (33, 32, 32, 3)
+            picture = np.asarray(Image.open(page / shown[trial["id"]]["picture"]))
+            assert np.abs(right.astype(int) - picture).mean() < 10 < np.abs(wrong.astype(int) - picture).mean()
 
 
 @pytest.mark.parametrize(

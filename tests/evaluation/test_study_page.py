@@ -31,7 +31,7 @@ def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_pat
     sides: dict[str, list[str]] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
-        for rater in ("one", "two", "three"):
+        for rater in ("one", "two", "three", "four", "five"):
             context = browser.new_context(accept_downloads=True)
             page = context.new_page()
             address = f"{(study / 'page' / 'index.html').as_uri()}?rater={rater}"

@@ -26,6 +26,10 @@ function range(values) {
   return [low - room, high + room];
 }
 
+// A single reference has no interval.
+const interval = (found, digits) => (found.low === null ? "" : `${found.low.toFixed(digits)} to ${found.high.toFixed(digits)}`);
+const counted = (found) => (found.items === data.items.length ? "" : `n = ${found.items}`);
+
 let sorted = { metric: null, down: true };
 
 function showTable() {
@@ -63,7 +67,7 @@ function showTable() {
     for (const metric of data.metrics) {
       const found = data.summaries[metric.name]?.[system];
       const cell = add(line, "td", found ? found.mean.toFixed(3) : "-");
-      if (found) add(cell, "small", `${found.low.toFixed(3)} to ${found.high.toFixed(3)}`);
+      if (found) add(cell, "small", [interval(found, 3), counted(found)].filter(Boolean).join(", "));
     }
   }
 }
@@ -74,8 +78,7 @@ function showComparisons() {
   const body = document.querySelector("#comparisons tbody");
   for (const found of data.comparisons) {
     const line = add(body, "tr");
-    const interval = `${found.low.toFixed(4)} to ${found.high.toFixed(4)}`;
-    const cells = [found.metric, found.first, found.second, found.difference.toFixed(4), interval];
+    const cells = [found.metric, found.first, found.second, found.difference.toFixed(4), interval(found, 4) || "-"];
     for (const text of [...cells, found.p.toFixed(4), found.items, found.better]) add(line, "td", String(text));
   }
 }
@@ -160,5 +163,6 @@ for (const note of data.notes) add(document.getElementById("notes"), "li", note)
 showTable();
 showComparisons();
 showDrift();
-choices(document.getElementById("metric"), data.metrics.map((metric) => metric.name), showDistribution);
+const ofClips = data.metrics.map((metric) => metric.name).filter((name) => Object.keys(data.numbers[name]).length);
+choices(document.getElementById("metric"), ofClips, showDistribution);
 choices(document.getElementById("item"), data.items.map((item) => item.id), showClips);
