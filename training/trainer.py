@@ -16,7 +16,7 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, ContextAnyoneError, InputError, ShapeError
 from contextanyone_core.weights.writer import OnDemand
 from training.config import TrainConfig, config_hash
-from training.distributed import World, copy_stored, full, joint_loss, one_process, reshard, shard
+from training.distributed import World, copy_stored, evaluating, full, joint_loss, one_process, reshard, shard
 from training.ema import Ema
 from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
@@ -184,7 +184,6 @@ class Trainer:
         low = self._bf16 and (self.device.type == "cuda" or self.world.sharded)
         with self.shown(), autocast(self.device.type, torch.bfloat16, enabled=low):
             self.part.sample(self.progress.step, target)
-        reshard(self.modules)
         return target
 
     def validate(self, asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
@@ -199,7 +198,7 @@ class Trainer:
         found: list[Sums] = []
         if not isinstance(self.part, Validates):
             raise TypeError(f"The part {self.config.part.name} has no held-out data.")
-        with torch.no_grad(), _evaluating(self.modules):
+        with torch.no_grad(), evaluating(self.modules):
             for index, batch in enumerate(self.part.validation_batches()):
                 if self.world.any(asked())[0]:
                     return None
@@ -246,7 +245,7 @@ class Trainer:
     @contextmanager
     def shown(self, *, ema: bool = True) -> Iterator[None]:
         """EMA weights in place, modules in eval mode, no gradients."""
-        with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), _evaluating(self.modules):
+        with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), evaluating(self.modules):
             yield
 
     def _backward(self, batch: Any, draw: int, index: int, parts: int) -> BatchResult:
@@ -288,18 +287,6 @@ class Trainer:
         if not finite and self.world.first:
             named = f" Its samples: {', '.join(names)}." if names else ""
             _LOG.warning("Step %d skipped: loss or gradients are not finite.%s", progress.step - 1, named)
-
-
-@contextmanager
-def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
-    modes = {inner: inner.training for module in modules.values() for inner in module.modules()}
-    for module in modules.values():
-        module.eval()
-    try:
-        yield
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
 
 
 def _refuse_shares(config: TrainConfig, part: Part, world: World) -> None:
