@@ -15,7 +15,7 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
-from training.parts.base import HashesData, OpensData, Part, Validates
+from training.parts.base import NOTHING_HELD_OUT, HashesData, OpensData, Part, Validates
 from training.precision import settle_precision
 from training.prefetch import batches
 from training.randomness import rank_seed
@@ -185,7 +185,8 @@ def _open_data(trainer: Trainer) -> None:
         return
     if not isinstance(part, Validates):
         raise InputError(f"run.validate_every: the part {name} has no held-out data; leave it out.")
-    next(iter(part.validation_batches()))
+    if all(batch is None for batch in part.validation_batches()):  # the first that can be read ends this
+        raise CheckpointError(NOTHING_HELD_OUT)
 
 
 def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> dict[str, Any]:

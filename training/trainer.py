@@ -22,6 +22,7 @@ from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
 from training.parts.base import (
+    NOTHING_HELD_OUT,
     ExportsIn,
     ExportsStored,
     HashesData,
@@ -190,26 +191,33 @@ class Trainer:
         """The loss on held-out data at fixed noise levels, with the current weights: `video`, and by level.
 
         The noise is the same at every call, and the random draws of the training do not change. In several processes
-        each takes its share of the batches.
+        each takes its share of the batches; one that any of them cannot read is left out, whoever has it.
 
         Args:
             asked: whether to stop, called before every batch; if one process stops, all do, and return None.
+
+        Raises:
+            CheckpointError: no batch can be read.
         """
         found: list[Sums] = []
         if not isinstance(self.part, Validates):
             raise TypeError(f"The part {self.config.part.name} has no held-out data.")
         with torch.no_grad(), evaluating(self.modules):
             for index, batch in enumerate(self.part.validation_batches()):
-                if self.world.any(asked())[0]:
+                ended, unreadable = self.world.any(asked(), batch is None)
+                if ended:
                     return None
-                if index % self.world.size != self.world.rank and not self.world.sharded:
+                if unreadable or (index % self.world.size != self.world.rank and not self.world.sharded):
                     continue
                 for sigma in VALIDATION_SIGMAS:
                     generator = torch_generator(self.config.run.seed, index, f"validation {sigma}")
                     with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
                         terms = sums_of(self.part.validation_loss(to_device(batch, self.device), sigma, generator))
                     found.append(terms | {f"video_at_{sigma}": terms["video"]})
-        return means([sums for theirs in self.world.gather(found) for sums in theirs])
+        everywhere = [sums for theirs in self.world.gather(found) for sums in theirs]
+        if not everywhere:
+            raise CheckpointError(NOTHING_HELD_OUT)
+        return means(everywhere)
 
     def export(self, folder: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
         """Write the shipped files and record.json into folder: by default the EMA weights in fp16.
