@@ -107,10 +107,10 @@ class CheckpointStore:
         final = self.folder / f"step-{progress.step:08d}"
         staged = self.folder / f"{PREFIX}{final.name}{ENDING}"
         try:
-            _together(writers, lambda: self._stage(staged) if writers.rank == 0 else None)
-            sums = _together(writers, lambda: _write(staged, tensors, writers))
+            together(writers, lambda: self._stage(staged) if writers.rank == 0 else None)
+            sums = together(writers, lambda: _write(staged, tensors, writers))
             merged = {file: value for each in sums for file, value in (each or {}).items()}
-            _together(writers, lambda: self._commit(staged, final, progress, merged) if writers.rank == 0 else None)
+            together(writers, lambda: self._commit(staged, final, progress, merged) if writers.rank == 0 else None)
         finally:
             if writers.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -183,12 +183,12 @@ class CheckpointStore:
             _remove("The unfinished checkpoint", path)
 
 
-def _together(writers: Writers, act: Callable[[], Any]) -> list[Any]:
-    """Act in every process, then return the results of all. Raises this one's OSError, or ShareError."""
+def together(writers: Writers, act: Callable[[], Any]) -> list[Any]:
+    """Act in every process, then return the results of all. Raises this one's error, or ShareError."""
     failed, result = None, None
     try:
         result = act()
-    except OSError as error:
+    except Exception as error:  # also what nobody expects: the others wait for this process's result
         failed = error
     results = writers.gather((result, failed is not None))
     if failed is not None:
