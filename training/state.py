@@ -77,6 +77,10 @@ class Writers:
     pause: Callable[[float], None] = lambda worked: None
 
 
+class VersionError(CheckpointError):
+    """A checkpoint that another version of the trainer has written: whole, but not to be read by this one."""
+
+
 class ShareError(OSError):
     """Another process could not write its share of a checkpoint."""
 
@@ -90,6 +94,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep_last: int = 1) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self._damaged: set[str] = set()  # those that `load_latest` has read and found so
 
     def save(
         self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor | Rows]], writers: Writers | None = None
@@ -119,13 +124,14 @@ class CheckpointStore:
     def load_latest(self, *, optimizer: bool = True, writers: Writers | None = None) -> Checkpoint | None:
         """Return the newest complete checkpoint, None if there is no checkpoint at all.
 
-        A damaged one is reported, and the previous one is used.
+        A damaged one is reported, and the previous one is used; so is one that the disk does not give.
 
         Args:
             optimizer: whether to read the optimizer's state too, which only a resumed run needs.
             writers: where several processes read it: each compares its share of the files with their checksums.
 
         Raises:
+            VersionError: the newest is of another version of the trainer.
             CheckpointError: there are checkpoints, and all are damaged.
         """
         writers = writers or Writers()
@@ -135,12 +141,18 @@ class CheckpointStore:
             try:
                 found = _read(self.folder / name, optimizer=optimizer, writers=writers)
             except (CheckpointError, OSError) as error:
-                damage = str(error)
+                damage = error
             damages = [each for each in writers.gather(damage) if each is not None]
             if not damages:
                 return found
+            if others := [each for each in damages if isinstance(each, VersionError)]:
+                raise VersionError(str(others[0]))
+            if any(isinstance(each, CheckpointError | FileNotFoundError) for each in damages):
+                self._damaged.add(name)
             if writers.rank == 0:
-                _LOG.warning("Checkpoint %s is damaged: %s", name, " ".join(dict.fromkeys(damages)))
+                reasons = " ".join(dict.fromkeys(str(each) for each in damages))
+                state = "is damaged" if name in self._damaged else "cannot be read"
+                _LOG.warning("Checkpoint %s %s: %s", name, state, reasons)
         if names:
             raise CheckpointError(
                 f"All checkpoints in {self.folder} are damaged: remove them, or choose another run.out."
@@ -167,14 +179,15 @@ class CheckpointStore:
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
 
     def _rotate(self, newest: str) -> None:
-        """Remove all but the newest. One with a later step is damaged: the run was resumed from an earlier one.
+        """Remove all but the newest, and of those with a later step, which could not be resumed, the damaged ones.
 
         Network file systems refuse to remove a folder while a process has one of its files open. This does not end the
         run: the next rotation tries again.
         """
         names = self.names()
         present = [name for name in names if name <= newest]
-        for name in sorted(set(names) - set(present[-self.keep_last :])):
+        damaged = [name for name in names if name > newest and name in self._damaged]
+        for name in present[: -self.keep_last] + damaged:
             _remove("The old checkpoint", self.folder / name)
 
     def _remove_remains(self) -> None:
@@ -238,8 +251,15 @@ def only_trainer(folder: Path) -> Iterator[None]:
 def _read(folder: Path, *, optimizer: bool, writers: Writers) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        unknown = sorted(state["progress"].keys() - Progress.__dataclass_fields__.keys())
+        if state["version"] > _VERSION or unknown:
+            raise VersionError(
+                f"{folder} was written by another version of this trainer (state.json: version {state['version']}"
+                f"{''.join(f', {name}' for name in unknown)}); this one reads version {_VERSION}. Resume with the "
+                "version that wrote it, or choose another run.out."
+            )
         progress, sums = Progress(**state["progress"]), dict(state["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"state.json cannot be read ({error}).") from None
     files: dict[str, list[Path]] = {}
     for name in sorted(sums):
