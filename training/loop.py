@@ -15,7 +15,7 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
-from training.parts.base import NOTHING_HELD_OUT, HashesData, OpensData, Part, Validates
+from training.parts.base import NOTHING_HELD_OUT, HasBuckets, HashesData, OpensData, Part, Validates
 from training.precision import settle_precision
 from training.prefetch import batches
 from training.randomness import rank_seed
@@ -73,6 +73,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
     trainer = build_trainer(config, checkpoint, world)
     if world.first:
         trainer.progress.learning_rates.setdefault("0", config.optim.lr)
+        _note_batches(trainer.progress, trainer.part)
         _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
         _describe_start(trainer, folder)
     return trainer
@@ -85,6 +86,22 @@ def _note_rate(progress: Progress, before: float, now: float) -> None:
     if last != now:
         _LOG.warning("optim.lr is %g from step %d on; it was %g.", now, progress.step, last)
         progress.learning_rates[str(progress.step)] = now
+
+
+def _note_batches(progress: Progress, part: Part) -> None:
+    """Record the batch of each bucket in the progress; say what was and what is where a resume changes it."""
+    if not isinstance(part, HasBuckets):
+        return
+    before, now = progress.batches, part.batches_by_bucket()
+    changed = [f"{bucket} {before[bucket]}, now {n}" for bucket, n in now.items() if before.get(bucket, n) != n]
+    if changed:
+        _LOG.warning(
+            "From step %d on a step takes another number of clips, of all processes together: %s. The rows of the "
+            "steps are drawn anew, and an epoch has another number of steps.",
+            progress.step,
+            "; ".join(changed),
+        )
+    progress.batches = now
 
 
 def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:
@@ -234,7 +251,7 @@ def _describe_world(world: World, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None and checkpoint.progress.world != world.size:
         _LOG.warning(
             "The run was saved by %d processes and goes on with %d at step %d: from here on the result "
-            "is not bit for bit the same.",
+            "is not bit for bit the same, and a part without buckets has as many batches in a step as processes.",
             checkpoint.progress.world,
             world.size,
             checkpoint.progress.step,

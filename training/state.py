@@ -39,7 +39,8 @@ class Progress:
 
     seconds is the training's wall-clock time over all starts; skipped counts non-finite steps, skipped_in_a_row those
     at the end, of this start; world is the number of processes; start is the SHA-256 of `init.from` where checkpoints
-    leave out its unchanged tensors; learning_rates maps the step from which an `optim.lr` holds to that rate.
+    leave out its unchanged tensors; learning_rates maps the step from which an `optim.lr` holds to that rate; batches
+    are the clips of a batch, of all processes together, by bucket, where the part has buckets.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     world: int = 1
     start: str | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

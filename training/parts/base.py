@@ -157,6 +157,15 @@ class OpensData(Protocol):
         ...
 
 
+@runtime_checkable
+class HasBuckets(Protocol):
+    """A part whose batches depend on the number of processes by more than a factor."""
+
+    def batches_by_bucket(self) -> dict[str, int]:
+        """Return how many clips a batch has, of all processes together, by bucket."""
+        ...
+
+
 NOTHING_HELD_OUT = (
     "None of the held-out rows can be read: run training/cache.py with part.data.split=val again, or leave out "
     "run.validate_every."

@@ -128,6 +128,7 @@ class ManifestPart(TransformerTraining):
         ]
         plan = plan_buckets(costs, self.config, settings.data.buckets, tokens, world, rank)
         batch = {bucket: plan.batch[cost] for bucket, cost in zip(buckets, costs, strict=True)}
+        self._batches = batch
         self.sampler: BucketSampler | StagedSampler
         if settings.stills_steps is None:
             self.sampler = BucketSampler(buckets, batch, context.seed, rank, world)
@@ -198,6 +199,10 @@ class ManifestPart(TransformerTraining):
     def data_hash(self) -> str:
         """A hash of the rows and of the contents that they were encoded from."""
         return data_hash(self.data.index)
+
+    def batches_by_bucket(self) -> dict[str, int]:
+        """Clips of a batch, of all processes together, by bucket."""
+        return {str(bucket): count for bucket, count in sorted(self._batches.items())}
 
     def batch(self, step: int) -> Any:
         """The entries of this process's rows of a step."""
