@@ -236,13 +236,30 @@ def joint_loss(part: Part, world: World) -> LossFunction:
 
 
 def reshard(modules: dict[str, nn.Module]) -> None:
-    """Reshard after a forward pass without a backward pass, which would have done it.
+    """Free what a forward pass without a backward pass, which would have done it, has left gathered.
 
-    FSDP2 keeps the outermost parameters gathered until then.
+    FSDP2 keeps the outermost parameters gathered until then, and the blocks' too where `World.keeps_gathered`; what is
+    gathered is not gathered anew when its shards change.
     """
     for module in modules.values():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        for inner in module.modules():
+            if isinstance(inner, FSDPModule):
+                inner.reshard()  # of its own parameters alone
+
+
+@contextmanager
+def evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Modules in eval mode. What is gathered within the block was not gathered before it, and is not after it."""
+    modes = {inner: inner.training for module in modules.values() for inner in module.modules()}
+    reshard(modules)
+    for module in modules.values():
+        module.eval()
+    try:
+        yield
+    finally:
+        reshard(modules)
+        for inner, mode in modes.items():
+            inner.training = mode
 
 
 def full(tensor: Tensor) -> Tensor:

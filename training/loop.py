@@ -16,7 +16,7 @@ from contextanyone_core.errors import CheckpointError, InputError
 from training.config import TrainConfig, changed_keys, load_config, save_config
 from training.distributed import World, open_world
 from training.optim import learning_rate
-from training.parts.base import HashesData, OpensData, Part, Validates
+from training.parts.base import NOTHING_HELD_OUT, HasBuckets, HashesData, OpensData, Part, Validates
 from training.precision import settle_precision
 from training.prefetch import batches
 from training.randomness import rank_seed
@@ -76,6 +76,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
     trainer = build_trainer(config, checkpoint, world)
     if world.first:
         trainer.progress.learning_rates.setdefault("0", config.optim.lr)
+        _note_batches(trainer.progress, trainer.part)
         _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
         _describe_start(trainer, folder)
     return trainer
@@ -102,6 +103,22 @@ def _warn_of_stages(config: TrainConfig) -> None:
             "the preset paper would have optim.lr_factors={%d: 0.3}.",
             *(stills, optim.lr_factors, before, after, stills),
         )
+
+
+def _note_batches(progress: Progress, part: Part) -> None:
+    """Record the batch of each bucket in the progress; say what was and what is where a resume changes it."""
+    if not isinstance(part, HasBuckets):
+        return
+    before, now = progress.batches, part.batches_by_bucket()
+    changed = [f"{bucket} {before[bucket]}, now {n}" for bucket, n in now.items() if before.get(bucket, n) != n]
+    if changed:
+        _LOG.warning(
+            "From step %d on a step takes another number of clips, of all processes together: %s. The rows of the "
+            "steps are drawn anew, and an epoch has another number of steps.",
+            progress.step,
+            "; ".join(changed),
+        )
+    progress.batches = now
 
 
 def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:
@@ -202,7 +219,8 @@ def _open_data(trainer: Trainer) -> None:
         return
     if not isinstance(part, Validates):
         raise InputError(f"run.validate_every: the part {name} has no held-out data; leave it out.")
-    next(iter(part.validation_batches()))
+    if all(batch is None for batch in part.validation_batches()):  # the first that can be read ends this
+        raise CheckpointError(NOTHING_HELD_OUT)
 
 
 def _timed_step(trainer: Trainer, stream: Iterator[Any], speed: Speedometer) -> dict[str, Any]:
@@ -250,7 +268,7 @@ def _describe_world(world: World, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None and checkpoint.progress.world != world.size:
         _LOG.warning(
             "The run was saved by %d processes and goes on with %d at step %d: from here on the result "
-            "is not bit for bit the same.",
+            "is not bit for bit the same, and a part without buckets has as many batches in a step as processes.",
             checkpoint.progress.world,
             world.size,
             checkpoint.progress.step,

@@ -97,21 +97,27 @@ def _draw_again(transformer: nn.Module, shares: Shares) -> None:
 @contextmanager
 def without_lora(transformer: nn.Module) -> Iterator[None]:
     """The network as it was before its updates: `add_lora`'s, switched off within the block."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
-    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     try:
-        for layer in layers:
-            layer.enable_adapters(False)
+        _switch(transformer, on=False)
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter in transformer.parameters():  # peft's switch sets it for all updates
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        _switch(transformer, on=True)
+
+
+def _switch(transformer: nn.Module, *, on: bool) -> None:
+    """Switch the updates, not what is trained, which peft's switch would set for all of them.
+
+    Under FSDP2 `parameters()` are other ones while a block is gathered, with flags of their own, which are copied from
+    the shards at a gather: what differs in between would stay so.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    trained = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
+    for module in transformer.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(on)
+    for parameter, before in trained:
+        parameter.requires_grad_(before)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from training.data.work import thread_count
 from training.distributed import World, own_rows
-from training.state import CheckpointStore, Progress, ShareError, Writers
+from training.state import CheckpointStore, Progress, ShareError, Writers, together
 from training.stopping import TrainingStopped
 from training.tensor_files import Rows
 
@@ -63,7 +63,7 @@ class Saver:
         self._copied = threading.Event()
         self._pace = Pace()
         self._buffers: dict[str, Tensor] = {}  # of the copies, kept: memory is slower to get than to fill
-        self._error: OSError | RuntimeError | None = None
+        self._error: Exception | None = None
         self._writers: Writers | None = None  # None: this process writes nothing
         if world.sharded:
             self._writers = Writers(world.rank, world.size, partial(world.gather, group=world.saving))
@@ -107,7 +107,7 @@ class Saver:
         """Wait until the last checkpoint is complete.
 
         Raises:
-            OSError: this process could not write.
+            Exception: why this process could not write, such as OSError.
             TrainingStopped: another one could not.
         """
         self._join()
@@ -124,14 +124,18 @@ class Saver:
             self._thread = None
 
     def _write(self, progress: Progress, tensors: _Files, stream: Any, writers: Writers) -> None:
-        try:
+        copies: _Copies = {}
+
+        def copy() -> None:
             try:
-                copies = copy_own(tensors, writers, stream, self._buffers)
+                copies.update(copy_own(tensors, writers, stream, self._buffers))
             finally:
-                del tensors
                 self._copied.set()
+
+        try:
+            together(writers, copy)
             self._store.save(progress, copies, writers)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no memory for the copies, or a process is gone
+        except Exception as error:  # whatever it is, `finish` raises it: left in the thread it would end nothing
             self._error = error
 
     def __enter__(self) -> Self:

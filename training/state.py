@@ -39,7 +39,8 @@ class Progress:
 
     seconds is the training's wall-clock time over all starts; skipped counts non-finite steps, skipped_in_a_row those
     at the end, of this start; world is the number of processes; start is the SHA-256 of `init.from` where checkpoints
-    leave out its unchanged tensors; learning_rates maps the step from which an `optim.lr` holds to that rate.
+    leave out its unchanged tensors; learning_rates maps the step from which an `optim.lr` holds to that rate; batches
+    are the clips of a batch, of all processes together, by bucket, where the part has buckets.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     world: int = 1
     start: str | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Writers:
     pause: Callable[[float], None] = lambda worked: None
 
 
+class VersionError(CheckpointError):
+    """A checkpoint that another version of the trainer has written: whole, but not to be read by this one."""
+
+
 class ShareError(OSError):
     """Another process could not write its share of a checkpoint."""
 
@@ -90,6 +96,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep_last: int = 1) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self._damaged: set[str] = set()  # those that `load_latest` has read and found so
 
     def save(
         self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor | Rows]], writers: Writers | None = None
@@ -107,10 +114,10 @@ class CheckpointStore:
         final = self.folder / f"step-{progress.step:08d}"
         staged = self.folder / f"{PREFIX}{final.name}{ENDING}"
         try:
-            _together(writers, lambda: self._stage(staged) if writers.rank == 0 else None)
-            sums = _together(writers, lambda: _write(staged, tensors, writers))
+            together(writers, lambda: self._stage(staged) if writers.rank == 0 else None)
+            sums = together(writers, lambda: _write(staged, tensors, writers))
             merged = {file: value for each in sums for file, value in (each or {}).items()}
-            _together(writers, lambda: self._commit(staged, final, progress, merged) if writers.rank == 0 else None)
+            together(writers, lambda: self._commit(staged, final, progress, merged) if writers.rank == 0 else None)
         finally:
             if writers.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -119,13 +126,14 @@ class CheckpointStore:
     def load_latest(self, *, optimizer: bool = True, writers: Writers | None = None) -> Checkpoint | None:
         """Return the newest complete checkpoint, None if there is no checkpoint at all.
 
-        A damaged one is reported, and the previous one is used.
+        A damaged one is reported, and the previous one is used; so is one that the disk does not give.
 
         Args:
             optimizer: whether to read the optimizer's state too, which only a resumed run needs.
             writers: where several processes read it: each compares its share of the files with their checksums.
 
         Raises:
+            VersionError: the newest is of another version of the trainer.
             CheckpointError: there are checkpoints, and all are damaged.
         """
         writers = writers or Writers()
@@ -135,12 +143,18 @@ class CheckpointStore:
             try:
                 found = _read(self.folder / name, optimizer=optimizer, writers=writers)
             except (CheckpointError, OSError) as error:
-                damage = str(error)
+                damage = error
             damages = [each for each in writers.gather(damage) if each is not None]
             if not damages:
                 return found
+            if others := [each for each in damages if isinstance(each, VersionError)]:
+                raise VersionError(str(others[0]))
+            if any(isinstance(each, CheckpointError | FileNotFoundError) for each in damages):
+                self._damaged.add(name)
             if writers.rank == 0:
-                _LOG.warning("Checkpoint %s is damaged: %s", name, " ".join(dict.fromkeys(damages)))
+                reasons = " ".join(dict.fromkeys(str(each) for each in damages))
+                state = "is damaged" if name in self._damaged else "cannot be read"
+                _LOG.warning("Checkpoint %s %s: %s", name, state, reasons)
         if names:
             raise CheckpointError(
                 f"All checkpoints in {self.folder} are damaged: remove them, or choose another run.out."
@@ -167,14 +181,15 @@ class CheckpointStore:
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
 
     def _rotate(self, newest: str) -> None:
-        """Remove all but the newest. One with a later step is damaged: the run was resumed from an earlier one.
+        """Remove all but the newest, and of those with a later step, which could not be resumed, the damaged ones.
 
         Network file systems refuse to remove a folder while a process has one of its files open. This does not end the
         run: the next rotation tries again.
         """
         names = self.names()
         present = [name for name in names if name <= newest]
-        for name in sorted(set(names) - set(present[-self.keep_last :])):
+        damaged = [name for name in names if name > newest and name in self._damaged]
+        for name in present[: -self.keep_last] + damaged:
             _remove("The old checkpoint", self.folder / name)
 
     def _remove_remains(self) -> None:
@@ -183,12 +198,12 @@ class CheckpointStore:
             _remove("The unfinished checkpoint", path)
 
 
-def _together(writers: Writers, act: Callable[[], Any]) -> list[Any]:
-    """Act in every process, then return the results of all. Raises this one's OSError, or ShareError."""
+def together(writers: Writers, act: Callable[[], Any]) -> list[Any]:
+    """Act in every process, then return the results of all. Raises this one's error, or ShareError."""
     failed, result = None, None
     try:
         result = act()
-    except OSError as error:
+    except Exception as error:  # also what nobody expects: the others wait for this process's result
         failed = error
     results = writers.gather((result, failed is not None))
     if failed is not None:
@@ -238,8 +253,15 @@ def only_trainer(folder: Path) -> Iterator[None]:
 def _read(folder: Path, *, optimizer: bool, writers: Writers) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        unknown = sorted(state["progress"].keys() - Progress.__dataclass_fields__.keys())
+        if state["version"] > _VERSION or unknown:
+            raise VersionError(
+                f"{folder} was written by another version of this trainer (state.json: version {state['version']}"
+                f"{''.join(f', {name}' for name in unknown)}); this one reads version {_VERSION}. Resume with the "
+                "version that wrote it, or choose another run.out."
+            )
         progress, sums = Progress(**state["progress"]), dict(state["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"state.json cannot be read ({error}).") from None
     files: dict[str, list[Path]] = {}
     for name in sorted(sums):

@@ -16,12 +16,13 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import CheckpointError, ContextAnyoneError, InputError, ShapeError
 from contextanyone_core.weights.writer import OnDemand
 from training.config import TrainConfig, config_hash
-from training.distributed import World, copy_stored, full, joint_loss, one_process, reshard, shard
+from training.distributed import World, copy_stored, evaluating, full, joint_loss, one_process, reshard, shard
 from training.ema import Ema
 from training.files import file_sha256
 from training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, set_learning_rate
 from training.parts import PARTS
 from training.parts.base import (
+    NOTHING_HELD_OUT,
     ExportsIn,
     ExportsStored,
     HashesData,
@@ -184,33 +185,39 @@ class Trainer:
         low = self._bf16 and (self.device.type == "cuda" or self.world.sharded)
         with self.shown(), autocast(self.device.type, torch.bfloat16, enabled=low):
             self.part.sample(self.progress.step, target)
-        reshard(self.modules)
         return target
 
     def validate(self, asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The loss on held-out data at fixed noise levels, with the current weights: `video`, and by level.
 
         The noise is the same at every call, and the random draws of the training do not change. In several processes
-        each takes its share of the batches.
+        each takes its share of the batches; one that any of them cannot read is left out, whoever has it.
 
         Args:
             asked: whether to stop, called before every batch; if one process stops, all do, and return None.
+
+        Raises:
+            CheckpointError: no batch can be read.
         """
         found: list[Sums] = []
         if not isinstance(self.part, Validates):
             raise TypeError(f"The part {self.config.part.name} has no held-out data.")
-        with torch.no_grad(), _evaluating(self.modules):
+        with torch.no_grad(), evaluating(self.modules):
             for index, batch in enumerate(self.part.validation_batches()):
-                if self.world.any(asked())[0]:
+                ended, unreadable = self.world.any(asked(), batch is None)
+                if ended:
                     return None
-                if index % self.world.size != self.world.rank and not self.world.sharded:
+                if unreadable or (index % self.world.size != self.world.rank and not self.world.sharded):
                     continue
                 for sigma in VALIDATION_SIGMAS:
                     generator = torch_generator(self.config.run.seed, index, f"validation {sigma}")
                     with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
                         terms = sums_of(self.part.validation_loss(to_device(batch, self.device), sigma, generator))
                     found.append(terms | {f"video_at_{sigma}": terms["video"]})
-        return means([sums for theirs in self.world.gather(found) for sums in theirs])
+        everywhere = [sums for theirs in self.world.gather(found) for sums in theirs]
+        if not everywhere:
+            raise CheckpointError(NOTHING_HELD_OUT)
+        return means(everywhere)
 
     def export(self, folder: Path, dtype: torch.dtype | None = None, *, ema: bool = True) -> None:
         """Write the shipped files and record.json into folder: by default the EMA weights in fp16.
@@ -246,7 +253,7 @@ class Trainer:
     @contextmanager
     def shown(self, *, ema: bool = True) -> Iterator[None]:
         """EMA weights in place, modules in eval mode, no gradients."""
-        with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), _evaluating(self.modules):
+        with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), evaluating(self.modules):
             yield
 
     def _backward(self, batch: Any, draw: int, index: int, parts: int) -> BatchResult:
@@ -288,18 +295,6 @@ class Trainer:
         if not finite and self.world.first:
             named = f" Its samples: {', '.join(names)}." if names else ""
             _LOG.warning("Step %d skipped: loss or gradients are not finite.%s", progress.step - 1, named)
-
-
-@contextmanager
-def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
-    modes = {inner: inner.training for module in modules.values() for inner in module.modules()}
-    for module in modules.values():
-        module.eval()
-    try:
-        yield
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
 
 
 def _refuse_shares(config: TrainConfig, part: Part, world: World) -> None:

@@ -137,7 +137,9 @@ def _build_table(
     return cos.to(device), sin.to(device)
 
 
-@lru_cache(maxsize=8)
+# A training meets all its buckets again and again: 20 of clips by default and 5 of their references, 0.33 GiB of tables
+# at full size. Each is a third of a second of two cores, and a copy for which the host waits.
+@lru_cache(maxsize=64)
 def _kept_table(
     grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
 ) -> RotaryTable:

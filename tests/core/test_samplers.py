@@ -34,7 +34,10 @@ def test_a_straight_flow_ends_clean(name: str, steps: int, shift: float) -> None
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_more_steps_come_nearer_on_a_bent_flow(name: str) -> None:
-    """dx/dsigma = -x has x(0) = e x(1); every sampler converges to it, the second-order ones faster than Euler."""
+    """dx/dsigma = -x has x(0) = e x(1); every sampler converges to it, the second-order ones faster than Euler.
+
+    Their bounds are missed by the same solvers at order 1: UniPC has 0.09 and 0.009 there, DPM++ what Euler has.
+    """
     errors = []
     for steps in (8, 32):
         sampler = make_sampler(name, sigma_schedule(steps, 1.0))
@@ -44,6 +47,9 @@ def test_more_steps_come_nearer_on_a_bent_flow(name: str) -> None:
         errors.append(abs(x.item() - torch.e))
     assert errors[1] < errors[0] / 3
     assert errors[1] < 0.06
+    if name != "euler":
+        assert errors[0] < 0.06
+        assert errors[1] < 0.003
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

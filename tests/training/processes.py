@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,10 +20,12 @@ from accelerate import PartialState
 from torch.utils._pytree import tree_leaves
 
 from training.config import TrainConfig, parse_config, save_config
+from training.distributed import open_world
 from training.parts.base import Part
 from training.prefetch import _Batches
 from training.state import Checkpoint, CheckpointStore
 from training.train import main
+from training.trainer import Trainer, build_trainer
 
 WORLD = 2
 PATIENCE = 600  # seconds until a process counts as hanging; a busy machine is no failure
@@ -40,16 +42,44 @@ def start(config: TrainConfig, world: int = WORLD, **environment: str) -> list[B
     assert config.run.out is not None
     path = config.run.out.with_suffix(".yaml")
     save_config(config, path)
+    return _fork(_train, (path,), world, environment)
+
+
+def _fork(target: Callable[..., None], given: tuple[Any, ...], world: int, environment: dict[str, str]) -> list[Any]:
+    """Processes of a target, which gets its own environment behind what is given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), **environment}
     fork = multiprocessing.get_context("fork")
     ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    processes: list[BaseProcess] = [fork.Process(target=_train, args=(path, place)) for place in ranks]
+    processes = [fork.Process(target=target, args=(*given, place)) for place in ranks]
     for process in processes:
         process.start()
     return processes
+
+
+def in_each(act: Callable[[Trainer], Any], config: TrainConfig, **environment: str) -> Any:
+    """What the first of two processes finds that act on the trainer of a configuration together."""
+    queue = multiprocessing.get_context("fork").Queue()
+    processes = _fork(_act, (act, config, queue), WORLD, environment)
+    deadline = time.monotonic() + PATIENCE
+    while queue.empty() and any(process.exitcode is None for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    found = None if queue.empty() else queue.get()
+    finish(processes)
+    return found
+
+
+def _act(act: Callable[[Trainer], Any], config: TrainConfig, queue: Any, environment: dict[str, str]) -> None:
+    PartialState._reset_state()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with open_world() as world:
+        found = act(build_trainer(config, None, world))
+        if world.first:
+            queue.put(found)
 
 
 def _no_fork_in_a_group() -> None:

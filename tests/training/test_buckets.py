@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.rope import _kept_table, forget_tables, stream_table
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.data.buckets import (
     Bucket,
@@ -157,3 +158,16 @@ def test_uneven_batches_and_empty_data_are_refused():
         BucketSampler([LONG], {LONG: 3}, 0, 0, 2)
     with pytest.raises(ValueError, match="no row"):
         BucketSampler([], {}, 0)
+
+
+def test_the_rotary_tables_of_all_default_buckets_are_kept():
+    forget_tables()
+    settings = BucketSettings()
+    shapes = [Bucket(frames, *size).latents(WAN) for size in settings.shapes() for frames in settings.frames]
+    for _ in range(2):
+        for frames, rows, columns in shapes:
+            grid = (rows // 2, columns // 2)
+            stream_table(((frames, *grid),), None, 6, torch.device("meta"))
+            stream_table(((1, *grid),), WAN.gap, 6, torch.device("meta"))
+    assert _kept_table.cache_info().misses == 25
+    forget_tables()

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from cached_world import build, change_rows, settings_for, write_small_world
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -248,6 +249,22 @@ def test_what_cannot_be_encoded_is_counted_and_tried_again(settings):
     video.write_bytes(whole)
     assert build(settings)
     assert [drop.id for drop in read_index(settings).dropped] == ["00000010"]
+
+
+def test_a_mask_that_shows_nobody_is_counted(settings):
+    folder = settings.manifest.parent
+    (folder / "black").mkdir()
+    for number in range(6):
+        Image.new("L", (48, 32)).save(folder / f"black/{number}.png")
+    with Image.open(folder / "00000009/reference.png") as picture:
+        Image.new("L", picture.size).save(folder / "black.png")
+    changes = {"00000008": {"mask": "black"}, "00000009": {"reference_mask": "black.png"}}
+    change_rows(settings.manifest, lambda row: row | changes.get(row["id"], {}))
+    assert build(settings)
+    index = read_index(settings)
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [(name, "empty_mask") for name in changes]
+    assert index.dropped[1].detail.startswith("reference_mask shows nobody in the frames")
+    assert [row.id for row in index.rows] == ["00000007", "00000010"]
 
 
 def test_a_target_frame_is_prepared_as_the_reference_is(settings, tiny_folder):

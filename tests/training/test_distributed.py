@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from processes import (
     accelerate_launches,
     difference,
     finish,
+    in_each,
     load,
     make_config,
     momentum_sgd,
@@ -28,11 +30,13 @@ from safetensors.torch import load_file
 
 import training.trainer
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.errors import CheckpointError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import save_transformer
 from training.export import export_run
 from training.loop import train
 from training.randomness import rank_seed
+from training.trainer import Trainer, build_trainer
 
 assert {linear_part.__name__, shared_part.__name__, tiny_part.__name__}  # they list their parts
 
@@ -235,3 +239,33 @@ def test_accelerate_launches_it(tmp_path: Path) -> None:
 def test_seeds_of_processes() -> None:
     assert rank_seed(7, 0) == 7
     assert len({rank_seed(seed, rank) for seed in range(4) for rank in range(4)}) == 16
+
+
+def _held_out(part: shared_part.SharedPart) -> Iterator[Any]:
+    """Three batches, the first of which one process alone cannot read; without environment all can."""
+    lost = {int(rank) for rank in os.environ.get("LOST_BY", "")}
+    for step in range(3):
+        x = torch.full((2, part.settings.width), 1.0 + step)
+        yield None if part.context.rank in lost and (step == 0 or "LOST_ALL" in os.environ) else {"x": x}
+
+
+def _validated(trainer: Trainer) -> Any:
+    try:
+        return trainer.validate()
+    except CheckpointError as error:
+        return str(error)
+
+
+def test_a_held_out_row_that_one_process_cannot_read_is_left_out_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another one would have computed it; the others keep the noise of their numbers."""
+    monkeypatch.setattr(shared_part.SharedPart, "validation_batches", _held_out)
+    config = make_config(tmp_path / "run", {"name": "shared"})
+    assert _validated(build_trainer(config, None)) == pytest.approx(in_each(_validated, config), rel=1e-5)
+    monkeypatch.setenv("LOST_BY", "0")
+    expected = _validated(build_trainer(config, None))
+    for rank in ("0", "1"):
+        assert in_each(_validated, config, LOST_BY=rank) == pytest.approx(expected, rel=1e-5)
+    nothing = in_each(_validated, config, LOST_BY="1", LOST_ALL="yes")
+    assert nothing.startswith("None of the held-out rows can be read: run training/cache.py")

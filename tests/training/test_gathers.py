@@ -1,25 +1,19 @@
 """What FSDP2 gathers in a step, counted on two processes: each block once for both streams, in each pass, in bf16."""
 
-import multiprocessing
-import os
-import socket
 from typing import Any
 
 import pytest
 import tiny_part
 import torch
-from accelerate import PartialState
-from processes import difference, finish, load, make_config, start
+from processes import difference, finish, in_each, load, make_config, start
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from training.config import TrainConfig
-from training.distributed import open_world
 from training.saving import copy_own
 from training.state import Writers
 from training.tensor_files import Rows
-from training.trainer import build_trainer
+from training.trainer import Trainer
 
 assert tiny_part.__name__  # it lists its part
 
@@ -37,47 +31,25 @@ class Gathers(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def _steps(config: TrainConfig, environment: dict[str, str], found: Any) -> None:
-    """Two steps, with a reference and without; rank 0 puts what each gathered, and the bytes of blocks and rest."""
-    PartialState._reset_state()
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    with open_world() as world:
-        trainer = build_trainer(config, None, world)
-        counts = []
-        for step in range(2):
-            with Gathers() as gathers:
-                record = trainer.step(trainer.part.batch(step))
-            assert ("reference" in record) == (step == 0)
-            counts.append(gathers.sizes)
-        with Gathers() as gathers:  # a checkpoint gathers nothing: every process copies its own rows
-            writers = Writers(world.rank, world.size, world.gather)
-            copies = copy_own(trainer.tensors(), writers, None, {})
-        assert gathers.sizes == []
-        shards = {file: [rows for rows in named.values() if isinstance(rows, Rows)] for file, named in copies.items()}
-        sizes = [sum(rows.tensor.numel() for rows in shards[file]) for file in ("model", "ema", "optimizer")]
-        whole = sum(parameter.numel() for parameter in trainer.trained.values())
-        assert sizes[:2] == [sizes[0]] * 2
-        assert sum(world.total(*sizes[:1])) == whole
-        assert max(sizes) <= 1.02 * 2 * whole / world.size
-        if world.first:
-            found.put(counts)
-
-
-def counted(config: TrainConfig, **environment: str) -> list[list[int]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
-    fork = multiprocessing.get_context("fork")
-    queue = fork.Queue()
-    ranks = [place | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    processes = [fork.Process(target=_steps, args=(config, rank, queue)) for rank in ranks]
-    for process in processes:
-        process.start()
-    found: list[list[int]] = queue.get(timeout=600)
-    finish(processes)
-    return found
+def _steps(trainer: Trainer) -> list[list[int]]:
+    """What each of two steps gathered, with a reference and without: the bytes of blocks and rest."""
+    world, counts = trainer.world, []
+    for step in range(2):
+        with Gathers() as gathers:
+            record = trainer.step(trainer.part.batch(step))
+        assert ("reference" in record) == (step == 0)
+        counts.append(gathers.sizes)
+    with Gathers() as gathers:  # a checkpoint gathers nothing: every process copies its own rows
+        writers = Writers(world.rank, world.size, world.gather)
+        copies = copy_own(trainer.tensors(), writers, None, {})
+    assert gathers.sizes == []
+    shards = {file: [rows for rows in named.values() if isinstance(rows, Rows)] for file, named in copies.items()}
+    sizes = [sum(rows.tensor.numel() for rows in shards[file]) for file in ("model", "ema", "optimizer")]
+    whole = sum(parameter.numel() for parameter in trainer.trained.values())
+    assert sizes[:2] == [sizes[0]] * 2
+    assert sum(world.total(*sizes[:1])) == whole
+    assert max(sizes) <= 1.02 * 2 * whole / world.size
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -86,7 +58,7 @@ def counted(config: TrainConfig, **environment: str) -> list[list[int]]:
 )
 def test_every_block_is_gathered_once_for_each_pass(tmp_path, precision, recompute, keeps, gathers):
     config = make_config(tmp_path, {"name": "tiny", "recompute": recompute}).model_copy(update={"precision": precision})
-    with_reference, without = counted(config, FSDP_RESHARD_AFTER_FORWARD=keeps)
+    with_reference, without = in_each(_steps, config, ACCELERATE_USE_FSDP="true", FSDP_RESHARD_AFTER_FORWARD=keeps)
     network = ContextAnyoneTransformer(ContextAnyoneConfig.tiny())
     blocks = sum(parameter.numel() for parameter in network.blocks.parameters())
     rest = sum(parameter.numel() for parameter in network.parameters()) - blocks

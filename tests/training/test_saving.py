@@ -197,3 +197,40 @@ def test_an_error_between_checkpoints_loses_none(tmp_path: Path) -> None:
     checkpoint = store.load_latest()
     assert checkpoint is not None
     assert checkpoint.progress.step == 1
+
+
+@pytest.mark.parametrize("error", [CheckpointError("no such folder"), KeyError("float4"), MemoryError()])
+def test_whatever_a_checkpoint_fails_for_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(path: Path, tensors: Any, after_piece: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(state, "write_hashed", fails)
+    with pytest.raises(type(error)) as raised:
+        train(make_config(tmp_path, save_every=2))
+    assert raised.value is error
+    assert 2 <= len((tmp_path / "log.jsonl").read_text().splitlines()) < 6
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_one_without_memory_for_its_copies_leaves_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(tensors: Any, writers: Writers, stream: Any, buffers: Any) -> Any:
+        if writers.rank == 1:
+            raise MemoryError
+        return tensors
+
+    monkeypatch.setattr(saving, "copy_own", copied)
+
+    def saved(writers: Writers) -> Exception | None:
+        saver = Saver(CheckpointStore(tmp_path / "checkpoints"), one_process())
+        saver._write(Progress(step=1), shares(2)[writers.rank], None, writers)
+        assert saver._copied.is_set()
+        return saver._error
+
+    first, second = together(2, saved)
+    assert isinstance(first, ShareError)
+    assert isinstance(second, MemoryError)
+    assert not (tmp_path / "checkpoints").exists()

@@ -25,6 +25,7 @@ from training.parts.transformer import Settings
 from training.parts.transformer_base import TransformerTraining
 from training.speed import Speedometer, matmul_rate
 from training.trackers import read
+from training.watch import Watch
 
 TINY = ContextAnyoneConfig.tiny()
 BATCH = {
@@ -152,3 +153,12 @@ def test_pictures_of_every_kind_of_sample(tmp_path):
     pictures = [Image.fromarray(frame) for frame in frames]
     pictures[0].save(tmp_path / "clip.gif", save_all=True, append_images=pictures[1:])
     assert read(tmp_path / "clip.gif").shape == (16, 5 * 32, 3)
+
+
+def test_ten_steps_in_a_row_without_a_gradient_are_reported_once(tmp_path, caplog):
+    config = parse_config({"run": {"name": "t", "steps": 40, "trackers": []}, "part": {"name": "linear"}})
+    line = {"loss": 1.0, "lr": 0.0, "samples_per_second": 1.0}
+    with Watch(config, tmp_path, 0, active=True) as watch:
+        for step in range(35):
+            watch.step(line | {"step": step, "grad_norm": float(step == 9)})
+    assert [record.message[:35] for record in caplog.records] == ["10 steps in a row up to step 19 had"]

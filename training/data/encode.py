@@ -205,7 +205,7 @@ def prepare_clip(folder: Path, clip: CheckedClip) -> Prepared:
     images = to_images(place.apply(read_frames(folder / row.video, clip.indexes)))
     ready: Entry = {}
     if row.mask is not None:
-        ready = finite({"mask": latent_masks(place.apply(read_masks(folder / row.mask, clip.indexes))[:, 0])})
+        ready = _of_somebody(latent_masks(place.apply(read_masks(folder / row.mask, clip.indexes))[:, 0]), "mask")
     if row.pose is not None:
         points = torch.from_numpy(place.move(read_pose(folder / row.pose)[list(clip.indexes)]))
         ready["pose"] = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)[..., :3]
@@ -224,7 +224,8 @@ def prepare_reference(folder: Path, clip: CheckedClip, index: int, clip_side: in
     check_picture(picture)
     ready: Entry = {}
     if reference.mask is not None:
-        ready = finite({"mask": _padded_mask(read_masks(folder / reference.mask, [0]), size)})
+        mask = _padded_mask(read_masks(folder / reference.mask, [0]), size)
+        ready = _of_somebody(mask, _reference_columns(clip.line.row, index)[1])
     square = None if clip_side is None else clip_picture(picture, clip_side)
     return Prepared(pad_picture(picture, size)[:, :, None], ready, square)
 
@@ -242,7 +243,7 @@ def prepare_target(folder: Path, clip: CheckedClip) -> Prepared:
         frame = read_frames(folder / row.video, index)[:, :, y0:y1, x0:x1]
         if row.mask is not None:
             mask = read_masks(folder / row.mask, index)[:, :, y0:y1, x0:x1]
-    ready = {} if mask is None else finite({"mask": _padded_mask(mask, size)})
+    ready = {} if mask is None else _of_somebody(_padded_mask(mask, size), "mask of the target frame")
     return Prepared(pad_picture(to_images(frame)[:, :, 0], size)[:, :, None], ready)
 
 
@@ -299,6 +300,13 @@ def _padded_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     outside = 1.0 - mask.float() / 127.5  # 1 where the person is not, which is what the margins are filled with
     padded = pad_picture(outside.expand(-1, 3, -1, -1), size)[:, 0]
     return latent_masks((1.0 - padded) * 127.5)
+
+
+def _of_somebody(mask: Tensor, name: str) -> Entry:
+    """`mask` in float16. Raises Unusable where it is empty: weights that are all alike train the background in full."""
+    if not mask.any():
+        raise Unusable("empty_mask", f"{name} shows nobody in the frames and the part of the picture that are used")
+    return finite({"mask": mask})
 
 
 def finite(entry: Entry) -> Entry:

@@ -35,6 +35,7 @@ REASONS = {
     "too_short": "fewer frames at 16 a second than the shortest bucket has",
     "too_small": "every bucket would enlarge the picture by more than buckets.max_upscale",
     "prompt_too_long": "a prompt has more tokens than the model reads",
+    "empty_mask": "a mask is black in all that is used of it",
     "not_finite": "an encoder gave values that are not finite in half precision",
 }
 

@@ -158,13 +158,29 @@ class OpensData(Protocol):
 
 
 @runtime_checkable
+class HasBuckets(Protocol):
+    """A part whose batches depend on the number of processes by more than a factor."""
+
+    def batches_by_bucket(self) -> dict[str, int]:
+        """Return how many clips a batch has, of all processes together, by bucket."""
+        ...
+
+
+NOTHING_HELD_OUT = (
+    "None of the held-out rows can be read: run training/cache.py with part.data.split=val again, or leave out "
+    "run.validate_every."
+)
+
+
+@runtime_checkable
 class Validates(Protocol):
     """A part with data that it does not train on (`run.validate_every`)."""
 
     def validation_batches(self) -> Iterable[Any]:
-        """Return the same batches, on the CPU, at every call: at least one.
+        """Return the same batches, on the CPU, at every call: at least one; None for one that cannot be read.
 
-        The first is read before the run's first step. A part keeps its data open between calls.
+        As many in every process, which decide together about each. The first is read before the run's first step. A
+        part keeps its data open between calls.
 
         Raises:
             InputError: there are none.

@@ -134,6 +134,7 @@ class ManifestPart(TransformerTraining):
         ]
         plan = plan_buckets(costs, self.config, settings.data.buckets, tokens, world, rank)
         batch = {bucket: plan.batch[cost] for bucket, cost in zip(buckets, costs, strict=True)}
+        self._batches = batch
         self.sampler: BucketSampler | StagedSampler
         if settings.stills_steps is None:
             self.sampler = BucketSampler(buckets, batch, context.seed, rank, world)
@@ -205,6 +206,10 @@ class ManifestPart(TransformerTraining):
         """A hash of the rows and of the contents that they were encoded from."""
         return data_hash(self.data.index)
 
+    def batches_by_bucket(self) -> dict[str, int]:
+        """Clips of a batch, of all processes together, by bucket."""
+        return {str(bucket): count for bucket, count in sorted(self._batches.items())}
+
     def batch(self, step: int) -> Any:
         """The entries of this process's rows of a step."""
         return self._named(self.data.batch(self.sampler.rows(step), self.config.text_len), self.named)
@@ -236,20 +241,11 @@ class ManifestPart(TransformerTraining):
         return found
 
     def validation_batches(self) -> Iterator[Any]:
-        """The first rows of the manifest's split `val`, one by one, without those that can no longer be read."""
-        count, unreadable = min(self.settings.validation_clips, len(self.held_out.rows)), 0
+        """The first rows of the manifest's split `val`, one by one; None for one that can no longer be read."""
         named = self._named_rows(self._held_out_settings)
-        for number in range(count):
+        for number in range(min(self.settings.validation_clips, len(self.held_out.rows))):
             batch = self.held_out.row(number, self.config.text_len)
-            if batch is None:
-                unreadable += 1
-            else:
-                yield self._named(batch, named)
-        if unreadable == count:
-            raise CheckpointError(
-                f"None of the first {count} rows of the split val can be read from {self.settings.data.cache}: run "
-                "training/cache.py with part.data.split=val again."
-            )
+            yield None if batch is None else self._named(batch, named)
 
     def encoded(self, batch: Any) -> EncodedClips:
         """A batch with weights that are `background_weight` outside the person's mask."""
@@ -360,13 +356,12 @@ class ManifestPart(TransformerTraining):
     def sample(self, step: int, folder: Path) -> None:
         """For the first rows of the manifest: references, generated clip, and the clip itself, side by side.
 
-        A row that can no longer be read is left out.
+        In place of a row that can no longer be read, the next of its bucket: processes that share the network make
+        equally many passes, whoever cannot read it.
         """
         vae = VideoVAE(load_vae(self.settings.data.encoders / "vae.safetensors", device=self.context.device))
         for number, row in enumerate(self.data.rows[: self.settings.sample_clips]):
-            batch = self.data.row(number, self.config.text_len)
-            if batch is None:
-                continue
+            batch = self.data.batch([number], self.config.text_len)
             reference, truth = cast(Tensor, batch["reference_latents"]), cast(Tensor, batch["latents"])
             with lora_at(self.transformer, self.lora_strength()):
                 latents = self._generate(batch, row.bucket)
@@ -375,7 +370,7 @@ class ManifestPart(TransformerTraining):
             views = [view.expand(-1, -1, length, -1, -1) if view.shape[2] == 1 else view for view in shown]
             frames = images_to_frames(torch.cat([view.cpu() for view in views], dim=-1))
             if length > 1:
-                write_clip(folder / f"{number:03d}.mp4", frames, {"id": row.id, "step": step})
+                write_clip(folder / f"{number:03d}.mp4", frames, {"id": batch["ids"][0], "step": step})
             else:
                 cv2.imwrite(str(folder / f"{number:03d}.png"), np.ascontiguousarray(frames[0][..., ::-1]))
 
