@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..media.read_video import natural_key
+from .frame_ids import frame_order
 from .layouts import from_coco, from_flat_body, padded_face
 from .sequence import BODY, HAND, WHOLE, Points, PoseSequence
 
@@ -181,11 +182,12 @@ def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
 
 
 def _coco_results(content: Sequence[Mapping[str, Any]]) -> PoseFrames:
-    """COCO's keypoint results: one frame per `image_id` in order; the canvas is not stated."""
-    people: dict[Any, list[Points]] = {number: [] for number in sorted({entry["image_id"] for entry in content})}
+    """COCO's keypoint results: one frame per `image_id`, empty ones as `frame_order`; the canvas is not stated."""
+    order = frame_order(entry["image_id"] for entry in content)
+    people: dict[Any, list[Points]] = {number: [] for number in order}
     for entry in content:
         people[entry["image_id"]].append(_coco_person(_triples(entry["keypoints"], "keypoints")))
-    return PoseFrames(list(people.values()), None, None)
+    return PoseFrames([[] if number is None else people[number] for number in order], None, None)
 
 
 def _coco_person(points: Points) -> Points:

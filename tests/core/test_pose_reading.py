@@ -154,6 +154,53 @@ def test_cocos_annotations_and_results(tmp_path):
     assert poses.body[1, 0, 2] == 0.8
 
 
+def results(ids):
+    """COCO's results of figures whose neck is at ten times the place in the list, in an odd order."""
+    entries = []
+    for place, name in enumerate(ids):
+        body = figure(neck=(100 + 10 * place, 140))
+        points = np.array([body[BODY_18.index(part)] for part in COCO])
+        entries.append({"image_id": name, "category_id": 1, "keypoints": points.reshape(-1).tolist(), "score": 0.9})
+    return entries[1::2] + entries[::2]
+
+
+def places(poses):
+    """The place in the list of each frame's figure, -1 where nobody is seen."""
+    return [round((body[1, 0] - 100) / 10) if body[1, 2] else -1 for body in poses.body]
+
+
+def test_cocos_results_by_name_are_in_natural_order(tmp_path):
+    poses = read(tmp_path, results([f"clip_1/{number}.jpg" for number in range(8, 12)]), canvas=(480, 832))
+    assert places(poses) == [0, 1, 2, 3]
+    poses = read(tmp_path, results(["a.jpg", "b2.jpg", "b10.jpg"]), canvas=(480, 832))
+    assert places(poses) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [
+        ([3, 4, 5, 8, 9], [0, 1, 2, -1, -1, 3, 4]),
+        ([0.0, 1.0, 2.0, 4.0], [0, 1, 2, -1, 3]),
+        ([0, 2, 4, 8, 10], [0, 1, 2, -1, 3, 4]),  # every second frame
+        (["v1_8.jpg", "v1_9.jpg", "v1_10.jpg", "v1_12.jpg"], [0, 1, 2, -1, 3]),
+        (["000001", "000002", "000003", "000006"], [0, 1, 2, -1, -1, 3]),
+        ([139, 285, 632, 724], [0, 1, 2, 3]),  # ids of a database
+        ([397133, 397134, 397135, 10**12], [0, 1, 2, 3]),
+        ([0, 2, 4, 5], [0, 1, 2, 3]),  # no multiple of the step
+        ([0.5, 1.5, 2.5, 4.5], [0, 1, 2, 3]),
+        (["v1_1.jpg", "v1_2.jpg", "v2_3.jpg", "v2_5.jpg"], [0, 1, 2, 3]),
+        ([7], [0]),
+    ],
+)
+def test_frames_that_cocos_results_leave_out_are_empty_where_the_ids_number_the_frames(tmp_path, ids, wanted):
+    assert places(read(tmp_path, results(ids), canvas=(480, 832))) == wanted
+
+
+def test_cocos_results_with_numbers_and_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match="image_id is a number in all entries, or a name in all"):
+        read(tmp_path, results([1, "2.jpg"]), canvas=(480, 832))
+
+
 def test_a_pose_file_states_its_layout_canvas_and_rate(tmp_path):
     path = tmp_path / "pose.safetensors"
     keypoints = np.ones((3, 14, 3), np.float32) * np.arange(14, dtype=np.float32)[None, :, None]
