@@ -276,6 +276,39 @@ def test_one_of_several_people_must_be_chosen(tmp_path):
     assert read(tmp_path, frames, person=2).body[:, 1, 0].tolist() == [600, 600, 600]
 
 
+def at(x, y=140):
+    """A figure in a frame, 330 pixels high."""
+    return person(figure(neck=(x, y)))
+
+
+def test_a_newcomer_does_not_take_the_place_of_someone_who_is_hidden_for_a_moment(tmp_path):
+    frames = [frame(at(200))] * 3 + [frame(at(700))] + [frame(at(200), at(700))] * 3
+    with pytest.raises(InputError, match="shows 2 people"):
+        read(tmp_path, frames)
+    assert read(tmp_path, frames, person=1).body[:, 1, 0].tolist() == [200, 200, 200, 0, 200, 200, 200]
+    assert read(tmp_path, frames, person=2).body[:, 1, 0].tolist() == [0, 0, 0, 700, 700, 700, 700]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "far", "people"), [(0, 340, 2), (0, 300, 1), (1, 450, 1), (30, 450, 1), (30, 520, 2)]
+)
+def test_someone_else_is_who_appears_too_far_away(tmp_path, hidden, far, people):
+    """More than a figure's height in one frame, or one and a half after an absence; never seen together."""
+    frames = [frame(at(200))] * 5 + [frame()] * hidden + [frame(at(200 + far))] * 5
+    if people == 1:
+        assert (read(tmp_path, frames).body[-5:, 1, 0] == 200 + far).all()
+    else:
+        told = rf"2 people .*--person 1\. They are never seen together: .* cut the clip there \(frame {5 + hidden}\)\.$"
+        with pytest.raises(InputError, match=told):
+            read(tmp_path, frames)
+
+
+def test_a_figure_of_one_point_is_followed_too(tmp_path):
+    one = figure() * (np.arange(18) == 0)[:, None]
+    frames = [frame(person(one + one.any(axis=1)[:, None] * (90 * step, 0, 0))) for step in range(4)]
+    assert read(tmp_path, frames).body[:, 0, 2].tolist() == [1, 1, 1, 1]
+
+
 def test_nobody_is_refused_and_a_person_without_a_seen_point_is_nobody(tmp_path):
     faint = figure() * (1, 1, 0.2)
     for people in ((), (person(faint),), (person(figure() * 0),), ({},)):
