@@ -203,7 +203,7 @@ class ContextAnyonePose(io.ComfyNode):
         shown = ui.ImageSaveHelper.save_animated_webp(
             pose_preview(pose), "ContextAnyone_pose", io.FolderType.temp, cls, FPS, False, 80, 0
         )
-        note = told("ContextAnyone Pose", odd)
+        note = told("ContextAnyone Pose", odd, *pose.remarks)
         preview: dict[str, Sequence[object]] = {"images": [shown], "animated": [pose.num_frames > 1]}
         return io.NodeOutput(GivenPose(pose, (start, end)), ui={**preview, **(note or {})})
 

@@ -51,6 +51,8 @@ def pose(argv: Sequence[str]) -> int:
             poses = clip_of(poses, options.frames)
         if options.size is not None:
             poses = poses.placed(options.size)
+        for remark in poses.remarks:
+            _log.warning(remark)
         _write(options, poses, over)
     sys.stdout.write(f"{options.out}\n{_sheet_path(options.out)}\n")
     return 0

@@ -35,6 +35,11 @@ class DrivingPose:
         """Number of frames."""
         return self.poses.num_frames if isinstance(self.poses, PoseSequence) else len(self.poses)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to tell the user about keypoints, one line each."""
+        return self.poses.remarks if isinstance(self.poses, PoseSequence) else ()
+
     def what_is_cut(self, num_frames: int) -> str:
         """What to tell the user where a clip of `num_frames` uses only the first of these frames; else empty."""
         if self.num_frames <= num_frames:

@@ -13,11 +13,15 @@ from .sequence import BODY, SEEN, WHOLE, Points
 _FARTHEST = 1.5
 """How far away someone who was hidden for a while may appear to be the same person, in heights of the figure."""
 
+_FEW, _LONG = 3, 16
+"""A track of at most so many frames or points is a stray one, where another one has so many frames, a second."""
 
-def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> Points:
-    """One person's points in every frame, (T, 130, 3), zero where the person is missing.
 
-    People are tracked by position, independent of their order within a frame, and numbered from 1 as they appear.
+def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> tuple[Points, str]:
+    """One person's points in every frame, (T, 130, 3), zero where the person is missing, and what to tell the user.
+
+    People are tracked by position, independent of their order within a frame, and numbered from 1 as they appear. Stray
+    detections beside somebody who is seen for long are nobody, which is told.
 
     Args:
         frames: the people in each frame, each (130, 3) in pixels.
@@ -27,7 +31,7 @@ def choose_person(frames: list[list[Points]], person: int | None, name: str, cho
 
     Raises: InputError if there is nobody, or several people and `person` is None, or `person` does not exist.
     """
-    tracks = follow(frames)
+    tracks, strays = _apart(follow(frames))
     if not tracks:
         raise InputError(f"{name} shows nobody: no point of a body has a score above {SEEN:g} in any of its frames.")
     if person is None and len(tracks) > 1:
@@ -35,7 +39,21 @@ def choose_person(frames: list[list[Points]], person: int | None, name: str, cho
     number = 1 if person is None else person
     if not 1 <= number <= len(tracks):
         raise InputError(f"person {number} is asked for; {name} shows {len(tracks)} ({_places(tracks)}).")
-    return tracks[number - 1]
+    ignored = f"{name} has stray detections, which are ignored ({_places(strays)})" if strays else ""
+    return tracks[number - 1], ignored
+
+
+def _apart(tracks: list[Points]) -> tuple[list[Points], list[Points]]:
+    """The tracks of people, and stray ones: of few frames or points, where somebody is seen for a second or longer."""
+    seen = [track[:, :BODY, 2] > SEEN for track in tracks]
+    most = [int(one.sum(axis=1).max()) for one in seen]  # points in a frame
+    frames = [int(one.any(axis=1).sum()) for one in seen]
+    longest = max((count for count, points in zip(frames, most, strict=True) if points > _FEW), default=0)
+    if longest < _LONG:
+        return tracks, []
+    stray = [min(count, points) <= _FEW for count, points in zip(frames, most, strict=True)]
+    people, strays = ([one for one, odd in zip(tracks, stray, strict=True) if odd is which] for which in (False, True))
+    return people, strays
 
 
 def follow(frames: list[list[Points]]) -> list[Points]:

@@ -60,8 +60,9 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
             "--canvas WIDTHxHEIGHT."
         )
     _agree(frames.size, frames.fps, source, name)
-    person = choose_person(frames.in_pixels(size), source.person, name, source.choose)
-    return sequence_of(person, size, frames.fps or source.fps or FPS)
+    person, ignored = choose_person(frames.in_pixels(size), source.person, name, source.choose)
+    poses = sequence_of(person, size, frames.fps or source.fps or FPS)
+    return poses.remarked(ignored)
 
 
 def _one_person(poses: PoseSequence, source: PoseSource, path: Path) -> PoseSequence:

@@ -44,6 +44,7 @@ class PoseSequence:
         fps: frames per second.
         hands: (T, 2, 21, 3), left and right in OpenPose's order, or None.
         face: (T, 70, 3) in OpenPose's order, or None.
+        remarks: what to tell the user about the poses, one line each.
 
     Raises: InputError for a wrong shape, no frames, values that are not finite, or a canvas or rate not above 0.
     """
@@ -54,6 +55,7 @@ class PoseSequence:
     fps: float
     hands: Points | None = None
     face: Points | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.height > 0 and 0 < self.fps < np.inf):
@@ -94,6 +96,10 @@ class PoseSequence:
             face=None if self.face is None else whole[:, BODY + 2 * HAND :],
             fps=self.fps if fps is None else fps,
         )
+
+    def remarked(self, remark: str) -> PoseSequence:
+        """A copy with a further remark; an empty one is none."""
+        return replace(self, remarks=(*self.remarks, remark)) if remark else self
 
     def at(self, frames: Sequence[int] | slice) -> PoseSequence:
         """A copy with only the given frames."""

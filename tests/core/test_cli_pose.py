@@ -145,6 +145,16 @@ def test_a_folder_of_drawn_frames_has_the_rate_that_is_asked_for(run):
     assert len(fast) == 9
 
 
+def test_what_is_odd_about_keypoints_is_a_warning(desk, capsys):
+    content = to_json(dance(20))
+    content[4]["people"].append({"pose_keypoints_2d": [5.0, 5.0, 0.4] + [0.0] * 51})
+    Path("ghost.json").write_text(json.dumps(content))
+    assert cli.main(["pose", "ghost.json", "--out", "out.json"]) == 0
+    err = capsys.readouterr().err
+    assert "ghost.json has stray detections, which are ignored (1 at x 5, y 5 in frame 4)" in err
+    assert err.count("\n") == 1
+
+
 def test_an_output_that_exists_is_replaced_whole(run):
     Path("out.json").write_text("old")
     run("dance.json", "--out", "out.json")

@@ -303,6 +303,32 @@ def test_someone_else_is_who_appears_too_far_away(tmp_path, hidden, far, people)
             read(tmp_path, frames)
 
 
+@pytest.mark.parametrize(
+    ("points", "frames", "ignored"), [(18, 1, True), (18, 3, True), (18, 4, False), (3, 15, True), (4, 15, False)]
+)
+def test_stray_detections_beside_somebody_are_ignored_with_a_remark(tmp_path, points, frames, ignored):
+    stray = person(figure(neck=(750, 140)) * (np.arange(18) < points)[:, None])
+    content = [frame(at(200), stray) if 1 <= step <= frames else frame(at(200)) for step in range(16)]
+    if not ignored:
+        with pytest.raises(InputError, match="shows 2 people"):
+            read(tmp_path, content)
+        return
+    poses = read(tmp_path, content)
+    assert (poses.body[:, 1, 0] == 200).all()
+    assert len(poses.remarks) == 1
+    assert "stray detections, which are ignored (1 at x 7" in poses.remarks[0]
+    assert poses.placed((64, 64)).at([0]).remarks == poses.remarks
+    with pytest.raises(InputError, match=r"person 2 is asked for; .* shows 1"):
+        read(tmp_path, content, person=2)
+
+
+def test_short_clips_and_stills_have_no_stray_people(tmp_path):
+    assert read(tmp_path, [frame(at(200))]).remarks == ()
+    for content in ([frame(at(200), at(700))], [frame(at(200))] * 14 + [frame(at(200), at(700))]):
+        with pytest.raises(InputError, match="shows 2 people"):
+            read(tmp_path, content)
+
+
 def test_a_figure_of_one_point_is_followed_too(tmp_path):
     one = figure() * (np.arange(18) == 0)[:, None]
     frames = [frame(person(one + one.any(axis=1)[:, None] * (90 * step, 0, 0))) for step in range(4)]
