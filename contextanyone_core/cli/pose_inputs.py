@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..media.read_video import open_video
+from ..media.read_video import VideoFrames, open_video
 from ..pose.body import Body, body_of, read_personal_body
 from ..pose.drawn import at_rate, check_size, inspect_drawn
 from ..pose.estimation import PoseEstimator, estimated
 from ..pose.pose_file import states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
+from ..pose.resample import most_frames, source_frames
 from ..pose.sequence import SEEN, Pixels, PoseSequence
 
 _log = logging.getLogger(__name__)
@@ -65,10 +67,37 @@ def estimate_poses(path: Path, models: Path | None, *, option: str = "--models")
 
     Raises: InputError without models, or if nobody is found; MissingDependencyError without the extra `pose`.
     """
+    return _estimated(path, open_video(path), _estimator(path, models, option))
+
+
+def estimate_clip(
+    path: Path, models: Path | None, num_frames: int | None, fps: float | None
+) -> tuple[PoseSequence, list[Pixels]]:
+    """As `estimate_poses`, of no more frames than a clip is made of.
+
+    Args:
+        num_frames: frames of the clip at 16 a second; None is all of them.
+        fps: frames per second of a folder of pictures; None takes the stated rate.
+
+    Raises: also InputError, before anything is estimated, for a video that is longer than a clip can be.
+    """
+    estimator, video = _estimator(path, models, "--models"), open_video(path)
+    rate = fps or video.fps
+    most = most_frames(rate)
+    if num_frames is None and video.seconds is not None and round(video.seconds * video.fps) > most:
+        raise InputError(
+            f"{path} has about {video.seconds * video.fps:.0f} frames at {rate:g} a second; poses of at most {most} "
+            "can be used. Cut it, or ask for some of them, such as --frames 81."
+        )
+    needed = None if num_frames is None else source_frames(num_frames, rate)
+    used = VideoFrames(rate, islice(video.frames, needed))
+    return _estimated(path, used, estimator)
+
+
+def _estimated(path: Path, video: VideoFrames, estimator: PoseEstimator) -> tuple[PoseSequence, list[Pixels]]:
     from tqdm import tqdm
 
-    estimator, small = _estimator(path, models, option), []
-    video = open_video(path)
+    small: list[Pixels] = []
     with tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
 
         def noted() -> Iterator[Pixels]:

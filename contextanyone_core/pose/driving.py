@@ -11,7 +11,7 @@ from .body import Body
 from .drawing import PoseStyle, draw_poses
 from .drawn import check_size, recolour
 from .fitting import fit
-from .resample import clip_of, prepare
+from .resample import clip_of, prepare, within_limit
 from .sequence import SEEN, Pixels, PoseSequence
 
 _PREVIEW_WIDTH = 2.0  # half width of a limb in previews, in pixels
@@ -88,14 +88,14 @@ class DrivingPose:
 
 
 def driven_by(poses: PoseSequence, body: Body | None, how: str | None, name: str) -> DrivingPose:
-    """Keypoints as a video follows them: at 16 frames per second, gaps filled, fitted to a body.
+    """Keypoints as a video follows them: as many as it can use, 16 per second, gaps filled, fitted to a body.
 
     Args:
         how: one of `fitting.FITS`; None is `default_fit`.
 
     Raises: InputError as `fit` and `prepare`.
     """
-    return DrivingPose(name, fit(prepare(poses), body, how or default_fit(body is not None)))
+    return DrivingPose(name, fit(prepare(within_limit(poses)), body, how or default_fit(body is not None)))
 
 
 def default_fit(has_body: bool) -> str:

@@ -15,6 +15,7 @@ from pose_cases import LENGTHS, figure, sequence
 from safetensors.numpy import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.cli import pose_inputs
 from contextanyone_core.cli.pose import command_parser
 from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import read_metadata, write_clip
@@ -153,6 +154,46 @@ def test_what_is_odd_about_keypoints_is_a_warning(desk, capsys):
     err = capsys.readouterr().err
     assert "ghost.json has stray detections, which are ignored (1 at x 5, y 5 in frame 4)" in err
     assert err.count("\n") == 1
+
+
+class Upright:
+    """An estimator that finds a figure in each frame, and counts them."""
+
+    def __init__(self):
+        self.frames = 0
+
+    def estimate(self, frames):
+        for _ in frames:
+            self.frames += 1
+            yield figure()
+
+
+@pytest.fixture
+def upright(monkeypatch):
+    estimator = Upright()
+    monkeypatch.setattr(pose_inputs, "_estimator", lambda *_: estimator)
+    return estimator
+
+
+def test_only_the_frames_that_are_needed_are_estimated(run, refused, upright):
+    """A video of 130 seconds: at most 125 are used."""
+    write_clip(Path("long.mp4"), np.zeros((2081, 16, 16, 3), np.uint8), {})
+    assert "has about 2081 frames at 16 a second; poses of at most 2001" in refused("long.mp4", "--out", "out.json")
+    assert upright.frames == 0
+    run("long.mp4", "--frames", 5, "--out", "out.json")
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 5
+    assert upright.frames == 13
+    write_clip(Path("pictures"), np.zeros((7, 16, 16, 3), np.uint8), {})
+    run("pictures", "--fps", 8, "--out", "out.json")
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 13
+
+
+def test_of_poses_that_are_too_long_some_frames_can_be_had(desk, refused, capsys):
+    Path("long.json").write_text(json.dumps(to_json(dance(2600, fps=20.0))))
+    assert "at most 2001 can be used. Cut it, state its rate, or ask for" in refused("long.json", "--out", "out.json")
+    assert cli.main(["pose", "long.json", "--frames", "5", "--out", "out.json"]) == 0
+    assert "has 2600 frames at 20 a second; a video has at most 2001" in capsys.readouterr().err
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 5
 
 
 def test_an_output_that_exists_is_replaced_whole(run):
