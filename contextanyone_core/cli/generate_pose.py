@@ -109,7 +109,7 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
                 f"--pose-{name} is for keypoints, and {path} is a video of drawn poses; give keypoints, or leave "
                 "it out."
             )
-    frames = read_drawn(path, options.size)
+    frames = read_drawn(path, options.size, num_frames=options.frames)
     clip = _for_clip(DrivingPose(str(path), frames), options)
     warn_without_skeleton(path, frames)
     return AskedCondition(clip, start)

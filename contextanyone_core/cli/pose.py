@@ -180,7 +180,7 @@ def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
 
 
 def _drawn_frames(options: argparse.Namespace) -> Pixels:
-    frames = read_drawn(options.source, options.size, options.fps)
+    frames = read_drawn(options.source, options.size, options.fps, options.frames)
     drawn = DrivingPose(str(options.source), frames)
     if options.frames is not None:
         height, width = frames.shape[1:3]

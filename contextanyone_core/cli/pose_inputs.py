@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..media.read_video import VideoFrames, open_video
+from ..media.video_io import FPS
 from ..pose.body import Body, body_of, read_personal_body
 from ..pose.drawn import at_rate, check_size, inspect_drawn
 from ..pose.estimation import PoseEstimator, estimated
@@ -122,20 +124,30 @@ def _estimator(path: Path, models: Path | None, option: str) -> PoseEstimator:
     return BlazePose(models)
 
 
-def read_drawn(path: Path, size: tuple[int, int] | None, fps: float | None = None) -> Pixels:
+def read_drawn(
+    path: Path, size: tuple[int, int] | None, fps: float | None = None, num_frames: int | None = None
+) -> Pixels:
     """The frames of a drawn video, uint8 (T, H, W, 3), on its own background.
 
     Args:
         path: a video, an animation or a folder of pictures.
         size: (height, width) that it must have; None takes its own.
         fps: frames per second of a folder of pictures; None takes the stated rate.
+        num_frames: frames at 16 a second that are needed; where there are more, at least one of them is read too. None
+            reads all.
 
-    Raises: InputError for another size.
+    Raises: InputError for another size, or if the first frame has no plain background; then no other is read.
     """
     video = open_video(path)
-    frames = at_rate(np.stack(list(video.frames)), fps or video.fps)
-    check_size(frames, size, str(path))
-    return frames
+    rate, frames = fps or video.fps, iter(video.frames)
+    first = next(frames)
+    check_size(first[None], size, str(path))
+    try:
+        inspect_drawn(first[None])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    more = None if num_frames is None else math.ceil(num_frames * rate / FPS)
+    return at_rate(np.stack([first, *islice(frames, more)]), rate)
 
 
 def warn_without_skeleton(path: Path, frames: Pixels) -> None:

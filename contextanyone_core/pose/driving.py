@@ -44,7 +44,9 @@ class DrivingPose:
         """What to tell the user where a clip of `num_frames` uses only the first of these frames; else empty."""
         if self.num_frames <= num_frames:
             return ""
-        return f"{self.name} has {self.num_frames} frames at {FPS} a second; the first {num_frames} are used"
+        if isinstance(self.poses, PoseSequence):
+            return f"{self.name} has {self.num_frames} frames at {FPS} a second; the first {num_frames} are used"
+        return f"{self.name} has more frames than the video; the first {num_frames} at {FPS} a second are used"
 
     def for_clip(self, num_frames: int, size: tuple[int, int]) -> DrivingPose:
         """Cut to a clip's frames, keypoints also placed on its canvas of `size` = (height, width).

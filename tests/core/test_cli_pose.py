@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from contextanyone_core import cli
 from contextanyone_core.cli import pose_inputs
 from contextanyone_core.cli.pose import command_parser
-from contextanyone_core.media.read_video import open_video
+from contextanyone_core.media.read_video import VideoFrames, open_video
 from contextanyone_core.media.video_io import read_metadata, write_clip
 from contextanyone_core.pose.body import body_of, bone_lengths
 from contextanyone_core.pose.drawing import MINIATURE, PoseStyle, draw_poses
@@ -194,6 +194,32 @@ def test_of_poses_that_are_too_long_some_frames_can_be_had(desk, refused, capsys
     assert cli.main(["pose", "long.json", "--frames", "5", "--out", "out.json"]) == 0
     assert "has 2600 frames at 20 a second; a video has at most 2001" in capsys.readouterr().err
     assert read_poses(Path("out.json"), PoseSource()).num_frames == 5
+
+
+def test_of_a_drawn_video_only_the_frames_that_are_needed_are_read(run, refused, monkeypatch):
+    read = []
+
+    def counted(path):
+        video = open_video(path)
+        return VideoFrames(video.fps, (read.append(path) or frame for frame in video.frames), video.seconds)
+
+    monkeypatch.setattr(pose_inputs, "open_video", counted)
+    frames = draw_poses(dance(40).placed((128, 208)), MINIATURE)
+    write_clip(Path("drawn"), frames, {})
+    run("drawn", "--drawn", "--style", "miniature", "--frames", 5, "--out", "some")
+    assert np.array_equal(np.stack(list(open_video(Path("some")).frames)), frames[:5])
+    assert len(read) == 6
+    run("drawn", "--drawn", "--style", "miniature", "--fps", 30, "--frames", 17, "--out", "fast")
+    assert np.array_equal(next(open_video(Path("fast")).frames), frames[0])
+    assert len(read) == 6 + 33
+    write_clip(Path("photo"), np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8), {})
+    write_clip(Path("odd"), np.zeros((5, 72, 64, 3), np.uint8), {})
+    for name, words in (("photo", "contextanyone pose VIDEO --models PATH --out poses.json"), ("odd", "never resized")):
+        read.clear()
+        said = refused(name, "--drawn", "--out", "out.mp4")
+        assert f"{name}" in said
+        assert words in said
+        assert len(read) == 1
 
 
 def test_an_output_that_exists_is_replaced_whole(run):
