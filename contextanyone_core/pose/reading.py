@@ -19,13 +19,14 @@ from .sequence import SEEN, PoseSequence, sequence_of
 class PoseSource:
     """What a file of keypoints may not state: canvas (height, width) in pixels, frames per second, and which person.
 
-    `choose` explains how to choose one of several people, for the error message.
+    `choose` explains how to choose one of several people, and `rate` how to state the rate, for messages.
     """
 
     canvas: tuple[int, int] | None = None
     fps: float | None = None
     person: int | None = None
     choose: str = "choose one, such as --person 1"
+    rate: str = "state it, such as --fps 30"
 
 
 def is_keypoints(path: Path) -> bool:
@@ -62,7 +63,9 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
     _agree(frames.size, frames.fps, source, name)
     person, ignored = choose_person(frames.in_pixels(size), source.person, name, source.choose)
     poses = sequence_of(person, size, frames.fps or source.fps or FPS)
-    return poses.remarked(ignored)
+    unstated = frames.fps is None and source.fps is None and poses.num_frames > 1
+    assumed = f"{name} does not state its rate, and {FPS} frames a second are assumed: {source.rate}"
+    return poses.remarked(ignored).remarked(assumed if unstated else "")
 
 
 def _one_person(poses: PoseSequence, source: PoseSource, path: Path) -> PoseSequence:

@@ -308,7 +308,7 @@ def test_someone_else_is_who_appears_too_far_away(tmp_path, hidden, far, people)
 )
 def test_stray_detections_beside_somebody_are_ignored_with_a_remark(tmp_path, points, frames, ignored):
     stray = person(figure(neck=(750, 140)) * (np.arange(18) < points)[:, None])
-    content = [frame(at(200), stray) if 1 <= step <= frames else frame(at(200)) for step in range(16)]
+    content = [frame(at(200), *[stray] * (1 <= step <= frames)) | {"fps": 16} for step in range(16)]
     if not ignored:
         with pytest.raises(InputError, match="shows 2 people"):
             read(tmp_path, content)
@@ -320,6 +320,17 @@ def test_stray_detections_beside_somebody_are_ignored_with_a_remark(tmp_path, po
     assert poses.placed((64, 64)).at([0]).remarks == poses.remarks
     with pytest.raises(InputError, match=r"person 2 is asked for; .* shows 1"):
         read(tmp_path, content, person=2)
+
+
+def test_a_rate_that_is_not_stated_is_remarked(tmp_path):
+    two = [frame(at(200))] * 2
+    poses = read(tmp_path, two)
+    assert poses.fps == 16
+    (remark,) = poses.remarks
+    assert remark.endswith("does not state its rate, and 16 frames a second are assumed: state it, such as --fps 30")
+    assert read(tmp_path, two, fps=30.0).remarks == ()
+    assert read(tmp_path, two[:1]).remarks == ()
+    assert read(tmp_path, [one | {"fps": 16} for one in two]).remarks == ()
 
 
 def test_short_clips_and_stills_have_no_stray_people(tmp_path):
