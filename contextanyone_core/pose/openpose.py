@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..media.read_video import natural_key
 from .frame_ids import frame_order
-from .layouts import from_coco, from_flat_body, padded_face
+from .layouts import from_coco, from_flat_body, joint_name, padded_face
 from .sequence import BODY, HAND, WHOLE, Points, PoseSequence
 
 MAX_BYTES = 512_000_000
@@ -115,7 +115,9 @@ def _flat(points: Points) -> list[float]:
 
 
 def _openpose(frames: Sequence[Mapping[str, Any]]) -> PoseFrames:
-    people = [[_person(person) for person in frame["people"] or []] for frame in frames]
+    people = [
+        [_person(person, f"frame {index}") for person in frame["people"] or []] for index, frame in enumerate(frames)
+    ]
     sizes = {_size(frame.get("canvas_height"), frame.get("canvas_width")) for frame in frames}
     rates = {frame.get("fps") for frame in frames}
     if len(sizes) > 1:
@@ -134,31 +136,35 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _person(person: Mapping[str, Any]) -> Points:
+def _person(person: Mapping[str, Any], where: str) -> Points:
     whole = np.zeros((WHOLE, 3))
     if body := person.get("pose_keypoints_2d"):
-        whole[:BODY] = from_flat_body(_triples(body, "pose_keypoints_2d"))
+        whole[:BODY] = from_flat_body(_triples(body, "pose_keypoints_2d", where))
     for place, side in enumerate(("left", "right")):
         if hand := person.get(f"hand_{side}_keypoints_2d"):
-            points = _triples(hand, f"hand_{side}_keypoints_2d")
+            points = _triples(hand, f"hand_{side}_keypoints_2d", where)
             if len(points) != HAND:
                 raise InputError(f"hand_{side}_keypoints_2d has {len(points)} points; {HAND} are needed.")
             whole[BODY + place * HAND : BODY + (place + 1) * HAND] = points
     if face := person.get("face_keypoints_2d"):
-        whole[BODY + 2 * HAND :] = padded_face(_triples(face, "face_keypoints_2d"))
+        whole[BODY + 2 * HAND :] = padded_face(_triples(face, "face_keypoints_2d", where))
     whole[(whole[:, :2] == 0).all(axis=1)] = 0  # controlnet_aux writes a missing joint as 0, 0, possibly with a score
     return whole
 
 
-def _triples(numbers: Sequence[Any], what: str) -> Points:
+def _triples(numbers: Sequence[Any], what: str, where: str) -> Points:
+    """Points (K, 3) of a flat list; without an x or y (null) they are missing. `what` and `where` are for messages."""
     if any(isinstance(number, str | bool) for number in numbers):
         raise InputError(f"{what} holds something that is no number.")
     points = np.asarray(numbers, dtype=np.float64)
     if points.ndim != 1 or len(points) % 3:
         raise InputError(f"{what} must be a flat list of x, y, score; it has {points.size} numbers.")
-    if not np.isfinite(points).all():
-        raise InputError(f"{what} has numbers that are not finite.")
-    return points.reshape(-1, 3)
+    points = points.reshape(-1, 3)
+    points[[None in numbers[start : start + 2] for start in range(0, len(numbers), 3)]] = 0
+    if (odd := np.flatnonzero(~np.isfinite(points).all(axis=1))).size:
+        joint = joint_name(int(odd[0]), len(points))
+        raise InputError(f"{what} has numbers that are not finite ({where}, {joint}).")
+    return points
 
 
 def _are_shares(people: list[list[Points]]) -> bool:
@@ -175,7 +181,7 @@ def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
         raise InputError("its images have different sizes, or there are none; frames of one clip are needed.")
     people: dict[Any, list[Points]] = {image["id"]: [] for image in images}
     for entry in content["annotations"]:
-        points = _triples(entry["keypoints"], "keypoints")
+        points = _triples(entry["keypoints"], "keypoints", f"image {entry['image_id']}")
         points[:, 2] = points[:, 2] > 0
         people[entry["image_id"]].append(_coco_person(points))
     return PoseFrames(list(people.values()), sizes.pop(), None)
@@ -186,7 +192,8 @@ def _coco_results(content: Sequence[Mapping[str, Any]]) -> PoseFrames:
     order = frame_order(entry["image_id"] for entry in content)
     people: dict[Any, list[Points]] = {number: [] for number in order}
     for entry in content:
-        people[entry["image_id"]].append(_coco_person(_triples(entry["keypoints"], "keypoints")))
+        number = entry["image_id"]
+        people[number].append(_coco_person(_triples(entry["keypoints"], "keypoints", f"image {number}")))
     return PoseFrames([[] if number is None else people[number] for number in order], None, None)
 
 

@@ -135,7 +135,11 @@ def _checked(name: str, given: Points, shape: tuple[int, ...], frames: int) -> P
     if points.shape != (frames, *shape):
         raise InputError(f"the pose's {name} has the shape {points.shape}; {(frames, *shape)} is needed.")
     if not np.isfinite(points).all():
-        raise InputError(f"the pose's {name} has numbers that are not finite; every x, y and score must be.")
+        frame, *place = np.argwhere(~np.isfinite(points))[0][:-1].tolist()
+        joint = BODY_18[place[0]] if name == "body" else f"point {place[-1]}"
+        raise InputError(
+            f"the pose's {name} has numbers that are not finite (frame {frame}, {joint}); every x, y and score must be."
+        )
     points[points[..., 2] <= 0] = 0
     points[..., 2] = points[..., 2].clip(0, 1)
     return points

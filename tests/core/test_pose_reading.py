@@ -95,6 +95,43 @@ def test_a_joint_at_zero_is_missing_whatever_its_score(tmp_path):
     assert (read(tmp_path, [frame(person(body))]).body[0, 4] == 0).all()
 
 
+def with_flat(change, **more):
+    """Three frames of a person, of whose 18 points the second one's are changed by place in the flat list."""
+    flat = figure().reshape(-1).tolist()
+    for place, value in change.items():
+        flat[place] = value
+    return [frame(person(figure())), frame({"pose_keypoints_2d": flat, **more}), frame(person(figure()))]
+
+
+@pytest.mark.parametrize("nulls", [(12, 13, 14), (12, 13), (12,), (13,)])
+def test_a_joint_of_nulls_is_missing(tmp_path, nulls):
+    poses = read(tmp_path, with_flat(dict.fromkeys(nulls)))
+    assert (poses.body[1, 4] == 0).all()
+    assert (np.delete(poses.body[1], 4, axis=0) == np.delete(figure(), 4, axis=0)).all()
+
+
+def test_numbers_that_are_not_finite_are_refused_with_frame_and_joint(tmp_path):
+    for place, value in ((12, np.nan), (13, np.inf), (14, None), (14, np.nan)):
+        with pytest.raises(InputError, match=r"not finite \(frame 1, right_wrist\)"):
+            read(tmp_path, with_flat({place: value}))
+    hand = [1.0] * 63
+    hand[5 * 3] = np.nan
+    with pytest.raises(InputError, match=r"hand_left_keypoints_2d .*not finite \(frame 1, point 5\)"):
+        read(tmp_path, with_flat({}, hand_left_keypoints_2d=hand))
+    entries = results([7, 8])
+    entries[0]["keypoints"][3 * COCO.index("left_hip")] = np.nan
+    with pytest.raises(InputError, match=r"not finite \(image 8, left_hip\)"):
+        read(tmp_path, entries, canvas=(480, 832))
+    entries[0]["keypoints"][3 * COCO.index("left_hip")] = None
+    assert (read(tmp_path, entries, canvas=(480, 832)).body[1, BODY_18.index("left_hip")] == 0).all()
+    body = np.ones((3, 18, 3), np.float32)
+    body[2, 4, 1] = np.nan
+    path = tmp_path / "pose.safetensors"
+    save_file({"keypoints": body}, path, {"layout": "body18", "width": "64", "height": "64", "fps": "16"})
+    with pytest.raises(InputError, match=r"not finite \(frame 2, right_wrist\)"):
+        read_poses(path, PoseSource())
+
+
 def test_hands_and_face_are_read(tmp_path):
     hand = np.arange(63.0).reshape(21, 3) / 10 + 1
     hand[:, 2] = 0.8
