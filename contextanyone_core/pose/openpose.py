@@ -19,6 +19,8 @@ from .sequence import BODY, HAND, WHOLE, Points, PoseSequence
 MAX_BYTES = 512_000_000
 _SHARES_UP_TO = 2.0  # no clip in pixels stays within 2 pixels of a corner; a point off the canvas may slightly exceed 1
 
+_SCORES_UP_TO, _PERCENT = 2.0, 100.0  # scores of some detectors slightly exceed 1
+
 
 @dataclass(frozen=True)
 class PoseFrames:
@@ -125,7 +127,7 @@ def _openpose(frames: Sequence[Mapping[str, Any]]) -> PoseFrames:
     if len(rates) > 1:
         raise InputError("its frames state different rates; one is needed.")
     (size,), (rate,) = sizes, rates
-    return PoseFrames(people, size, None if rate is None else float(rate), _are_shares(people))
+    return PoseFrames(_scored(people), size, None if rate is None else float(rate), _are_shares(people))
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
@@ -167,6 +169,19 @@ def _triples(numbers: Sequence[Any], what: str, where: str) -> Points:
     return points
 
 
+def _scored(people: list[list[Points]]) -> list[list[Points]]:
+    """The people with scores from 0 to 1; a clip with a score above 2 has them in percent.
+
+    Raises: InputError for a score above 100.
+    """
+    largest = max((float(person[:, 2].max()) for frame in people for person in frame), default=0.0)
+    if largest <= _SCORES_UP_TO:
+        return people
+    if largest > _PERCENT:
+        raise InputError(f"its largest score is {largest:g}; scores from 0 to 1, or from 0 to 100, are needed.")
+    return [[person / (1, 1, _PERCENT) for person in frame] for frame in people]
+
+
 def _are_shares(people: list[list[Points]]) -> bool:
     """Whether coordinates are fractions of the canvas, decided by the largest one of the clip."""
     largest = [float(np.abs(person[:, :2]).max()) for frame in people for person in frame]
@@ -194,7 +209,7 @@ def _coco_results(content: Sequence[Mapping[str, Any]]) -> PoseFrames:
     for entry in content:
         number = entry["image_id"]
         people[number].append(_coco_person(_triples(entry["keypoints"], "keypoints", f"image {number}")))
-    return PoseFrames([[] if number is None else people[number] for number in order], None, None)
+    return PoseFrames(_scored([[] if number is None else people[number] for number in order]), None, None)
 
 
 def _coco_person(points: Points) -> Points:

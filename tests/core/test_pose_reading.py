@@ -132,6 +132,27 @@ def test_numbers_that_are_not_finite_are_refused_with_frame_and_joint(tmp_path):
         read_poses(path, PoseSource())
 
 
+@pytest.mark.parametrize("form", ["openpose", "coco"])
+def test_scores_in_percent_are_told_by_the_largest_one_of_the_clip(tmp_path, form):
+    def scored(factor):
+        if form == "coco":
+            entries = results([1, 2, 3])
+            for entry in entries:
+                entry["keypoints"][2::3] = [0.8 * factor] * 17
+            entries[0]["keypoints"][2] = 0.05 * factor
+            return entries
+        bodies = [figure() * (1, 1, 0.8 * factor) for _ in range(3)]
+        bodies[1][0, 2] = 0.05 * factor
+        return [frame(person(body)) for body in bodies]
+
+    one, percent = (read(tmp_path, scored(factor), canvas=(480, 832)).body for factor in (1, 100))
+    np.testing.assert_allclose(percent, one, atol=1e-9)
+    assert sorted({round(score, 6) for score in one[..., 2].flat} - {0}) == [0.05, 0.8]
+    assert read(tmp_path, scored(2), canvas=(480, 832)).body[..., 2].max() == 1
+    with pytest.raises(InputError, match=r"largest score is 800; scores from 0 to 1, or from 0 to 100"):
+        read(tmp_path, scored(1000), canvas=(480, 832))
+
+
 def test_hands_and_face_are_read(tmp_path):
     hand = np.arange(63.0).reshape(21, 3) / 10 + 1
     hand[:, 2] = 0.8
