@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .body import BONE_TO, BONES, ROOT, Body, ancestors, bone_lengths
-from .sequence import BODY, HAND, SEEN, Points, PoseSequence
+from .sequence import BODY, BODY_18, HAND, SEEN, Points, PoseSequence
 
 # Paper: AnimateAnywhere does not say whose proportions its pose videos have, the driver's or the character's.
 FITS = ("none", "affine", "bones")
@@ -16,6 +16,7 @@ RATIO = (0.5, 2.0)
 
 _NOSE, _WRISTS, _HIPS, _ANKLES = 0, (7, 4), (8, 11), (10, 13)  # wrists in the order of the hands: left, right
 _LEGS = (7, 8, 10, 11)  # bones
+_MARGIN = 0.01  # share of the canvas
 _FACE_BONES = (13, 14, 15, 16)
 _NECK_BESIDE = ((2, 5), (2,), (5,), (8, 11), (8,), (11,), (_NOSE,))
 """What an unseen neck is placed by, the first of these that a frame shows: shoulders, hips (one or both), the nose."""
@@ -31,6 +32,8 @@ def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
         how: `none`, unchanged; `affine`, one scale and shift for all frames, onto the picture or clip of the body and
             its canvas; `bones`, each bone with the body's proportions at the same angle.
 
+    Points that leave the canvas on the way are a remark of the result.
+
     Raises: InputError for another name, or a body that is missing or unsuitable.
     """
     if how not in FITS:
@@ -39,7 +42,8 @@ def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
         return poses
     if body is None:
         raise InputError(f"the fit {how} needs a body: keypoints, a picture or a clip of the person.")
-    return fit_affine(poses, body) if how == "affine" else fit_bones(poses, body)
+    fitted = fit_affine(poses, body) if how == "affine" else fit_bones(poses, body)
+    return fitted.remarked(_left_out(poses, fitted))
 
 
 def fit_affine(poses: PoseSequence, body: Body) -> PoseSequence:
@@ -106,6 +110,26 @@ def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
     ratio = float(ratios[list(_FACE_BONES)].mean())
     whole[:, face] = _carried(whole[:, face], old[:, _NOSE], new[:, _NOSE], shift, ratio)
     return poses.with_points(whole)
+
+
+def _left_out(poses: PoseSequence, fitted: PoseSequence) -> str:
+    """What to tell the user where a fit moves points of the body out of the picture, else empty."""
+    gone = _outside(fitted) & ~_outside(poses)
+    frames = int(gone.any(axis=1).sum())
+    if not frames:
+        return ""
+    most = BODY_18[int(gone.sum(axis=0).argmax())].replace("_", " ")
+    return (
+        f"fitted to the body, the figure leaves the picture in {frames} of {len(gone)} frames, most often with the "
+        f"{most}; poses with more room around, or another fit, keep all of it"
+    )
+
+
+def _outside(poses: PoseSequence) -> NDArray[np.bool_]:
+    """Which visible points of the body lie off the canvas by more than a hundredth of it, (T, 18)."""
+    shares = poses.body[..., :2] / (poses.width, poses.height)
+    off: NDArray[np.bool_] = (np.abs(shares - 0.5) > 0.5 + _MARGIN).any(axis=-1) & (poses.body[..., 2] > SEEN)
+    return off
 
 
 def _rebuilt(old: Points, ratios: NDArray[np.float64]) -> Points:

@@ -218,6 +218,18 @@ def test_feet_that_stand_keep_standing_and_hips_follow_the_path_scaled_by_leg_le
     assert (fitted.body[:, 8, 1] < np.array(frames)[:, 8, 1]).all()
 
 
+def test_a_fit_that_leaves_the_picture_is_remarked():
+    """Longer legs under a head that is near the upper edge; what was off the picture before is no matter."""
+    frames = [figure(neck=(300, 70 + 30 * step)) for step in range(6)]
+    longer = body_of(standing(lengths=longer_legs(1.6)))
+    (remark,) = fit(sequence(frames), longer, "bones").remarks
+    high = fit_bones(sequence(frames), longer).body[..., 1].min(axis=1) < -0.01 * 480
+    assert 0 < high.sum() < 6
+    assert f"leaves the picture in {high.sum()} of 6 frames, most often with the " in remark
+    assert fit(sequence(frames), body_of(standing()), "bones").remarks == ()
+    assert fit(sequence([figure(neck=(300, -500))]), longer, "bones").remarks == ()
+
+
 def test_a_jump_is_as_high_as_the_legs_are_long():
     frames = [figure(neck=(300, 140 - height)) for height in (0, 30, 0)]
     fitted = fit_bones(sequence(frames), body_of(standing(lengths=longer_legs(0.8))))
