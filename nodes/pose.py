@@ -126,7 +126,9 @@ class ContextAnyonePose(io.ComfyNode):
                 ),
                 RANGES["person"].whole("person", 0, "Which person, from 1, where there are several. 0: the only one."),
                 RANGES["fps"].input(
-                    "fps", 0.0, f"Frames a second of what comes in. 0: what the keypoints state, else {FPS}."
+                    "fps",
+                    0.0,
+                    f"Frames a second of what comes in. 0: what the keypoints state, else {FPS}, with a note.",
                 ),
                 RANGES["pose_start"].input("pose_start", 0.0, f"{_WINDOW} from which on the pose acts.", advanced=True),
                 RANGES["pose_end"].input("pose_end", 1.0, f"{_WINDOW} up to which the pose acts.", advanced=True),
@@ -203,7 +205,7 @@ class ContextAnyonePose(io.ComfyNode):
         shown = ui.ImageSaveHelper.save_animated_webp(
             pose_preview(pose), "ContextAnyone_pose", io.FolderType.temp, cls, FPS, False, 80, 0
         )
-        note = told("ContextAnyone Pose", odd)
+        note = told("ContextAnyone Pose", odd, *pose.remarks)
         preview: dict[str, Sequence[object]] = {"images": [shown], "animated": [pose.num_frames > 1]}
         return io.NodeOutput(GivenPose(pose, (start, end)), ui={**preview, **(note or {})})
 

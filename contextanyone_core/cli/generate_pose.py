@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..media.image_io import read_picture
+from ..media.video_io import FPS
 from ..pose.drawing import STYLES
 from ..pose.driving import DrivingPose, default_fit, driven_by
 from ..pose.fitting import FITS
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_STRENGTH = 100.0
-_WITH_POSE = ("fit", "body", "models", "person", "strength", "start", "end")
+_WITH_POSE = ("fit", "body", "models", "person", "fps", "strength", "start", "end")
 _FOR_KEYPOINTS = ("fit", "body", "models", "person")
 
 
@@ -68,6 +69,11 @@ def add_pose_options(parser: Parser) -> None:
         help="for a picture or clip of the person: the wheel mediapipe 0.10.21, or its folder",
     )
     add("--pose-person", type=whole(1, 999), metavar="N", help="which person, by number; needed if there are several")
+    add(
+        "--pose-fps",
+        type=real(0, 1000, above=True),
+        help=f"frames a second, where keypoints or a folder of pictures do not state it; default: {FPS}",
+    )
     add(
         "--pose-strength",
         type=real(0, _MAX_STRENGTH),
@@ -109,7 +115,9 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
                 f"--pose-{name} is for keypoints, and {path} is a video of drawn poses; give keypoints, or leave "
                 "it out."
             )
-    frames = read_drawn(path, options.size)
+    if options.pose_fps is not None and not path.is_dir():
+        raise InputError(f"{path} has its own rate; of drawn poses, --pose-fps is for a folder of pictures.")
+    frames = read_drawn(path, options.size, options.pose_fps, options.frames)
     clip = _for_clip(DrivingPose(str(path), frames), options)
     warn_without_skeleton(path, frames)
     return AskedCondition(clip, start)
@@ -146,6 +154,7 @@ def condition_record(options: argparse.Namespace) -> dict[str, Any]:
             "body": None if body is None else _named(body),
             "models": None if options.pose_models is None else _named(options.pose_models),
             "person": options.pose_person,
+            "fps": options.pose_fps,
             "strength": 1.0 if strength is None else strength,
             "start": low,
             "end": high,
@@ -165,7 +174,8 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
         raise InputError("--pose-body is given and --pose-fit none ignores it; give one of them.")
     if options.pose_models is not None and options.pose_body is None:
         raise InputError("--pose-models estimates the body of --pose-body; give a picture or clip, or leave it out.")
-    read = read_poses(path, PoseSource(person=options.pose_person, choose="choose one, such as --pose-person 1"))
+    choose, rate = "choose one, such as --pose-person 1", "state it, such as --pose-fps 30"
+    read = read_poses(path, PoseSource(None, options.pose_fps, options.pose_person, choose, rate))
     body = None
     if options.pose_body is not None:
         body = read_body(options.pose_body, options.pose_models, option="--pose-models")
@@ -173,10 +183,11 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
 
 
 def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
-    """Cut and placed for the clip; a cut is logged."""
+    """Cut and placed for the clip; a cut and remarks are logged."""
     cut = pose.for_clip(options.frames, options.size)
-    if told := pose.what_is_cut(options.frames):
-        _log.warning(told)
+    for told in (*pose.remarks, pose.what_is_cut(options.frames)):
+        if told:
+            _log.warning(told)
     return cut
 
 

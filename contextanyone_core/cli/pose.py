@@ -7,7 +7,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from ..pose.fitting import FITS, fit
 from ..pose.openpose import to_json
 from ..pose.pose_file import pose_file_bytes
 from ..pose.reading import PoseSource, is_keypoints, read_poses
-from ..pose.resample import clip_of, prepare
+from ..pose.resample import clip_of, prepare, within_limit
 from ..pose.sequence import Pixels, PoseSequence
 from .clips import refuse_output_among
 from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
-from .pose_inputs import estimate_poses, read_body, read_drawn, require_content, warn_without_skeleton
+from .pose_inputs import estimate_clip, read_body, read_drawn, require_content, warn_without_skeleton
 
 KEYPOINTS = (".json", ".safetensors")
 _log = logging.getLogger(__name__)
@@ -46,11 +45,15 @@ def pose(argv: Sequence[str]) -> int:
     else:
         poses, over = _poses(options)
         body = None if options.body is None else read_body(options.body, options.models, options.canvas)
+        if options.frames is not None:
+            poses = within_limit(poses)
         poses = fit(prepare(poses, smooth=options.smooth), body, options.fit)
         if options.frames is not None:
             poses = clip_of(poses, options.frames)
         if options.size is not None:
             poses = poses.placed(options.size)
+        for remark in poses.remarks:
+            _log.warning(remark)
         _write(options, poses, over)
     sys.stdout.write(f"{options.out}\n{_sheet_path(options.out)}\n")
     return 0
@@ -164,9 +167,9 @@ def _poses(options: argparse.Namespace) -> tuple[PoseSequence, list[Pixels]]:
         )
     if options.canvas is not None or (options.fps is not None and not options.source.is_dir()):
         raise InputError(f"{options.source} has its own size and rate; --canvas and --fps are for files without these.")
-    poses, pictures = estimate_poses(options.source, options.models)
+    poses, pictures = estimate_clip(options.source, options.models, options.frames, options.fps)
     over = [_with_skeleton(pictures[index], poses, index) for index in frame_choice(len(pictures))]
-    return (poses if options.fps is None else replace(poses, fps=options.fps)), over
+    return poses, over
 
 
 def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
@@ -177,7 +180,7 @@ def _with_skeleton(picture: Pixels, poses: PoseSequence, index: int) -> Pixels:
 
 
 def _drawn_frames(options: argparse.Namespace) -> Pixels:
-    frames = read_drawn(options.source, options.size, options.fps)
+    frames = read_drawn(options.source, options.size, options.fps, options.frames)
     drawn = DrivingPose(str(options.source), frames)
     if options.frames is not None:
         height, width = frames.shape[1:3]

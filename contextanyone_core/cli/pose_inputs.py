@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..media.read_video import open_video
+from ..media.read_video import VideoFrames, open_video
+from ..media.video_io import FPS
 from ..pose.body import Body, body_of, read_personal_body
 from ..pose.drawn import at_rate, check_size, inspect_drawn
 from ..pose.estimation import PoseEstimator, estimated
 from ..pose.pose_file import states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
+from ..pose.resample import most_frames, source_frames
 from ..pose.sequence import SEEN, Pixels, PoseSequence
 
 _log = logging.getLogger(__name__)
@@ -65,10 +69,37 @@ def estimate_poses(path: Path, models: Path | None, *, option: str = "--models")
 
     Raises: InputError without models, or if nobody is found; MissingDependencyError without the extra `pose`.
     """
+    return _estimated(path, open_video(path), _estimator(path, models, option))
+
+
+def estimate_clip(
+    path: Path, models: Path | None, num_frames: int | None, fps: float | None
+) -> tuple[PoseSequence, list[Pixels]]:
+    """As `estimate_poses`, of no more frames than a clip is made of.
+
+    Args:
+        num_frames: frames of the clip at 16 a second; None is all of them.
+        fps: frames per second of a folder of pictures; None takes the stated rate.
+
+    Raises: also InputError, before anything is estimated, for a video that is longer than a clip can be.
+    """
+    estimator, video = _estimator(path, models, "--models"), open_video(path)
+    rate = fps or video.fps
+    most = most_frames(rate)
+    if num_frames is None and video.seconds is not None and round(video.seconds * video.fps) > most:
+        raise InputError(
+            f"{path} has about {video.seconds * video.fps:.0f} frames at {rate:g} a second; poses of at most {most} "
+            "can be used. Cut it, or ask for some of them, such as --frames 81."
+        )
+    needed = None if num_frames is None else source_frames(num_frames, rate)
+    used = VideoFrames(rate, islice(video.frames, needed))
+    return _estimated(path, used, estimator)
+
+
+def _estimated(path: Path, video: VideoFrames, estimator: PoseEstimator) -> tuple[PoseSequence, list[Pixels]]:
     from tqdm import tqdm
 
-    estimator, small = _estimator(path, models, option), []
-    video = open_video(path)
+    small: list[Pixels] = []
     with tqdm(video.frames, desc=path.name, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
 
         def noted() -> Iterator[Pixels]:
@@ -93,20 +124,30 @@ def _estimator(path: Path, models: Path | None, option: str) -> PoseEstimator:
     return BlazePose(models)
 
 
-def read_drawn(path: Path, size: tuple[int, int] | None, fps: float | None = None) -> Pixels:
+def read_drawn(
+    path: Path, size: tuple[int, int] | None, fps: float | None = None, num_frames: int | None = None
+) -> Pixels:
     """The frames of a drawn video, uint8 (T, H, W, 3), on its own background.
 
     Args:
         path: a video, an animation or a folder of pictures.
         size: (height, width) that it must have; None takes its own.
         fps: frames per second of a folder of pictures; None takes the stated rate.
+        num_frames: frames at 16 a second that are needed; where there are more, at least one of them is read too. None
+            reads all.
 
-    Raises: InputError for another size.
+    Raises: InputError for another size, or if the first frame has no plain background; then no other is read.
     """
     video = open_video(path)
-    frames = at_rate(np.stack(list(video.frames)), fps or video.fps)
-    check_size(frames, size, str(path))
-    return frames
+    rate, frames = fps or video.fps, iter(video.frames)
+    first = next(frames)
+    check_size(first[None], size, str(path))
+    try:
+        inspect_drawn(first[None])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    more = None if num_frames is None else math.ceil(num_frames * rate / FPS)
+    return at_rate(np.stack([first, *islice(frames, more)]), rate)
 
 
 def warn_without_skeleton(path: Path, frames: Pixels) -> None:

@@ -42,10 +42,14 @@ _Pictures = Generator[NDArray[np.uint8], None, None]
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """An open clip: its frame rate and a one-time iterator of frames, uint8 (H, W, 3), all of one size."""
+    """An open clip: its frame rate and a one-time iterator of frames, uint8 (H, W, 3), all of one size.
+
+    seconds: how long it is by what the file states, or by the number of pictures; None where neither is known.
+    """
 
     fps: float
     frames: Iterator[NDArray[np.uint8]]
+    seconds: float | None = None
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -81,7 +85,8 @@ def open_video(path: Path) -> VideoFrames:
         MissingDependencyError for a video file without imageio-ffmpeg.
     """
     if path.is_dir():
-        return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in frame_files(path))))
+        files = frame_files(path)
+        return VideoFrames(FPS, _of_one_size(path, (read_picture(file) for file in files)), len(files) / FPS)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     if path.suffix.lower() in ANIMATIONS:
@@ -122,6 +127,7 @@ def _decoded(path: Path) -> VideoFrames:
     frames, remarks = _start(path, "rgb24")
     first = next(frames)  # by now ffmpeg has described the stream
     stream, metadata, rate = _description(remarks)
+    seconds = _stated_seconds(remarks)
     _refuse_unfaithful(path, stream, metadata)
     if not rate:
         raise InputError(f"{path} does not say how many frames a second it has; write it anew, as an mp4 for example.")
@@ -135,7 +141,7 @@ def _decoded(path: Path) -> VideoFrames:
         decoder = _ALPHA_DECODERS.get(codec[1]) if codec and marked else None
         frames, _ = _start(path, pixels, decoder, filters)
         first = next(frames)
-    return VideoFrames(rate, chain([first], frames))
+    return VideoFrames(rate, chain([first], frames), seconds)
 
 
 def _start(path: Path, pixels: str, decoder: str | None = None, filters: str = _SQUARE) -> tuple[_Pictures, Path]:
@@ -161,6 +167,15 @@ def _description(remarks: Path) -> tuple[str, str, float]:
     rate = re.search(r"^  Stream #0:0.*, ([0-9.]+)(k?) fps", rest.partition("Output #0")[2], re.MULTILINE)
     a_second = float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0
     return found[1] if found else "", found[2] if found else "", a_second
+
+
+def _stated_seconds(remarks: Path) -> float | None:
+    """How long the file is by its header, as ffmpeg prints it; None where it does not say."""
+    stated = re.search(rb"Duration: (\d+):(\d+):([0-9.]+)", remarks.read_bytes())
+    if not stated:
+        return None
+    hours, minutes, seconds = (float(part) for part in stated.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _refuse_unfaithful(path: Path, stream: str, metadata: str) -> None:

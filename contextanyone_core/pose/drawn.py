@@ -18,6 +18,7 @@ TOLERANCE = 12
 _PLAIN = 0.5  # minimum fraction of background pixels
 _SKELETON = 0.0005  # minimum fraction of skeleton pixels: half of a stick figure of a tenth of the picture's height
 _NEAR = 40.0  # maximum RGB distance to the colours of the drawing style
+_COLOURED = 48  # minimum range of a coloured pixel's channels: half of it is left of a thin limb in a compressed video
 _AT_ONCE = 1 << 16
 _PALETTE = np.array([*LIMB_COLORS, *JOINT_COLORS, *HAND_COLORS, HAND_DOT, FACE_DOT], np.float32)
 
@@ -69,18 +70,25 @@ def inspect_drawn(frames: Pixels) -> Drawn:
     if plain.mean() < _PLAIN:
         raise InputError(
             f"the video has no plain background: its most frequent colour ({red}, {green}, {blue}) covers "
-            f"{100 * plain.mean():.0f} percent. Give a video of drawn poses, or estimate the poses: contextanyone pose."
+            f"{100 * plain.mean():.0f} percent. Give a video of drawn poses, or estimate the poses of a person: "
+            "contextanyone pose VIDEO --models PATH --out poses.json."
         )
     of_skeleton = sum(int((_unmixed(part, background)[1] < _NEAR).sum()) for part in _parts(frames[~plain]))
     return Drawn((red, green, blue), of_skeleton >= _SKELETON * plain.size)
 
 
-def background_of(frames: Pixels) -> NDArray[np.bool_]:
-    """Where drawn frames, uint8 (T, H, W, 3), show their background: (T, H, W).
+def drawn_parts(frames: Pixels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where drawn frames, uint8 (T, H, W, 3), show anything but their background, and where that is coloured.
+
+    Limbs, joints and hands are coloured, white dots of a face and grey writing are not. Both are (T, H, W).
 
     Raises: InputError as `inspect_drawn`.
     """
-    return _near(frames, np.array(inspect_drawn(frames).background, np.uint8))
+    background = np.array(inspect_drawn(frames).background, np.uint8)
+    drawn = ~_near(frames, background)
+    coloured = np.zeros_like(drawn)
+    coloured[drawn] = np.ptp(frames[drawn].astype(np.int16) - background, axis=1) >= _COLOURED
+    return drawn, coloured
 
 
 def recolour(frames: Pixels, background: Color) -> Pixels:

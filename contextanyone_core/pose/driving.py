@@ -11,7 +11,7 @@ from .body import Body
 from .drawing import PoseStyle, draw_poses
 from .drawn import check_size, recolour
 from .fitting import fit
-from .resample import clip_of, prepare
+from .resample import clip_of, prepare, within_limit
 from .sequence import SEEN, Pixels, PoseSequence
 
 _PREVIEW_WIDTH = 2.0  # half width of a limb in previews, in pixels
@@ -35,11 +35,18 @@ class DrivingPose:
         """Number of frames."""
         return self.poses.num_frames if isinstance(self.poses, PoseSequence) else len(self.poses)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to tell the user about keypoints, one line each."""
+        return self.poses.remarks if isinstance(self.poses, PoseSequence) else ()
+
     def what_is_cut(self, num_frames: int) -> str:
         """What to tell the user where a clip of `num_frames` uses only the first of these frames; else empty."""
         if self.num_frames <= num_frames:
             return ""
-        return f"{self.name} has {self.num_frames} frames at {FPS} a second; the first {num_frames} are used"
+        if isinstance(self.poses, PoseSequence):
+            return f"{self.name} has {self.num_frames} frames at {FPS} a second; the first {num_frames} are used"
+        return f"{self.name} has more frames than the video; the first {num_frames} at {FPS} a second are used"
 
     def for_clip(self, num_frames: int, size: tuple[int, int]) -> DrivingPose:
         """Cut to a clip's frames, keypoints also placed on its canvas of `size` = (height, width).
@@ -83,14 +90,14 @@ class DrivingPose:
 
 
 def driven_by(poses: PoseSequence, body: Body | None, how: str | None, name: str) -> DrivingPose:
-    """Keypoints as a video follows them: at 16 frames per second, gaps filled, fitted to a body.
+    """Keypoints as a video follows them: as many as it can use, 16 per second, gaps filled, fitted to a body.
 
     Args:
         how: one of `fitting.FITS`; None is `default_fit`.
 
     Raises: InputError as `fit` and `prepare`.
     """
-    return DrivingPose(name, fit(prepare(poses), body, how or default_fit(body is not None)))
+    return DrivingPose(name, fit(prepare(within_limit(poses)), body, how or default_fit(body is not None)))
 
 
 def default_fit(has_body: bool) -> str:

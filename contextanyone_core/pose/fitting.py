@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .body import BONE_TO, BONES, Body, ancestors, bone_lengths
-from .sequence import BODY, HAND, SEEN, Points, PoseSequence
+from .body import BONE_TO, BONES, ROOT, Body, ancestors, bone_lengths
+from .sequence import BODY, BODY_18, HAND, SEEN, Points, PoseSequence
 
 # Paper: AnimateAnywhere does not say whose proportions its pose videos have, the driver's or the character's.
 FITS = ("none", "affine", "bones")
@@ -16,7 +16,11 @@ RATIO = (0.5, 2.0)
 
 _NOSE, _WRISTS, _HIPS, _ANKLES = 0, (7, 4), (8, 11), (10, 13)  # wrists in the order of the hands: left, right
 _LEGS = (7, 8, 10, 11)  # bones
+_MARGIN = 0.01  # share of the canvas
 _FACE_BONES = (13, 14, 15, 16)
+_NECK_BESIDE = ((2, 5), (2,), (5,), (8, 11), (8,), (11,), (_NOSE,))
+"""What an unseen neck is placed by, the first of these that a frame shows: shoulders, hips (one or both), the nose."""
+_BY_ITSELF = 3  # the first ones, shoulders, stand for the neck themselves in a clip that never shows it beside them
 _ALIGNED = (0, 1, 2, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)  # arms are excluded: they move too much
 Shift = NDArray[np.float64]
 
@@ -28,6 +32,8 @@ def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
         how: `none`, unchanged; `affine`, one scale and shift for all frames, onto the picture or clip of the body and
             its canvas; `bones`, each bone with the body's proportions at the same angle.
 
+    Points that leave the canvas on the way are a remark of the result.
+
     Raises: InputError for another name, or a body that is missing or unsuitable.
     """
     if how not in FITS:
@@ -36,7 +42,8 @@ def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
         return poses
     if body is None:
         raise InputError(f"the fit {how} needs a body: keypoints, a picture or a clip of the person.")
-    return fit_affine(poses, body) if how == "affine" else fit_bones(poses, body)
+    fitted = fit_affine(poses, body) if how == "affine" else fit_bones(poses, body)
+    return fitted.remarked(_left_out(poses, fitted))
 
 
 def fit_affine(poses: PoseSequence, body: Body) -> PoseSequence:
@@ -78,7 +85,8 @@ def bone_ratios(poses: PoseSequence, body: Body) -> NDArray[np.float64]:
 def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
     """Give every bone the body's proportions at the driver's angles, in a kinematic tree rooted at the neck.
 
-    A point whose parent is missing is attached to the nearest visible ancestor. Hands follow the wrists with the
+    A point whose parent is missing is attached to the nearest visible ancestor; an unseen neck is estimated, so that
+    what hangs on it keeps its proportions, and stays unseen. Hands follow the wrists with the
     forearm's ratio, the face follows the nose with that of eyes and ears. The hips follow the driver's path scaled by
     leg length, and the lower foot keeps its height above the clip's lowest point, scaled likewise, so that standing
     feet stay on the ground.
@@ -87,7 +95,8 @@ def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
     """
     ratios = bone_ratios(poses, body)
     old = poses.body
-    new = _rebuilt(old, ratios)
+    new = _rebuilt(_with_necks(old), ratios)
+    new[:, ROOT] = np.where(old[:, ROOT, 2:] > SEEN, new[:, ROOT], old[:, ROOT])
     lengths = np.nan_to_num(bone_lengths(poses)[list(_LEGS)])
     legs = float(ratios[list(_LEGS)] @ lengths / lengths.sum()) if lengths.any() else 1.0
     shift = _shift(old, new, legs)
@@ -101,6 +110,26 @@ def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
     ratio = float(ratios[list(_FACE_BONES)].mean())
     whole[:, face] = _carried(whole[:, face], old[:, _NOSE], new[:, _NOSE], shift, ratio)
     return poses.with_points(whole)
+
+
+def _left_out(poses: PoseSequence, fitted: PoseSequence) -> str:
+    """What to tell the user where a fit moves points of the body out of the picture, else empty."""
+    gone = _outside(fitted) & ~_outside(poses)
+    frames = int(gone.any(axis=1).sum())
+    if not frames:
+        return ""
+    most = BODY_18[int(gone.sum(axis=0).argmax())].replace("_", " ")
+    return (
+        f"fitted to the body, the figure leaves the picture in {frames} of {len(gone)} frames, most often with the "
+        f"{most}; poses with more room around, or another fit, keep all of it"
+    )
+
+
+def _outside(poses: PoseSequence) -> NDArray[np.bool_]:
+    """Which visible points of the body lie off the canvas by more than a hundredth of it, (T, 18)."""
+    shares = poses.body[..., :2] / (poses.width, poses.height)
+    off: NDArray[np.bool_] = (np.abs(shares - 0.5) > 0.5 + _MARGIN).any(axis=-1) & (poses.body[..., 2] > SEEN)
+    return off
 
 
 def _rebuilt(old: Points, ratios: NDArray[np.float64]) -> Points:
@@ -117,6 +146,26 @@ def _rebuilt(old: Points, ratios: NDArray[np.float64]) -> Points:
             new[here, joint, :2] = new[here, ancestor, :2] + ratio * (old[here, joint, :2] - old[here, ancestor, :2])
             hung |= here
     return new
+
+
+def _with_necks(old: Points) -> Points:
+    """The bodies (T, 18, 3) with a neck, estimated where it is not seen: from keypoints of COCO it is seen only if both
+    shoulders are. It keeps its place beside a joint as before and after; where nothing tells it, it stays unseen.
+    """
+    bodies = old.copy()
+    seen = old[..., 2] > SEEN
+    known = seen[:, ROOT].copy()
+    for rank, joints in enumerate(_NECK_BESIDE):
+        shown: NDArray[np.bool_] = np.all(seen[:, joints], axis=1)
+        place = old[:, joints, :2].mean(axis=1)
+        if (both := known & shown).any():
+            place += _over_time(bodies[:, ROOT, :2] - place, both)
+        elif rank >= _BY_ITSELF:
+            continue
+        new = shown & ~known
+        bodies[new, ROOT] = np.concatenate([place[new], np.ones((int(new.sum()), 1))], axis=1)
+        known |= new
+    return bodies
 
 
 def _shift(old: Points, new: Points, legs: float) -> Shift:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from ..shapes import FRAME_STEP
 from .drawing import FULL_SIZE, PoseStyle
-from .drawn import background_of
+from .drawn import drawn_parts
 from .sequence import SEEN, Pixels, Points, PoseSequence
 
 Shares = NDArray[np.float32]
@@ -95,6 +95,26 @@ def _grouped(masks: Shares) -> Shares:
 
 
 def _drawn_points(frames: Pixels) -> list[Points]:
-    """x and y of the drawn pixels of each frame."""
-    drawn = ~background_of(frames)
-    return [np.argwhere(frame)[:, ::-1].astype(np.float64) for frame in drawn]
+    """x and y of the figure's pixels in each frame: what is drawn in its limbs' box or as near as the head may be.
+
+    What lies elsewhere, such as a watermark, is not the person's.
+    """
+    drawn, coloured = drawn_parts(frames)
+    limbs = coloured if coloured.any() else drawn
+    return [_within(_places(all_of_it), _places(some)) for all_of_it, some in zip(drawn, limbs, strict=True)]
+
+
+def _places(mask: NDArray[np.bool_]) -> Points:
+    """x and y, (N, 2), of the pixels of a mask (H, W)."""
+    places: Points = np.argwhere(mask)[:, ::-1].astype(np.float64)
+    return places
+
+
+def _within(points: Points, limbs: Points) -> Points:
+    """The points (N, 2) in the box of limbs (M, 2) or less than a nose's length to the neck from it."""
+    if not len(limbs):
+        return points[:0]
+    margin = _NOSE_TO_NECK["figure"] * _extent([limbs])
+    inside = (points >= limbs.min(axis=0) - margin) & (points <= limbs.max(axis=0) + margin)
+    kept: Points = points[inside.all(axis=1)]
+    return kept

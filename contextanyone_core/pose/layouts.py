@@ -23,6 +23,12 @@ _BODY_25 = (*BODY_18[:8], "mid_hip", *BODY_18[8:])  # OpenPose's default; six po
 _NECK, _SHOULDERS = BODY_18.index("neck"), (BODY_18.index("right_shoulder"), BODY_18.index("left_shoulder"))
 
 
+def joint_name(index: int, count: int) -> str:
+    """The name of one of `count` points, of a body if that is the number of a known layout, else its number from 0."""
+    names = {17: _COCO, BODY: BODY_18, 25: _BODY_25}.get(count, ())
+    return names[index] if index < len(names) else f"point {index}"
+
+
 def to_whole(points: Points, layout: str) -> Points:
     """Convert points (..., K, 3) of a layout to all points of a figure, (..., 130, 3); missing ones are zero.
 

@@ -12,11 +12,14 @@ import numpy as np
 
 from ..errors import InputError
 from ..media.read_video import natural_key
-from .layouts import from_coco, from_flat_body, padded_face
+from .frame_ids import frame_order
+from .layouts import from_coco, from_flat_body, joint_name, padded_face
 from .sequence import BODY, HAND, WHOLE, Points, PoseSequence
 
 MAX_BYTES = 512_000_000
 _SHARES_UP_TO = 2.0  # no clip in pixels stays within 2 pixels of a corner; a point off the canvas may slightly exceed 1
+
+_SCORES_UP_TO, _PERCENT = 2.0, 100.0  # scores of some detectors slightly exceed 1
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def _flat(points: Points) -> list[float]:
 
 
 def _openpose(frames: Sequence[Mapping[str, Any]]) -> PoseFrames:
-    people = [[_person(person) for person in frame["people"] or []] for frame in frames]
+    people = [
+        [_person(person, f"frame {index}") for person in frame["people"] or []] for index, frame in enumerate(frames)
+    ]
     sizes = {_size(frame.get("canvas_height"), frame.get("canvas_width")) for frame in frames}
     rates = {frame.get("fps") for frame in frames}
     if len(sizes) > 1:
@@ -122,7 +127,7 @@ def _openpose(frames: Sequence[Mapping[str, Any]]) -> PoseFrames:
     if len(rates) > 1:
         raise InputError("its frames state different rates; one is needed.")
     (size,), (rate,) = sizes, rates
-    return PoseFrames(people, size, None if rate is None else float(rate), _are_shares(people))
+    return PoseFrames(_scored(people), size, None if rate is None else float(rate), _are_shares(people))
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
@@ -133,31 +138,48 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _person(person: Mapping[str, Any]) -> Points:
+def _person(person: Mapping[str, Any], where: str) -> Points:
     whole = np.zeros((WHOLE, 3))
     if body := person.get("pose_keypoints_2d"):
-        whole[:BODY] = from_flat_body(_triples(body, "pose_keypoints_2d"))
+        whole[:BODY] = from_flat_body(_triples(body, "pose_keypoints_2d", where))
     for place, side in enumerate(("left", "right")):
         if hand := person.get(f"hand_{side}_keypoints_2d"):
-            points = _triples(hand, f"hand_{side}_keypoints_2d")
+            points = _triples(hand, f"hand_{side}_keypoints_2d", where)
             if len(points) != HAND:
                 raise InputError(f"hand_{side}_keypoints_2d has {len(points)} points; {HAND} are needed.")
             whole[BODY + place * HAND : BODY + (place + 1) * HAND] = points
     if face := person.get("face_keypoints_2d"):
-        whole[BODY + 2 * HAND :] = padded_face(_triples(face, "face_keypoints_2d"))
+        whole[BODY + 2 * HAND :] = padded_face(_triples(face, "face_keypoints_2d", where))
     whole[(whole[:, :2] == 0).all(axis=1)] = 0  # controlnet_aux writes a missing joint as 0, 0, possibly with a score
     return whole
 
 
-def _triples(numbers: Sequence[Any], what: str) -> Points:
+def _triples(numbers: Sequence[Any], what: str, where: str) -> Points:
+    """Points (K, 3) of a flat list; without an x or y (null) they are missing. `what` and `where` are for messages."""
     if any(isinstance(number, str | bool) for number in numbers):
         raise InputError(f"{what} holds something that is no number.")
     points = np.asarray(numbers, dtype=np.float64)
     if points.ndim != 1 or len(points) % 3:
         raise InputError(f"{what} must be a flat list of x, y, score; it has {points.size} numbers.")
-    if not np.isfinite(points).all():
-        raise InputError(f"{what} has numbers that are not finite.")
-    return points.reshape(-1, 3)
+    points = points.reshape(-1, 3)
+    points[[None in numbers[start : start + 2] for start in range(0, len(numbers), 3)]] = 0
+    if (odd := np.flatnonzero(~np.isfinite(points).all(axis=1))).size:
+        joint = joint_name(int(odd[0]), len(points))
+        raise InputError(f"{what} has numbers that are not finite ({where}, {joint}).")
+    return points
+
+
+def _scored(people: list[list[Points]]) -> list[list[Points]]:
+    """The people with scores from 0 to 1; a clip with a score above 2 has them in percent.
+
+    Raises: InputError for a score above 100.
+    """
+    largest = max((float(person[:, 2].max()) for frame in people for person in frame), default=0.0)
+    if largest <= _SCORES_UP_TO:
+        return people
+    if largest > _PERCENT:
+        raise InputError(f"its largest score is {largest:g}; scores from 0 to 1, or from 0 to 100, are needed.")
+    return [[person / (1, 1, _PERCENT) for person in frame] for frame in people]
 
 
 def _are_shares(people: list[list[Points]]) -> bool:
@@ -174,18 +196,20 @@ def _coco_annotations(content: Mapping[str, Any]) -> PoseFrames:
         raise InputError("its images have different sizes, or there are none; frames of one clip are needed.")
     people: dict[Any, list[Points]] = {image["id"]: [] for image in images}
     for entry in content["annotations"]:
-        points = _triples(entry["keypoints"], "keypoints")
+        points = _triples(entry["keypoints"], "keypoints", f"image {entry['image_id']}")
         points[:, 2] = points[:, 2] > 0
         people[entry["image_id"]].append(_coco_person(points))
     return PoseFrames(list(people.values()), sizes.pop(), None)
 
 
 def _coco_results(content: Sequence[Mapping[str, Any]]) -> PoseFrames:
-    """COCO's keypoint results: one frame per `image_id` in order; the canvas is not stated."""
-    people: dict[Any, list[Points]] = {number: [] for number in sorted({entry["image_id"] for entry in content})}
+    """COCO's keypoint results: one frame per `image_id`, empty ones as `frame_order`; the canvas is not stated."""
+    order = frame_order(entry["image_id"] for entry in content)
+    people: dict[Any, list[Points]] = {number: [] for number in order}
     for entry in content:
-        people[entry["image_id"]].append(_coco_person(_triples(entry["keypoints"], "keypoints")))
-    return PoseFrames(list(people.values()), None, None)
+        number = entry["image_id"]
+        people[number].append(_coco_person(_triples(entry["keypoints"], "keypoints", f"image {number}")))
+    return PoseFrames(_scored([[] if number is None else people[number] for number in order]), None, None)
 
 
 def _coco_person(points: Points) -> Points:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from .sequence import BODY, SEEN, WHOLE, Points
 
+_FARTHEST = 1.5
+"""How far away someone who was hidden for a while may appear to be the same person, in heights of the figure."""
 
-def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> Points:
-    """One person's points in every frame, (T, 130, 3), zero where the person is missing.
+_FEW, _LONG = 3, 16
+"""A track of at most so many frames or points is a stray one, where another one has so many frames, a second."""
 
-    People are tracked by position, independent of their order within a frame, and numbered from 1 as they appear.
+
+def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> tuple[Points, str]:
+    """One person's points in every frame, (T, 130, 3), zero where the person is missing, and what to tell the user.
+
+    People are tracked by position, independent of their order within a frame, and numbered from 1 as they appear. Stray
+    detections beside somebody who is seen for long are nobody, which is told.
 
     Args:
         frames: the people in each frame, each (130, 3) in pixels.
@@ -22,44 +31,91 @@ def choose_person(frames: list[list[Points]], person: int | None, name: str, cho
 
     Raises: InputError if there is nobody, or several people and `person` is None, or `person` does not exist.
     """
-    tracks = follow(frames)
+    tracks, strays = _apart(follow(frames))
     if not tracks:
         raise InputError(f"{name} shows nobody: no point of a body has a score above {SEEN:g} in any of its frames.")
     if person is None and len(tracks) > 1:
-        raise InputError(f"{name} shows {len(tracks)} people ({_places(tracks)}); {choose}.")
+        raise InputError(f"{name} shows {len(tracks)} people ({_places(tracks)}); {choose}.{_if_it_is_one(tracks)}")
     number = 1 if person is None else person
     if not 1 <= number <= len(tracks):
         raise InputError(f"person {number} is asked for; {name} shows {len(tracks)} ({_places(tracks)}).")
-    return tracks[number - 1]
+    ignored = f"{name} has stray detections, which are ignored ({_places(strays)})" if strays else ""
+    return tracks[number - 1], ignored
+
+
+def _apart(tracks: list[Points]) -> tuple[list[Points], list[Points]]:
+    """The tracks of people, and stray ones: of few frames or points, where somebody is seen for a second or longer."""
+    seen = [track[:, :BODY, 2] > SEEN for track in tracks]
+    most = [int(one.sum(axis=1).max()) for one in seen]  # points in a frame
+    frames = [int(one.any(axis=1).sum()) for one in seen]
+    longest = max((count for count, points in zip(frames, most, strict=True) if points > _FEW), default=0)
+    if longest < _LONG:
+        return tracks, []
+    stray = [min(count, points) <= _FEW for count, points in zip(frames, most, strict=True)]
+    people, strays = ([one for one, odd in zip(tracks, stray, strict=True) if odd is which] for which in (False, True))
+    return people, strays
 
 
 def follow(frames: list[list[Points]]) -> list[Points]:
-    """The people of a clip, each (T, 130, 3), matched from frame to frame by the smallest mean distance."""
-    tracks: list[Points] = []
-    last: list[Points] = []  # last visible figure of each track
+    """The people of a clip, each (T, 130, 3), matched from frame to frame by the smallest mean distance.
+
+    Whoever appears farther from where somebody was last than a figure's height (`_FARTHEST` of them after an absence)
+    is somebody else.
+    """
+    tracks: list[_Track] = []
     for index, people in enumerate(frames):
-        left = [person for person in people if (person[:BODY, 2] > SEEN).any()]
+        left = [person for person in people if _seen(person).any()]
         pairs = sorted(
-            (_distance(before, person), track, place)
-            for track, before in enumerate(last)
+            (distance, number, place)
+            for number, track in enumerate(tracks)
             for place, person in enumerate(left)
+            if (distance := _distance(track.figure, person)) <= track.reach(index, person)
         )
         owner: dict[int, int] = {}
-        for _, track, place in pairs:
-            if place not in owner and track not in owner.values():
-                owner[place] = track
+        for _, number, place in pairs:
+            if place not in owner and number not in owner.values():
+                owner[place] = number
         for place, person in enumerate(left):
-            track = owner.get(place, len(tracks))
-            if track == len(tracks):
-                tracks.append(np.zeros((len(frames), WHOLE, 3)))
-                last.append(person)
-            tracks[track][index], last[track] = person, person
-    return tracks
+            number = owner.get(place, len(tracks))
+            if number == len(tracks):
+                tracks.append(_Track(np.zeros((len(frames), WHOLE, 3))))
+            tracks[number].add(index, person)
+    return [track.points for track in tracks]
+
+
+@dataclass
+class _Track:
+    """One person so far: points (T, 130, 3), the last frame that shows them, and their height in pixels."""
+
+    points: Points
+    last: int = 0
+    height: float = 0.0
+
+    @property
+    def figure(self) -> Points:
+        """The last visible figure, (130, 3)."""
+        figure: Points = self.points[self.last]
+        return figure
+
+    def add(self, index: int, person: Points) -> None:
+        """The person in a further frame."""
+        self.points[index], self.last, self.height = person, index, max(self.height, _extent(person))
+
+    def reach(self, index: int, person: Points) -> float:
+        """How far away, in pixels, a figure may be to be this person; anywhere, if one point was all so far."""
+        height = max(self.height, _extent(person)) if self.height else np.inf
+        return height * min(index - self.last, _FARTHEST)
 
 
 def _seen(person: Points) -> NDArray[np.bool_]:
     seen: NDArray[np.bool_] = person[:BODY, 2] > SEEN
     return seen
+
+
+def _extent(person: Points) -> float:
+    """The longer side of a figure's box, in pixels."""
+    points = person[:BODY][_seen(person), :2]
+    return float(np.ptp(points, axis=0).max()) if len(points) else 0.0
 
 
 def _distance(one: Points, other: Points) -> float:
@@ -74,6 +130,15 @@ def _distance(one: Points, other: Points) -> float:
 def _middle(person: Points) -> NDArray[np.float64]:
     middle: NDArray[np.float64] = person[:BODY][_seen(person), :2].mean(axis=0)
     return middle
+
+
+def _if_it_is_one(tracks: list[Points]) -> str:
+    """What to do about one person who was lost at a cut or a jump; empty if several are seen at once."""
+    shown = np.array([(track[:, :BODY, 2] > SEEN).any(axis=1) for track in tracks])
+    if shown.sum(axis=0).max() > 1:
+        return ""
+    starts = ", ".join(str(int(frames.argmax())) for frames in shown[1:9])
+    return f" They are never seen together: if it is one person, who jumps, cut the clip there (frame {starts})."
 
 
 def _places(tracks: list[Points]) -> str:

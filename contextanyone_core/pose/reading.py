@@ -19,14 +19,15 @@ from .sequence import SEEN, PoseSequence, sequence_of
 class PoseSource:
     """What a file of keypoints may not state: canvas (height, width) in pixels, frames per second, and which person.
 
-    `choose` explains how to choose one of several people, for the error message. `picture` is the canvas of a file that
-    states none, where one that states another keeps its own.
+    `choose` explains how to choose one of several people, and `rate` how to state the rate, for messages. `picture` is
+    the canvas of a file that states none, where one that states another keeps its own.
     """
 
     canvas: tuple[int, int] | None = None
     fps: float | None = None
     person: int | None = None
     choose: str = "choose one, such as --person 1"
+    rate: str = "state it, such as --fps 30"
     picture: tuple[int, int] | None = None
 
 
@@ -62,8 +63,11 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
             "--canvas WIDTHxHEIGHT."
         )
     _agree(frames.size, frames.fps, source, name)
-    person = choose_person(frames.in_pixels(size), source.person, name, source.choose)
-    return sequence_of(person, size, frames.fps or source.fps or FPS)
+    person, ignored = choose_person(frames.in_pixels(size), source.person, name, source.choose)
+    poses = sequence_of(person, size, frames.fps or source.fps or FPS)
+    unstated = frames.fps is None and source.fps is None and poses.num_frames > 1
+    assumed = f"{name} does not state its rate, and {FPS} frames a second are assumed: {source.rate}"
+    return poses.remarked(ignored).remarked(assumed if unstated else "")
 
 
 def _one_person(poses: PoseSequence, source: PoseSource, path: Path) -> PoseSequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +28,28 @@ def prepare(poses: PoseSequence, *, smooth: bool = False) -> PoseSequence:
     return smoothed(filled) if smooth else filled
 
 
+def within_limit(poses: PoseSequence) -> PoseSequence:
+    """As much of the beginning as a clip can have, with a remark if that is not all."""
+    most = most_frames(poses.fps)
+    if poses.num_frames <= most:
+        return poses
+    remark = (
+        f"the pose has {poses.num_frames} frames at {poses.fps:g} a second; a video has at most {MAX_FRAMES} at {FPS}, "
+        f"so the first {most} are used"
+    )
+    return poses.at(slice(most)).remarked(remark)
+
+
+def most_frames(fps: float) -> int:
+    """How many frames at `fps` a clip of the greatest length is made of."""
+    return int((MAX_FRAMES - 1) * fps / FPS + 1e-3) + 1
+
+
+def source_frames(num_frames: int, fps: float) -> int:
+    """How many frames at `fps` a clip of `num_frames` is made of, with those that fill gaps at its end."""
+    return math.ceil((num_frames + MAX_GAP + len(_SMOOTH) // 2) * fps / FPS) + 1
+
+
 def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
     """Resample to another frame rate, starting at the first frame, as `at_places`; at the same rate nothing changes.
 
@@ -36,7 +59,7 @@ def resample(poses: PoseSequence, fps: float = FPS) -> PoseSequence:
     if count > MAX_FRAMES:
         raise InputError(
             f"the pose has {poses.num_frames} frames at {poses.fps:g} a second, {count} at {fps:g}; at most "
-            f"{MAX_FRAMES} can be used. Cut it, or state its rate."
+            f"{MAX_FRAMES} can be used. Cut it, state its rate, or ask for some frames of it, such as --frames 81."
         )
     return at_places(poses, np.asarray(np.arange(count) * (poses.fps / fps), np.float64), fps)
 

@@ -44,6 +44,7 @@ class PoseSequence:
         fps: frames per second.
         hands: (T, 2, 21, 3), left and right in OpenPose's order, or None.
         face: (T, 70, 3) in OpenPose's order, or None.
+        remarks: what to tell the user about the poses, one line each.
 
     Raises: InputError for a wrong shape, no frames, values that are not finite, or a canvas or rate not above 0.
     """
@@ -54,6 +55,7 @@ class PoseSequence:
     fps: float
     hands: Points | None = None
     face: Points | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.height > 0 and 0 < self.fps < np.inf):
@@ -95,6 +97,10 @@ class PoseSequence:
             fps=self.fps if fps is None else fps,
         )
 
+    def remarked(self, remark: str) -> PoseSequence:
+        """A copy with a further remark; an empty one is none."""
+        return replace(self, remarks=(*self.remarks, remark)) if remark else self
+
     def at(self, frames: Sequence[int] | slice) -> PoseSequence:
         """A copy with only the given frames."""
         return self.with_points(self.whole[frames if isinstance(frames, slice) else list(frames)])
@@ -129,7 +135,11 @@ def _checked(name: str, given: Points, shape: tuple[int, ...], frames: int) -> P
     if points.shape != (frames, *shape):
         raise InputError(f"the pose's {name} has the shape {points.shape}; {(frames, *shape)} is needed.")
     if not np.isfinite(points).all():
-        raise InputError(f"the pose's {name} has numbers that are not finite; every x, y and score must be.")
+        frame, *place = np.argwhere(~np.isfinite(points))[0][:-1].tolist()
+        joint = BODY_18[place[0]] if name == "body" else f"point {place[-1]}"
+        raise InputError(
+            f"the pose's {name} has numbers that are not finite (frame {frame}, {joint}); every x, y and score must be."
+        )
     points[points[..., 2] <= 0] = 0
     points[..., 2] = points[..., 2].clip(0, 1)
     return points

@@ -15,8 +15,9 @@ from pose_cases import LENGTHS, figure, sequence
 from safetensors.numpy import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.cli import pose_inputs
 from contextanyone_core.cli.pose import command_parser
-from contextanyone_core.media.read_video import open_video
+from contextanyone_core.media.read_video import VideoFrames, open_video
 from contextanyone_core.media.video_io import read_metadata, write_clip
 from contextanyone_core.pose.body import body_of, bone_lengths
 from contextanyone_core.pose.drawing import MINIATURE, PoseStyle, draw_poses
@@ -143,6 +144,82 @@ def test_a_folder_of_drawn_frames_has_the_rate_that_is_asked_for(run):
     slow, fast = (np.stack(list(open_video(Path(name)).frames)) for name in ("at8", "at16"))
     assert np.array_equal(fast[::2], slow)
     assert len(fast) == 9
+
+
+def test_what_is_odd_about_keypoints_is_a_warning(desk, capsys):
+    content = to_json(dance(20))
+    content[4]["people"].append({"pose_keypoints_2d": [5.0, 5.0, 0.4] + [0.0] * 51})
+    Path("ghost.json").write_text(json.dumps(content))
+    assert cli.main(["pose", "ghost.json", "--out", "out.json"]) == 0
+    err = capsys.readouterr().err
+    assert "ghost.json has stray detections, which are ignored (1 at x 5, y 5 in frame 4)" in err
+    assert err.count("\n") == 1
+
+
+class Upright:
+    """An estimator that finds a figure in each frame, and counts them."""
+
+    def __init__(self):
+        self.frames = 0
+
+    def estimate(self, frames):
+        for _ in frames:
+            self.frames += 1
+            yield figure()
+
+
+@pytest.fixture
+def upright(monkeypatch):
+    estimator = Upright()
+    monkeypatch.setattr(pose_inputs, "_estimator", lambda *_: estimator)
+    return estimator
+
+
+def test_only_the_frames_that_are_needed_are_estimated(run, refused, upright):
+    """A video of 130 seconds: at most 125 are used."""
+    write_clip(Path("long.mp4"), np.zeros((2081, 16, 16, 3), np.uint8), {})
+    assert "has about 2081 frames at 16 a second; poses of at most 2001" in refused("long.mp4", "--out", "out.json")
+    assert upright.frames == 0
+    run("long.mp4", "--frames", 5, "--out", "out.json")
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 5
+    assert upright.frames == 13
+    write_clip(Path("pictures"), np.zeros((7, 16, 16, 3), np.uint8), {})
+    run("pictures", "--fps", 8, "--out", "out.json")
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 13
+
+
+def test_of_poses_that_are_too_long_some_frames_can_be_had(desk, refused, capsys):
+    Path("long.json").write_text(json.dumps(to_json(dance(2600, fps=20.0))))
+    assert "at most 2001 can be used. Cut it, state its rate, or ask for" in refused("long.json", "--out", "out.json")
+    assert cli.main(["pose", "long.json", "--frames", "5", "--out", "out.json"]) == 0
+    assert "has 2600 frames at 20 a second; a video has at most 2001" in capsys.readouterr().err
+    assert read_poses(Path("out.json"), PoseSource()).num_frames == 5
+
+
+def test_of_a_drawn_video_only_the_frames_that_are_needed_are_read(run, refused, monkeypatch):
+    read = []
+
+    def counted(path):
+        video = open_video(path)
+        return VideoFrames(video.fps, (read.append(path) or frame for frame in video.frames), video.seconds)
+
+    monkeypatch.setattr(pose_inputs, "open_video", counted)
+    frames = draw_poses(dance(40).placed((128, 208)), MINIATURE)
+    write_clip(Path("drawn"), frames, {})
+    run("drawn", "--drawn", "--style", "miniature", "--frames", 5, "--out", "some")
+    assert np.array_equal(np.stack(list(open_video(Path("some")).frames)), frames[:5])
+    assert len(read) == 6
+    run("drawn", "--drawn", "--style", "miniature", "--fps", 30, "--frames", 17, "--out", "fast")
+    assert np.array_equal(next(open_video(Path("fast")).frames), frames[0])
+    assert len(read) == 6 + 33
+    write_clip(Path("photo"), np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8), {})
+    write_clip(Path("odd"), np.zeros((5, 72, 64, 3), np.uint8), {})
+    for name, words in (("photo", "contextanyone pose VIDEO --models PATH --out poses.json"), ("odd", "never resized")):
+        read.clear()
+        said = refused(name, "--drawn", "--out", "out.mp4")
+        assert f"{name}" in said
+        assert words in said
+        assert len(read) == 1
 
 
 def test_an_output_that_exists_is_replaced_whole(run):

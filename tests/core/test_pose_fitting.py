@@ -67,6 +67,66 @@ def test_angles_of_bones_with_both_ends_do_not_change_where_others_are_missing(d
         np.testing.assert_allclose(angles_of(after)[seen], angles_of(before)[seen], atol=1e-9)
 
 
+TRUNK = [0, 1, 6, 9]  # bones that begin at the neck, without the head's
+HIDDEN = st.lists(st.sampled_from(["", "right_shoulder", "left_shoulder", "both"]), min_size=8, max_size=8)
+
+
+def with_hidden_shoulders(bodies, hidden):
+    """Bodies (8, 18, 3) as COCO's detectors give them: without a shoulder there is no neck."""
+    bodies = bodies.copy()
+    for body, name in zip(bodies, hidden, strict=True):
+        sides = ("right_shoulder", "left_shoulder") if name == "both" else (name,) if name else ()
+        for side in sides:
+            body[[NAMES[side], NAMES["neck"]]] = 0
+    return bodies
+
+
+@given(st.integers(0, 2**32 - 1), HIDDEN, st.floats(0.55, 1.9))
+@settings(deadline=None, max_examples=30)
+def test_a_trunk_keeps_its_proportions_where_the_neck_is_not_seen(seed, hidden, factor):
+    """Any dance: as far as shoulders and hips are seen, the distances between them are the body's in every frame."""
+    rng = np.random.default_rng(seed)
+    dance = np.array(
+        [figure(ANGLES + rng.normal(0, 0.6, 17), neck=rng.uniform((250, 100), (450, 180), 2)) for _ in hidden]
+    )
+    lengths = LENGTHS.copy()
+    lengths[TRUNK] *= factor
+    driver = sequence(with_hidden_shoulders(dance, ["", *hidden[1:]]))
+    fitted = fit_bones(driver, Body(lengths * bone_lengths(driver) / LENGTHS))
+    trunk = [NAMES[f"{side}_{part}"] for side in ("right", "left") for part in ("shoulder", "hip")]
+    for before, after in zip(driver.body, fitted.body, strict=True):
+        seen = [joint for joint in trunk if before[joint, 2] > SEEN]
+        across = [np.linalg.norm(body[seen, None, :2] - body[None, seen, :2], axis=-1) for body in (before, after)]
+        np.testing.assert_allclose(across[1], factor * across[0], atol=1e-6)
+        assert np.array_equal(after[:, 2], before[:, 2])
+
+
+@given(HIDDEN, dances())
+@settings(deadline=None, max_examples=30)
+def test_the_figure_does_not_pop_where_the_neck_is_not_seen(hidden, other):
+    """Someone who walks by without a change of posture is fitted as if all of the trunk were seen."""
+    walk = np.array([figure(neck=(200 + 10 * step, 140)) for step in range(8)])
+    driver = sequence(with_hidden_shoulders(walk, ["", *hidden[1:]]))
+    whole, fitted = (fit_bones(poses, body_of(other)).body for poses in (sequence(walk), driver))
+    seen = driver.body[..., 2] > SEEN
+    for side in ("right", "left"):  # an arm without its shoulder takes the mean ratio up to the neck
+        seen[:, [NAMES[f"{side}_elbow"], NAMES[f"{side}_wrist"]]] &= seen[:, [NAMES[f"{side}_shoulder"]]]
+    np.testing.assert_allclose(fitted[seen], whole[seen], atol=1e-6)
+
+
+def test_a_neck_that_no_frame_shows_is_at_the_shoulder_that_is_seen():
+    """A profile, by COCO: hips and legs hang on the shoulder, and a neck that is not there does not appear."""
+    bodies = with_hidden_shoulders(
+        np.array([figure(neck=(200 + 10 * step, 140)) for step in range(8)]), ["left_shoulder"] * 8
+    )
+    lengths = LENGTHS.copy()
+    lengths[[7, 8, 10, 11]] *= 0.7
+    fitted = fit_bones(sequence(bodies), body_of(standing(lengths=lengths))).body
+    assert (fitted[:, NAMES["neck"]] == 0).all()
+    off = fitted[:, NAMES["right_hip"], :2] - fitted[:, NAMES["right_shoulder"], :2]
+    np.testing.assert_allclose(off, (bodies[:, 8] - bodies[:, 2])[:, :2], atol=1e-9)
+
+
 @given(dances(missing=True), dances(), st.floats(0.05, 20), st.floats(0.05, 20))
 @settings(deadline=None, max_examples=30)
 def test_scaling_canvas_and_points_together_changes_no_result_relative_to_it(driver, other, of_driver, of_body):
@@ -156,6 +216,18 @@ def test_feet_that_stand_keep_standing_and_hips_follow_the_path_scaled_by_leg_le
     hips = fitted.body[:, [8, 11], 0].mean(axis=1)
     np.testing.assert_allclose(np.diff(hips), 1.4 * 20, atol=1e-9)
     assert (fitted.body[:, 8, 1] < np.array(frames)[:, 8, 1]).all()
+
+
+def test_a_fit_that_leaves_the_picture_is_remarked():
+    """Longer legs under a head that is near the upper edge; what was off the picture before is no matter."""
+    frames = [figure(neck=(300, 70 + 30 * step)) for step in range(6)]
+    longer = body_of(standing(lengths=longer_legs(1.6)))
+    (remark,) = fit(sequence(frames), longer, "bones").remarks
+    high = fit_bones(sequence(frames), longer).body[..., 1].min(axis=1) < -0.01 * 480
+    assert 0 < high.sum() < 6
+    assert f"leaves the picture in {high.sum()} of 6 frames, most often with the " in remark
+    assert fit(sequence(frames), body_of(standing()), "bones").remarks == ()
+    assert fit(sequence([figure(neck=(300, -500))]), longer, "bones").remarks == ()
 
 
 def test_a_jump_is_as_high_as_the_legs_are_long():

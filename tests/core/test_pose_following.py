@@ -253,6 +253,18 @@ def test_the_clip_says_what_it_followed_and_a_longer_pose_is_cut(desk, wide_fold
     assert "pose_strength" not in read_metadata(Path("plain.webp"))["settings"]
 
 
+def test_keypoints_that_do_not_state_their_rate_are_given_it(desk, wide_folder, capsys):
+    content = json.loads(Path("long.json").read_text())
+    Path("bare.json").write_text(json.dumps([{key: frame[key] for key in frame if key != "fps"} for frame in content]))
+    assert run(wide_folder, "--pose", "bare.json", "--out", "out.webp") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "rate" in line]
+    assert line.endswith("16 frames a second are assumed: state it, such as --pose-fps 30")
+    assert read_metadata(Path("out.webp"))["pose"]["fps"] is None
+    assert run(wide_folder, "--pose", "bare.json", "--pose-fps", 24, "--out", "out.webp") == 0
+    assert "rate" not in capsys.readouterr().err
+    assert read_metadata(Path("out.webp"))["pose"]["fps"] == 24
+
+
 def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys):
     Path("empty").mkdir()
     for index in range(5):
@@ -299,6 +311,9 @@ def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys
         (("--pose", "dance.json", "--pose-models", "."), "--pose-models estimates the body of --pose-body"),
         (("--pose", "drawn", "--pose-models", "."), "--pose-models is for keypoints"),
         (("--pose-models", "."), "--pose-models belongs to --pose"),
+        (("--pose-fps", "30"), "--pose-fps belongs to --pose"),
+        (("--pose", "dance.json", "--pose-fps", "30"), "states 16 frames a second, asked for are 30"),
+        (("--pose", "start.png", "--pose-fps", "30"), "start.png has its own rate"),
         (("--pose-body", "dance.json"), "--pose-body belongs to --pose"),
         (("--pose-strength", "0"), "--pose-strength belongs to --pose"),
         (("--start-frame", "gone.png"), "gone.png"),

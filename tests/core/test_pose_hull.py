@@ -5,6 +5,8 @@ import pytest
 from pose_cases import LENGTHS, figure, sequence, standing
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.media.read_video import open_video
+from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.pose.drawing import FULL_SIZE, MINIATURE, draw_poses
 from contextanyone_core.pose.hull import DILATION, nose_to_neck, person_hull
 from contextanyone_core.pose.sequence import SEEN
@@ -73,6 +75,27 @@ def test_the_head_is_known_by_what_is_seen(hidden):
     assert whole == pytest.approx(LENGTHS[12])
     body[list(hidden), 2] = 0
     assert 0.4 * whole < nose_to_neck(sequence([body])) < 2.5 * whole
+
+
+@pytest.mark.parametrize("style", [FULL_SIZE, MINIATURE])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_watermark_is_not_the_person(tmp_path, style, compressed):
+    poses = sequence([np.zeros((18, 3)), *[figure(neck=(200.0 + 20 * index, 150.0)) for index in range(4)]])
+    face = np.zeros((5, 70, 3))
+    face[1:, :, :2] = poses.body[1:, :1, :2] + np.random.default_rng(0).uniform(-20, 20, (70, 2))
+    face[1:, :, 2] = 1
+    frames = draw_poses(sequence(poses.body, face=face), style)
+    marked = frames.copy()
+    marked[:, 455:467, 770:820] = 230
+    marked[:, 458:464, 775:790] = 40
+    hulls = []
+    for name, video in (("plain.mp4", frames), ("marked.mp4", marked)):
+        if compressed:
+            write_clip(tmp_path / name, video, {})
+            video = np.stack(list(open_video(tmp_path / name).frames))
+        hulls.append(person_hull(video, style))
+    assert not hulls[1][0].any()
+    assert np.abs(hulls[0] - hulls[1]).max() <= (0.1 if compressed else 0)
 
 
 def test_a_drawn_video_has_nearly_the_hull_of_its_keypoints():

@@ -95,6 +95,64 @@ def test_a_joint_at_zero_is_missing_whatever_its_score(tmp_path):
     assert (read(tmp_path, [frame(person(body))]).body[0, 4] == 0).all()
 
 
+def with_flat(change, **more):
+    """Three frames of a person, of whose 18 points the second one's are changed by place in the flat list."""
+    flat = figure().reshape(-1).tolist()
+    for place, value in change.items():
+        flat[place] = value
+    return [frame(person(figure())), frame({"pose_keypoints_2d": flat, **more}), frame(person(figure()))]
+
+
+@pytest.mark.parametrize("nulls", [(12, 13, 14), (12, 13), (12,), (13,)])
+def test_a_joint_of_nulls_is_missing(tmp_path, nulls):
+    poses = read(tmp_path, with_flat(dict.fromkeys(nulls)))
+    assert (poses.body[1, 4] == 0).all()
+    assert (np.delete(poses.body[1], 4, axis=0) == np.delete(figure(), 4, axis=0)).all()
+
+
+def test_numbers_that_are_not_finite_are_refused_with_frame_and_joint(tmp_path):
+    for place, value in ((12, np.nan), (13, np.inf), (14, None), (14, np.nan)):
+        with pytest.raises(InputError, match=r"not finite \(frame 1, right_wrist\)"):
+            read(tmp_path, with_flat({place: value}))
+    hand = [1.0] * 63
+    hand[5 * 3] = np.nan
+    with pytest.raises(InputError, match=r"hand_left_keypoints_2d .*not finite \(frame 1, point 5\)"):
+        read(tmp_path, with_flat({}, hand_left_keypoints_2d=hand))
+    entries = results([7, 8])
+    entries[0]["keypoints"][3 * COCO.index("left_hip")] = np.nan
+    with pytest.raises(InputError, match=r"not finite \(image 8, left_hip\)"):
+        read(tmp_path, entries, canvas=(480, 832))
+    entries[0]["keypoints"][3 * COCO.index("left_hip")] = None
+    assert (read(tmp_path, entries, canvas=(480, 832)).body[1, BODY_18.index("left_hip")] == 0).all()
+    body = np.ones((3, 18, 3), np.float32)
+    body[2, 4, 1] = np.nan
+    path = tmp_path / "pose.safetensors"
+    save_file({"keypoints": body}, path, {"layout": "body18", "width": "64", "height": "64", "fps": "16"})
+    with pytest.raises(InputError, match=r"not finite \(frame 2, right_wrist\)"):
+        read_poses(path, PoseSource())
+
+
+@pytest.mark.parametrize("form", ["openpose", "coco"])
+def test_scores_in_percent_are_told_by_the_largest_one_of_the_clip(tmp_path, form):
+    def scored(factor):
+        if form == "coco":
+            entries = results([1, 2, 3])
+            for entry in entries:
+                entry["keypoints"][2::3] = [0.8 * factor] * 17
+            entries[0]["keypoints"][2] = 0.05 * factor
+            return entries
+        bodies = [figure() * (1, 1, 0.8 * factor) for _ in range(3)]
+        bodies[1][0, 2] = 0.05 * factor
+        return [frame(person(body)) for body in bodies]
+
+    one, percent = (read(tmp_path, scored(factor), canvas=(480, 832)).body for factor in (1, 100))
+    np.testing.assert_allclose(percent, one, atol=1e-9)
+    assert sorted({round(score, 6) for score in one[..., 2].flat} - {0}) == [0.05, 0.8]
+    assert read(tmp_path, scored(2), canvas=(480, 832)).body[..., 2].max() == 1
+    with pytest.raises(InputError, match=r"largest score is 800; scores from 0 to 1, or from 0 to 100"):
+        read(tmp_path, scored(1000), canvas=(480, 832))
+
+
 def test_hands_and_face_are_read(tmp_path):
     hand = np.arange(63.0).reshape(21, 3) / 10 + 1
     hand[:, 2] = 0.8
@@ -152,6 +210,53 @@ def test_cocos_annotations_and_results(tmp_path):
     poses = read(tmp_path, [result | {"image_id": 2}, result | {"image_id": 1}], canvas=(480, 832))
     assert poses.num_frames == 2
     assert poses.body[1, 0, 2] == 0.8
+
+
+def results(ids):
+    """COCO's results of figures whose neck is at ten times the place in the list, in an odd order."""
+    entries = []
+    for place, name in enumerate(ids):
+        body = figure(neck=(100 + 10 * place, 140))
+        points = np.array([body[BODY_18.index(part)] for part in COCO])
+        entries.append({"image_id": name, "category_id": 1, "keypoints": points.reshape(-1).tolist(), "score": 0.9})
+    return entries[1::2] + entries[::2]
+
+
+def places(poses):
+    """The place in the list of each frame's figure, -1 where nobody is seen."""
+    return [round((body[1, 0] - 100) / 10) if body[1, 2] else -1 for body in poses.body]
+
+
+def test_cocos_results_by_name_are_in_natural_order(tmp_path):
+    poses = read(tmp_path, results([f"clip_1/{number}.jpg" for number in range(8, 12)]), canvas=(480, 832))
+    assert places(poses) == [0, 1, 2, 3]
+    poses = read(tmp_path, results(["a.jpg", "b2.jpg", "b10.jpg"]), canvas=(480, 832))
+    assert places(poses) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [
+        ([3, 4, 5, 8, 9], [0, 1, 2, -1, -1, 3, 4]),
+        ([0.0, 1.0, 2.0, 4.0], [0, 1, 2, -1, 3]),
+        ([0, 2, 4, 8, 10], [0, 1, 2, -1, 3, 4]),  # every second frame
+        (["v1_8.jpg", "v1_9.jpg", "v1_10.jpg", "v1_12.jpg"], [0, 1, 2, -1, 3]),
+        (["000001", "000002", "000003", "000006"], [0, 1, 2, -1, -1, 3]),
+        ([139, 285, 632, 724], [0, 1, 2, 3]),  # ids of a database
+        ([397133, 397134, 397135, 10**12], [0, 1, 2, 3]),
+        ([0, 2, 4, 5], [0, 1, 2, 3]),  # no multiple of the step
+        ([0.5, 1.5, 2.5, 4.5], [0, 1, 2, 3]),
+        (["v1_1.jpg", "v1_2.jpg", "v2_3.jpg", "v2_5.jpg"], [0, 1, 2, 3]),
+        ([7], [0]),
+    ],
+)
+def test_frames_that_cocos_results_leave_out_are_empty_where_the_ids_number_the_frames(tmp_path, ids, wanted):
+    assert places(read(tmp_path, results(ids), canvas=(480, 832))) == wanted
+
+
+def test_cocos_results_with_numbers_and_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match="image_id is a number in all entries, or a name in all"):
+        read(tmp_path, results([1, "2.jpg"]), canvas=(480, 832))
 
 
 def test_a_pose_file_states_its_layout_canvas_and_rate(tmp_path):
@@ -227,6 +332,76 @@ def test_one_of_several_people_must_be_chosen(tmp_path):
     poses = read(tmp_path, frames, person=1)
     assert poses.body[:, 1, 0].tolist() == [200, 0, 200]
     assert read(tmp_path, frames, person=2).body[:, 1, 0].tolist() == [600, 600, 600]
+
+
+def at(x, y=140):
+    """A figure in a frame, 330 pixels high."""
+    return person(figure(neck=(x, y)))
+
+
+def test_a_newcomer_does_not_take_the_place_of_someone_who_is_hidden_for_a_moment(tmp_path):
+    frames = [frame(at(200))] * 3 + [frame(at(700))] + [frame(at(200), at(700))] * 3
+    with pytest.raises(InputError, match="shows 2 people"):
+        read(tmp_path, frames)
+    assert read(tmp_path, frames, person=1).body[:, 1, 0].tolist() == [200, 200, 200, 0, 200, 200, 200]
+    assert read(tmp_path, frames, person=2).body[:, 1, 0].tolist() == [0, 0, 0, 700, 700, 700, 700]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "far", "people"), [(0, 340, 2), (0, 300, 1), (1, 450, 1), (30, 450, 1), (30, 520, 2)]
+)
+def test_someone_else_is_who_appears_too_far_away(tmp_path, hidden, far, people):
+    """More than a figure's height in one frame, or one and a half after an absence; never seen together."""
+    frames = [frame(at(200))] * 5 + [frame()] * hidden + [frame(at(200 + far))] * 5
+    if people == 1:
+        assert (read(tmp_path, frames).body[-5:, 1, 0] == 200 + far).all()
+    else:
+        told = rf"2 people .*--person 1\. They are never seen together: .* cut the clip there \(frame {5 + hidden}\)\.$"
+        with pytest.raises(InputError, match=told):
+            read(tmp_path, frames)
+
+
+@pytest.mark.parametrize(
+    ("points", "frames", "ignored"), [(18, 1, True), (18, 3, True), (18, 4, False), (3, 15, True), (4, 15, False)]
+)
+def test_stray_detections_beside_somebody_are_ignored_with_a_remark(tmp_path, points, frames, ignored):
+    stray = person(figure(neck=(750, 140)) * (np.arange(18) < points)[:, None])
+    content = [frame(at(200), *[stray] * (1 <= step <= frames)) | {"fps": 16} for step in range(16)]
+    if not ignored:
+        with pytest.raises(InputError, match="shows 2 people"):
+            read(tmp_path, content)
+        return
+    poses = read(tmp_path, content)
+    assert (poses.body[:, 1, 0] == 200).all()
+    assert len(poses.remarks) == 1
+    assert "stray detections, which are ignored (1 at x 7" in poses.remarks[0]
+    assert poses.placed((64, 64)).at([0]).remarks == poses.remarks
+    with pytest.raises(InputError, match=r"person 2 is asked for; .* shows 1"):
+        read(tmp_path, content, person=2)
+
+
+def test_a_rate_that_is_not_stated_is_remarked(tmp_path):
+    two = [frame(at(200))] * 2
+    poses = read(tmp_path, two)
+    assert poses.fps == 16
+    (remark,) = poses.remarks
+    assert remark.endswith("does not state its rate, and 16 frames a second are assumed: state it, such as --fps 30")
+    assert read(tmp_path, two, fps=30.0).remarks == ()
+    assert read(tmp_path, two[:1]).remarks == ()
+    assert read(tmp_path, [one | {"fps": 16} for one in two]).remarks == ()
+
+
+def test_short_clips_and_stills_have_no_stray_people(tmp_path):
+    assert read(tmp_path, [frame(at(200))]).remarks == ()
+    for content in ([frame(at(200), at(700))], [frame(at(200))] * 14 + [frame(at(200), at(700))]):
+        with pytest.raises(InputError, match="shows 2 people"):
+            read(tmp_path, content)
+
+
+def test_a_figure_of_one_point_is_followed_too(tmp_path):
+    one = figure() * (np.arange(18) == 0)[:, None]
+    frames = [frame(person(one + one.any(axis=1)[:, None] * (90 * step, 0, 0))) for step in range(4)]
+    assert read(tmp_path, frames).body[:, 0, 2].tolist() == [1, 1, 1, 1]
 
 
 def test_nobody_is_refused_and_a_person_without_a_seen_point_is_nobody(tmp_path):

@@ -10,7 +10,17 @@ from pose_cases import dances, figure, sequence
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.pose.layouts import LAYOUTS, to_whole
-from contextanyone_core.pose.resample import clip_of, fill_gaps, prepare, resample, smoothed
+from contextanyone_core.pose.resample import (
+    MAX_FRAMES,
+    clip_of,
+    fill_gaps,
+    most_frames,
+    prepare,
+    resample,
+    smoothed,
+    source_frames,
+    within_limit,
+)
 from contextanyone_core.pose.sequence import BODY_18, SEEN, PoseSequence, sequence_of
 
 COCO = (
@@ -137,6 +147,31 @@ def test_a_point_that_one_neighbour_alone_shows_is_taken_from_the_nearer_frame()
 def test_too_many_frames_are_refused():
     with pytest.raises(InputError, match="at most 2001"):
         resample(sequence([figure()] * 300, fps=1.0))
+
+
+@given(st.floats(0.2, 240))
+@settings(deadline=None, max_examples=40)
+def test_of_poses_that_are_too_long_as_many_as_possible_are_taken(fps):
+    most = most_frames(fps)
+    long = sequence(np.zeros((most + 1, 18, 3)), fps=fps)
+    cut = within_limit(long)
+    assert cut.num_frames == most
+    assert f"has {most + 1} frames" in cut.remarks[0]
+    assert MAX_FRAMES - 16 / fps - 1 <= resample(cut).num_frames <= MAX_FRAMES
+    assert within_limit(cut) is cut
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(4, 120), st.integers(0, 4))
+@settings(deadline=None, max_examples=40)
+def test_the_frames_that_a_clip_is_made_of_give_the_same_clip(seed, fps, quarter):
+    rng = np.random.default_rng(seed)
+    count = 4 * quarter + 1
+    bodies = rng.uniform(1, 99, (8 * source_frames(count, fps), 18, 3))
+    bodies[..., 2] = rng.random(bodies.shape[:2]) < 0.5
+    whole = sequence(bodies, fps=fps)
+    some = whole.at(slice(source_frames(count, fps)))
+    one, two = (clip_of(prepare(poses, smooth=True), count).body for poses in (whole, some))
+    np.testing.assert_allclose(one, two, atol=1e-9)
 
 
 @pytest.mark.parametrize("gap", [1, 5, 6])
