@@ -145,7 +145,8 @@ def read_drawn(
     try:
         inspect_drawn(first[None])
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        estimate = "contextanyone pose VIDEO --models PATH --out poses.json"
+        raise InputError(f"{path}: {error} The command for that: {estimate}") from error
     more = None if num_frames is None else math.ceil(num_frames * rate / FPS)
     return at_rate(np.stack([first, *islice(frames, more)]), rate)
 

@@ -70,8 +70,7 @@ def inspect_drawn(frames: Pixels) -> Drawn:
     if plain.mean() < _PLAIN:
         raise InputError(
             f"the video has no plain background: its most frequent colour ({red}, {green}, {blue}) covers "
-            f"{100 * plain.mean():.0f} percent. Give a video of drawn poses, or estimate the poses of a person: "
-            "contextanyone pose VIDEO --models PATH --out poses.json."
+            f"{100 * plain.mean():.0f} percent. Give a video of drawn poses, or estimate the poses of a person."
         )
     of_skeleton = sum(int((_unmixed(part, background)[1] < _NEAR).sum()) for part in _parts(frames[~plain]))
     return Drawn((red, green, blue), of_skeleton >= _SKELETON * plain.size)
