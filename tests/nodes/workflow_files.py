@@ -117,8 +117,12 @@ def own_video(path: Path) -> None:
         clip.mux(sound.encode())
 
 
+_TEXTS = {"first": "A woman in a park.", "later": "The same woman is waving.", "negative": ""}
+"""Prompts in place of those of full size, some of which have more tokens than the miniature reads."""
+
+
 def with_miniature(prompt: Prompt, steps: int) -> Prompt:
-    """A full-size graph with the miniature's loader in the place of its loaders, at the miniature's size."""
+    """A full-size graph with the miniature's loader in the place of its loaders, at the miniature's size and words."""
     slots = {
         node_id: LOADERS[node["class_type"]][1] for node_id, node in prompt.items() if node["class_type"] in LOADERS
     }
@@ -127,7 +131,10 @@ def with_miniature(prompt: Prompt, steps: int) -> Prompt:
     }
     changes = MINIATURE_SIZE | {"steps": steps}
     for node_id, node in swapped.items():
-        inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()}
+        texts = {
+            name: _TEXTS[name] for name, value in node["inputs"].items() if name in _TEXTS and isinstance(value, str)
+        }
+        inputs = {name: changes.get(name, value) for name, value in node["inputs"].items()} | texts
         links = {name: value for name, value in inputs.items() if isinstance(value, list) and value[0] in slots}
         if node["class_type"] == "ContextAnyoneReference":  # the miniature reads CLIP tokens, and not every model does
             inputs["clip_vision"] = ["miniature", LOADERS["CLIPVisionLoader"][1]]
