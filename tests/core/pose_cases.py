@@ -1,9 +1,12 @@
 """Figures for the tests of poses: a person who stands and faces the viewer, and strategies that move the limbs."""
 
+import json
+
 import numpy as np
 from hypothesis import strategies as st
 
 from contextanyone_core.pose.body import BONES
+from contextanyone_core.pose.reading import PoseSource, read_poses
 from contextanyone_core.pose.sequence import BODY, PoseSequence
 
 ANGLES = np.radians([180, 0, 110, 100, 70, 80, 100, 92, 90, 80, 88, 90, 270, 225, 190, 315, 350])
@@ -53,3 +56,22 @@ def dances(draw, max_frames=6, missing=False) -> PoseSequence:
     if missing:
         bodies[rng.random(bodies.shape[:2]) < 0.15] = 0
     return sequence(bodies)
+
+
+def person(body, **more):
+    return {"person_id": [-1], "pose_keypoints_2d": np.asarray(body).reshape(-1).tolist(), **more}
+
+
+def frame(*people, width=832, height=480):
+    return {"people": list(people), "canvas_width": width, "canvas_height": height}
+
+
+def read(tmp_path, content, **source):
+    path = tmp_path / "poses.json"
+    path.write_text(json.dumps(content))
+    return read_poses(path, PoseSource(**source))
+
+
+def at(x, y=140):
+    """A figure in a frame, 330 pixels high."""
+    return person(figure(neck=(x, y)))
