@@ -213,13 +213,7 @@ class ContextAnyoneTransformer(nn.Module):
         first = own.tokens if own is not None else None if cache is None else cache.blocks[0].self_attn.keys
         if first is not None and len(first) != 1:
             _check_batch("references", first, len(latents))
-        grid = self._grid(latents)
-        time_embeds, modulation = self._embed_time(timesteps, latents)
-        table = stream_table((grid,), None, self.config.head_dim, latents.device)
-        guide = condition.guide(latents, self.config.patch_size, self.config.text_len)
-        stream = Stream(
-            modulation, self.text_embedding(text_embeds), table, (math.prod(grid),), guide, condition.readers(grid)
-        )
+        stream, time_embeds = self._video_stream(latents, timesteps, text_embeds, condition)
         x = self._embed_patches(conditioned)  # b (t h w) c
         for index, block in enumerate(self.blocks):
             if own is not None:
@@ -230,7 +224,18 @@ class ContextAnyoneTransformer(nn.Module):
         outputs = None
         if references is not None and own is not None and reference_time is not None:
             outputs = self._reference_outputs(references, own.tokens, reference_time)
-        return TransformerOutput(self._unpatch(self.head(x, time_embeds), grid), outputs)  # b c t h w
+        return TransformerOutput(self._unpatch(self.head(x, time_embeds), self._grid(latents)), outputs)  # b c t h w
+
+    def _video_stream(
+        self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, condition: VideoCondition
+    ) -> tuple[Stream, Tensor]:
+        """What the blocks need of the video's stream beside its tokens, and the time embeddings."""
+        grid, config = self._grid(latents), self.config
+        time_embeds, modulation = self._embed_time(timesteps, latents)
+        table = stream_table((grid,), None, config.head_dim, latents.device)
+        guide = condition.guide(latents, config.patch_size, config.text_len)
+        text, tokens = self.text_embedding(text_embeds), (math.prod(grid),)
+        return Stream(modulation, text, table, tokens, guide, condition.readers(grid)), time_embeds
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None

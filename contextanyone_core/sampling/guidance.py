@@ -133,7 +133,11 @@ class DualGuidance:
             return prompt
         negative = velocities[Branch.NEGATIVE]
         reference = velocities.get(Branch.NEGATIVE_REFERENCE, prompt)  # not there with equal scales: it cancels
-        return negative + self.reference_scale * (reference - negative) + self.guidance_scale * (prompt - reference)
+        by_reference = self.reference_scale * self._towards(reference, negative)
+        return negative + by_reference + self.guidance_scale * self._towards(prompt, reference)
+
+    def _towards(self, prediction: Tensor, before: Tensor) -> Tensor:
+        return prediction - before
 
 
 @dataclass(frozen=True)
@@ -155,29 +159,20 @@ class ProjectedDualGuidance(DualGuidance):
             return (Branch.PROMPT_REFERENCE,)
         return (Branch.PROMPT_REFERENCE, Branch.NEGATIVE_REFERENCE, Branch.NEGATIVE)
 
-    def combine(self, velocities: Mapping[Branch, Tensor]) -> Tensor:
-        """Clean latents (B, C, T, h, w) from those of `branches`; raises as `Guidance.combine`."""
-        _check_one_shape(velocities)
-        prompt = velocities[Branch.PROMPT_REFERENCE]
-        if len(velocities) == 1:
-            return prompt
-        negative, reference = velocities[Branch.NEGATIVE], velocities[Branch.NEGATIVE_REFERENCE]
-        by_reference = self.reference_scale * _projected(reference - negative, reference)
-        return negative + by_reference + self.guidance_scale * _projected(prompt - reference, prompt)
+    def _towards(self, prediction: Tensor, before: Tensor) -> Tensor:
+        """The difference (B, C, T, h, w), bounded in norm, with half of its part along the prediction (APG, section 3).
+
+        In the predictions' float32, for some devices have no float64.
+        """
+        difference = prediction - before
+        bounded = difference * (_LARGEST / _norm(difference).clamp(min=_LARGEST))
+        direction = prediction / _norm(prediction).clamp(min=1e-12)
+        along = (bounded * direction).sum(dim=_FRAME, keepdim=True) * direction
+        return bounded + (_ALONG - 1.0) * along
 
 
 _FRAME = (-4, -2, -1)  # channels, rows and columns
 _ALONG, _LARGEST = 0.5, 50.0
-
-
-def _projected(difference: Tensor, prediction: Tensor) -> Tensor:
-    """A difference (B, C, T, h, w), bounded in norm, with half of its part along a prediction (APG, section 3)."""
-    norm = _norm(difference)
-    bounded = (difference * (_LARGEST / norm.clamp(min=_LARGEST))).double()
-    direction = prediction.double()
-    direction = direction / _norm(direction).clamp(min=1e-12)
-    along = (bounded * direction).sum(dim=_FRAME, keepdim=True) * direction
-    return (bounded + (_ALONG - 1.0) * along).to(difference.dtype)
 
 
 def _norm(latents: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStageP
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
-from contextanyone_core.weights.checkpoint import save_transformer
 from contextanyone_core.weights.locate import find_component, misnamed_transformer, need_component
 from contextanyone_core.weights.name_tables import rename, transformer_table
 from contextanyone_core.weights.recognition import recognise
@@ -54,17 +53,6 @@ def theirs(model: ContextAnyoneTransformer) -> WanTransformer3DModel:
     )
     other.load_state_dict(rename(model.state_dict(), transformer_table(config.num_layers)))
     return other.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def wan_folder(tiny_folder: Path, tiny_config: ContextAnyoneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny stack whose transformer is plain Wan's: neither CLIP branch nor Emphasize-Attention."""
-    folder = tmp_path_factory.mktemp("wan")
-    for part in ("vae", "text_encoder"):
-        shutil.copy(tiny_folder / f"{part}.safetensors", folder)
-    model = random_transformer(replace(tiny_config, image_dim=None, emphasize=False))
-    save_transformer(folder / "transformer.safetensors", model, dtype=torch.float32)
-    return folder
 
 
 @pytest.fixture(scope="module")
