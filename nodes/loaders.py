@@ -42,7 +42,8 @@ class LoadContextAnyone(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=model_names(),
-                    tooltip="A file of models/diffusion_models. Other kinds of files are refused, with their name.",
+                    tooltip="A file of models/diffusion_models. Other kinds of files are refused; the message says "
+                    "what they are.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -56,8 +57,8 @@ class LoadContextAnyone(io.ComfyNode):
                     options=MODEL_CHOICES,
                     default=AUTO,
                     optional=True,
-                    tooltip="What a file of Wan's tensors is: they cannot tell. auto goes by the name of the file or "
-                    "of its folder, else it assumes wan.",
+                    tooltip="Which model a file with Wan's tensors is: the tensors cannot tell. auto goes by the name "
+                    "of the file or of its folder, else it takes it for wan.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For Apply ContextAnyone, LoRA loaders, samplers.")],
@@ -98,8 +99,9 @@ class LoadContextAnyoneMiniature(io.ComfyNode):
             node_id="ContextAnyoneMiniatureLoader",
             display_name="Load ContextAnyone Miniature",
             category=CATEGORY,
-            description="The small trained model that comes with this pack: nothing to download, seconds on a CPU. It "
-            "knows one drawn world of little people, at 128 x 128 and 17 frames; photographs are beyond it.",
+            description="The small trained model that comes with this pack: nothing to download, half a minute for a "
+            "video on a CPU. It knows one drawn world of little people, at 128 x 128 and 17 frames; photographs are "
+            "beyond it.",
             search_aliases=["contextanyone", "miniature", "demo", "example", "cpu", "tiny"],
             inputs=[],
             outputs=[

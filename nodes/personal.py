@@ -33,12 +33,14 @@ class LoadPersonalModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Load ContextAnyone: the base that the file was trained on."),
                 io.Combo.Input("file", options=personal_names(), tooltip="A personal file of models/loras."),
-                RANGES["strength"].input("strength", 1.0, "How strongly the person is there: 1 as the file is meant."),
+                RANGES["strength"].input(
+                    "strength", 1.0, "How strongly the person is there: 1 is what the file was made for."
+                ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Connect it before Apply ContextAnyone or its Sampler.",
+                    tooltip="Connect it before Apply ContextAnyone or ContextAnyone Sampler.",
                 ),
                 io.String.Output(display_name="trigger", tooltip="The words that call the person, for the prompt."),
                 Keypoints.Output(display_name="body", tooltip="The person's bone lengths, for ContextAnyone Pose."),

@@ -22,7 +22,7 @@ def memory_line(model: Model) -> tuple[str, bool]:
     if not is_full_size(config.text_len):
         return "", True
     if comfy.model_management.is_device_cpu(device):
-        return f"There is no GPU: {_SIZE} takes hours. The miniature (workflow 01) runs in seconds.", False
+        return f"There is no GPU: {_SIZE} takes hours. The miniature (workflow 01) takes half a minute.", False
     weights = model.model_size()
     one = [1, math.prod(FULL_SIZE.shape.picture.latents_shape(config)), max(1, _CLIP_TOKENS * (config.image_dim or 0))]
     working = inner.memory_required(list(FULL_SIZE.shape.latents_shape(config)), {"references": [one]})

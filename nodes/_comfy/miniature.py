@@ -106,5 +106,5 @@ def _require_whole(path: Path, missing: list[str], unknown: list[str]) -> None:
     if missing or unknown:
         raise CheckpointError(
             f"{path.name} does not fit this ComfyUI: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
-            f"{len(unknown)} unknown ({', '.join(unknown[:3])})."
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}). Install the pack again."
         )

@@ -75,7 +75,7 @@ def take_keypoints(keypoints: Keypoints, body: Body | None, settings: KeypointSe
     """
     name = "The pose at keypoints"
     if body is not None and settings.fit == "none":
-        raise InputError("body is connected and fit is none, which leaves it aside; choose another fit, or disconnect.")
+        raise InputError("A body is given and fit is none, which leaves it aside; choose another fit, or no body.")
     poses = _read(keypoints, name, settings, "choose one with person, such as 1")
     return driven_by(poses, body, settings.fit, name)
 

@@ -349,7 +349,9 @@ def _tokens(reference: tuple[ReferencePicture, ...], config: ContextAnyoneConfig
     tokens = [picture.image_embeds for picture in reference]
     given = [item for item in tokens if item is not None]
     if len(given) != len(tokens):
-        raise InputError("A reference has no CLIP vision, and this model reads it: connect clip_vision.")
+        raise InputError(
+            "A reference has no CLIP vision, and this model reads it: connect clip_vision at ContextAnyone Reference."
+        )
     for item in given:
         if item.shape[2] != config.image_dim:
             name = "clip_vision_h" if config.image_dim == 1280 else "the CLIP vision model that belongs to it"
