@@ -80,7 +80,7 @@ def frames_of(content: Any, name: str) -> PoseFrames:
                 return _coco_results(content)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{name} has an entry that does not fit its format ({type(error).__name__}: {error})."
         ) from error

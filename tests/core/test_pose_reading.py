@@ -334,6 +334,7 @@ def test_a_frame_without_a_person_is_a_gap(tmp_path):
         (json.dumps(frame(person(figure()), width=-5)), "above 0"),
         (json.dumps(frame(person(figure()), width=8.5)), "above 0"),
         (json.dumps(frame(person(figure()), width="wide")), "does not fit"),
+        (json.dumps(frame(person(figure()), width=10**400)), "does not fit"),
         (json.dumps({"images": [], "annotations": []}), "frames of one clip"),
         (json.dumps({"images": [{"id": 1}], "annotations": []}), "does not fit"),
         (json.dumps([{"image_id": 1, "keypoints": [1.0] * 54}]), "COCO's 17"),
