@@ -12,7 +12,9 @@ from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes
 from contextanyone_core.pose.sequence import PoseSequence
 from training.personal.poses import poses_of_shot
+from training.personal.prepare import write_png
 from training.personal.shot import open_clip
+from training.world import TEST_SEED_START, posed_sample
 
 PHONE = [40] * 20 + [30] * 19
 """Milliseconds from one frame of the clip to the next: 40 frames in 1.37 s, at no even rate."""
@@ -83,3 +85,22 @@ def test_poses_that_state_no_picture_lie_on_the_clip(shot, tmp_path):
     path = tmp_path / "me.json"
     path.write_text(json.dumps(frames))
     np.testing.assert_allclose(poses_of_shot(shot, path, None, drawn=False).body, body.body, atol=1e-4)
+
+
+def pictures(folder, frames):
+    folder.mkdir()
+    for number, frame in enumerate(frames):
+        write_png(folder / f"{number:02d}.png", frame)
+    return open_clip(folder)
+
+
+def test_frames_without_a_drawn_person_show_nobody(tmp_path):
+    """The pose reader has a place for each joint in every picture; it is no pose where it is not sure of them."""
+    pair = posed_sample(TEST_SEED_START + 4, 9, (128, 128), free=True)
+    frames = pair.video.copy()
+    frames[3][pair.masks[3] > 127] = 90
+    frames[6] = np.random.default_rng(0).integers(0, 256, frames[6].shape, np.uint8)
+    found = poses_of_shot(pictures(tmp_path / "some", frames), None, None, drawn=True)
+    assert (found.body[..., 2] > 0).any(axis=1).tolist() == [True] * 3 + [False] + [True] * 2 + [False] + [True] * 2
+    with pytest.raises(InputError, match=r"shows nobody .* knows the drawn people of its own world alone"):
+        poses_of_shot(pictures(tmp_path / "none", np.full((9, 128, 128, 3), 90, np.uint8)), None, None, drawn=True)

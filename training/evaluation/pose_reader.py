@@ -88,28 +88,44 @@ def positions(maps: Tensor) -> Tensor:
     The mean over the cells around the most probable one: a second, far guess does not pull it away.
     """
     height, width = maps.shape[2:]
-    best = maps.flatten(2).argmax(-1)
-    y, x = best // width, best % width
-    rows, columns = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
-    near = ((rows - y[..., None]).abs() <= _AROUND)[..., :, None] & ((columns - x[..., None]).abs() <= _AROUND)[
-        ..., None, :
-    ]
-    weights = maps.masked_fill(~near, -torch.inf).flatten(2).softmax(-1).view(maps.shape)
-    across = (weights.sum(2) * (columns + 0.5)).sum(-1)
-    down = (weights.sum(3) * (rows + 0.5)).sum(-1)
+    weights = maps.masked_fill(~_near_mode(maps), -torch.inf).flatten(2).softmax(-1).view(maps.shape)
+    across = (weights.sum(2) * (torch.arange(width, device=maps.device) + 0.5)).sum(-1)
+    down = (weights.sum(3) * (torch.arange(height, device=maps.device) + 0.5)).sum(-1)
     return STRIDE * torch.stack([across, down], -1)
 
 
-@torch.no_grad()
+def certainty(maps: Tensor) -> Tensor:
+    """How sure the reader is that there is somebody, (B,) from 0 to 1: the joints' mean probability where they are."""
+    return maps.exp().mul(_near_mode(maps)).sum((2, 3)).mean(1)
+
+
+def _near_mode(maps: Tensor) -> Tensor:
+    """Which cells are around each map's most probable one, like the maps (B, K, h, w)."""
+    height, width = maps.shape[2:]
+    best = maps.flatten(2).argmax(-1)
+    y, x = best // width, best % width
+    rows, columns = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
+    near_rows, near_columns = ((cells - mode[..., None]).abs() <= _AROUND for cells, mode in ((rows, y), (columns, x)))
+    return near_rows[..., :, None] & near_columns[..., None, :]
+
+
 def read_joints(reader: PoseReader, clips: Tensor, batch_size: int = 64) -> Tensor:
     """Joints (B, T, 14, 2) of clips (B, T, H, W, 3) uint8 with square frames, in the clips' own pixels, on the CPU."""
+    return find_joints(reader, clips, batch_size)[0]
+
+
+@torch.no_grad()
+def find_joints(reader: PoseReader, clips: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """The joints of `read_joints`, and (B, T) how sure the reader is that a frame shows somebody, by `certainty`."""
     count, length, side = clips.shape[:3]
     device = reader.stem.weight.device
-    parts = [
-        positions(reader(prepare(part.to(device), reader.config.side))).cpu()
-        for part in torch.split(clips.flatten(0, 1), batch_size)
-    ]
-    return torch.cat(parts).view(count, length, len(KEYPOINTS), 2) * (side / reader.config.side)
+    places, sure = [], []
+    for part in torch.split(clips.flatten(0, 1), batch_size):
+        maps = reader(prepare(part.to(device), reader.config.side))
+        places.append(positions(maps).cpu())
+        sure.append(certainty(maps).cpu())
+    joints = torch.cat(places).view(count, length, len(KEYPOINTS), 2) * (side / reader.config.side)
+    return joints, torch.cat(sure).view(count, length)
 
 
 def save_pose_reader(reader: PoseReader, path: Path, extra: dict[str, str] | None = None) -> None:

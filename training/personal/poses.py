@@ -17,11 +17,14 @@ from contextanyone_core.pose.resample import at_places
 from contextanyone_core.pose.sequence import SEEN, PoseSequence
 from training.data.media import probe
 from training.data.world_poses import world_poses
-from training.evaluation.pose_reader import load_pose_reader, read_joints
+from training.evaluation.pose_reader import find_joints, load_pose_reader
 from training.personal.shot import Shot
 from training.settings import MINIATURE
 
 _LOG = logging.getLogger(__name__)
+_SURE = 0.8
+"""How sure the pose reader is at least of a frame with somebody: 0.99 on the world's renderings, without a person in
+them, on noise and on photographs 0.35 to 0.7."""
 _FRAMES_OFF = 2.0  # of the lower rate, by which given poses may be shorter or longer than the clip
 ENOUGH = 6
 """Joints that a frame must show to be trained on as a picture."""
@@ -53,7 +56,9 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
             "pip download --no-deps mediapipe==0.10.21."
         )
     if not (poses.body[..., 2] > SEEN).any():
-        raise InputError(f"{shot.path} shows nobody whom the estimator finds in any of its frames.")
+        drawn_only = "--preset miniature knows the drawn people of its own world alone: take another preset for others"
+        advice = drawn_only if drawn else "film one person, head to feet, in even light"
+        raise InputError(f"{shot.path} shows nobody whom the estimator finds in any of its frames; {advice}.")
     return poses
 
 
@@ -102,8 +107,10 @@ def _read_off(shot: Shot) -> PoseSequence:
             "it, or give --pose."
         )
     frames = torch.from_numpy(np.stack(list(shot.frames())))[None]
-    joints = read_joints(load_pose_reader(MINIATURE / "pose_reader.safetensors"), frames)[0].numpy()
-    return replace(world_poses(joints, (shot.height, shot.width)), fps=shot.fps)
+    joints, sure = find_joints(load_pose_reader(MINIATURE / "pose_reader.safetensors"), frames)
+    poses = world_poses(joints[0].numpy(), (shot.height, shot.width))
+    seen = poses.body * (sure[0] >= _SURE).numpy()[:, None, None]
+    return replace(poses, body=seen, fps=shot.fps)
 
 
 def seen_enough(poses: PoseSequence) -> NDArray[np.bool_]:
