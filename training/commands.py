@@ -34,6 +34,7 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
             ended_by = command()
             sys.stdout.flush()
         except KeyboardInterrupt:
+            sys.stderr.write(f"{name}: interrupted\n")
             return 128 + signal.SIGINT
         except (ContextAnyoneError, OSError) as error:
             sys.stderr.write(f"{name}: {' '.join(_said(error).split())}\n")

@@ -26,6 +26,7 @@ from training.personal.shot import LEAST
 from training.settings import MINIATURE
 
 _LOG = logging.getLogger(__name__)
+_SAVED = "Saved in %s; the same command goes on from there."
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,16 @@ def personalize(request: Request) -> int | None:
         InputError: something given cannot be used; nothing of it is left on the disk.
         CheckpointError: a weight file is damaged or of another kind.
     """
-    config, ended_by = train_person(request)
-    if ended_by is None:
-        write_sheet(_sheet_request(request, config), request.sheet)
+    try:
+        config, ended_by = train_person(request)
+        if ended_by is None:
+            write_sheet(_sheet_request(request, config), request.sheet)
+    except KeyboardInterrupt:  # while preparing or drawing the sheet: a training saves, and returns its signal
+        if request.folder.exists():
+            _LOG.info(_SAVED, request.folder)
+        else:
+            _LOG.info("Nothing is written yet; the same command begins again.")
+        raise
     return ended_by
 
 
@@ -111,7 +119,7 @@ def train_person(request: Request) -> tuple[TrainConfig, int | None]:
         _require_both_stages(settings, prepared)
         ended_by = train(config)
     if ended_by is not None:
-        _LOG.info("Saved in %s; the same command goes on from there.", request.folder)
+        _LOG.info(_SAVED, request.folder)
         return config, ended_by
     _publish(config.run.folder / "export" / "lora.safetensors", request.out)
     return config, None
