@@ -192,6 +192,11 @@ def short(folder, given):
     return folder / "short.mp4"
 
 
+def small(folder, given):
+    write_clip(folder / "small.mp4", np.zeros((20, 16, 22, 3), np.uint8), {})
+    return folder / "small.mp4"
+
+
 def text(folder, given):
     (folder / "text.mp4").write_text("no video")
     return folder / "text.mp4"
@@ -230,6 +235,8 @@ WRONG = {
     "nobody": ({"--pose": nobody}, "shows nobody"),
     "several people": ({"--pose": two_people}, "shows 2 people"),
     "no poses": ({"--pose": None}, "give --pose FILE with keypoints, or --models PATH"),
+    "a small clip": ({"--clip": small}, "has 22 x 16 pixels, which would be enlarged 2.2 times; 2 times is the most"),
+    "a long caption": ({"--caption": f"A zuv woman {'dances ' * 90}."}, "shorten it"),
     "a mask of another size": ({"--mask": masks(64, 20, 255)}, "has 64 x 32 pixels, the clip 48 x 32"),
     "masks of another number": ({"--mask": masks(48, 7, 255)}, "has 7 frames, the clip 20"),
     "an empty mask": ({"--mask": masks(48, 20, 0)}, "is empty in every frame"),
@@ -346,15 +353,18 @@ class Bright:
 
     def segment(self, frames):
         for frame in frames:
-            yield (frame[..., 0] > 127).astype(np.float32)
+            yield frame[..., 0].astype(np.float32) / 255
 
 
-def test_several_people_in_the_masks_are_refused(given, tmp_path):
+@pytest.mark.parametrize("between", [0, 150])
+def test_several_people_in_the_masks_are_refused(given, tmp_path, between):
+    """Also where they stand so close that the segmenter is not sure of what is between them."""
     for number in range(12):
         frame = np.zeros((64, 64, 3), np.uint8)
         frame[10:50, 5:20] = 255
         if number > 3:
             frame[10:40, 40:55] = 255  # a second one, in 8 of 12 frames
+            frame[20:30, 20:40] = between
         write_png(tmp_path / f"{number:02d}.png", frame)
     shot = open_clip(tmp_path)
     poses = world_poses(np.zeros((12, 14, 2), np.float32), (64, 64))

@@ -11,6 +11,7 @@ from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.text import read_tokenizer
 from contextanyone_core.errors import InputError
+from contextanyone_core.prompts import check_text_length
 from contextanyone_core.weights.checkpoint import transformer_config
 from contextanyone_core.weights.source import open_source
 from training.cache import build_cache
@@ -138,6 +139,7 @@ def _checked(request: Request, preset: Preset) -> tuple[TrainConfig, ContextAnyo
     _LOG.info("The name %s is read as %s.", request.name, " ".join(pieces))
     if request.caption is not None:
         check_caption(request.caption, request.name, request.class_name)
+        check_text_length("--caption", request.captions[-1], tokenizer.count_tokens, tokenizer.text_len)
     found = transformer_config(open_source(base), plain=True)
     if found.text_dim != width:
         raise InputError(

@@ -24,6 +24,7 @@ _HEAD_OF_NECK = 1.6  # a head's height in distances from the neck to the nose
 _HEAD_OF_FIGURE = 0.15  # the same in heights of the figure, where the head is not seen
 _EMPTY = 0.002  # share of the picture below which a mask shows nobody
 _OTHER = 0.35  # area of a second person in areas of the first
+_SURE = 178  # of 255: between two people who stand close a segmenter is not sure, and its mask joins them
 _CHUNK = 16
 
 
@@ -77,8 +78,8 @@ def _segmented(shot: Shot, segmenter: PersonSegmenter) -> Iterator[Mask]:
 
 
 def _areas(mask: Mask) -> list[int]:
-    """The connected regions' pixels, the largest first."""
-    _, _, statistics, _ = cv2.connectedComponentsWithStats((mask > 127).astype(np.uint8))
+    """The pixels of the connected regions that surely show somebody, the largest first."""
+    _, _, statistics, _ = cv2.connectedComponentsWithStats((mask > _SURE).astype(np.uint8))
     return sorted((int(area) for area in statistics[1:, cv2.CC_STAT_AREA]), reverse=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +20,8 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.pose.body import Body, body_of, stated_lengths
 from contextanyone_core.pose.pose_file import pose_file_bytes
 from contextanyone_core.pose.sequence import PoseSequence, sequence_of
-from training.data.buckets import BucketSettings
-from training.data.frames import on_white
+from training.data.buckets import BucketSettings, best_placement
+from training.data.frames import Placement, on_white
 from training.data.manifest import ManifestRow, write_manifest
 from training.data.media import content_hash
 from training.personal.choice import choose_clips, choose_stills
@@ -84,6 +85,7 @@ def prepare(clip: Clip, folder: Path, buckets: BucketSettings) -> Prepared:
             )
         return Prepared(folder / "manifest.jsonl", stated["bones"])
     shot = open_clip(clip.path)
+    _require_size(shot, buckets)
     poses = poses_of_shot(shot, clip.pose, clip.models, drawn=clip.drawn)
     bones = stated_lengths(_body(shot, poses))
     with _made(folder.parent), whole_file(folder) as beside:
@@ -92,6 +94,18 @@ def prepare(clip: Clip, folder: Path, buckets: BucketSettings) -> Prepared:
         request = {"identity": identity, "bones": bones, "shot": {**asdict(shot), "path": str(clip.path)}}
         (beside / _REQUEST).write_text(json.dumps(request, indent=1), encoding="utf-8")
     return Prepared(folder / "manifest.jsonl", bones)
+
+
+def _require_size(shot: Shot, buckets: BucketSettings) -> None:
+    """Refuse a clip that every size of the training would enlarge too much."""
+    box = (0, 0, shot.width, shot.height)
+    if best_placement(buckets, box) is None:
+        scale, most = min(Placement(box, shape).scale for shape in buckets.shapes()), buckets.max_upscale
+        width, height = (math.ceil(side * scale / most) for side in (shot.width, shot.height))
+        raise InputError(
+            f"--clip {shot.path} has {shot.width} x {shot.height} pixels, which would be enlarged {scale:.1f} times; "
+            f"{most:g} times is the most: give a larger clip, such as {width} x {height}."
+        )
 
 
 @contextmanager
