@@ -85,6 +85,7 @@ def test_a_share_of_the_captions_is_replaced_and_nothing_else(part_of):
     part = part_of(elsewhere=0.5)
     batch = part.batch(0)
     many = batch | {name: torch.cat([batch[name]] * 400) for name in ("video_text", "latents")}
+    many["named"] = batch["named"] * 400
     found = part._in_other_places(many, generator())
     changed = (found["video_text"] != many["video_text"].float()).flatten(1).any(1)
     assert 0.4 < changed.float().mean() < 0.6
@@ -94,6 +95,18 @@ def test_a_share_of_the_captions_is_replaced_and_nothing_else(part_of):
     assert len(drawn) > 40
     assert found["latents"] is many["latents"]
     assert part_of()._in_other_places(batch, generator()) is batch
+
+
+@pytest.mark.parametrize("regions", ["none", "mask"])
+def test_rows_of_somebody_else_keep_their_captions(part_of, regions):
+    part = part_of(elsewhere=1.0, regions=regions)
+    batch = part.batch(0)
+    others = batch | {"named": [(), *batch["named"][1:]]}
+    found = part._in_other_places(others, generator())
+    assert torch.equal(found["video_text"][0], batch["video_text"][0].float())
+    changed = (found["video_text"] != batch["video_text"].float()).flatten(1).any(1)
+    assert changed.tolist() == [False] + [True] * (len(changed) - 1)
+    assert found["places"][0] == -1
 
 
 def test_the_prior_beside_asks_for_the_same_places_without_the_name(part_of):

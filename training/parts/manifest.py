@@ -215,18 +215,18 @@ class ManifestPart(TransformerTraining):
         return self._named(self.data.batch(self.sampler.rows(step), self.config.text_len), self.named)
 
     def _named(self, batch: dict[str, Any], named: NamedRows | None) -> dict[str, Any]:
-        """The batch with the tokens of each prompt that name the person, where there are regions."""
+        """The batch with the tokens of each prompt that name the person, where something needs them."""
         return batch if named is None else batch | {"named": [named.captions[name] for name in batch["ids"]]}
 
     def _named_rows(self, data: DataSettings) -> NamedRows | None:
         person = self.settings.personal
-        if self.settings.regions == "none" or person is None:
+        if person is None or (self.settings.regions == "none" and not self.settings.elsewhere):
             return None
         return named_rows(data, person.name, person.class_name)
 
     @cached_property
     def named(self) -> NamedRows | None:
-        """What names the person in the run's prompts, where there are regions."""
+        """What names the person in the run's prompts, where regions or prompts of other places need it."""
         return self._named_rows(self.settings.data)
 
     @property
@@ -314,6 +314,8 @@ class ManifestPart(TransformerTraining):
         own = batch["video_text"].float()
         count, texts = len(own), self.elsewhere.to(own.device, non_blocking=True)
         moved = torch.rand(count, generator=generator) < self.settings.elsewhere
+        if self.named is not None:  # what shows somebody else keeps its caption
+            moved &= torch.tensor([bool(rows) for rows in batch["named"]])
         chosen = torch.randint(len(texts), (count,), generator=generator)
         drawn = texts[chosen.to(own.device, non_blocking=True)]
         found = batch | {"places": torch.where(moved, chosen, -1)}
