@@ -17,7 +17,7 @@ from training.commands import Parser, output_folder, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 all cells done, 3 some missing; 1, 2 and 130 as the trainer's."""
+    """Run the command; return its exit code: 0 all seeds of all cells done, 3 some missing; else as the trainer's."""
     parser = Parser(prog="ablate.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("plan", type=Path, help="such as evaluation/ablations.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, made if needed")

@@ -18,18 +18,29 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 _KEPT_APART = ("measured", "config", "weights")
 """What is in a result's own file only, which is found by its cell, seed and hash."""
 
+_INTERVALS = (
+    "Attributes kept: percent of the frames of {count} test characters, a mean over the attributes. Drift: how many "
+    "points fewer in the last frame than in the first. Copied: percent of the frames that show the picture's place. "
+    "Motion: over the rendering's. In brackets: 95 % intervals over the characters, and over the seeds where a cell "
+    "has several. What one seed shows, and a difference from it, says nothing of other training runs."
+)
+
 
 def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
-    """The content of ablations.json: `cells.<cell>.{attributes,drift,copy,motion}.{mean,ci95,seeds}` and `claims`."""
+    """The content of ablations.json: `cells.<cell>.{attributes,drift,copy,motion}.{mean,ci95,seeds}` and `claims`.
+
+    `cells.<cell>.missing` has the seeds of the plan that are not finished; a cell without any has no numbers.
+    """
     measured = {name: [result["measured"] for result in found] for name, found in results.items() if found}
     cells: dict[str, Any] = {}
     for name, cell in plan.cells.items():
+        cells[name] = {"title": cell.title}
         if name in measured:
-            numbers = {measure: summary(values(measured[name], measure)) for measure in MEASURES}
+            cells[name] |= {measure: summary(values(measured[name], measure)) for measure in MEASURES}
             runs = [{key: value for key, value in result.items() if key not in _KEPT_APART} for result in results[name]]
-            cells[name] = {"title": cell.title, **numbers, "runs": runs}
-        else:
-            cells[name] = {"title": cell.title, "missing": list(cell.seeds)}
+            cells[name]["runs"] = runs
+        if missing := _unfinished(name, plan, results):
+            cells[name]["missing"] = missing
     claims = []
     for claim, verdict in zip(plan.claims, judge(plan.claims, measured), strict=True):
         row = claim.model_dump(mode="json")
@@ -46,12 +57,16 @@ def _settled_by(claim: Claim, plan: AblationPlan, results: Results) -> str:
     for name in (claim.better, claim.worse):
         planned = plan.cells[name].seeds
         counts.append(len(planned))
-        finished = {result["seed"] for result in results.get(name, ())}
-        if missing := [str(seed) for seed in planned if seed not in finished]:
-            lacking.append(f"{name} with seed{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
+        if missing := _unfinished(name, plan, results):
+            lacking.append(f"{name} with seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}")
         if len(planned) == 1:
             lacking.append(f"more seeds of {name} than the plan's one")
     return "; ".join(lacking) or f"more seeds than the plan's: the spread between them is too large for {min(counts)}"
+
+
+def _unfinished(name: str, plan: AblationPlan, results: Results) -> list[int]:
+    finished = {result["seed"] for result in results.get(name, ())}
+    return [seed for seed in plan.cells[name].seeds if seed not in finished]
 
 
 def write_report(plan: AblationPlan, results: Results, folder: Path) -> dict[str, Any]:
@@ -76,16 +91,16 @@ def table(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, cell in found["cells"].items():
-        if "missing" in cell:
-            lines.append(f"| {name}: {cell['title']} | not run | | | | 0 |")
+        if "attributes" not in cell:
+            lines.append(f"| {name}: {cell['title']} | not run | | | | {_seeds(cell)} |")
             continue
         parts = []
         for measure in MEASURES:
             low, high = cell[measure]["ci95"]
             digits = 2 if measure == "motion" else 1
             parts.append(f"{cell[measure]['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
-        lines.append(f"| {name}: {cell['title']} | {' | '.join(parts)} | {len(cell['attributes']['seeds'])} |")
-    lines += ["", "| claim | difference | verdict |", "|---|---|---|"]
+        lines.append(f"| {name}: {cell['title']} | {' | '.join(parts)} | {_seeds(cell)} |")
+    lines += ["", _INTERVALS.format(**found["measuring"]), "", "| claim | difference | verdict |", "|---|---|---|"]
     for claim in found["claims"]:
         difference = "not run"
         if "difference" in claim:
@@ -96,6 +111,12 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _seeds(cell: Mapping[str, Any]) -> str:
+    """How many seeds a cell's numbers are of, and of how many of the plan."""
+    done, missing = len(cell.get("runs", ())), len(cell.get("missing", ()))
+    return f"{done} of {done + missing}" if missing else str(done)
+
+
 def plot(found: Mapping[str, Any]) -> bytes:
     """A PNG with the attributes kept by every measured cell and their intervals; dots are single seeds."""
     import io
@@ -103,7 +124,7 @@ def plot(found: Mapping[str, Any]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [(name, cell["attributes"]) for name, cell in found["cells"].items() if "missing" not in cell]
+    rows = [(name, cell["attributes"]) for name, cell in found["cells"].items() if "attributes" in cell]
     figure = Figure(figsize=(8, 0.4 * max(len(rows), 2) + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -112,7 +133,7 @@ def plot(found: Mapping[str, Any]) -> bytes:
         axes.plot(numbers["seeds"], [place] * len(numbers["seeds"]), "o", color="#d9661f", markersize=4)
         axes.plot(numbers["mean"], place, "|", color="#1f63b5", markersize=12)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("attributes kept, percent of frames (line: 95 % interval, dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
     written = io.BytesIO()

@@ -227,6 +227,28 @@ def test_what_would_settle_a_claim_follows_from_what_is_there():
     assert settled_by(phantom, 3, 0) == "phantom with seed 0; more seeds of phantom than the plan's one"
 
 
+def test_a_report_of_one_seed_says_so_and_which_seeds_are_missing(tmp_path, monkeypatch, capsys):
+    plan, means = load_plan(COMPARISON), {"ours": 0.5, "phantom": 0.45, "vace": 0.6}
+    every = {
+        name: [{"seed": seed, "measured": result(mean, 10 * place + seed, 200)} for seed in range(3)]
+        for place, (name, mean) in enumerate(means.items())
+    }
+    first = {name: runs[:1] for name, runs in every.items()}
+    text = table(describe(plan, first))
+    assert text.count("| 1 of 3 |") == 3
+    assert "200 test characters" in text
+    assert "three seeds" not in text
+    assert "says nothing of other training runs" in text
+    assert describe(plan, first)["cells"]["vace"]["missing"] == [1, 2]
+    assert "missing" not in describe(plan, every)["cells"]["vace"]
+    assert table(describe(plan, {})).count("| not run | | | | 0 of 3 |") == 3
+    for found, code in (({}, 3), (first, 3), ({**every, "vace": every["vace"][:2]}, 3), (every, 0)):
+        monkeypatch.setattr(runner.Runner, "results", lambda self, found=found: found)
+        assert ablate.main([str(COMPARISON), "--out", str(tmp_path), "--report-only"]) == code
+    assert table(describe(plan, every)) == capsys.readouterr().out[-len(table(describe(plan, every))) :]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_seeds_that_differ_much_confirm_nothing_even_if_they_do_not_overlap():
     def cell(*means: float) -> list[dict[str, object]]:
         return [{**result(0.5, 0), "attributes": [mean / 100] * 60} for mean in means]
