@@ -52,9 +52,10 @@ class Source:
 
     @cached_property
     def frames(self) -> Frames:
-        """All frames, (T, H, W, 3) uint8. Raises InputError where they cannot be read."""
+        """All frames, (T, H, W, 3) uint8, of a still one picture in memory. Raises InputError if it cannot be read."""
         if self.still:
-            return np.repeat(read_picture(self.path)[None], _STILL_FRAMES, axis=0)
+            picture = read_picture(self.path)
+            return np.broadcast_to(picture, (_STILL_FRAMES, *picture.shape))
         return read_frames(self.path)
 
     @cached_property
@@ -75,8 +76,8 @@ class Source:
 
 
 def chosen(source: Source) -> Frames:
-    """The frames of a clip that metrics of single frames take: (16 or fewer, H, W, 3)."""
-    return np.asarray(source.frames[positions(len(source.frames))])
+    """The frames of a clip that metrics of single frames take: (16 or fewer, H, W, 3); one of a still."""
+    return source.frames[:1] if source.still else np.asarray(source.frames[positions(len(source.frames))])
 
 
 def file_digest(path: Path) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import read_picture
 from contextanyone_core.pose.selfie import SelfieSegmenter
-from evaluation.metrics.frames import Source, file_digest, positions
+from evaluation.metrics.frames import Source, chosen, file_digest, positions
 from evaluation.videos import read_frames
 
 Frames = NDArray[np.uint8]
@@ -49,9 +49,8 @@ class MaskFolder:
     def masks(self, source: Source) -> Masks:
         """Raises InputError where there is none, or number and size are not the clip's."""
         place = self._place(source)
-        wanted = source.frames.shape[:3]
-        one = read_picture(place)[None] if source.still else read_frames(place)
-        found = np.repeat(one, len(source.frames), axis=0) if source.still else one
+        found = read_picture(place)[None] if source.still else read_frames(place)
+        wanted = (1, *source.frames.shape[1:3]) if source.still else source.frames.shape[:3]
         if found.shape[:3] != wanted:
             raise InputError(f"{place} has masks {found.shape[:3]} (frames, height, width); the clip has {wanted}.")
         return np.asarray(found[positions(len(found))].mean(-1) > 127)
@@ -81,8 +80,7 @@ class SegmentedMasks:
 
     def masks(self, source: Source) -> Masks:
         """Masks at a half."""
-        frames = source.frames[positions(len(source.frames))]
-        return np.stack([mask > 0.5 for mask in self._segmenter.segment(frames)])
+        return np.stack([mask > 0.5 for mask in self._segmenter.segment(chosen(source))])
 
 
 def cut_out(frame: Frames, mask: NDArray[np.bool_]) -> Frames | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
@@ -14,10 +15,10 @@ from evaluation.metrics.catalogue import Metric, catalogue
 from evaluation.metrics.copying import background, pixel_correlation
 from evaluation.metrics.evaluate import Results
 from evaluation.metrics.feature_cache import FeatureCache
-from evaluation.metrics.frames import COUNT, Source, positions
+from evaluation.metrics.frames import COUNT, Source, chosen, positions
 from evaluation.metrics.matched import add_matched
 from evaluation.metrics.motion import flow_lengths, per_second, ratio
-from evaluation.metrics.person import cut_out
+from evaluation.metrics.person import MaskFolder, cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
 from evaluation.metrics.tables import mean_cell, table
@@ -40,6 +41,22 @@ def test_frames_are_the_middles_of_equal_parts(length):
     if length >= 2 * COUNT + 1:
         assert taken[0] > 0
         assert any(place % 2 for place in taken)
+
+
+def test_a_still_is_one_picture_in_memory_with_one_mask(tmp_path):
+    """A photograph of 12 megapixels would be 1.2 GB as 33 frames, its masks more."""
+    for name, size in (("a", (64, 48)), ("b", (48, 48))):
+        Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / f"{name}.png")
+        (tmp_path / "references").mkdir(exist_ok=True)
+        Image.new("L", size, 255).save(tmp_path / "references" / f"{name}.png")
+    still, other = (Source(tmp_path / f"{name}.png", f"references/{name}.png", still=True) for name in "ab")
+    assert still.frames.shape == (33, 48, 64, 3)
+    assert still.frames.strides[0] == 0
+    assert len(chosen(still)) == 1
+    assert np.shares_memory(chosen(still), still.frames)
+    assert MaskFolder(tmp_path).masks(still).shape == (1, 48, 64)
+    with pytest.raises(InputError, match=r"masks \(1, 48, 48\) .*; the clip has \(1, 48, 64\)"):
+        MaskFolder(tmp_path).masks(other)
 
 
 def test_clips_are_read_as_a_player_shows_them(tmp_path):
