@@ -119,6 +119,8 @@ def evaluate(instruments: Instruments, items: Sequence[Item], systems: Systems, 
                 if item.id in of_item:
                     _one(instruments, item, system, (of_item[item.id], reference), results)
                     bar.update()
+    if instruments.faces is not None:
+        _note_faces(instruments.faces.name, items, results)
     _add_parts(systems, items, results)
     base = systems.measure_of_motion
     if base is None:
@@ -142,6 +144,17 @@ def _one(instruments: Instruments, item: Item, system: str, clips: tuple[Source,
     results.curves.setdefault(system, {})[item.id] = measured.curve
     for source in clips:
         source.forget()
+
+
+def _note_faces(name: str, items: Sequence[Item], results: Results) -> None:
+    """Name the items that have no number of faces, because their reference shows none to the model."""
+    measured = results.numbers.get(f"face_{name}_all", {}).get(STILL, {})
+    if without := [item.id for item in items if item.id not in measured]:
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        results.notes.append(
+            f"{name} finds no face in the reference of {', '.join(without[:3])}{more}: of {len(without)} of "
+            f"{len(items)} items there is no number of faces."
+        )
 
 
 def _add_parts(systems: Systems, items: Sequence[Item], results: Results) -> None:

@@ -30,6 +30,7 @@ FRAMES = 6
 NOT_VISIBLE = "not visible"
 _LONGEST = 512  # pixels of the longer side that the model is shown
 _SECONDS = 300.0
+_SAID = 300  # characters of a server's refusal that are shown
 
 PROMPT = f"""The first picture is the reference of a person. The next {FRAMES} pictures are frames of a video, numbered.
 Compare the appearance of the person in the frames with the reference. Ignore scene, light, camera, pose and motion.
@@ -90,7 +91,8 @@ class Judge:
             with urllib.request.urlopen(request, timeout=_SECONDS) as found:
                 return bytes(found.read()).decode("utf-8", errors="replace")
         except urllib.error.HTTPError as error:
-            raise InputError(f"--vlm {self._url} answered {error.code} {error.reason}. Run again to go on.") from None
+            said = f"--vlm {self._url} answered {error.code} {error.reason}: {_reason(error)}"
+            raise InputError(f"{said} Answers that came are kept: run again to go on.") from None
         except (OSError, http.client.HTTPException) as error:
             raise InputError(f"--vlm {self._url} cannot be reached: {error}. Run again to go on.") from None
 
@@ -134,6 +136,15 @@ def judged_numbers(answers: Sequence[Answer | None]) -> dict[str, float]:
     if means:
         numbers |= {"vlm_appearance": sum(means) / len(means), "vlm_order_gap": sum(gaps) / len(gaps)}
     return numbers
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """The beginning of what a server says about its refusal: an unknown model, a wrong key, too many pictures."""
+    try:
+        said = " ".join(error.read().decode("utf-8", errors="replace").split())
+    except (OSError, http.client.HTTPException):
+        said = ""
+    return said[:_SAID] or "nothing."
 
 
 def _request(model: str, reference: NDArray[np.uint8], frames: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:

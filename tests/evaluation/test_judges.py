@@ -147,9 +147,13 @@ def test_a_server_that_refuses_is_one_line_and_what_came_is_kept(line, server, t
     server.answers = [(200, said(FULL)), (503, "busy")]
     assert run.main(line) == 2
     assert "503" in capsys.readouterr().err
+    server.answers = [(404, '{"error": "there is no model\\n judge"}'), (503, "")]
+    for words in ('404 Not Found: {"error": "there is no model', "503 Service Unavailable: nothing."):
+        assert run.main(line) == 2
+        assert words in capsys.readouterr().err
     server.answers = [(200, said(FULL))]
     assert run.main(line) == 0
-    assert len(list((tmp_path / "out" / "vlm").iterdir())) == len(server.requests) - 1
+    assert len(list((tmp_path / "out" / "vlm").iterdir())) == len(server.requests) - 3
     elsewhere = [*line[:-3], "http://127.0.0.1:9/v1", *line[-2:]]
     assert run.main([*elsewhere[:5], str(tmp_path / "new"), *elsewhere[6:]]) == 2
     assert "cannot be reached" in capsys.readouterr().err.splitlines()[-1]
@@ -246,6 +250,36 @@ def test_face_numbers_by_hand():
     found = faces.face_numbers("far", [1.0, 0.5, None, 0.0])
     assert found == pytest.approx({"face_far": 0.5, "face_far_found": 0.75, "face_far_all": 1.5 / 4})
     assert faces.face_numbers("far", [None]) == {"face_far_found": 0, "face_far_all": 0}
+
+
+class OneShade:
+    """Finds a face in pictures that are brighter than a shade, and counts the pictures that it is shown."""
+
+    name, revision = "shade", "1"
+
+    def __init__(self, shade: int) -> None:
+        self.shade, self.shown = shade, []
+
+    def describe(self, frame):
+        self.shown.append(frame.shape)
+        return np.ones(2, np.float32) if frame[..., 0].mean() > self.shade else None
+
+    def similarity(self, one, other):
+        return 1.0
+
+
+@pytest.mark.parametrize(("shade", "without"), [(0, []), (130, ["i0"]), (255, ["i0", "i1"])])
+def test_references_without_a_face_are_named_and_a_still_is_searched_once(line, tmp_path, monkeypatch, shade, without):
+    model = OneShade(shade)
+    monkeypatch.setattr(faces, "load_faces", lambda choice: model)
+    assert run.main([*line[:-4], "--faces", "dlib"]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {"i0", "i1"} - found.get("face_shade_all", {}).get("ours", {}).keys() == set(without)
+    text = (tmp_path / "out" / "table.md").read_text()
+    said = f"shade finds no face in the reference of {', '.join(without)}: of {len(without)} of 2 items"
+    assert (said in text) is bool(without)
+    assert ("no face" in text) is bool(without)
+    assert model.shown.count((48, 32, 3)) == 2 + (2 - len(without))  # once as a reference, once as the still row
 
 
 def test_scrfd_is_decoded_by_hand():
