@@ -11,7 +11,9 @@ from tiny_backbones import write_dino
 
 from contextanyone_core.media.video_io import write_clip
 from evaluation import run
-from evaluation.metrics.page import mean_curve
+from evaluation.clip_set import Item
+from evaluation.metrics.evaluate import Results
+from evaluation.metrics.page import mean_curve, write_page
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 BROWSER = next(
@@ -94,4 +96,27 @@ def test_the_page_in_a_browser(report):
         page.wait_for_function("document.querySelector('#players img').naturalWidth === 48")
         assert page.evaluate("window.broken") is None
         assert errors == []
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
+def test_many_systems_have_whole_names_and_lines_of_their_own_and_animations_are_shown(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    names, item = [f"m{index}" for index in range(18)], Item("i", tmp_path / "a.png", "", "It walks.", 0, "a.gif")
+    for file in ("a.png", "a.gif"):
+        Image.new("RGB", (32, 32)).save(tmp_path / file)
+    curves = {name: {"i": [(0.0, 0.5), (1.0, index / 18)]} for index, name in enumerate(names)}
+    write_page(Results({}, curves, names, names, 1), [], {}, ([item], dict.fromkeys(names, tmp_path)), tmp_path)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
+        page = browser.new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        bottom = "text.getBBox().y + text.getBBox().height <= text.ownerSVGElement.viewBox.baseVal.height"
+        assert page.eval_on_selector_all("#drift text", f"texts => texts.every(text => {bottom})")
+        looks = "lines => lines.map(line => line.getAttribute('stroke') + line.getAttribute('stroke-dasharray'))"
+        assert len(set(page.eval_on_selector_all("#drift polyline", looks))) == 18
+        pictures = "[...document.querySelectorAll('#players img')].filter(one => one.naturalWidth === 32).length === 19"
+        page.wait_for_function(pictures, timeout=20_000)
         browser.close()

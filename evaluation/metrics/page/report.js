@@ -2,7 +2,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b"];
 const SVG = "http://www.w3.org/2000/svg";
+const DASHES = ["none", "8 4", "2 3", "10 3 2 3"]; // with which the colours come again
 const color = (system) => COLORS[data.systems.indexOf(system) % COLORS.length];
+const dash = (system) => DASHES[Math.floor(data.systems.indexOf(system) / COLORS.length) % DASHES.length];
 
 function add(parent, tag, text) {
   const made = document.createElement(tag);
@@ -92,14 +94,16 @@ function showDrift() {
   const [low, high] = range(points.map((point) => point[1]));
   const x = (second) => 60 + ((second - left) / (right - left)) * 540;
   const y = (value) => 260 - ((value - low) / (high - low)) * 240;
-  const svg = draw(box, "svg", { viewBox: "0 0 860 300", width: 860, role: "img", "aria-label": "drift" });
+  const height = Math.max(300, 40 + 20 * shown.length); // of the names, which may be many
+  const svg = draw(box, "svg", { viewBox: `0 0 860 ${height}`, width: 860, role: "img", "aria-label": "drift" });
   draw(svg, "path", { d: "M60 20V260H600", stroke: "#999", fill: "none" });
   for (const value of [low, high]) draw(svg, "text", { x: 6, y: y(value) + 4 }, value.toFixed(3));
   draw(svg, "text", { x: 300, y: 290 }, `seconds (${left.toFixed(1)} to ${right.toFixed(1)})`);
   shown.forEach((system, index) => {
     const path = data.curves[system].map(([second, value]) => `${x(second).toFixed(1)},${y(value).toFixed(1)}`);
-    draw(svg, "polyline", { points: path.join(" "), stroke: color(system), "stroke-width": 2, fill: "none" });
-    draw(svg, "rect", { x: 620, y: 22 + 20 * index, width: 12, height: 12, fill: color(system) });
+    const line = { stroke: color(system), "stroke-width": 2, "stroke-dasharray": dash(system), fill: "none" };
+    draw(svg, "polyline", { points: path.join(" "), ...line });
+    draw(svg, "path", { d: `M610 ${28 + 20 * index}H634`, ...line });
     draw(svg, "text", { x: 640, y: 33 + 20 * index }, system);
   });
 }
@@ -140,6 +144,8 @@ function showClips() {
     const figure = add(box, "figure");
     if (source.endsWith("/")) {
       add(figure, "p", "a folder of pictures, which no player shows");
+    } else if (/\.(gif|webp|a?png|avif)$/i.test(source)) {
+      add(figure, "img").src = source; // an animation plays by itself
     } else {
       const video = add(figure, "video");
       Object.assign(video, { controls: true, loop: true, muted: true, preload: "metadata", src: source });
