@@ -12,7 +12,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from evaluation import ablate
-from evaluation.ablation import runner
+from evaluation.ablation import runner, statistics
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import measure
 from evaluation.ablation.part import Settings
@@ -228,6 +228,7 @@ def test_what_would_settle_a_claim_follows_from_what_is_there():
 
 
 def test_a_report_of_one_seed_says_so_and_which_seeds_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(statistics, "_RESAMPLES", 100)
     plan, means = load_plan(COMPARISON), {"ours": 0.5, "phantom": 0.45, "vace": 0.6}
     every = {
         name: [{"seed": seed, "measured": result(mean, 10 * place + seed, 200)} for seed in range(3)]
