@@ -73,10 +73,12 @@ def read_folders(named: Sequence[str], items: Sequence[Item]) -> dict[str, Path]
         if name in folders:
             raise InputError(f"--videos names {name} twice.")
         folders[name] = Path(folder)
-        missing = [item.file for item in items if not (folders[name] / item.file).exists()]
-        if missing:
+        if not folders[name].is_dir():
+            raise InputError(f"--videos {word}: there is no folder {folder}.")
+        if missing := [item.file for item in items if not (folders[name] / item.file).exists()]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise InputError(
-                f"{folder} has no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "") + "."
+                f"--videos {word}: there is no {missing[0]}{more} in it; every system needs a clip for each line."
             )
     return folders
 

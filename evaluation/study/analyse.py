@@ -44,7 +44,12 @@ def _run(arguments: argparse.Namespace) -> None:
     files = sorted(arguments.answers.glob("*.json"))
     metrics = None if arguments.metrics is None else _read_metrics(arguments.metrics)
     out = output_folder("--out", arguments.out)
+    if not files:
+        raise InputError(f"--answers {arguments.answers} has no .json file; put the files there that raters sent.")
     read = read_answers(key, files)
+    if not read.answers:
+        reasons = "; ".join(f"{rater} {reason}" for rater, reason in read.excluded.items())
+        raise InputError(f"No rater of --answers {arguments.answers} is left: {reasons}.")
     found = {"raters_given": read.raters, "excluded": read.excluded, **analyse(read.answers, metrics)}
     for name, text in (("analysis.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
         write_text(out / name, text)

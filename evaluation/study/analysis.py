@@ -80,7 +80,7 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
         found = _read(path, key["id"], trials)
         rater = found.rater
         if rater in raters:
-            raise InputError(f"{path} is of the rater {rater}, of whom there is another file.")
+            raise InputError(f"{path} is of the rater {rater}, of whom there is another file; keep the last one sent.")
         raters.add(rater)
         reason = _reason_to_exclude(found.answers, trials, key["rules"])
         if reason:

@@ -261,6 +261,21 @@ def test_raters_are_left_out_by_the_rules_and_wrong_files_refused(clips, tmp_pat
         read_answers(key, [good])
 
 
+def test_where_nobody_is_left_each_reason_is_named(clips, tmp_path, capsys):
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    key, folder = json.loads((tmp_path / "study" / "key.json").read_text()), tmp_path / "answers"
+    folder.mkdir()
+    words = ["--key", str(tmp_path / "study" / "key.json"), "--answers", str(folder), "--out", str(tmp_path / "out")]
+    assert analyse_script.main(words) == 2
+    assert "answers has no .json file; put the files there" in capsys.readouterr().err
+    answers_file(folder, key, "hasty", seconds=0.5)
+    answers_file(folder, key, "careless", check_score=-1)
+    assert analyse_script.main(words) == 2
+    said = capsys.readouterr().err
+    assert "is left: careless passed 0 of 3 attention checks; hasty median time 0.5 s." in said
+    assert said.count("\n") == 1
+
+
 def test_a_key_that_does_not_know_which_pictures_are_one_is_refused(clips, tmp_path, capsys):
     assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
     key = tmp_path / "study" / "key.json"
@@ -381,5 +396,10 @@ def test_a_prompt_may_hold_any_character(clips, tmp_path):
 def test_a_missing_clip_is_named(clips, tmp_path):
     items = read_set(tmp_path / "set.jsonl")
     (tmp_path / "bad" / "1.mp4").unlink()
-    with pytest.raises(InputError, match=r"1\.mp4"):
+    with pytest.raises(InputError, match=r"--videos bad=.* no 1\.mp4 in it; every system needs a clip for each"):
         read_folders([f"bad={tmp_path / 'bad'}"], items)
+    (tmp_path / "bad" / "2.mp4").unlink()
+    with pytest.raises(InputError, match=r"no 1\.mp4 and 1 more in it"):
+        read_folders([f"bad={tmp_path / 'bad'}"], items)
+    with pytest.raises(InputError, match=r"--videos bad=nowhere: there is no folder nowhere\."):
+        read_folders(["bad=nowhere"], items)
