@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError
-from ..late_import import missing
 from .image_io import over_white, read_animation, read_picture
-from .video_io import FPS
+from .video_io import FPS, ffmpeg_path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 """File extensions of a folder's frames."""
@@ -82,7 +81,7 @@ def open_video(path: Path) -> VideoFrames:
 
     Raises: InputError if the file does not exist, cannot be decoded or has no frames, is HDR, is rotated by no multiple
         of 90 degrees or has pixels far from square, or (while reading) if frames differ in size;
-        MissingDependencyError for a video file without imageio-ffmpeg.
+        MissingDependencyError for a video file without an ffmpeg that runs (`ffmpeg_path`).
     """
     if path.is_dir():
         files = frame_files(path)
@@ -117,9 +116,10 @@ def _animation(path: Path) -> VideoFrames:
     if uneven:
         count = max(1, int(end * FPS + 0.25))  # of a GIF whose end is rounded too
         chosen = np.searchsorted(starts, np.arange(count) / FPS + _ROUNDED, side="right") - 1
-        return VideoFrames(FPS, _of_one_size(path, (frames[index] for index in chosen)))
+        return VideoFrames(FPS, _of_one_size(path, (frames[index] for index in chosen)), count / FPS)
     ours = len(frames) == 1 or abs(step - 1 / FPS) * (len(frames) - 1) <= max(len(frames), 5) / 1000
-    return VideoFrames(FPS if ours else 1 / step, _of_one_size(path, iter(frames)))
+    rate = FPS if ours else 1 / step
+    return VideoFrames(rate, _of_one_size(path, iter(frames)), len(frames) / rate)
 
 
 def _decoded(path: Path) -> VideoFrames:
@@ -152,7 +152,7 @@ def _start(path: Path, pixels: str, decoder: str | None = None, filters: str = _
     """
     chosen = ["-c:v", decoder] if decoder else []
     words = ["-hide_banner", "-nostdin", *chosen, "-i", f"file:{path.absolute()}", "-vf", filters]
-    command = [_ffmpeg(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"]
+    command = [ffmpeg_path(), *words, "-f", "image2pipe", "-c:v", "pam", "-pix_fmt", pixels, "pipe:1"]
     remarks = Path(tempfile.mkdtemp(prefix="ffmpeg-")) / "remarks.log"
     with remarks.open("wb") as written:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=written)
@@ -190,14 +190,6 @@ def _refuse_unfaithful(path: Path, stream: str, metadata: str) -> None:
     rotation = re.search(r"rotation of (-?[0-9.]+) degrees", metadata)
     if rotation and float(rotation[1]) % 90:
         raise InputError(f"{path} is rotated by {float(rotation[1]):g} degrees; write it upright.")
-
-
-def _ffmpeg() -> str:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise missing("reading a video", "imageio-ffmpeg") from error
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def _from_pipe(path: Path, process: subprocess.Popen[bytes], remarks: Path) -> _Pictures:

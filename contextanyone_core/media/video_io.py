@@ -48,7 +48,7 @@ def check_output(path: Path) -> None:
     """
     check_name(path)
     if ending_of(path) == ".mp4":
-        _ffmpeg()
+        ffmpeg_path()
     try:
         _check_free(path)
         if not path.parent.is_dir():
@@ -119,19 +119,23 @@ def _to_json(metadata: Metadata) -> str:
     return json.dumps(metadata, ensure_ascii=True, sort_keys=True, allow_nan=False)
 
 
-def _ffmpeg() -> str:
+def ffmpeg_path() -> str:
+    """Path of imageio-ffmpeg's ffmpeg, which reads and writes videos.
+
+    Raises: MissingDependencyError if the package is not installed, or its ffmpeg does not run here.
+    """
     try:
         import imageio_ffmpeg
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except ImportError as error:
         raise MissingDependencyError(
-            "reading and writing .mp4 needs imageio-ffmpeg; `pip install 'imageio[ffmpeg]'`, or write a .webp."
+            "reading and writing videos needs imageio-ffmpeg; `pip install 'imageio[ffmpeg]'`, or use a .webp."
         ) from error
     except RuntimeError as error:  # ffmpeg is missing or does not start: too little memory, or built for another system
         raise MissingDependencyError(
-            "reading and writing .mp4 needs an ffmpeg, and imageio-ffmpeg finds none that runs here; repair it by "
-            "`pip install --force-reinstall imageio-ffmpeg`, see that memory is not limited, or write a .webp."
+            "reading and writing videos needs an ffmpeg, and imageio-ffmpeg finds none that runs here; repair it by "
+            "`pip install --force-reinstall imageio-ffmpeg`, see that memory is not limited, or use a .webp."
         ) from error
 
 
@@ -145,7 +149,7 @@ def _write_mp4(path: Path, frames: NDArray[np.uint8], metadata: Metadata) -> Non
     exact = ["-threads", "1", "-filter_threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
     tags = ["-movflags", "+faststart", "-metadata", f"comment={_to_json(metadata)}"]
     target = f"file:{path.absolute()}"
-    command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", *source, *codec, *exact, *tags, "-y", target]
+    command = [ffmpeg_path(), "-hide_banner", "-loglevel", "error", *source, *codec, *exact, *tags, "-y", target]
     # A session of its own: Ctrl-C reaches only this process, which then ends the encoder.
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
@@ -250,17 +254,8 @@ def _picture_comment(path: Path) -> str:
 
 
 def _mp4_comment(path: Path) -> str:
-    command = [
-        _ffmpeg(),
-        "-hide_banner",
-        "-loglevel",
-        "error",
-        "-i",
-        f"file:{path.absolute()}",
-        "-f",
-        "ffmetadata",
-        "-",
-    ]
+    source = ["-i", f"file:{path.absolute()}"]
+    command = [ffmpeg_path(), "-hide_banner", "-loglevel", "error", *source, "-f", "ffmetadata", "-"]
     result = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
     if result.returncode != 0:
         lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no message"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.media import read_video
 from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import write_clip
@@ -35,6 +35,7 @@ def test_what_we_write_is_read_back(tmp_path, name, frames):
     read = np.stack(list(video.frames))
     assert video.fps == 16
     assert read.shape == (frames, 48, 64, 3)
+    assert round(video.seconds * video.fps) == frames  # known before a frame is read
     assert np.abs(read.astype(int) - clip(frames)).mean() < 4
 
 
@@ -86,7 +87,7 @@ def test_uneven_frames_are_shown_as_long_as_they_last(tmp_path):
     pictures = [Image.fromarray(frame) for frame in clip(3)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[500, 100, 1000])
     read = np.stack(list(open_video(tmp_path / "a.gif").frames))[:, -1, -1, 0].astype(int)
-    assert open_video(tmp_path / "a.gif").fps == 16
+    assert (open_video(tmp_path / "a.gif").fps, open_video(tmp_path / "a.gif").seconds) == (16, len(read) / 16)
     assert np.bincount((read - 60 + 5) // 20).tolist() == [8, 2, 15]  # of 1.6 seconds
 
 
@@ -207,7 +208,7 @@ def test_what_ffmpeg_goes_on_printing_spoils_no_description(tmp_path, monkeypatc
     talkative.write_text(_TALKATIVE.format(python=sys.executable))
     talkative.chmod(0o755)
     logs.mkdir()
-    monkeypatch.setattr(read_video, "_ffmpeg", lambda: str(talkative))
+    monkeypatch.setattr(read_video, "ffmpeg_path", lambda: str(talkative))
     monkeypatch.setattr(tempfile, "tempdir", str(logs))
     frames, remarks = read_video._start(tmp_path / "a.mp4", "rgb24")
     next(frames)
@@ -216,6 +217,16 @@ def test_what_ffmpeg_goes_on_printing_spoils_no_description(tmp_path, monkeypatc
         assert ("rawvideo" in stream, rate) == (True, 25)
     frames.close()
     assert list(logs.iterdir()) == []
+
+
+def test_an_ffmpeg_that_does_not_run_is_told(tmp_path, monkeypatch):
+    def absent():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    write_clip(tmp_path / "a.mp4", clip(), {})
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", absent)
+    with pytest.raises(MissingDependencyError, match="finds none that runs here"):
+        open_video(tmp_path / "a.mp4")
 
 
 def test_what_cannot_be_shown_faithfully_is_refused(tmp_path):
