@@ -113,13 +113,14 @@ def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
 
     Raises:
         InputError: there are none, they have different numbers of references, or only some have a pose or start frame.
-        ShapeError: their references, or the CLIP tokens of these, differ in size, or their poses or start frames.
+        ShapeError: the first references of two videos, or the second ones and so on, or the CLIP tokens of these,
+            differ in size, or the poses or start frames.
     """
     references = [item.references for item in conditions if item.references is not None]
     counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
     if len(counts) != 1:
         raise InputError(f"A batch needs videos with the same number of references; given are {sorted(counts)}.")
-    if len({tuple(r.latents[index].shape) for r in references for index in range(len(r.latents))}) > 1:
+    if len({tuple(latents.shape for latents in r.latents) for r in references}) > 1:
         raise ShapeError("A batch needs references of one size; encode them for the same width and height.")
     if len({tuple(tokens.shape for tokens in r.image_embeds) for r in references}) > 1:
         raise ShapeError(

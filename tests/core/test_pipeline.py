@@ -177,6 +177,16 @@ def test_batches_that_do_not_fit_are_refused(pipeline: ContextAnyonePipeline) ->
         pipeline.sample_latents(one, SMALL, pipeline.noise([1, 2], SMALL))
 
 
+def test_in_a_batch_only_the_references_of_one_place_are_of_one_size(pipeline: ContextAnyonePipeline) -> None:
+    small, large = (pipeline.dual_encoder.encode(picture(), size) for size in ((32, 32), (48, 32)))
+    both = pipeline.conditions([small, large], PROMPT)
+    references = stack_conditions([both, both]).references
+    assert references is not None
+    assert [tuple(latents.shape) for latents in references.latents] == [(2, 16, 1, 4, 4), (2, 16, 1, 6, 4)]
+    with pytest.raises(ShapeError, match="references of one size"):
+        stack_conditions([both, pipeline.conditions([large, small], PROMPT)])
+
+
 def test_any_seed_gives_its_own_noise_whatever_the_batch(pipeline: ContextAnyonePipeline) -> None:
     noise = pipeline.noise([1, 2, 2**63 - 1], SMALL)
     assert noise.dtype == torch.float32
