@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,14 @@ _QUESTIONS = 3
 
 
 @dataclass(frozen=True)
+class Shot:
+    """What references of a row are compared with: joints (T, K, 3) and perceptual hashes of its frames."""
+
+    joints: NDArray[np.float32]
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ReferenceStage(ModelStage):
     """A stage that verifies pictures of the row's person, from below and from above.
 
@@ -34,28 +43,28 @@ class ReferenceStage(ModelStage):
     name: ClassVar[str] = "verify"
 
     def scores(
-        self, row: Row, picture: NDArray[np.uint8], joints: NDArray[np.float32], ask: Callable[[bool], Verdict | None]
+        self, shot: Shot, picture: NDArray[np.uint8], joints: NDArray[np.float32], ask: Callable[[bool], Verdict | None]
     ) -> dict[str, float]:
         """The scores of one picture (H, W, 3) with joints (K, 2 or more); `ask` takes whether they are exchanged."""
         replies = [ask(exchanged) for exchanged in (False, True)]
         yes = sum(x.same_person + x.same_hair + x.same_outfit for x in replies if x is not None)
         found = perceptual_hash(picture)
-        own = self.joints(row)[row.start : row.stop]
         return {
             "same": yes / (_QUESTIONS * len(replies)),
             "invalid": float(sum(x is None for x in replies)),
-            "pose": pose_shift(own, joints),
-            "place": min(hash_distance(found, perceptual_hash(frame)) for frame in self.frames(row)),
+            "pose": pose_shift(shot.joints, joints),
+            "place": min(hash_distance(found, own) for own in shot.hashes),
         }
 
     def joints(self, row: Row) -> NDArray[np.float32]:
         """The row's pose file, (T, K, 3), all frames of the video."""
         return np.asarray(load_file(self.place(row.paths["pose"]))["keypoints"], np.float32)
 
-    def frames(self, row: Row) -> list[NDArray[np.uint8]]:
-        """The frames of the shot, small."""
-        frames = enumerate(frames_of(self.place(row.video), 256))
-        return [frame for number, frame in frames if row.start <= number < row.stop]
+    def shot(self, row: Row) -> Shot:
+        """What the row's references are compared with; the video is decoded up to the end of the shot."""
+        frames = islice(frames_of(self.place(row.video), 256), row.start, row.stop)
+        hashes = tuple(perceptual_hash(frame) for frame in frames)
+        return Shot(self.joints(row)[row.start : row.stop], hashes)
 
 
 @dataclass(frozen=True)
@@ -68,15 +77,15 @@ class EditAndVerify(ReferenceStage):
     def __call__(self, row: Row) -> Row | Drop:
         """The row with the path `reference`."""
         tried = self.models.edits(row, self.candidates)
-        judged = []
+        if not tried:
+            return Drop("no_edit")
+        shot, judged = self.shot(row), []
         for number, one in enumerate(tried):
 
             def ask(exchanged: bool, number: int = number) -> Verdict | None:
                 return self.models.judge(row, number, exchanged=exchanged)
 
-            judged.append((self.scores(row, one.picture, one.joints, ask), one))
-        if not judged:
-            return Drop("no_edit")
+            judged.append((self.scores(shot, one.picture, one.joints, ask), one))
         scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].seed))
         path = self.path_for(row, "reference.png")
         write_picture(self.place(path), best.picture)
@@ -102,7 +111,9 @@ class OtherShot(ReferenceStage):
         return [self._best(row, [other for other in rows if other is not row]) for row in rows]
 
     def _best(self, row: Row, others: list[Row]) -> Row | Drop:
-        judged = []
+        if not others:
+            return Drop("no_other_shot")
+        shot, judged = self.shot(row), []
         for other in others:
 
             def ask(exchanged: bool, other: Row = other) -> Verdict | None:
@@ -110,9 +121,7 @@ class OtherShot(ReferenceStage):
 
             index = int(other.scores["target.index"])
             picture = read_picture(self.place(other.paths["target"]))
-            judged.append((self.scores(row, picture, self.joints(other)[index], ask), other))
-        if not judged:
-            return Drop("no_other_shot")
+            judged.append((self.scores(shot, picture, self.joints(other)[index], ask), other))
         scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].start))
         return row.scored(self.name, **scores).with_paths(reference=best.paths["target"])
 
