@@ -1,9 +1,12 @@
-"""Files of the trainer: tensors that are on disk whole or not at all, and what a file contains."""
+"""Files of the trainer: tensors that are on disk whole or not at all, pictures, and what a file contains."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +25,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, beside, metadata)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from None
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a grey (H, W) or RGB (H, W, 3) picture.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    shown = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    done, content = cv2.imencode(".png", np.asarray(shown))
+    if not done:
+        raise ValueError(f"{path}: the picture cannot be encoded.")
+    path.write_bytes(content.tobytes())
 
 
 def file_sha256(path: Path) -> str:

@@ -25,11 +25,10 @@ from training.config import load_config
 from training.data.buckets import BucketSettings
 from training.data.manifest import read_manifest
 from training.data.world_poses import world_poses
-from training.files import file_sha256
+from training.files import file_sha256, write_png
 from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import hull, masks_of_shot
 from training.personal.names import check_name
-from training.personal.prepare import write_png
 from training.personal.presets import PLACES, PRESETS
 from training.personal.sheet import SheetRequest, write_sheet
 from training.personal.shot import open_clip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import FPS, write_clip
 from training.data.manifest import ManifestRow, Split, write_manifest
-from training.files import write_tensors
+from training.files import write_png, write_tensors
 from training.world import TEST_SEED_START, WorldSample, random_frame, sample
 
 _LICENSE = "Apache-2.0"
@@ -72,15 +71,15 @@ def _write_pair(folder: Path, settings: WorldSettings, seed: int) -> ManifestRow
     name = f"{seed:08d}"
     place = folder / name
     place.mkdir()
-    _write_png(place / "reference.png", pair.reference)
-    _write_png(place / "reference_mask.png", pair.reference_mask)
+    write_png(place / "reference.png", pair.reference)
+    write_png(place / "reference_mask.png", pair.reference_mask)
     if single:
-        _write_png(place / "video.png", pair.video[0])
+        write_png(place / "video.png", pair.video[0])
     else:
         write_clip(place / "video.mp4", pair.video, {})
     (place / "mask").mkdir()
     for index, mask in enumerate(pair.masks):
-        _write_png(place / "mask" / f"{index:04d}.png", mask)
+        write_png(place / "mask" / f"{index:04d}.png", mask)
     height, width = settings.size
     said = {"layout": "body14", "width": str(width), "height": str(height), "fps": str(FPS)}
     write_tensors(place / "pose.safetensors", {"keypoints": _scored(pair.keypoints)}, said)
@@ -109,8 +108,3 @@ def _scored(keypoints: NDArray[np.float32]) -> torch.Tensor:
     """Points (T, K, 2) with the score 1: (T, K, 3)."""
     points = torch.from_numpy(keypoints)
     return torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
-
-
-def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    if not cv2.imwrite(str(path), picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"{path} could not be written.")

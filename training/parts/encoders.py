@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import sentencepiece
 import torch
@@ -28,6 +27,7 @@ from contextanyone_core.encoders.text import (
     save_text_encoder,
 )
 from contextanyone_core.errors import InputError
+from training.files import write_png
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.captions_tokenizer import END_ID, PAD_ID, train_tokenizer
 from training.parts.encoder_data import Pair, Variety, draw_pairs, stack_labels
@@ -118,7 +118,7 @@ class EncodersPart:
         nearest = min(_SHOWN_PICTURES, len(pairs))
         rows = [[i, *similarities[i].topk(nearest).indices.tolist()] for i in shown if i < len(pairs)]
         sheet = np.concatenate([np.concatenate([pairs[i].picture for i in row], axis=1) for row in rows])
-        cv2.imwrite(str(folder / "retrieval.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        write_png(folder / "retrieval.png", sheet)
         captions = "".join(f"{pairs[row[0]].caption}\n" for row in rows)
         write_text(folder / "captions.txt", captions)
 

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-import cv2
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -35,7 +33,7 @@ from training.data.frames import dilated
 from training.data.named import NamedRows, named_rows
 from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
-from training.files import file_sha256
+from training.files import file_sha256, write_png
 from training.lora import lora_at
 from training.parts.base import Metrics, PartContext
 from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
@@ -374,7 +372,7 @@ class ManifestPart(TransformerTraining):
             if length > 1:
                 write_clip(folder / f"{number:03d}.mp4", frames, {"id": batch["ids"][0], "step": step})
             else:
-                cv2.imwrite(str(folder / f"{number:03d}.png"), np.ascontiguousarray(frames[0][..., ::-1]))
+                write_png(folder / f"{number:03d}.png", frames[0])
 
     def _generate(self, batch: dict[str, Any], bucket: Bucket) -> Tensor:
         sampler = LatentSampler(self.transformer)

@@ -24,6 +24,7 @@ from training.evaluation.pose_reader import (
     save_pose_reader,
 )
 from training.evaluation.probe import prepare
+from training.files import write_png
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.probe_data import Labelled, spoil
 from training.randomness import numpy_generator
@@ -87,8 +88,7 @@ class PoseReaderPart:
         read = read_joints(self.reader, torch.from_numpy(np.stack([item.frames for item in drawn])))[:, 0].numpy()
         tiles = [_tile(item, joints) for item, joints in zip(drawn, read, strict=True)]
         sheet = np.concatenate([np.concatenate(tiles[row : row + 8], 1) for row in range(0, 16, 8)], 0)
-        if not cv2.imwrite(str(folder / "pose_reader.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{folder / 'pose_reader.png'} could not be written.")
+        write_png(folder / "pose_reader.png", sheet)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write pose_reader.safetensors."""

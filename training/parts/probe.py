@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.evaluation.probe import FRAME_HEADS, Probe, ProbeConfig, load_probe, prepare, read_clips, save_probe
+from training.files import write_png
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.parts.probe_data import Labelled, draw_labelled, spoil
 from training.randomness import numpy_generator
@@ -94,8 +95,7 @@ class ProbePart:
             _tile(item, {name: int(read[name][index, 0]) for name in ATTRIBUTES}) for index, item in enumerate(drawn)
         ]
         sheet = np.concatenate([np.concatenate(tiles[row : row + 8], 1) for row in range(0, 32, 8)], 0)
-        if not cv2.imwrite(str(folder / "probe.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{folder / 'probe.png'} could not be written.")
+        write_png(folder / "probe.png", sheet)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write probe.safetensors."""

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from training.data.buckets import FrameCount
 from training.data.pool import Pool, PoolKey, encoders_hash, open_pool
 from training.data.world_poses import world_poses
 from training.evaluation.clips import shown_picture
-from training.files import file_sha256
+from training.files import file_sha256, write_png
 from training.parts.attribute_heads import AttributeHeads, StreamTap
 from training.parts.base import Metrics, PartContext
 from training.parts.joint_head import JointHead
@@ -275,7 +274,7 @@ class TransformerPart(TransformerTraining):
             np.concatenate([pair.reference, *shown, *pair.video[::4]], axis=1)
             for pair, shown in zip(pairs, frames, strict=True)
         ]
-        cv2.imwrite(str(folder / f"{step:06d}.png"), np.concatenate(rows)[..., ::-1])
+        write_png(folder / f"{step:06d}.png", np.concatenate(rows))
 
 
 def _captioned(

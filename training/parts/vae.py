@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from contextanyone_core.encoders.vae import (
 from contextanyone_core.errors import InputError
 from contextanyone_core.weights.container import open_container
 from training.data.buckets import FrameCount
+from training.files import write_png
 from training.parts.base import Metrics, ParameterGroup, PartContext, PartSettings, default_groups
 from training.randomness import numpy_generator, seed_for
 from training.vae_forward import compile_norms, decode_whole, encode_whole
@@ -149,7 +149,7 @@ class VaePart:
         _LOG.info("step %d: test clips at %s dB", step, ", ".join(f"{value:.2f}" for value in psnr.tolist()))
         pixels = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
         rows = [_row(video) for pair in zip(truth, pixels, strict=True) for video in pair]
-        cv2.imwrite(str(folder / f"{step:06d}.png"), np.concatenate(rows)[..., ::-1])
+        write_png(folder / f"{step:06d}.png", np.concatenate(rows))
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Measure the latents' statistics and preview projection, and write vae.safetensors."""

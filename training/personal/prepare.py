@@ -24,6 +24,7 @@ from training.data.buckets import BucketSettings, best_placement
 from training.data.frames import Placement, on_white
 from training.data.manifest import ManifestRow, write_manifest
 from training.data.media import content_hash
+from training.files import write_png
 from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import masks_of_shot, shows_somebody
 from training.personal.poses import poses_of_shot, seen_enough
@@ -202,12 +203,3 @@ def _of_the_whole_clip(poses: PoseSequence, shot: Shot) -> PoseSequence:
     whole = np.zeros((shot.total, *poses.whole.shape[1:]))
     whole[shot.start : shot.stop] = poses.whole
     return sequence_of(whole, (shot.height, shot.width), shot.fps)
-
-
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a grey (H, W) or RGB (H, W, 3) picture. Raises: OSError if the disk is full."""
-    shown = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, content = cv2.imencode(".png", np.asarray(shown))
-    if not done:
-        raise ValueError(f"{path}: the picture cannot be encoded.")
-    path.write_bytes(content.tobytes())

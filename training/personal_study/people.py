@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.pose.pose_file import pose_file_bytes
 from training.data.world_poses import world_poses
-from training.personal.prepare import write_png
+from training.files import write_png
 from training.world import (
     LIGHTS,
     PLACES,
