@@ -149,10 +149,10 @@ def condition_record(options: argparse.Namespace) -> dict[str, Any]:
     if options.pose is not None:
         low, high = pose_window(options)
         body, strength = options.pose_body, options.pose_strength
-        record["pose"] = _named(options.pose) | {
+        record["pose"] = file_record(options.pose) | {
             "fit": _fit(options),
-            "body": None if body is None else _named(body),
-            "models": None if options.pose_models is None else _named(options.pose_models),
+            "body": None if body is None else file_record(body),
+            "models": None if options.pose_models is None else file_record(options.pose_models),
             "person": options.pose_person,
             "fps": options.pose_fps,
             "strength": 1.0 if strength is None else strength,
@@ -160,8 +160,17 @@ def condition_record(options: argparse.Namespace) -> dict[str, Any]:
             "end": high,
         }
     if options.start_frame is not None:
-        record["start_frame"] = _named(options.start_frame)
+        record["start_frame"] = file_record(options.start_frame)
     return record
+
+
+def file_record(path: Path) -> dict[str, str]:
+    """Name and SHA-256 of a file, or of all files of a folder, one after the other in the order of their names."""
+    total = hashlib.sha256()
+    for part in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: total)
+    return {"name": path.name, "sha256": total.hexdigest()}
 
 
 def _fit(options: argparse.Namespace) -> str:
@@ -189,12 +198,3 @@ def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
         if told:
             _log.warning(told)
     return cut
-
-
-def _named(path: Path) -> dict[str, str]:
-    """Name and hash of a file, or of all files of a folder in the order of their names."""
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.read_bytes())
-    return {"name": path.name, "sha256": total.hexdigest()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from ..media.video_io import contact_path, read_metadata
 from ..model_specs import ModelSpec
 from .clips import Clip
 from .generate_personal import Person, person_record
-from .generate_pose import condition_record, pose_window
+from .generate_pose import condition_record, file_record, pose_window
 from .parsing import COMPONENTS, package_version
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def record_of(pipeline: Pipeline, options: argparse.Namespace, person: Person | 
         "model": pipeline.spec.name,
         "negative": negative_prompt(pipeline, options),
         "settings": settings | {"device": options.device, "dtype": options.dtype},
-        "references": [{"name": path.name, "sha256": _sha256(path)} for path in options.reference],
+        "references": [file_record(path) for path in options.reference],
         "weights": _weights(options.weights, pipeline.spec),
         "execution": {name: getattr(execution, name) for name in ("attention", "compile", "memory", "step_cache")},
         "loras": [
@@ -126,8 +125,3 @@ def _weights(folder: Path, spec: ModelSpec) -> dict[str, str]:
     found = [find_component(folder, component, spec) for component in COMPONENTS]
     held = {tensor.file for path in found if path is not None for tensor in open_container(path).tensors.values()}
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in sorted(held)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

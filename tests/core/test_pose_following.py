@@ -1,5 +1,6 @@
 """Poses and a start frame in a generation: in every pass, within their window, as asked for on the command line."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pose_cases import figure, sequence
 from safetensors.numpy import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.cli.generate_pose import file_record
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.generation.conditions import condition_at, lead_to_start
@@ -244,13 +246,20 @@ def test_the_clip_says_what_it_followed_and_a_longer_pose_is_cut(desk, wide_fold
     pose = metadata["pose"]
     assert (pose["name"], pose["fit"], pose["body"]["name"]) == ("long.json", "bones", "dance.json")
     assert (pose["strength"], pose["start"], pose["end"], pose["person"]) == (1, 0, 0.5, None)
-    assert len(pose["sha256"]) == 64
+    assert pose["sha256"] == hashlib.sha256(Path("long.json").read_bytes()).hexdigest()
     assert metadata["start_frame"]["name"] == "start.png"
     assert run(wide_folder, *words, "--out", "out.webp", "--resume") == 0
     assert "out.webp is finished" in capsys.readouterr().err
     assert run(wide_folder, "--out", "plain.webp") == 0
     assert not {"pose", "start_frame"} & read_metadata(Path("plain.webp")).keys()
     assert "pose_strength" not in read_metadata(Path("plain.webp"))["settings"]
+
+
+def test_a_folder_is_recorded_by_its_files_one_after_the_other(tmp_path):
+    (tmp_path / "poses" / "inner").mkdir(parents=True)
+    for name, content in (("2.json", b"two"), ("1.json", b"one")):
+        (tmp_path / "poses" / name).write_bytes(content)
+    assert file_record(tmp_path / "poses") == {"name": "poses", "sha256": hashlib.sha256(b"onetwo").hexdigest()}
 
 
 def test_keypoints_that_do_not_state_their_rate_are_given_it(desk, wide_folder, capsys):

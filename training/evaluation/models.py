@@ -88,8 +88,9 @@ def _load_vace(settings: EvaluateSettings) -> Models:
 def _hash(path: Path) -> str:
     """SHA-256 of a file, or of a folder's weight files one after the other."""
     found = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        found.update(file.read_bytes())
+    for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: found)
     return found.hexdigest()
 
 
