@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import Conv2d, GroupNorm
+from torch.nn import Conv2d
 
-from training.evaluation.probe import prepare
+from training.evaluation.probe import ResidualBlock, prepare
 from training.evaluation.reader_file import load_reader, save_reader
 from training.world import KEYPOINTS
 
@@ -32,24 +32,6 @@ class PoseReaderConfig:
     channels: tuple[int, int, int, int] = (24, 48, 64, 96)
 
 
-class _Block(nn.Module):
-    """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides if set."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.norm1 = GroupNorm(8, channels)
-        self.conv2 = Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = GroupNorm(8, channels)
-        self.shortcut = Conv2d(channels_in, channels, 1, bias=False)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, h, w) to (B, C, h / stride, w / stride)."""
-        inner = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
-        return F.silu(inner + self.shortcut(F.avg_pool2d(x, self.stride) if self.stride > 1 else x))
-
-
 class PoseReader(nn.Module):
     """Maps of 14 joints at a quarter of the picture's side: down to 1/16, and up again with what was there before."""
 
@@ -58,13 +40,13 @@ class PoseReader(nn.Module):
         self.config = config or PoseReaderConfig()
         first, second, third, last = self.config.channels
         self.stem = Conv2d(3, first, 5, 2, 2)
-        self.quarter = _Block(first, second, 2)
-        self.eighth = _Block(second, third, 2)
-        self.sixteenth = _Block(third, last, 2)
+        self.quarter = ResidualBlock(first, second, 2)
+        self.eighth = ResidualBlock(second, third, 2)
+        self.sixteenth = ResidualBlock(third, last, 2)
         self.up_eighth = Conv2d(last, third, 1)
-        self.at_eighth = _Block(third, third)
+        self.at_eighth = ResidualBlock(third, third)
         self.up_quarter = Conv2d(third, second, 1)
-        self.at_quarter = _Block(second, second)
+        self.at_quarter = ResidualBlock(second, second)
         self.maps = Conv2d(second, len(KEYPOINTS), 1)
 
     def forward(self, frames: Tensor) -> Tensor:

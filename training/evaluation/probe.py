@@ -35,10 +35,10 @@ class ProbeConfig:
     action_width: int = 64
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with GroupNorm around a shortcut; the first one halves the sides if set."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.norm1 = GroupNorm(8, channels)
@@ -100,7 +100,8 @@ class Probe(nn.Module):
         first, *_, last = self.config.channels
         self.stem = Conv2d(3, first, 5, 2, 2)
         steps = zip(pairwise(self.config.channels), (2, 2, 1), strict=True)
-        self.stages = nn.Sequential(*(_Block(a, b, stride) for (a, b), stride in steps), _Block(last, last, 1))
+        stages = [ResidualBlock(a, b, stride) for (a, b), stride in steps]
+        self.stages = nn.Sequential(*stages, ResidualBlock(last, last))
         self.look = Conv2d(last, _POINTS, 1)
         width = last * (_POINTS + 1) + 2 * _POINTS
         self.heads = nn.ModuleDict({name: Linear(width, len(values)) for name, values in FRAME_HEADS.items()})
