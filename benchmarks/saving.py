@@ -33,13 +33,14 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.cli.parsing import Parser, whole
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.runtime.memory import CLIP_TOKENS
 from training.commands import run_command
 from training.distributed import World
 from training.flops import backward_flops, forward_flops
 from training.saving import THREAD, Saver
 from training.state import CheckpointStore, Progress
 
-_PROCESSES, _SIDE, _SMALL_SIDE, _CLIP_TOKENS = 8, 2048, 64, 257
+_PROCESSES, _SIDE, _SMALL_SIDE = 8, 2048, 64
 
 
 class Spent(NamedTuple):
@@ -79,7 +80,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 def _products_of_a_step(config: ContextAnyoneConfig, *, small: bool) -> int:
     tokens = 4 if small else (832 // 16) * (480 // 16)
-    flops = sum(passes(config, tokens, [tokens], _CLIP_TOKENS) for passes in (forward_flops, backward_flops))
+    flops = sum(passes(config, tokens, [tokens], CLIP_TOKENS) for passes in (forward_flops, backward_flops))
     return max(1, round(flops / (2 * (_SMALL_SIDE if small else _SIDE) ** 3)))
 
 

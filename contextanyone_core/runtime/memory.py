@@ -60,8 +60,10 @@ def one_stream_bytes(
 MODES = ("high", "balanced", "low")
 """Memory modes of `options.MEMORIES` except `auto`, from the fastest to the smallest."""
 
+CLIP_TOKENS = 257
+"""Tokens of a reference by CLIP's ViT-H/14: the class and 16 x 16 patches."""
+
 _TILE = 256  # pixels per side, diffusers' default
-_CLIP_TOKENS = 257
 _TEXT_WORK = 300 << 20  # three prompts of 512 tokens through umT5-XXL
 # Live elements per pixel of a frame at the peak of Wan's VAE (width 96), measured on meta tensors. The VAE decodes four
 # frames at a time, so this does not grow with the length of the video. A clip is encoded so too: beside that its frames
@@ -169,7 +171,7 @@ def _denoising_bytes(mode: str, config: ContextAnyoneConfig, video: Video, dtype
     tokens = video.references * _picture(video, spec).token_count(config)
     if spec.one_stream:
         return one_stream_bytes(config, shape, reference_tokens=tokens, dtype_size=dtype_size)
-    clip = video.references * _CLIP_TOKENS if config.image_dim is not None else 0
+    clip = video.references * CLIP_TOKENS if config.image_dim is not None else 0
     whole = forward_bytes(config, shape, reference_tokens=tokens, image_tokens=clip, dtype_size=dtype_size)
     cache = cache_bytes(config, tokens, clip, dtype_size)
     if mode != "low":

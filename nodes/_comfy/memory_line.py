@@ -8,11 +8,11 @@ import comfy.model_management
 
 from ...contextanyone_core.model_specs import is_full_size
 from ...contextanyone_core.runtime.fits import GIB
+from ...contextanyone_core.runtime.memory import CLIP_TOKENS
 from ...contextanyone_core.runtime.options import FULL_SIZE
 from .types import Model
 
 _SIZE = "832 x 480, 81 frames, one picture"
-_CLIP_TOKENS = 257
 
 
 def memory_line(model: Model) -> tuple[str, bool]:
@@ -24,7 +24,7 @@ def memory_line(model: Model) -> tuple[str, bool]:
     if comfy.model_management.is_device_cpu(device):
         return f"There is no GPU: {_SIZE} takes hours. The miniature (workflow 01) takes half a minute.", False
     weights = model.model_size()
-    one = [1, math.prod(FULL_SIZE.shape.picture.latents_shape(config)), max(1, _CLIP_TOKENS * (config.image_dim or 0))]
+    one = [1, math.prod(FULL_SIZE.shape.picture.latents_shape(config)), max(1, CLIP_TOKENS * (config.image_dim or 0))]
     working = inner.memory_required(list(FULL_SIZE.shape.latents_shape(config)), {"references": [one]})
     total = comfy.model_management.get_total_memory(device)
     fits = weights + working <= 0.9 * total

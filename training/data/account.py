@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.runtime.memory import CLIP_TOKENS
 from training.data.buckets import BucketSettings, plan_buckets
 from training.data.check import Checked, usage
 from training.data.manifest import drop_table
-
-_CLIP_TOKENS = 257
 
 
 def account(checked: Checked, settings: BucketSettings) -> str:
@@ -16,6 +15,6 @@ def account(checked: Checked, settings: BucketSettings) -> str:
     if not checked.clips:
         return text
     buckets = [clip.bucket for clip in checked.clips]
-    plan = plan_buckets(buckets, ContextAnyoneConfig.wan_1_3b(), settings, clip_tokens=_CLIP_TOKENS)
+    plan = plan_buckets(buckets, ContextAnyoneConfig.wan_1_3b(), settings, clip_tokens=CLIP_TOKENS)
     lines = "".join(f"{line}\n" for line in usage(checked.clips))
     return f"{text}\nBuckets, by the FLOPs of the 1.3B model:\n{plan.table()}\n{lines}"

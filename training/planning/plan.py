@@ -12,6 +12,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import mini_image_config
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.runtime.memory import CLIP_TOKENS
 from contextanyone_core.weights.checkpoint import transformer_config
 from contextanyone_core.weights.naming import TRANSFORMER
 from contextanyone_core.weights.safetensors_file import read_header
@@ -200,7 +201,7 @@ def clip_tokens(model: ContextAnyoneConfig) -> int:
     if model.image_dim is None:
         return 0
     if model.image_dim == ContextAnyoneConfig.wan_1_3b().image_dim:
-        return 257
+        return CLIP_TOKENS
     tower = mini_image_config()
     return 1 + int(tower["image_size"] // tower["patch_size"]) ** 2
 
