@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .config import ContextAnyoneConfig
 from .errors import InputError
 from .prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE
+
+MINIATURE = Path(__file__).parent / "miniature"
+"""Folder of the shipped weights."""
 
 _WAN_TEXT_LEN = 512
 

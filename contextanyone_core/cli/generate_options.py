@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..model_specs import MODELS
+from ..model_specs import MINIATURE, MODELS
 from ..runtime.options import ATTENTIONS, DTYPES, MEMORIES, LoraFile
 from ..sampling.names import GUIDANCES, SAMPLERS
 from .generate_pose import add_pose_options
@@ -23,7 +23,6 @@ from .parsing import (
     whole,
 )
 
-MINIATURE = Path(__file__).parents[1] / "miniature"
 AUTO = "auto"
 SMALL_SIZE = (128, 128)
 """Default size, that of the miniature."""

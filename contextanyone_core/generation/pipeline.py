@@ -20,7 +20,7 @@ from ..model.condition import NO_CHANNELS, VideoCondition
 from ..model.losses import reconstruction
 from ..model.rope import forget_tables
 from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
-from ..model_specs import MODELS, ModelSpec
+from ..model_specs import MINIATURE, MODELS, ModelSpec
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached
 from ..runtime.options import PLAIN, Execution
@@ -44,7 +44,6 @@ __all__ = [
     "stack_conditions",
 ]
 
-MINIATURE = Path(__file__).parents[1] / "miniature"
 Progress = Callable[[int, int], None]
 """Called after every denoising step with (steps done, total steps)."""
 

@@ -18,6 +18,7 @@ from ...contextanyone_core.encoders.text import SPIECE
 from ...contextanyone_core.errors import CheckpointError
 from ...contextanyone_core.generation.domain_check import domain_threshold
 from ...contextanyone_core.media.image_io import read_picture
+from ...contextanyone_core.model_specs import MINIATURE
 from ...contextanyone_core.runtime.conv3d import OneDnnConv3d
 from ...contextanyone_core.weights.checkpoint import load_tensors
 from ...contextanyone_core.weights.naming import IMAGE_ENCODER, TEXT_ENCODER, VAE
@@ -26,9 +27,7 @@ from .loading import file_names_only, load_contextanyone
 from .notes import THRESHOLD
 from .types import Clip, ClipVision, Model, Vae
 
-_PACK = Path(__file__).resolve().parents[2]
-_WEIGHTS = _PACK / "contextanyone_core" / "miniature"
-_EXAMPLES = _PACK / "assets" / "examples"
+_EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples"
 
 
 def load_miniature() -> tuple[Model, Clip, Vae, ClipVision]:
@@ -37,8 +36,8 @@ def load_miniature() -> tuple[Model, Clip, Vae, ClipVision]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    with file_names_only(_WEIGHTS / "transformer.safetensors"):
-        return load_contextanyone(_WEIGHTS / "transformer.safetensors"), _clip(), _vae(), _clip_vision()
+    with file_names_only(MINIATURE / "transformer.safetensors"):
+        return load_contextanyone(MINIATURE / "transformer.safetensors"), _clip(), _vae(), _clip_vision()
 
 
 def example_names() -> list[str]:
@@ -59,7 +58,7 @@ def example_picture(name: str) -> torch.Tensor:
 
 
 def _clip() -> Clip:
-    path = _WEIGHTS / "text_encoder.safetensors"
+    path = MINIATURE / "text_encoder.safetensors"
     config, tensors = read_header(path).config, load_tensors(path, kind=TEXT_ENCODER)
     sizes = {key: config[key] for key in ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")}
     target = comfy.supported_models_base.ClipTarget(
@@ -73,7 +72,7 @@ def _clip() -> Clip:
 
 
 def _vae() -> Vae:
-    path = _WEIGHTS / "vae.safetensors"
+    path = MINIATURE / "vae.safetensors"
     vae = comfy.sd.VAE(sd=load_tensors(path, kind=VAE))
     vae.throw_exception_if_invalid()
     network = vae.first_stage_model
@@ -93,7 +92,7 @@ def _by_onednn(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
 
 
 def _clip_vision() -> ClipVision:
-    path = _WEIGHTS / "image_encoder.safetensors"
+    path = MINIATURE / "image_encoder.safetensors"
     config, tensors = read_header(path).config, load_tensors(path, kind=IMAGE_ENCODER)
     model = comfy.clip_vision.ClipVisionModel(config | {"model_type": "clip_vision_model", "num_channels": 3})
     missing, unknown = model.load_sd(tensors)
