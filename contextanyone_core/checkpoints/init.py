@@ -87,12 +87,7 @@ def write_starting_checkpoint(
         return resized_patch_weight(value, wide[1]) if name == _PATCHES else value
 
     plan = {name: TensorInfo(NAMES[stored], shape) for name, shape in expected.items()}
-    metadata = {
-        "kind": TRANSFORMER,
-        "config": json.dumps(config.to_dict(), sort_keys=True),
-        "made_of": json.dumps(_made_of(base, origin[_CLIP], config.condition_dim, condition)),
-    }
-    write_streamed(out, plan, read, metadata, progress)
+    write_streamed(out, plan, read, _metadata(config, base, origin[_CLIP], condition), progress)
     if condition:
         _LOG.warning("the condition channels of %s are untrained (zero): it follows no pose until it is trained", out)
     return config
@@ -107,11 +102,19 @@ def _open_clip(path: Path) -> WeightSource:
     return source
 
 
-def _made_of(base: WeightSource, clip: WeightSource | None, channels: int, new_channels: bool) -> dict[str, str]:
-    """Which file each part comes from, for the header."""
+def _metadata(
+    config: ContextAnyoneConfig, base: WeightSource, clip: WeightSource | None, new_channels: bool
+) -> dict[str, str]:
+    """The header's metadata: the config, and which file each part comes from."""
     backbone = f"{base.path.name}: {base.recognised}"
     made_of = {"backbone": backbone, "clip_branch": "new" if clip is None else f"{clip.path.name}: {clip.recognised}"}
-    return made_of | ({"condition": "new" if new_channels else backbone} if channels else {})
+    if config.condition_dim:
+        made_of["condition"] = "new" if new_channels else backbone
+    return {
+        "kind": TRANSFORMER,
+        "config": json.dumps(config.to_dict(), sort_keys=True),
+        "made_of": json.dumps(made_of),
+    }
 
 
 def _config(base: WeightSource, clip: WeightSource | None, condition: bool) -> ContextAnyoneConfig:

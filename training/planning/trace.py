@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
@@ -141,11 +141,7 @@ def run_step(
             torch.nn.utils.clip_grad_norm_(trained, optim.clip_norm)
             if optimizer is not None:
                 optimizer.step()
-        if optimizer is None:  # its compiled update works on one parameter after the other, in registers
-            state, made = sum(state_bytes(parameter) for parameter in trained), 0
-        else:
-            leaves = tree_leaves(list(optimizer.state.values()))
-            state = made = sum(_bytes(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+        state, made = _optimizer_bytes(optimizer, trained)
         # The optimizer's state is there in every pass but the first, and counted in its own phase already.
         in_optimizer = Moment(tracker.widest.bytes - made, tracker.widest.gradients)
         widest = max(in_pass, in_optimizer)
@@ -158,6 +154,15 @@ def run_step(
         ema=4 * sum(parameter.numel() for parameter in trained),
         activations=max(0, widest.bytes - widest.gradients),
     )
+
+
+def _optimizer_bytes(optimizer: torch.optim.Optimizer | None, trained: Sequence[Tensor]) -> tuple[int, int]:
+    """Bytes of an optimizer's state, and how many of them its step made here; None is 8-bit AdamW."""
+    if optimizer is None:  # its compiled update works on one parameter after the other, in registers
+        return sum(state_bytes(parameter) for parameter in trained), 0
+    leaves = tree_leaves(list(optimizer.state.values()))
+    made = sum(_bytes(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+    return made, made
 
 
 def planned_loss(part: TransformerTraining, inputs: _Inputs) -> Tensor:
