@@ -13,8 +13,7 @@ from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.chains import job_of
 from data_pipeline.config import PipelineSettings, Reference, changed, read_config
-from data_pipeline.decisions.measure import measure
-from data_pipeline.decisions.outputs import account_of, funnel_text, write_json, write_outputs
+from data_pipeline.decisions.outputs import account_of, funnel_text, write_outputs
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress, costs_in, last_line
 from data_pipeline.engine.ray_data import run_ray
@@ -85,8 +84,6 @@ def _run(arguments: Namespace) -> bool:
         return failures > settings.engine.max_failed * len(names)
     account = account_of(job, settings, names)
     write_outputs(job, settings, account)
-    if settings.chain == "world":
-        write_json(root / "filters.json", measure(root, account.decisions))
     sys.stdout.write(f"{funnel_text(account)}To look at it: python data_pipeline/run.py gallery --out {root}\n")
     return failures > settings.engine.max_failed * len(names)
 

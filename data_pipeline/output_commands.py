@@ -21,7 +21,6 @@ from data_pipeline.decisions.outputs import (
     funnel_text,
     read_decisions,
     what_if_text,
-    write_json,
     write_outputs,
 )
 from data_pipeline.decisions.removal import remove_source, without_source
@@ -90,8 +89,6 @@ def _filter(arguments: Namespace) -> str:
         take_review(arguments.out, arguments.review, _account(settings, job).decisions)
     account = _account(settings, job)
     write_outputs(job, settings, account)
-    if settings.chain == "world":
-        write_json(arguments.out / "filters.json", measure(arguments.out, account.decisions))
     write_text(arguments.out / "settings.json", settings.model_dump_json(indent=1) + "\n")
     table = what_if(account.decisions)
     agreed = agreement(account.decisions, stored_review(arguments.out))
@@ -143,8 +140,6 @@ def _remove(arguments: Namespace) -> str:
     left = [name for name in names if name != arguments.source]
     account = account_of(job, settings, left)
     write_outputs(job, settings, account)
-    if settings.chain == "world":
-        write_json(arguments.out / "filters.json", measure(arguments.out, account.decisions))
     if (arguments.out / "README.md").is_file():
         write_card(account, settings, job)
     return f"{count} files and folders of {arguments.source} deleted; {account.funnel['kept']} rows kept\n"

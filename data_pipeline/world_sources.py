@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from contextanyone_core.media.video_io import write_clip
+from data_pipeline.models.picture_files import encode_picture
 from training.world import (
     Character,
     Clip,
@@ -76,7 +77,7 @@ def write_source(folder: Path, world: WorldSet, number: int) -> None:
     reference, joints, wearer = _reference(world, fault, character, drawn, rng)
     video = _spoil(drawn.video, fault, np.random.default_rng([world.seed, number, 1]))
     write_clip(folder / "video.mp4", video, {})
-    _write_png(folder / "reference.png", reference)
+    encode_picture(folder / "reference.png", reference)
     masks = np.stack([mask for _, mask, _ in drawn.people])
     np.savez_compressed(
         folder / "truth.npz",
@@ -216,8 +217,3 @@ def _moved(frame: Frames, by: NDArray[np.float64]) -> Frames:
     way = np.array([[1, 0, by[0]], [0, 1, by[1]]], np.float32)
     size = (frame.shape[1], frame.shape[0])
     return np.asarray(cv2.warpAffine(frame, way, size, borderMode=cv2.BORDER_REFLECT), np.uint8)
-
-
-def _write_png(path: Path, picture: Frames) -> None:
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"{path} could not be written.")

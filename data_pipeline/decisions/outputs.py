@@ -11,6 +11,7 @@ from pathlib import Path
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from data_pipeline.config import PipelineSettings
+from data_pipeline.decisions.measure import measure
 from data_pipeline.decisions.review import stored_review
 from data_pipeline.decisions.rules import Decisions, Rule, decide, rules_of, what_if
 from data_pipeline.decisions.splits import identities_of, split_rows
@@ -79,11 +80,16 @@ def account_of(job: Job, settings: PipelineSettings, names: Sequence[str]) -> Ac
 
 
 def write_outputs(job: Job, settings: PipelineSettings, account: Account) -> None:
-    """Write `decisions.jsonl`, `funnel.json`, `what_if.json`, and `manifest.jsonl` where the chain makes pairs."""
+    """Write `decisions.jsonl`, `funnel.json` and `what_if.json`.
+
+    And `manifest.jsonl` where the chain makes pairs, `filters.json` where faults were planted.
+    """
     table = ({**found.row.model_dump(), "reason": found.reason, "broken": found.broken} for found in account.decisions)
     write_lines(job.root / "decisions.jsonl", (json.dumps(line, sort_keys=True, ensure_ascii=False) for line in table))
     write_json(job.root / "funnel.json", account.funnel)
     write_json(job.root / "what_if.json", what_if(account.decisions))
+    if settings.chain == "world":
+        write_json(job.root / "filters.json", measure(job.root, account.decisions))
     asking = next((stage for stage in job.stages if isinstance(stage, ModelStage)), None)
     if asking is not None:
         clusters = identities_of(job.root, account.decisions.rows, asking.models)

@@ -235,9 +235,9 @@ class PictureModels:
         names = []
         for row in rows:
             names.append(row.id)
-            people = parts.detector.people(self._target(row))
-            largest = max(people, key=lambda one: one.area, default=None)
-            vectors.append(None if largest is None else parts.embedder.vector(self._target(row), largest.box))
+            target = self._target(row)
+            largest = max(parts.detector.people(target), key=lambda one: one.area, default=None)
+            vectors.append(None if largest is None else parts.embedder.vector(target, largest.box))
         return cluster(vectors, parts.embedder.limit, names)
 
     def _target(self, row: Row) -> Picture:
