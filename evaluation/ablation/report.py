@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -119,14 +120,10 @@ def _seeds(cell: Mapping[str, Any]) -> str:
 
 def plot(found: Mapping[str, Any]) -> bytes:
     """A PNG with the attributes kept by every measured cell and their intervals; dots are single seeds."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [(name, cell["attributes"]) for name, cell in found["cells"].items() if "attributes" in cell]
     figure = Figure(figsize=(8, 0.4 * max(len(rows), 2) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for place, (_, numbers) in enumerate(rows):
         axes.plot(numbers["ci95"], [place, place], color="#1f63b5", linewidth=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -70,13 +71,9 @@ def curves(metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def plot(found: Mapping[str, Any]) -> bytes:
     """A PNG with a panel for each of identity, context, leak and bleed: means and their 95 % intervals by steps."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (measure, label) in enumerate(_PANELS.items(), 1):
         axes = figure.add_subplot(1, len(_PANELS), place)
         for number, arm in enumerate(found):
