@@ -27,13 +27,13 @@ from contextanyone_core.model_specs import MODELS
 from contextanyone_core.pose.drawing import STYLES, draw_poses
 from contextanyone_core.pose.hull import person_hull
 from contextanyone_core.pose.pose_file import read_pose_file
-from contextanyone_core.pose.resample import prepare, resample
+from contextanyone_core.pose.resample import prepare
 from contextanyone_core.pose.sequence import Pixels, PoseSequence
 from contextanyone_core.weights.checkpoint import load_transformer
 from contextanyone_core.weights.lora import load_lora, merge_loras
 from contextanyone_core.weights.personal_file import read_personal_file
 from training.data.frames import Placement
-from training.data.manifest import read_manifest
+from training.data.manifest import ManifestRow, read_manifest
 from training.data.media import read_frames
 
 _COLUMNS = 5
@@ -126,13 +126,17 @@ def _posed(request: SheetRequest, vae: VideoVAE, style: str, named: Sequence[Tok
     return [replace(condition, regions=person_regions(hull, rows)) if rows else condition for rows in named]
 
 
+def _clip_row(request: SheetRequest) -> ManifestRow:
+    """The manifest's first row that is a clip, not a picture."""
+    return next(line.row for line in read_manifest(request.manifest).lines if line.row.num_frames != 1)
+
+
 def _own_poses(request: SheetRequest) -> PoseSequence:
     """The clip's poses at the video's size; the last one stays where the clip is shorter."""
-    line = next(line for line in read_manifest(request.manifest).lines if line.row.num_frames != 1)
-    row = line.row
+    row = _clip_row(request)
     poses = read_pose_file(request.manifest.parent / str(row.pose))
     first, count = row.start_frame, row.num_frames or poses.num_frames
-    whole = prepare(resample(poses.at(range(first, first + count))))
+    whole = prepare(poses.at(range(first, first + count)))
     picked = whole.at([min(index, whole.num_frames - 1) for index in range(request.num_frames)])
     points = picked.whole
     placement = Placement((0, 0, picked.width, picked.height), request.size)
@@ -143,8 +147,7 @@ def _own_poses(request: SheetRequest) -> PoseSequence:
 
 def _clip_frames(request: SheetRequest) -> Pixels:
     """Five frames of the clip as the training crops them."""
-    line = next(line for line in read_manifest(request.manifest).lines if line.row.num_frames != 1)
-    row = line.row
+    row = _clip_row(request)
     count = row.num_frames or 1
     indexes = [row.start_frame + round(share * (count - 1)) for share in np.linspace(0, 1, min(_COLUMNS, count))]
     frames = read_frames(request.manifest.parent / row.video, indexes)
