@@ -98,7 +98,7 @@ def _item(path: Path, number: int, line: str) -> Item:
         )
     if not isinstance(row["seed"], int) or isinstance(row["seed"], bool):
         raise InputError(f"--set {path}, line {number}: seed is {row['seed']!r}; it must be a whole number.")
-    texts = {name: row.get(name, "") for name in _KNOWN if name not in ("seed",)}
+    texts = {name: row.get(name, "") for name in _KNOWN if name != "seed"}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise InputError(f"--set {path}, line {number}: {wrong[0]} is {texts[wrong[0]]!r}; it must be a text.")
     reference = path.parent / texts["reference"]

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, check_interval, make_guidance
+from ..contextanyone_core.sampling.names import GUIDANCES
 from ._comfy.notes import note_on
 from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
@@ -46,7 +47,6 @@ from .inputs import (
 
 _OWN = "0 takes the model's own."
 _INTERVAL = "Steps between two noise levels (0 clean, 1 noise) are guided, others make one pass, without the negative."
-_GUIDANCES = ["cfg", "dual"]
 _NAMES = PromptNames(
     positive="The prompt (first and later of ContextAnyone Sampler together)",
     first="The first-frame prompt (first of ContextAnyone Sampler)",
@@ -242,7 +242,7 @@ def _check(given: Mapping[str, object]) -> None:
     check_prompts(given.get("first"), given.get("later"))
     check_numbers(**{name: given.get(name) for name in RANGES})
     _check_interval(given.get("guidance_low"), given.get("guidance_high"))
-    check_choice("guidance", given.get("guidance"), _GUIDANCES)
+    check_choice("guidance", given.get("guidance"), GUIDANCES)
     check_choice("sampler_name", given.get("sampler_name"), sampler_names())
 
 
@@ -269,7 +269,7 @@ def _advanced_inputs() -> list[io.String.Input | io.Combo.Input | io.Float.Input
         prompt_input("negative", NEGATIVE_TOOLTIP, advanced=True),
         io.Combo.Input(
             "guidance",
-            options=_GUIDANCES,
+            options=list(GUIDANCES),
             default="cfg",
             advanced=True,
             tooltip="cfg: two passes a step. dual: three, with the picture guided apart from the prompt, as RefAlign, "

@@ -14,7 +14,7 @@ from ..weights.checkpoint import describe
 from ..weights.name_tables import rename, text_table, transformer_table, vae_table
 from ..weights.naming import IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE, WAN
 from ..weights.source import WeightSource, open_source
-from ..weights.tensors import COMPUTED, INTEGERS, TensorInfo, cast, is_finite
+from ..weights.tensors import COMPUTED, INTEGERS, TORCH_DTYPES, TensorInfo, cast, is_finite
 from ..weights.writer import NAMES, write_streamed
 from .expected import compare_file
 
@@ -112,7 +112,7 @@ def _names(source: WeightSource, naming: str | None) -> dict[str, str]:
 def _dtype(source: WeightSource, name: str, asked: torch.dtype | None) -> torch.dtype:
     """The dtype in which a tensor is written."""
     info = source.tensors[name]
-    stored = {text: dtype for dtype, text in NAMES.items()}.get(info.dtype, torch.bfloat16)
+    stored = TORCH_DTYPES.get(info.dtype, torch.bfloat16)
     if info.dtype in INTEGERS:
         return stored
     if asked is FP8:

@@ -17,7 +17,6 @@ MAX_SEED = 2**63 - 1
 _LARGEST_SIDE = 4096
 COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """Weight files of a model's folder, without the extension .safetensors."""
-"""torch's dtypes in which models run and are written."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..media.contact_sheet import contact_sheet, frame_choice
 from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip
 from ..pose.drawing import STYLES, PoseStyle, draw_figure, draw_poses
-from ..pose.driving import DrivingPose
+from ..pose.driving import DrivingPose, default_fit
 from ..pose.fitting import FITS, fit
 from ..pose.openpose import to_json
 from ..pose.pose_file import pose_file_bytes
@@ -120,7 +120,7 @@ def _canvas(text: str) -> tuple[int, int]:
 
 def _check(options: argparse.Namespace) -> None:
     """Check the options before any file is read, and set the default of `--fit`."""
-    options.fit = options.fit or ("bones" if options.body else "none")
+    options.fit = options.fit or default_fit(options.body is not None)
     if options.body and options.fit == "none":
         raise InputError("--body is given and --fit none ignores it; give one of them.")
     require_content(options.source, options.body)

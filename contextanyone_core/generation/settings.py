@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..sampling.guidance import Guidance
 from ..sampling.names import check_sampler_name
 from ..shapes import VideoShape, check_frames, check_side, require_number, require_whole
-from .conditions import check_window
+from .conditions import WHOLE_RUN, check_window
 
 _MAX_STEPS = 1000
 
@@ -28,7 +28,7 @@ class GenerationSettings:
         emphasis: factor of Emphasize-Attention, 1 as trained, 0 without.
         gap: latent frames between references and video; None takes the model's.
         pose_strength: factor of the pose's latents, 1 as trained, 0 without.
-        pose_window: (start, end), shares of the steps between which the pose acts; (0, 1) is all of them.
+        pose_window: (start, end), shares of the steps between which the pose acts; by default all of them.
 
     Raises:
         InputError: a number is out of range, or the sampler is unknown.
@@ -45,7 +45,7 @@ class GenerationSettings:
     emphasis: float = 1.0
     gap: float | None = None
     pose_strength: float = 1.0
-    pose_window: tuple[float, float] = (0.0, 1.0)
+    pose_window: tuple[float, float] = WHOLE_RUN
 
     def __post_init__(self) -> None:
         check_frames(self.num_frames)

@@ -64,7 +64,7 @@ def make_trials(items: Sequence[Item], systems: Sequence[str], against: str | No
     if against is not None and against not in systems:
         raise InputError(f"--against is {against}; the systems are {', '.join(systems)}.")
     rng = random.Random(seed)
-    pairs = [pair for pair in combinations(systems, 2) if against is None or against in pair]
+    pairs = list(combinations(systems, 2))
     if against is not None:
         pairs = [(against, other) for other in systems if other != against]
     picture = {item.id: file_digest(item.reference) for item in items}

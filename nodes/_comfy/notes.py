@@ -71,6 +71,6 @@ def _on_strange_pictures(reference: tuple[ReferencePicture, ...]) -> str:
 
 
 def _is_strange(picture: ReferencePicture) -> bool:
-    """Whether a picture is foreign to its VAE; None for a VAE without a threshold."""
+    """Whether a picture is foreign to its VAE; to one without a threshold none is."""
     threshold = getattr(picture.vae, THRESHOLD, None)
     return threshold is not None and round_trip_psnr(HostVAE(picture.vae), picture.image) < threshold
