@@ -287,6 +287,30 @@ def test_a_target_frame_is_prepared_as_the_reference_is(settings, tiny_folder):
     assert torch.equal(frame["mask"], latent_masks(read_masks(place / "mask", [5])[:, 0]).half())
 
 
+def test_masks_and_poses_may_begin_with_the_clip(settings):
+    """The data pipeline has those of a shot alone, however long the video around it is."""
+    place, used = settings.manifest.parent / "00000008", {"start_frame": 1, "target_frame_index": 3}
+    change_rows(settings.manifest, lambda row: row | (used if row["id"] == "00000008" else {}))
+    assert build(settings)
+    whole = next(row.keys for row in read_index(settings).rows if row.id == "00000008")
+    points = load_file(place / "pose.safetensors")["keypoints"]
+    with safe_open(place / "pose.safetensors", "pt") as file:
+        save_file({"keypoints": points[1:].contiguous()}, place / "short.safetensors", file.metadata())
+    shutil.copytree(place / "mask", place / "short")
+    sorted((place / "short").iterdir())[0].unlink()
+    short = {"mask": "00000008/short", "pose": "00000008/short.safetensors", "companions_start": 1}
+    change_rows(settings.manifest, lambda row: row | (short if row["id"] == "00000008" else {}))
+    assert build(settings)
+    found = next(row.keys for row in read_index(settings).rows if row.id == "00000008")
+    for kind, keys in (("clip", (whole.clip, found.clip)), ("target", (whole.target, found.target))):
+        before, after = (ShardStore(settings.cache / kind).read(key) for key in keys)
+        assert keys[0] != keys[1]
+        assert all(torch.equal(after[name], before[name]) for name in before)
+    change_rows(settings.manifest, lambda row: row | ({"start_frame": 0} if row["id"] == "00000008" else {}))
+    assert build(settings)
+    assert [drop.detail for drop in read_index(settings).dropped] == ["companions_start is 1; the frame 0 is used too"]
+
+
 def test_the_command(settings, tmp_path, capsys, tiny_folder, monkeypatch):
     config = tmp_path / "c.yaml"
     data = {"manifest": str(settings.manifest), "cache": str(settings.cache), "encoders": str(tiny_folder)}

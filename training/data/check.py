@@ -204,14 +204,18 @@ def _check_size(row: ManifestRow, video: Probe) -> None:
 def _check_companions(store: FactStore, row: ManifestRow, facts: dict[str, Facts], stop: int) -> None:
     """Masks and poses must cover the clip's frames, masks have the size of what they describe."""
     video = _media(facts["video"])
-    needed = max(stop, (row.target_frame_index or 0) + 1)
+    needed = max(stop, (row.target_frame_index or 0) + 1) - row.companions_start
     of_clip = [f"characters.{index}." for index in range(len(row.characters))]
-    for column in ("mask", *(f"{start}mask" for start in of_clip)):
-        if column in facts:
-            _check_mask(column, _media(facts[column]), video, needed)
-    for column in ("pose", *(f"{start}pose" for start in of_clip)):
-        if column in facts:
-            _check_pose(column, facts[column], video, needed)
+    masks = [column for column in ("mask", *(f"{start}mask" for start in of_clip)) if column in facts]
+    poses = [column for column in ("pose", *(f"{start}pose" for start in of_clip)) if column in facts]
+    first = min(row.start_frame, row.start_frame if row.target_frame_index is None else row.target_frame_index)
+    if (masks or poses) and row.companions_start > first:
+        found = f"companions_start is {row.companions_start}; the frame {first} is used too"
+        raise Unusable("mask_mismatch", found)
+    for column in masks:
+        _check_mask(column, _media(facts[column]), video, needed)
+    for column in poses:
+        _check_pose(column, facts[column], video, needed)
     for column in ("target_frame", *_picture_columns(row)):
         if column in facts and picture_files(store.folder / row.paths()[column]) is None:
             raise Unusable("decode_error", f"{store.folder / row.paths()[column]} is no picture.")

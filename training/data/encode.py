@@ -136,7 +136,8 @@ def row_keys(clip: CheckedClip, encoders: dict[str, str], poses: str | None) -> 
     row, hashes, size = clip.line.row, clip.hashes, [clip.bucket.height, clip.bucket.width]
     vae = {"version": _VERSION, "vae": encoders["vae"], "size": size}
     frames = {"indexes": clip.indexes, "box": clip.placement.box}
-    companions = {name: hashes.get(name) for name in ("video", "mask", "pose")}
+    begin = {"companions_start": row.companions_start} if row.companions_start else {}  # older keys are without it
+    companions = {name: hashes.get(name) for name in ("video", "mask", "pose")} | begin
     tower = encoders.get("image_encoder")
     references = []
     for index in range(len(row.pictures)):
@@ -148,10 +149,10 @@ def row_keys(clip: CheckedClip, encoders: dict[str, str], poses: str | None) -> 
         target = key_of(kind="target", picture=hashes["target_frame"], **vae)
     elif row.target_frame_index is not None:
         place = {"index": row.target_frame_index, "box": clip.placement.box}
-        target = key_of(kind="target", video=hashes["video"], mask=hashes.get("mask"), **place, **vae)
+        target = key_of(kind="target", video=hashes["video"], mask=hashes.get("mask"), **place, **begin, **vae)
     pose = None
     if poses is not None and row.pose is not None:
-        pose = key_of(kind="pose", pose=hashes["pose"], style=poses, **frames, **vae)
+        pose = key_of(kind="pose", pose=hashes["pose"], style=poses, **frames, **begin, **vae)
     prompt = prompt_of(row)
     return RowKeys(
         clip=key_of(kind="clip", **companions, **frames, **vae),
@@ -205,11 +206,17 @@ def prepare_clip(folder: Path, clip: CheckedClip) -> Prepared:
     images = to_images(place.apply(read_frames(folder / row.video, clip.indexes)))
     ready: Entry = {}
     if row.mask is not None:
-        ready = _of_somebody(latent_masks(place.apply(read_masks(folder / row.mask, clip.indexes))[:, 0]), "mask")
+        masks = read_masks(folder / row.mask, _in_companions(row, clip.indexes))
+        ready = _of_somebody(latent_masks(place.apply(masks)[:, 0]), "mask")
     if row.pose is not None:
-        points = torch.from_numpy(place.move(read_pose(folder / row.pose)[list(clip.indexes)]))
+        points = torch.from_numpy(place.move(read_pose(folder / row.pose)[_in_companions(row, clip.indexes)]))
         ready["pose"] = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)[..., :3]
     return Prepared(images, ready)
+
+
+def _in_companions(row: ManifestRow, indexes: Sequence[int]) -> list[int]:
+    """The places of the video's frames in masks and poses of the clip."""
+    return [index - row.companions_start for index in indexes]
 
 
 def prepare_reference(folder: Path, clip: CheckedClip, index: int, clip_side: int | None) -> Prepared:
@@ -242,7 +249,7 @@ def prepare_target(folder: Path, clip: CheckedClip) -> Prepared:
         (x0, y0, x1, y1), index = clip.placement.box, [row.target_frame_index or 0]
         frame = read_frames(folder / row.video, index)[:, :, y0:y1, x0:x1]
         if row.mask is not None:
-            mask = read_masks(folder / row.mask, index)[:, :, y0:y1, x0:x1]
+            mask = read_masks(folder / row.mask, _in_companions(row, index))[:, :, y0:y1, x0:x1]
     ready = {} if mask is None else _of_somebody(_padded_mask(mask, size), "mask of the target frame")
     return Prepared(pad_picture(to_images(frame)[:, :, 0], size)[:, :, None], ready)
 
@@ -254,7 +261,7 @@ def prepare_pose(folder: Path, clip: CheckedClip, style: str, key: str) -> Prepa
         key: of the entry; the random draws are a function of it.
     """
     assert clip.line.row.pose is not None
-    poses = read_pose_file(folder / clip.line.row.pose).at(clip.indexes)
+    poses = read_pose_file(folder / clip.line.row.pose).at(_in_companions(clip.line.row, clip.indexes))
     whole = poses.whole
     height, width = clip.bucket.height, clip.bucket.width
     whole[..., :2] = clip.placement.move(whole[..., :2].astype(np.float32))

@@ -123,9 +123,10 @@ def needed_frames(row: ManifestRow, store: FactStore) -> dict[str, list[Range]]:
     index = row.target_frame_index
     if index is not None and not row.start_frame <= index < stop:
         ranges.append((index, index + 1))
-    columns = ("video", "mask", *(f"characters.{number}.mask" for number in range(len(row.characters))))
-    paths = row.paths()
-    return {paths[column]: ranges for column in columns if column in paths}
+    columns = ("mask", *(f"characters.{number}.mask" for number in range(len(row.characters))))
+    paths, first = row.paths(), row.companions_start
+    of_masks = [(start - first, stop - first) for start, stop in ranges]
+    return {row.video: ranges} | {paths[column]: of_masks for column in columns if column in paths}
 
 
 def _pieces(ranges: Iterable[Range], known: Iterable[Range]) -> list[Range]:

@@ -128,6 +128,7 @@ class ManifestRow(_Columns):
             frame is what the reference stream must reconstruct. Further references are their own targets.
         mask: where the person is. reference_mask: the same of `reference`, a picture of its size.
         pose: the person's keypoints.
+        companions_start: the frame of the video that masks and poses of the clip begin with, those of characters too.
         characters: the people of a clip with more than one.
         prompt_first: how the person looks in the reference and in the first frame.
         prompt_later: what happens. One of the two may be empty.
@@ -152,6 +153,7 @@ class ManifestRow(_Columns):
     mask: RelativePath | None = None
     reference_mask: RelativePath | None = None
     pose: RelativePath | None = None
+    companions_start: int = Field(default=0, ge=0)
     characters: tuple[Character, ...] = Field(default=(), max_length=16)
     prompt_first: str = ""
     prompt_later: str = ""

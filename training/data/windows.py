@@ -204,19 +204,28 @@ def _reference_columns(clip: FoundClip, settings: RowSettings) -> dict[str, Any]
     }
 
 
+def _number(clip: FoundClip, column: str) -> int:
+    try:
+        return int(clip.columns.get(column, 0))
+    except (TypeError, ValueError):
+        raise InputError(f"{clip.video}: {column} must be a number.") from None
+
+
 def _own_reference(clip: FoundClip, middle: int, part: Windows, settings: RowSettings) -> dict[str, Any] | None:
     """Cut another moment out of the part of the clip that its columns name; None where no person is visible.
 
     It is as far from the middle of the row's window as that part allows. The picture is its own target: of a cut-out,
     the frame that it is from shows other things in other places.
     """
-    crop = clip.columns.get("crop")
+    crop, begin = clip.columns.get("crop"), _number(clip, "companions_start")
     for quarter in (2, 1, 3, 0):
         moment = part.first + (middle - part.first + part.length * quarter // 4) % max(part.length, 1)
         name = f"{moment:08d}"
+        if clip.mask is not None and moment < begin:
+            continue  # nothing is known of the person there
         try:
             picture = read_frames(clip.video, [moment])[0].permute(1, 2, 0).numpy()
-            mask = None if clip.mask is None else read_masks(clip.mask, [moment])[0, 0].numpy()
+            mask = None if clip.mask is None else read_masks(clip.mask, [moment - begin])[0, 0].numpy()
         except MediaError:
             return {"reference": _below(clip.video, settings)}  # the check names what is wrong with the clip
         if mask is not None and mask.shape != picture.shape[:2]:
