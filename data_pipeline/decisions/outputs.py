@@ -17,7 +17,7 @@ from data_pipeline.decisions.rules import Decisions, Rule, decide, rules_of, wha
 from data_pipeline.decisions.splits import identities_of, split_rows
 from data_pipeline.decisions.stored import StoredDrops, StoredRows, paths_of
 from data_pipeline.engine.work import Job
-from data_pipeline.models.stages import ModelStage
+from data_pipeline.models.stages import ModelStage, companions_start
 from data_pipeline.rows import Dropped, Row, count_part, lines_of
 from training.data.manifest import Edit, Hashes, ManifestRow, Split, write_lines, write_manifest
 
@@ -119,6 +119,7 @@ def _pair(row: Row, split: Split, settings: PipelineSettings) -> ManifestRow:
         target_frame_index=int(row.scores["target.index"]),
         mask=row.paths["mask"],
         pose=row.paths["pose"],
+        companions_start=companions_start(row),
         prompt_first=row.labels["captions.first"],
         prompt_later=row.labels["captions.later"],
         edit=_edit(row, settings),

@@ -25,7 +25,7 @@ def write_sheet(path: Path, root: Path, row: Row) -> None:
     wanted = sorted(set(np.linspace(row.start, row.stop - 1, FRAMES).round().astype(int).tolist()))
     people = json.loads((root / row.paths["people"]).read_text(encoding="utf-8")) if "people" in row.paths else None
     frames = []
-    for number, frame in enumerate(frames_of(root / row.video, _LONG_SIDE)):
+    for number, frame in enumerate(frames_of(root / row.video, _LONG_SIDE, row.start), row.start):
         if number in wanted:
             drawn = np.ascontiguousarray(frame).copy()
             if people is not None:

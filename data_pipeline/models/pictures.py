@@ -186,11 +186,11 @@ class PictureModels:
             found.append((x0, y0, x1, y1))
         return found
 
-    def masks(self, row: Row, track: str) -> Picture:
-        """As `Models.masks`."""
+    def masks(self, row: Row, track: str) -> Iterator[Picture]:
+        """As `Models.masks`: one at a time, for those of a long shot fill the memory."""
         segmenter = _loaded(self.kit).segmenter
-        pairs = zip(self._frames(row), self._boxes(row, track), strict=True)
-        return np.stack([segmenter.mask(picture, box) for picture, box in pairs])
+        for picture, box in zip(self._frames(row), self._boxes(row, track), strict=True):
+            yield segmenter.mask(picture, box)
 
     def joints(self, row: Row, track: str) -> Vector:
         """As `Models.joints`: of the person whom the estimator finds first; the track does not choose."""

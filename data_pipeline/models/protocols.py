@@ -72,8 +72,8 @@ class Models(Protocol):
     def people(self, row: Row) -> list[list[Seen]]:
         """Detection and tracking: for each frame of the row, the people."""
 
-    def masks(self, row: Row, track: str) -> NDArray[np.uint8]:
-        """(T, H, W) uint8, 255 where the person is, for each frame of the row."""
+    def masks(self, row: Row, track: str) -> Iterable[NDArray[np.uint8]]:
+        """(H, W) uint8, 255 where the person is, for each frame of the row in turn."""
 
     def joints(self, row: Row, track: str) -> NDArray[np.float32]:
         """(T, K, 3) x and y in pixels and a score, for each frame of the row."""

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from data_pipeline.models.picture_files import read_picture, write_picture
 from data_pipeline.models.protocols import Verdict
-from data_pipeline.models.stages import ModelStage
+from data_pipeline.models.stages import ModelStage, companions_start
 from data_pipeline.pixels.decode import frames_of
 from data_pipeline.pixels.scores import hash_distance, perceptual_hash
 from data_pipeline.rows import Drop, Row
@@ -23,9 +23,9 @@ _SEEN = 0.3  # score of a joint that is compared
 _QUESTIONS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shot:
-    """What references of a row are compared with: joints (T, K, 3) and perceptual hashes of its frames."""
+    """What pictures are compared with: a row's joints (T, K, 3), and the hash of each of its frames."""
 
     joints: NDArray[np.float32]
     hashes: tuple[str, ...]
@@ -53,18 +53,19 @@ class ReferenceStage(ModelStage):
             "same": yes / (_QUESTIONS * len(replies)),
             "invalid": float(sum(x is None for x in replies)),
             "pose": pose_shift(shot.joints, joints),
-            "place": min(hash_distance(found, own) for own in shot.hashes),
+            "place": min(hash_distance(found, one) for one in shot.hashes),
         }
 
-    def joints(self, row: Row) -> NDArray[np.float32]:
-        """The row's pose file, (T, K, 3), all frames of the video."""
-        return np.asarray(load_file(self.place(row.paths["pose"]))["keypoints"], np.float32)
-
     def shot(self, row: Row) -> Shot:
-        """What the row's references are compared with; the video is decoded up to the end of the shot."""
-        frames = islice(frames_of(self.place(row.video), 256), row.start, row.stop)
-        hashes = tuple(perceptual_hash(frame) for frame in frames)
-        return Shot(self.joints(row)[row.start : row.stop], hashes)
+        """The row's own pose and frames, read once for all pictures that are compared with them."""
+        frames = islice(frames_of(self.place(row.video), 256, row.start), row.stop - row.start)
+        return Shot(self.joints(row), tuple(perceptual_hash(frame) for frame in frames))
+
+    def joints(self, row: Row) -> NDArray[np.float32]:
+        """The row's joints (T, K, 3), frame by frame of the row."""
+        found = np.asarray(load_file(self.place(row.paths["pose"]))["keypoints"], np.float32)
+        begin = companions_start(row)
+        return found[row.start - begin : row.stop - begin]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class EditAndVerify(ReferenceStage):
         tried = self.models.edits(row, self.candidates)
         if not tried:
             return Drop("no_edit")
-        shot, judged = self.shot(row), []
+        judged, shot = [], self.shot(row)
         for number, one in enumerate(tried):
 
             def ask(exchanged: bool, number: int = number) -> Verdict | None:
@@ -113,13 +114,13 @@ class OtherShot(ReferenceStage):
     def _best(self, row: Row, others: list[Row]) -> Row | Drop:
         if not others:
             return Drop("no_other_shot")
-        shot, judged = self.shot(row), []
+        judged, shot = [], self.shot(row)
         for other in others:
 
             def ask(exchanged: bool, other: Row = other) -> Verdict | None:
                 return self.models.compare(row, other, exchanged=exchanged)
 
-            index = int(other.scores["target.index"])
+            index = int(other.scores["target.index"]) - other.start
             picture = read_picture(self.place(other.paths["target"]))
             judged.append((self.scores(shot, picture, self.joints(other)[index], ask), other))
         scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].start))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
@@ -87,6 +88,11 @@ class Person(ModelStage):
         return row.labelled(self.name, track=track).with_paths(people=path)
 
 
+def companions_start(row: Row) -> int:
+    """The frame of the video that a row's mask and pose begin with."""
+    return int(row.scores.get("masks.start", 0))
+
+
 def _area(one: Seen) -> float:
     x0, y0, x1, y1 = one.box
     return max(0.0, x1 - x0) * max(0.0, y1 - y0)
@@ -94,25 +100,28 @@ def _area(one: Seen) -> float:
 
 @dataclass(frozen=True)
 class Masks(ModelStage):
-    """A folder of grey pictures, one for each frame of the video; `area` is the mask's median share of the picture."""
+    """A folder of grey pictures, one for each frame of the shot, named by its number in the video.
+
+    Scores: `area`, the mask's median share of the picture, and `start`, the first frame that there is a picture of.
+    Parts of older runs have no `start`: their masks and poses are of all frames of the video.
+    """
 
     name: ClassVar[str] = "masks"
 
     def __call__(self, row: Row) -> Row:
         """The row with the path `mask`."""
-        masks = self.models.masks(row, row.labels["person.track"])
-        path = self.path_for(row, "mask")
+        path, areas = self.path_for(row, "mask"), []
         with staging(self.place(path).parent) as hidden:
-            for number in range(int(row.scores["probe.frames"])):
-                inside = row.start <= number < row.stop
-                encode_picture(hidden / f"{number:05d}.png", masks[number - row.start] if inside else masks[0] * 0)
+            for number, mask in enumerate(self.models.masks(row, row.labels["person.track"]), row.start):
+                encode_picture(hidden / f"{number:05d}.png", mask)
+                areas.append(float((mask > 127).mean()))
             publish(hidden, self.place(path))
-        return row.scored(self.name, area=float(np.median((masks > 127).mean((1, 2))))).with_paths(mask=path)
+        return row.scored(self.name, area=float(np.median(areas)), start=row.start).with_paths(mask=path)
 
 
 @dataclass(frozen=True)
 class Poses(ModelStage):
-    """The person's joints as a pose file of the whole video, frames outside the shot without a score.
+    """The person's joints as a pose file that begins where the mask does.
 
     Score `seen`: the mean share of joints with a score above a half.
     """
@@ -122,8 +131,9 @@ class Poses(ModelStage):
     def __call__(self, row: Row) -> Row:
         """The row with the path `pose`."""
         joints = self.models.joints(row, row.labels["person.track"])
-        whole = np.zeros((int(row.scores["probe.frames"]), *joints.shape[1:]), np.float32)
-        whole[row.start : row.stop] = joints
+        begin = companions_start(row)
+        whole = np.zeros((row.stop - begin, *joints.shape[1:]), np.float32)
+        whole[row.start - begin :] = joints
         size = {name: str(int(row.scores[f"probe.{name}"])) for name in ("width", "height")}
         told = {"layout": self.models.layout, **size, "fps": f"{row.scores['probe.fps']:.12g}"}
         path = self.path_for(row, "pose.safetensors")
@@ -143,15 +153,18 @@ class TargetFrame(ModelStage):
     def __call__(self, row: Row) -> Row:
         """The row with the score and the path `target`."""
         folder = self.place(row.paths["mask"])
-        pictures = [
-            cv2.imread(str(folder / f"{at:05d}.png"), cv2.IMREAD_GRAYSCALE) for at in range(row.start, row.stop)
-        ]
-        areas = [0 if picture is None else int((picture > 127).sum()) for picture in pictures]
+        areas = [_pixels(folder / f"{number:05d}.png") for number in range(row.start, row.stop)]
         index = row.start + int(np.argmax(areas))
         picture = next(video_frames(self.place(row.video), index))
         path = self.path_for(row, "target.png")
         write_picture(self.place(path), picture)
         return row.scored(self.name, index=index).with_paths(target=path)
+
+
+def _pixels(path: Path) -> int:
+    """How many pixels of a mask are the person's."""
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    return 0 if mask is None else int((mask > 127).sum())
 
 
 @dataclass(frozen=True)

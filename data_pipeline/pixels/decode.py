@@ -16,6 +16,7 @@ Frames = NDArray[np.uint8]
 
 _PAIRS = 16
 _LONG_SIDE = 256
+_ROWS = 64  # whose pairs are kept, of 3.5 MB each at 16 : 9: a stage takes all rows of a source, then the next does
 
 
 def prepare_process() -> None:
@@ -23,12 +24,12 @@ def prepare_process() -> None:
     cv2.setNumThreads(1)
 
 
-def frames_of(path: Path, long_side: int) -> Iterator[Frames]:
-    """Every frame in turn, upright RGB uint8 (H, W, 3), its long side at most `long_side` pixels.
+def frames_of(path: Path, long_side: int, start: int = 0) -> Iterator[Frames]:
+    """Every frame from number `start` on, upright RGB uint8 (H, W, 3), its long side at most `long_side` pixels.
 
     Raises: MediaError where it cannot be decoded, or not be shown faithfully.
     """
-    for picture in video_frames(path):
+    for picture in video_frames(path, start):
         yield _small(picture, long_side)
 
 
@@ -41,7 +42,7 @@ def _small(picture: Frames, long_side: int) -> Frames:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=_ROWS)
 def pairs_of(path: Path, start: int, stop: int) -> tuple[tuple[Frames, Frames], ...]:
     """Up to 16 pairs of neighbouring frames, evenly over a span; one decoding serves all stages of a row.
 
@@ -50,7 +51,7 @@ def pairs_of(path: Path, start: int, stop: int) -> tuple[tuple[Frames, Frames], 
     firsts = sorted({int(at) for at in np.linspace(start, max(start, stop - 2), _PAIRS)})
     wanted = {number for first in firsts for number in (first, first + 1)}
     found: dict[int, Frames] = {}
-    for number, picture in enumerate(frames_of(path, _LONG_SIDE)):
+    for number, picture in enumerate(frames_of(path, _LONG_SIDE, start), start):
         if number in wanted:
             found[number] = picture
         if number >= max(wanted):
