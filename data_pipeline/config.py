@@ -64,7 +64,8 @@ class GpuModels(_Settings):
         detector: RT-DETR. segmenter: SAM. embedder: DINOv2. editor: FLUX.2-klein or Qwen-Image-Edit.
         mediapipe: as in `small`; for poses.
         server: address of an OpenAI-compatible server up to and with /v1, and `vlm` its model: captions and verdicts.
-        revision: of the models of the hub. device: such as cuda or cpu. same_person: distance of DINOv2's unit vectors.
+        revision: of the models of the hub. same_person: distance of DINOv2's unit vectors.
+        device: cuda (of several GPUs each worker has one, in turn), or one for all workers, such as cuda:1 or cpu.
         edit_steps: of the editor: 4 for the distilled FLUX.2-klein, about 40 for Qwen-Image-Edit.
         key_variable: the environment variable that holds the server's key; "" for none.
     """

@@ -9,8 +9,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from data_pipeline.engine.progress import Progress
+from data_pipeline.engine.slots import take_slot
 from data_pipeline.engine.work import Done, Failed, Job, died, remove_remains, run_source
 from data_pipeline.pixels.decode import prepare_process
 
@@ -58,9 +61,9 @@ def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | F
     """Outcomes until nothing is left or a worker dies; then the names of those that were being worked on."""
     running: dict[Future[Done | Failed], str] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, context, initializer=_begin, initargs=(job,), max_tasks_per_child=_TASKS_OF_A_WORKER
-    ) as pool:
+    slots = TemporaryDirectory(prefix="contextanyone-")
+    options = {"initializer": _begin, "initargs": (job, Path(slots.name), workers)}
+    with slots, ProcessPoolExecutor(workers, context, max_tasks_per_child=_TASKS_OF_A_WORKER, **options) as pool:
         while todo or running:
             while todo and len(running) < 2 * workers:
                 try:
@@ -84,9 +87,11 @@ def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | F
                 return
 
 
-def _begin(job: Job) -> None:
+def _begin(job: Job, slots: Path, workers: int) -> None:
     global _job  # noqa: PLW0603  # the worker's own; every task would carry it otherwise
     prepare_process()
+    if any(stage.gpu for stage in job.stages):
+        take_slot(slots, workers)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _job = job
 

@@ -12,6 +12,7 @@ from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.late_import import host_class
 from contextanyone_core.pose.blazepose import BlazePose
 from data_pipeline.config import GpuModels
+from data_pipeline.engine.slots import own_card
 from data_pipeline.licences import ModelCard
 from data_pipeline.models.pictures import Parts, Picture, Vector
 from data_pipeline.models.protocols import Box
@@ -178,7 +179,7 @@ class GpuKit:
 
     def load(self) -> Parts:
         """As `Kit.load`."""
-        x = self.settings
+        x = self.settings.model_copy(update={"device": own_card(self.settings.device)})
         server = VisionServer(x.server, x.vlm, x.key_variable)
         detector, masks, poses = TransformersDetector(x), SamMasks(x), BlazePose(x.mediapipe)
         return Parts(detector, masks, poses, DinoVectors(x), server, server, DiffusersEditor(x))
