@@ -62,8 +62,13 @@ def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | F
     running: dict[Future[Done | Failed], str] = {}
     context = multiprocessing.get_context("spawn")
     slots = TemporaryDirectory(prefix="contextanyone-")
-    options = {"initializer": _begin, "initargs": (job, Path(slots.name), workers)}
-    with slots, ProcessPoolExecutor(workers, context, max_tasks_per_child=_TASKS_OF_A_WORKER, **options) as pool:
+    given = (job, Path(slots.name), workers)
+    with (
+        slots,
+        ProcessPoolExecutor(
+            workers, context, initializer=_begin, initargs=given, max_tasks_per_child=_TASKS_OF_A_WORKER
+        ) as pool,
+    ):
         while todo or running:
             while todo and len(running) < 2 * workers:
                 try:

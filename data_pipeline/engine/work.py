@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-from contextanyone_core.atomic_file import ENDING, PREFIX, write_text
+from contextanyone_core.atomic_file import ENDING, PREFIX, is_disk_full, write_text
 from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.watch import Watch, last_words, watched
 from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, digest, read_part
@@ -117,13 +117,19 @@ class Job:
 
 
 def run_source(job: Job, source: str) -> Done | Failed:
-    """Take one source through the chain. Never raises for what a stage does: that is a `Failed`, and on disk."""
+    """Take one source through the chain. What a stage raises is a `Failed`, and on disk.
+
+    Raises:
+        OSError: the disk is full, which is no fault of the source.
+    """
     for attempt in range(job.retries + 1):
         stage = ["source"]
         try:
             with watched(job.running_path(source), job.row_seconds) as watch:
                 done = _through(job, source, stage, watch)
         except Exception as error:  # a stage may raise anything, and no other source may suffer from it
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise
             failed = Failed(source, stage[0], f"{type(error).__name__}: {error}", traceback.format_exc())
             if attempt < job.retries:
                 time.sleep(job.backoff * 2**attempt)

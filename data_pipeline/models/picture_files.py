@@ -28,5 +28,7 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
 def encode_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write an RGB or grey picture at once; for files of a folder that gets its name later. Raises: OSError."""
     stored = picture if picture.ndim == 2 else picture[..., ::-1]
-    if not cv2.imwrite(str(path), np.ascontiguousarray(stored)):
+    done, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(stored))
+    if not done:
         raise OSError(f"{path} could not be written.")
+    path.write_bytes(encoded.tobytes())  # whose error says why, such as a full disk; OpenCV's does not

@@ -1,5 +1,6 @@
 """The engine: parts on disk, the same bytes after a kill, failures kept apart, a dead worker survived."""
 
+import errno
 import json
 import os
 import re
@@ -9,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+import pytest
+
 from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
+from data_pipeline.models.picture_files import encode_picture
 from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, read_part
 from data_pipeline.stage import Stage, fingerprints
 
@@ -61,6 +66,8 @@ class Measure(Stage):
         if text == "once" and not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if text == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "mask")
         if text == "drop":
             return Drop("empty", {"measure.value": 0.0})
         return row.scored("measure", value=self.factor * row.start)
@@ -144,6 +151,24 @@ def test_a_stage_that_raises_is_retried_and_kept_with_its_traceback(tmp_path):
     assert isinstance(run_source(work, "a"), Done)
     assert not work.failure_path("a").exists()
     assert calls(tmp_path) == ["a"]
+
+
+def test_a_full_disk_ends_the_run_and_is_no_fault_of_a_source(tmp_path):
+    """Else a run would go through all sources, compute the first stages of each, and call each one failed."""
+    work = job(tmp_path, {"a": "", "b": "full", "c": ""})
+    progress = Progress(tmp_path / "progress.jsonl", 3)
+    with pytest.raises(OSError, match="No space left"):
+        list(run_local(work, work.sources.names(), 1, progress))
+    assert not work.failure_path("b").exists()
+    (tmp_path / "in" / "b.txt").write_text("")  # there is room again
+    assert {type(one) for one in run_local(work, work.sources.names(), 1, progress)} == {Done}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_picture_on_a_full_disk_says_so(tmp_path):
+    (tmp_path / "mask.png").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        encode_picture(tmp_path / "mask.png", np.zeros((8, 8), np.uint8))
 
 
 def test_a_worker_that_dies_takes_no_other_source_with_it(tmp_path):
