@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import get_args
 
 from contextanyone_core.atomic_file import write_text
-from contextanyone_core.errors import InputError
+from contextanyone_core.errors import InputError, did_you_mean
 from data_pipeline.chains import job_of
 from data_pipeline.config import PipelineSettings, Reference, changed, read_config
 from data_pipeline.decisions.outputs import account_of, funnel_text, write_outputs
+from data_pipeline.decisions.rules import DEDUP, rules_of
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress, costs_in, last_line
 from data_pipeline.engine.ray_data import run_ray
@@ -71,6 +72,7 @@ def _run(arguments: Namespace) -> bool:
     known = [stage.name for stage in job.stages]
     if job.selection.first is not None and job.selection.first not in known:
         raise InputError(f"{job.selection.first} is no stage of the chain {settings.chain}: {', '.join(known)}.")
+    _refuse_absent_stages(settings, known)
     names = job.sources.names()[: arguments.limit]
     if arguments.dry_run:
         sys.stdout.write(_plan_text(job, names, settings))
@@ -86,6 +88,18 @@ def _run(arguments: Namespace) -> bool:
     write_outputs(job, settings, account)
     sys.stdout.write(f"{funnel_text(account)}To look at it: python data_pipeline/run.py gallery --out {root}\n")
     return failures > settings.engine.max_failed * len(names)
+
+
+def _refuse_absent_stages(settings: PipelineSettings, known: Sequence[str]) -> None:
+    """Refuse, before anything runs, filters of stages that the chain does not have."""
+    for rule in rules_of(settings.filters):
+        if rule.name != DEDUP and rule.stage not in known:
+            near = did_you_mean(rule.stage, known)
+            needs = " It needs text: true." if rule.stage == "ocr" else ""
+            raise InputError(
+                f"filters.{rule.name}: the chain {settings.chain} has no stage {rule.stage}: {', '.join(known)}."
+                f"{needs or near}"
+            )
 
 
 def _work_through(job: Job, settings: PipelineSettings, names: Sequence[str], engine: str) -> int:

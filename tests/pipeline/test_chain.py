@@ -245,6 +245,8 @@ def test_failed_sources_above_the_share_end_with_3(run, tmp_path):
         ({"filters": {"person": {"area": 1}}}, "person.area"),
         ({"sources": {}}, "one of folder and world"),
         ({"extra": 1}, "extra"),
+        ({"filters": {"persn": {"max_count": 1}}}, "has no stage persn: probe, shots"),
+        ({"filters": {"ocr": {"max_area": 0.1}}}, "It needs text: true"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(change, words, tmp_path, capsys):
@@ -254,6 +256,14 @@ def test_mistakes_are_one_line_and_exit_code_2(change, words, tmp_path, capsys):
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_key_that_is_there_twice_is_a_mistake(tmp_path, capsys):
+    """YAML keeps the last one: the rules of the first would be gone without a word."""
+    path = config(tmp_path, 2)
+    path.write_text(path.read_text() + "filters:\n  dark: {min_brightness: 0.1}\n")
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "the key filters is in line" in capsys.readouterr().err
 
 
 def test_wrong_overrides_and_stages_are_mistakes_too(copy, tmp_path, capsys):
