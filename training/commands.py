@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Run a command that may return the signal that ended it, and return the process's exit code.
 
-    0 done, 1 the training or the disk failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. The last four end with one line.
+    0 done, 1 training, disk or memory failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. The last four end with one line.
     An output that is closed, or whose reader has left, ends nothing.
     """
     with steady_streams():
@@ -39,6 +39,12 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         except (ContextAnyoneError, OSError) as error:
             sys.stderr.write(f"{name}: {' '.join(_said(error).split())}\n")
             return 1 if isinstance(error, TrainingStopped | OSError) else 2
+        except Exception as error:
+            if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+                raise  # a bug, which shows its traceback
+            less = 'docs/TRAINING.md, "Out of memory?", has what needs less'
+            sys.stderr.write(f"{name}: out of memory: {' '.join(str(error).split()) or 'of this machine'} ({less})\n")
+            return 1
         return 0 if ended_by is None else 128 + ended_by
 
 

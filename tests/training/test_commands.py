@@ -9,8 +9,9 @@ from typing import Any
 
 import linear_part  # noqa: F401  # lists the part
 import pytest
+import torch
 
-from training.commands import output_folder
+from training.commands import output_folder, run_command
 from training.settings import presets
 from training.train import main
 
@@ -33,6 +34,20 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(CONFIG)
     return tmp_path / "c.yaml"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB."), MemoryError()]
+)
+def test_a_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise error
+
+    assert run_command("train.py", command) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: out of memory: ")
+    assert said.count("\n") == 1
+    assert "Tried to allocate 2 GiB." in said or isinstance(error, MemoryError)
 
 
 def test_runs_into_runs_name(config: Path) -> None:
