@@ -7,16 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from contextanyone_core.media.video_io import write_clip
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
-from data_pipeline.models import references
-from data_pipeline.models.picture_files import write_picture
-from data_pipeline.models.protocols import Seen, Verdict
+from data_pipeline.models.protocols import Seen
 from data_pipeline.models.stages import Masks, Person, Poses, TargetFrame
 from data_pipeline.pixels.shots import Probe
-from data_pipeline.rows import Row, read_part
+from data_pipeline.rows import read_part
 from data_pipeline.sources import FolderSources
 from training.data.video import video_frames
 
@@ -51,13 +49,6 @@ class Bright:
 
     def joints(self, row, track):
         return np.stack([np.full((14, 3), np.flatnonzero(mask.any(0)).min()) for mask in self._masks(row)])
-
-
-class Alike(Bright):
-    """Everybody is the same person."""
-
-    def compare(self, row, other, *, exchanged):
-        return Verdict(True, True, True)
 
 
 def write_person(path, left):
@@ -118,27 +109,6 @@ def test_settings_that_go_forth_and_back_have_their_own_files(root):
     assert found[0] == found[2]
     assert (found[0]["mask"], found[1]["mask"]) == (4, 8)
     assert found[0]["area"] > 2 * found[1]["area"]
-
-
-def test_a_shot_is_decoded_once_and_to_its_end_however_many_others_there_are(tmp_path, monkeypatch):
-    read = []
-
-    def frames_of(path, side):
-        for number in range(12):
-            read.append(number)
-            yield np.full((32, 32, 3), number, np.uint8)
-
-    monkeypatch.setattr(references, "frames_of", frames_of)
-    save_file({"keypoints": np.ones((12, 14, 3), np.float32)}, tmp_path / "pose.safetensors")
-    write_picture(tmp_path / "target.png", np.zeros((32, 32, 3), np.uint8))
-    paths = {"pose": "pose.safetensors", "target": "target.png"}
-    rows = tuple(
-        Row(source="a", sha256="0", video="a.mp4", paths=paths, scores={"target.index": start}).span(start, start + 3)
-        for start in (0, 3, 6, 9)
-    )
-    found = references.OtherShot(tmp_path, Alike(tmp_path)).over_source(rows)
-    assert [row.scores["verify.same"] for row in found] == [1.0] * 4
-    assert len(read) == 3 + 6 + 9 + 12
 
 
 def test_what_is_computed_anew_takes_the_place_of_what_was_there(root):
