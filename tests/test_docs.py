@@ -22,7 +22,7 @@ PAPER_MAP = ROOT / "docs" / "PAPER_MAP.md"
 PACKAGES = ("contextanyone_core", "training", "evaluation")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
-SYMBOL = re.compile(rf"`((?:{'|'.join(PACKAGES)})\.[\w.]+)`")
+SYMBOL = re.compile(rf"`((?:{'|'.join((*PACKAGES, 'data_pipeline'))})\.[\w.]+)`")
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
