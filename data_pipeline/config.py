@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from contextanyone_core.errors import InputError
 from data_pipeline.world_sources import WorldSet
+from training.settings import read_settings
 
 
 class _Settings(BaseModel):
@@ -154,39 +154,13 @@ class PipelineSettings(_Settings):
         return self
 
 
-class _RepeatedKey(yaml.YAMLError):
-    """A mapping has a key twice, of which YAML's own loader silently drops the first with its rules."""
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As the safe loader. Raises: _RepeatedKey."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _RepeatedKey(f"the key {key.value} is in line {lines[key.value]} and again in line {line}")
-            lines[key.value] = line
-        return node
-
-
 def read_config(path: Path, overrides: Sequence[str] = ()) -> PipelineSettings:
     """Read a YAML file, and apply `<stage>.<bound>=<number>` to its thresholds.
 
     Raises:
         InputError: it is missing, not YAML, or has an impossible value.
     """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"The configuration {path} cannot be read: {error.strerror}.") from None
-    except _RepeatedKey as error:
-        raise InputError(f"The configuration {path}: {error}; leave one of them out.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(data, dict):
-        raise InputError(f"The configuration {path} must be a mapping of settings; docs/DATA_PIPELINE.md lists them.")
+    data = read_settings(path)
     try:
         return _with_thresholds(PipelineSettings.model_validate(data), overrides)
     except ValidationError as error:

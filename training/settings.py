@@ -72,7 +72,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict):
-        raise InputError(f"The configuration {path} must be a mapping with the keys run and part.")
+        raise InputError(f"The configuration {path} must be a mapping of settings.")
     return data
 
 
