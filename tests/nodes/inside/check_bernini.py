@@ -221,7 +221,7 @@ def check_the_loader_says_what_fits_the_card():
 
 def check_ours_is_no_other_model():
     folder = next(path for path in map(Path, folder_paths.get_folder_paths("diffusion_models")) if path.is_dir())
-    shipped = pack("nodes._comfy.miniature")._WEIGHTS / "transformer.safetensors"
+    shipped = pack("contextanyone_core.model_specs").MINIATURE / "transformer.safetensors"
     (folder / "ours.safetensors").write_bytes(shipped.read_bytes())
     problem = refusal(model_name="ours.safetensors", weight_dtype="default", model="refalign")
     assert "choose auto" in problem

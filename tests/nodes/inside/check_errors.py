@@ -102,7 +102,7 @@ def load(name: str):
 
 
 def check_files_of_other_kinds_are_refused_by_name():
-    shipped = pack("nodes._comfy.miniature")._WEIGHTS
+    shipped = pack("contextanyone_core.model_specs").MINIATURE
     for part, words in (("vae", "Load VAE"), ("text_encoder", "Load CLIP"), ("image_encoder", "Load CLIP Vision")):
         name = in_models(
             f"{part}.safetensors", lambda path, part=part: shutil.copy(shipped / f"{part}.safetensors", path)
@@ -122,7 +122,7 @@ def check_a_file_with_nan_is_refused():
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    source = pack("nodes._comfy.miniature")._WEIGHTS / "transformer.safetensors"
+    source = pack("contextanyone_core.model_specs").MINIATURE / "transformer.safetensors"
 
     def write(path):
         tensors = load_file(source)

@@ -55,7 +55,7 @@ def check_attention_gets_the_options_of_the_run():
 
 def check_fp8_storage_runs_and_only_rounds_the_weights():
     loading, own = pack("nodes._comfy.loading"), miniature()[0]
-    path = pack("nodes._comfy.miniature")._WEIGHTS / "transformer.safetensors"
+    path = pack("contextanyone_core.model_specs").MINIATURE / "transformer.safetensors"
     small, rounded = (
         loading.load_contextanyone(path, loading.WEIGHT_DTYPES[name]) for name in ("fp8_e4m3fn", "default")
     )

@@ -38,7 +38,7 @@ def check_a_saved_model_is_the_same_model():
 
 
 def check_a_saved_phantom_stays_one_under_any_name():
-    path = pack("nodes._comfy.miniature")._WEIGHTS / "phantom.safetensors"
+    path = pack("contextanyone_core.model_specs").MINIATURE / "phantom.safetensors"
     model = pack("nodes._comfy.loading").load_contextanyone(path)
     again = loaded(saved(model, prefix="other_name"))
     assert type(again.model) is type(model.model)

@@ -25,7 +25,7 @@ class Kernels(TorchDispatchMode):
 def check_the_miniatures_vae_takes_onednn():
     checkpoint = pack("contextanyone_core.weights.checkpoint")
     kind = pack("contextanyone_core.weights.naming").VAE
-    path = pack("nodes._comfy.miniature")._WEIGHTS / "vae.safetensors"
+    path = pack("contextanyone_core.model_specs").MINIATURE / "vae.safetensors"
     plain = comfy.sd.VAE(sd=checkpoint.load_tensors(path, kind=kind))
     frames = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     results, kernels = [], []
