@@ -208,8 +208,8 @@ def test_nothing_imports_the_benchmarks_the_evaluation_or_the_pipeline():
     assert [(at(path), name) for path, name in own if top(name) in outside - {path.relative_to(ROOT).parts[0]}] == []
 
 
-def test_the_pipeline_takes_of_training_the_row_model_its_video_reader_the_world_and_the_commands():
-    allowed = ("training.data.manifest", "training.data.video", "training.world", "training.commands")
+def test_the_pipeline_takes_of_training_the_row_model_two_readers_the_world_and_the_commands():
+    allowed = tuple(f"training.{name}" for name in ("data.manifest", "data.video", "settings", "world", "commands"))
     own = [(path, x) for path in sources(PIPELINE) for x in imports(path) if top(x.module) == TRAINING]
     assert own != []
     assert [(at(path, x.line), x.module) for path, x in own if not x.module.startswith(allowed)] == []
