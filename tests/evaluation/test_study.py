@@ -13,7 +13,6 @@ from evaluation.clip_set import read_folders, read_set
 from evaluation.study import analyse as analyse_script
 from evaluation.study import analysis, build
 from evaluation.study.analysis import Answer, analyse, read_answers
-from evaluation.study.clips import write_alike
 from evaluation.study.protocol import make_trials
 from evaluation.videos import read_frames
 
@@ -286,24 +285,6 @@ def test_a_key_that_does_not_know_which_pictures_are_one_is_refused(clips, tmp_p
     words = ["--key", str(key), "--answers", str(tmp_path), "--out", str(tmp_path / "out")]
     assert analyse_script.main(words) == 2
     assert "build the study again" in capsys.readouterr().err
-
-
-def test_clips_keep_their_speed_at_the_studys_rate(tmp_path):
-    """Five seconds at 16 and at 8 frames a second: a grey that grows with the time."""
-    for name, rate in (("ours", 16), ("theirs", 8)):
-        (tmp_path / name).mkdir()
-        for index in range(5 * rate):
-            shade = round(20 + 40 * index / rate)
-            Image.new("RGB", (32, 32), (shade, shade, shade)).save(tmp_path / name / f"{index:03d}.png", duration=0)
-        frames = [Image.open(file) for file in sorted((tmp_path / name).glob("*.png"))]
-        frames[0].save(
-            tmp_path / f"{name}.webp", save_all=True, append_images=frames[1:], duration=1000 // rate, lossless=True
-        )
-    targets = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
-    write_alike([tmp_path / "ours.webp", tmp_path / "theirs.webp"], targets)
-    ours, theirs = (read_frames(path).mean((1, 2, 3)) for path in targets)
-    assert len(ours) == len(theirs) >= 77
-    assert np.abs(ours - theirs).max() < 8
 
 
 def test_another_studys_answers_are_refused_where_only_the_clips_differ(clips, tmp_path):

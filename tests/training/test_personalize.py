@@ -22,11 +22,9 @@ from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes, read_pose_file
 from contextanyone_core.weights.personal_file import read_personal_file
 from training.config import load_config
-from training.data.buckets import BucketSettings
 from training.data.manifest import read_manifest
 from training.data.world_poses import world_poses
 from training.files import file_sha256, write_png
-from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import hull, masks_of_shot
 from training.personal.names import check_name
 from training.personal.presets import PLACES, PRESETS
@@ -307,34 +305,6 @@ def test_the_longest_shot_is_used_and_the_others_are_named(tmp_path, caplog):
     shot = open_clip(tmp_path / "two.mp4")
     assert (shot.total, shot.start, shot.stop) == (42, 12, 42)
     assert "holds 2 shots; the longest is used, frames 12 to 41 of 42" in caplog.text
-
-
-def test_pictures_are_of_different_poses_and_only_usable_frames():
-    keypoints = posed_sample(TEST_SEED_START + 4, 30, (128, 128), free=True).keypoints
-    standing = np.concatenate([np.repeat(keypoints[:1], 60, axis=0), keypoints])
-    poses = world_poses(standing, (128, 128))
-    usable = np.ones(90, bool)
-    usable[70] = False
-    chosen = choose_stills(poses, usable)
-    assert len(chosen) == 29
-    assert 70 not in chosen
-    assert sum(index < 61 for index in chosen) == 1  # of sixty equal frames one is enough
-    few = choose_stills(poses, np.arange(90) < 5)
-    assert few == [0, 1, 2, 3, 4]
-    moved = world_poses(standing * 0.5 + 20, (128, 128))
-    assert choose_stills(moved, usable) == chosen  # neither place nor size count
-
-
-@pytest.mark.parametrize(
-    ("frames", "fps", "at_16", "length", "count"),
-    [(9, 16.0, 9, 9, 1), (40, 16.0, 40, 33, 1), (100, 16.0, 100, 33, 5), (150, 30.0, 80, 61, 3)],
-)
-def test_clips_are_the_longest_that_fit_and_evenly_spread(frames, fps, at_16, length, count):
-    found = choose_clips(frames, fps, at_16, BucketSettings(frames=(1, 9, 17, 33)))
-    assert {size for _, size in found} == {length}
-    assert len(found) == count
-    assert found[0][0] == 0
-    assert found[-1][0] + length <= frames
 
 
 def test_the_hull_covers_the_person():
