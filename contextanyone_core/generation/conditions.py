@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import InputError, ShapeError
-from ..model.condition import VideoCondition, given_frames
+from ..model.condition import VideoCondition, present_frames
 from ..model.regions import Regions
 from ..model.transformer import ReferenceInputs
 
@@ -104,7 +104,7 @@ def lead_to_start(
     start = video.start.to(latents)
     frames = start.shape[2]
     exact = (latents[:, :, :frames] - start) / sigma
-    first = torch.where(given_frames(start), exact, velocity[:, :, :frames])
+    first = torch.where(present_frames(start), exact, velocity[:, :, :frames])
     return torch.cat([first, velocity[:, :, frames:]], dim=2)
 
 

@@ -4,7 +4,7 @@ The layers (`ops`: torch.nn, or ComfyUI's operations) and the attention kernel (
 is no attention mask: which tokens attend to which is determined by the keys that are passed, so that fused kernels can
 be used.
 
-Shapes in the bodies: b samples, n tokens, c channels = h heads x d, r references.
+Shapes in the bodies: b samples, n tokens, c channels = h heads x d, r references. `kv` are keys and values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class KeysValues(NamedTuple):
-    """Keys (normed and rotated where the module does so) and values, each (B, tokens, C)."""
+    """Keys and values, each (B, tokens, C); keys are normed, and rotated where the module has rotary positions."""
 
     keys: Tensor
     values: Tensor
@@ -73,27 +73,31 @@ class Projections(nn.Module):
 
 
 class SelfAttention(Projections):
-    """Self-attention of either stream; the caller passes the keys that the queries attend to."""
+    """Self-attention of either stream; the caller passes the keys and values that the queries attend to."""
 
-    def attend(self, queries: Tensor, read: KeysValues, attention: AttentionFunction) -> Tensor:
-        """Attention of `queries` over `read`, through the output projection: (B, tokens, C)."""
-        out: Tensor = self.o(attention(queries, read.keys, read.values, self.heads))
+    def attend(self, queries: Tensor, kv: KeysValues, attention: AttentionFunction) -> Tensor:
+        """Attention of queries (B, tokens, C) to `kv`, through the output projection: (B, tokens, C)."""
+        out: Tensor = self.o(attention(queries, *kv, self.heads))
         return out
 
-    def attend_apart(
-        self, queries: Tensor, own: KeysValues, lengths: Sequence[int], attention: AttentionFunction
+    def attend_separately(
+        self, queries: Tensor, kv: KeysValues, lengths: Sequence[int], attention: AttentionFunction
     ) -> Tensor:
-        """Self-attention within each of several concatenated sequences of these lengths.
+        """Attention within each of several sequences that are concatenated along the tokens: (B, tokens, C).
 
         Sequences of equal length are folded into the batch (one kernel call, no copy); others take one call each.
+
+        Args:
+            queries, kv: (B, sum of lengths, C).
+            lengths: number of tokens of each sequence.
         """
         if len(set(lengths)) == 1:
-            q, k, v = (rearrange(x, "b (r n) c -> (b r) n c", n=lengths[0]) for x in (queries, *own))
-            read = rearrange(attention(q, k, v, self.heads), "(b r) n c -> b (r n) c", r=len(lengths))
+            q, k, v = (rearrange(x, "b (r n) c -> (b r) n c", n=lengths[0]) for x in (queries, *kv))
+            attended = rearrange(attention(q, k, v, self.heads), "(b r) n c -> b (r n) c", r=len(lengths))
         else:
-            pieces = zip(*(torch.split(x, list(lengths), dim=1) for x in (queries, *own)), strict=True)
-            read = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)  # b (sum of lengths) c
-        out: Tensor = self.o(read)
+            pieces = zip(*(torch.split(x, list(lengths), dim=1) for x in (queries, *kv)), strict=True)
+            attended = torch.cat([attention(q, k, v, self.heads) for q, k, v in pieces], dim=1)  # b (sum of lengths) c
+        out: Tensor = self.o(attended)
         return out
 
 
@@ -120,30 +124,31 @@ class CrossAttention(Projections):
         attention: AttentionFunction,
         guide: TextGuide | None = None,
     ) -> Tensor:
-        """Attention of x (B, tokens, C) over the text (B, text_len, C) and, optionally, CLIP keys and values.
+        """Attention of x (B, tokens, C) to the text (B, text_len, C) and, optionally, to CLIP keys and values.
 
-        With a guide, tokens read the text whole or without what names the person, by their share of them.
+        With a guide, a token that shows the person attends to the whole text, a token of the background to the text
+        without the person's name; in between, the two results are mixed (`regions`).
         """
-        queries, told = self.queries(x), self.keys_values(text)
-        read = attention(queries, *told, self.heads)
+        queries, text_kv = self.queries(x), self.keys_values(text)
+        attended = attention(queries, *text_kv, self.heads)
         if guide is not None:
-            read = self._guided(read, queries, told, guide, attention)
+            attended = self._mixed_by_region(attended, queries, text_kv, guide, attention)
         if image is not None:
-            read = read + attention(queries, *image, self.heads)
-        out: Tensor = self.o(read)
+            attended = attended + attention(queries, *image, self.heads)
+        out: Tensor = self.o(attended)
         return out
 
-    def _guided(
-        self, read: Tensor, queries: Tensor, text: KeysValues, guide: TextGuide, attention: AttentionFunction
+    def _mixed_by_region(
+        self, attended: Tensor, queries: Tensor, text_kv: KeysValues, guide: TextGuide, attention: AttentionFunction
     ) -> Tensor:
-        """`read`, mixed by region with what the queries read of the text without the person's tokens."""
-        person = guide.person.to(read.dtype)
+        """person * attention to the whole text + (1 - person) * attention to the text without the name."""
+        person = guide.person.to(attended.dtype)
         for videos, tokens in guide.groups:
-            whole, q, shares, *told = (x if videos is None else x[videos] for x in (read, queries, person, *text))
-            keys, values = (x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2])) for x in told)
-            mixed = torch.lerp(attention(q, keys, values, self.heads), whole, shares)
-            read = mixed if videos is None else read.index_copy(0, videos, mixed)
-        return read
+            whole, q, share, *kv = (x if videos is None else x[videos] for x in (attended, queries, person, *text_kv))
+            keys, values = (x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2])) for x in kv)
+            mixed = torch.lerp(attention(q, keys, values, self.heads), whole, share)
+            attended = mixed if videos is None else attended.index_copy(0, videos, mixed)
+        return attended
 
 
 class EmphasizeAttention(Projections):
@@ -155,7 +160,7 @@ class EmphasizeAttention(Projections):
     # Paper: its formula is not stated. Own q, k, v and o; queries from the video, keys and values from the reference
     # stream of the same block; the rotary positions of self-attention; zero-initialised output, no learned gate.
 
-    def forward(self, x: Tensor, read: KeysValues, rotary: RotaryTable, attention: AttentionFunction) -> Tensor:
-        """Attention of x (B, tokens, C) over the references' keys and values: (B, tokens, C)."""
-        out: Tensor = self.o(attention(self.queries(x, rotary), *read, self.heads))
+    def forward(self, x: Tensor, kv: KeysValues, rotary: RotaryTable, attention: AttentionFunction) -> Tensor:
+        """Attention of x (B, tokens, C) to the references' keys and values: (B, tokens, C)."""
+        out: Tensor = self.o(attention(self.queries(x, rotary), *kv, self.heads))
         return out

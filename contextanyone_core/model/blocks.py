@@ -29,18 +29,33 @@ class BlockCache(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Inputs of a block that are the same for all of a stream's tokens."""
+    """Inputs of a stream beside its tokens; they are the same for every block.
 
-    modulation: Tensor  # (B, 6, C), float32 where the weights are
-    text: Tensor  # (B, text_len, C)
+    Attributes:
+        modulation: (B, 6, C), the projected timesteps, float32 where the weights are.
+        text: (B, text_len, C), the embedded prompt.
+        rotary: of all tokens of the stream.
+        lengths: number of tokens of each sequence that attends only to itself: one per reference.
+        guide: regions of the video for the text cross-attention; None without.
+        textless: number of tokens at the end of the stream that skip the cross-attention.
+    """
+
+    modulation: Tensor
+    text: Tensor
     rotary: RotaryTable
     lengths: Sequence[int]
     guide: TextGuide | None = None
-    readers: int | None = None  # the first tokens alone read the text; None: all of them
+    textless: int = 0
 
 
 class ReferenceStream(NamedTuple):
-    """The reference stream before a block: tokens (B, tokens of all references, C), embedded CLIP tokens (B, N, C)."""
+    """The reference stream before a block.
+
+    Attributes:
+        tokens: (B, tokens of all references, C).
+        stream: its other inputs.
+        image: embedded CLIP tokens (B, N, C) of all references; None without the CLIP branch.
+    """
 
     tokens: Tensor
     stream: Stream
@@ -70,9 +85,9 @@ class TransformerBlock(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
 
     def forward(self, x: Tensor, stream: Stream, *inputs: Any, mode: Mode = "video") -> Any:
-        """Run streams through the block; arguments and result of `denoise_video`, `encode_reference` or `run_both`.
+        """Dispatch by `mode` to `denoise_video`, `encode_reference` or `run_both`: their arguments and results.
 
-        Both streams enter here, so that hooks on `forward` run at every use of the weights.
+        There is one entry for all, because hooks (offloading, FSDP, step caches) are attached to `forward`.
         """
         run: Any = {"video": self.denoise_video, "reference": self.encode_reference, "both": self.run_both}[mode]
         return run(x, stream, *inputs)
@@ -80,10 +95,10 @@ class TransformerBlock(nn.Module):
     def run_both(
         self, x: Tensor, stream: Stream, reference: ReferenceStream, emphasis: float, attention: AttentionFunction
     ) -> tuple[Tensor, Tensor]:
-        """Run the reference stream, then the video stream x (B, tokens, C), in one use of the weights.
+        """Run the reference stream, then the video stream x (B, tokens, C), in one call.
 
-        Weights that are gathered, or copied to the device, for each call are needed once for both. Keys and values of
-        the references live no longer than the call.
+        Weights that are gathered (FSDP) or copied to the device for each call are needed once for both. Keys and
+        values of the references are freed with the call.
 
         Returns:
             The tokens of the video and of the references after the block.
@@ -108,7 +123,7 @@ class TransformerBlock(nn.Module):
         h = _modulated(self.norm1, x, shift1, scale1)  # b (r n) c
         own = self.self_attn.keys_values(h, stream.rotary)
         queries = self.self_attn.queries(h, stream.rotary)
-        x = _gated(x, self.self_attn.attend_apart(queries, own, stream.lengths, attention), gate1)
+        x = _gated(x, self.self_attn.attend_separately(queries, own, stream.lengths, attention), gate1)
         x = x + self.cross_attn(normed(self.norm3, x), stream.text, None, attention)
         emphasize = None
         if self.norm_emphasize is not None and self.emphasize_attn is not None:
@@ -122,28 +137,31 @@ class TransformerBlock(nn.Module):
     def denoise_video(
         self, x: Tensor, stream: Stream, cache: BlockCache | None, emphasis: float, attention: AttentionFunction
     ) -> Tensor:
-        """Run the video stream x (B, tokens, C) through the block; `cache` None is a block without any reference."""
+        """Run the video stream x (B, tokens, C) through the block; `cache` None is a block without references."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(stream)  # each b 1 c
         h = _modulated(self.norm1, x, shift1, scale1)  # b n c
-        read = self.self_attn.keys_values(h, stream.rotary)
+        kv = self.self_attn.keys_values(h, stream.rotary)
         if cache is not None:
-            pairs = zip(read, cache.self_attn, strict=True)
-            read = KeysValues(*(torch.cat((own, _batched(given, x)), dim=1) for own, given in pairs))  # b (n + r m) c
+            pairs = zip(kv, _expanded(cache.self_attn, len(x)), strict=True)
+            kv = KeysValues(*(torch.cat(pair, dim=1) for pair in pairs))  # b (n + reference tokens) c
         queries = self.self_attn.queries(h, stream.rotary)
-        x = _gated(x, self.self_attn.attend(queries, read, attention), gate1)
-        image = None if cache is None else _batched_pair(cache.image, x)
-        x = self._told(x, stream, image, attention)
-        emphasized = None if cache is None or emphasis == 0 else _batched_pair(cache.emphasize, x)
+        x = _gated(x, self.self_attn.attend(queries, kv, attention), gate1)
+        image = None if cache is None or cache.image is None else _expanded(cache.image, len(x))
+        x = self._cross_attended(x, stream, image, attention)
+        emphasized = None if cache is None or emphasis == 0 else cache.emphasize
         if emphasized is not None and self.norm_emphasize is not None and self.emphasize_attn is not None:
             h = normed(self.norm_emphasize, x)
-            x = x + emphasis * self.emphasize_attn(h, emphasized, stream.rotary, attention)
+            x = x + emphasis * self.emphasize_attn(h, _expanded(emphasized, len(x)), stream.rotary, attention)
         return _gated(x, self.ffn(_modulated(self.norm2, x, shift2, scale2)), gate2)
 
-    def _told(self, x: Tensor, stream: Stream, image: KeysValues | None, attention: AttentionFunction) -> Tensor:
-        """x (B, tokens, C) after its readers have read text and CLIP tokens."""
-        readers = x if stream.readers is None else x[:, : stream.readers]
-        told = readers + self.cross_attn(normed(self.norm3, readers), stream.text, image, attention, stream.guide)
-        return told if stream.readers is None else torch.cat((told, x[:, stream.readers :]), dim=1)
+    def _cross_attended(
+        self, x: Tensor, stream: Stream, image: KeysValues | None, attention: AttentionFunction
+    ) -> Tensor:
+        """x (B, tokens, C) after cross-attention to text and CLIP tokens; the last `stream.textless` tokens skip it."""
+        last = x.shape[1] - stream.textless
+        first = x[:, :last] if stream.textless else x
+        first = first + self.cross_attn(normed(self.norm3, first), stream.text, image, attention, stream.guide)
+        return torch.cat((first, x[:, last:]), dim=1) if stream.textless else first
 
     def _modulation(self, stream: Stream) -> tuple[Tensor, ...]:
         return _add_parameter(self.modulation, stream.modulation).chunk(6, dim=1)  # b 6 c -> six of b 1 c
@@ -200,9 +218,6 @@ def _add_parameter(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.to(x.device, torch.float32) + x.float()
 
 
-def _batched(given: Tensor, like: Tensor) -> Tensor:
-    return given if given.shape[0] == like.shape[0] else given.expand(like.shape[0], -1, -1)
-
-
-def _batched_pair(pair: KeysValues | None, like: Tensor) -> KeysValues | None:
-    return None if pair is None else KeysValues(_batched(pair.keys, like), _batched(pair.values, like))
+def _expanded(kv: KeysValues, batch: int) -> KeysValues:
+    """Keys and values of a batch of 1 or of `batch`, for `batch` samples."""
+    return kv if len(kv.keys) == batch else KeysValues(*(x.expand(batch, -1, -1) for x in kv))

@@ -25,24 +25,19 @@ NO_CHANNELS = (
 
 @dataclass(frozen=True)
 class VideoCondition:
-    """What the video stream alone is given beside the noisy latents and the text; None is an absent condition.
+    """Conditions of the video stream beside the noisy latents and the text; None is an absent condition.
 
     Attributes:
         pose: normalised latents (B, in_dim, T, h, w) of the drawn poses, as large as the video's.
         start: normalised latents (B, in_dim, n, h, w) of the clean first n latent frames, 1 <= n <= T.
-        regions: where the person is whom the prompt names, for mask-guided attention.
-        untold_frames: so many last latent frames do not read the text: RefAlign's references.
+        regions: where the person named in the prompt is, for mask-guided attention.
+        textless_frames: how many of the last latent frames skip the text cross-attention, as RefAlign's references do.
     """
 
     pose: Tensor | None = None
     start: Tensor | None = None
     regions: Regions | None = None
-    untold_frames: int = 0
-
-    def readers(self, grid: tuple[int, int, int]) -> int | None:
-        """How many of the tokens of a grid (frames, rows, columns) read the text, from the first on; None is all."""
-        frames, rows, columns = grid
-        return (frames - self.untold_frames) * rows * columns if self.untold_frames else None
+    textless_frames: int = 0
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VideoCondition:
         """The same on another device or in another dtype."""
@@ -54,11 +49,11 @@ class VideoCondition:
         return ("pose", self.pose), ("start", self.start)
 
     def guide(self, latents: Tensor, patch: tuple[int, int, int], text_len: int) -> TextGuide | None:
-        """What the text cross-attention needs of the regions (`Regions.guide`); None without any."""
+        """The regions in the form that the text cross-attention needs (`Regions.guide`); None without any."""
         return None if self.regions is None else self.regions.guide(latents, patch, text_len)
 
-    def beside(self, latents: Tensor, channels: int) -> Tensor:
-        """Noise | pose | start: (B, `channels`, T, h, w); the noisy latents themselves with nothing to add.
+    def concatenated(self, latents: Tensor, channels: int) -> Tensor:
+        """Noisy latents | pose | start: (B, `channels`, T, h, w); the noisy latents alone if both are absent.
 
         A condition of batch 1 serves any batch.
 
@@ -68,19 +63,19 @@ class VideoCondition:
 
         Raises:
             InputError: a condition is given, and the model has no channels for it.
-            ShapeError: a condition is of another size or batch than the latents.
+            ShapeError: a condition has another size or batch than the latents.
         """
         if self.pose is None and self.start is None:
             return latents
         if channels == latents.shape[1]:
             raise InputError(NO_CHANNELS)
-        return torch.cat([latents, *(_filled(name, part, latents) for name, part in self._parts())], dim=1)
+        return torch.cat([latents, *(_channels(name, part, latents) for name, part in self._parts())], dim=1)
 
 
 class PatchEmbedding(nn.Conv3d):
-    """Wan's patch embedding, which may be given its first channels alone: the others then count as zeros.
+    """Wan's patch embedding, which also accepts its first channels only: the others then count as zeros.
 
-    Without conditions a widened model so computes the very convolution of the narrow one.
+    So a model with condition channels computes, without conditions, the same convolution as one without them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,29 +86,29 @@ class PatchEmbedding(nn.Conv3d):
 
 
 def resized_patch_weight(weight: Tensor, channels: int) -> Tensor:
-    """A patch embedding's weight (dim, C, 1, 2, 2) with so many inputs: further ones zero, and so unused."""
+    """A patch embedding's weight (dim, C, 1, 2, 2) cut or padded with zeros to `channels` input channels."""
     absent = max(channels - weight.shape[1], 0)
     return functional.pad(weight[:, :channels], (0, 0, 0, 0, 0, 0, 0, absent))
 
 
-def with_absent_frames(start: Tensor, frames: int) -> Tensor:
-    """Latents (B, C, n, h, w) of a start with zeros up to `frames`, for a host that cuts conditions with the video."""
+def pad_frames(start: Tensor, frames: int) -> Tensor:
+    """Latents (B, C, n, h, w) of a start padded with zeros to `frames`: (B, C, max(n, frames), h, w)."""
     return functional.pad(start, (0, 0, 0, 0, 0, max(0, frames - start.shape[2])))
 
 
-def given_frames(start: Tensor) -> Tensor:
-    """Which frames of a start (B, C, n, h, w) are there: bool (B, 1, n, 1, 1); zeros mean absent."""
+def present_frames(start: Tensor) -> Tensor:
+    """Which frames of a start (B, C, n, h, w) are not all zeros, which means absent: bool (B, 1, n, 1, 1)."""
     return (start != 0).any(dim=4, keepdim=True).any(dim=3, keepdim=True).any(dim=1, keepdim=True)
 
 
-def with_absent_channels(x: Tensor, channels: int) -> Tensor:
-    """Latents (B, C, T, h, w) with zeros up to `channels`, for a host's own layer, which needs all of them."""
-    absent = channels - x.shape[1]
-    return functional.pad(x, (0, 0, 0, 0, 0, 0, 0, absent)) if absent > 0 else x
+def pad_channels(x: Tensor, channels: int) -> Tensor:
+    """Latents (B, C, T, h, w) padded with zeros to `channels`, for a host's own layer, which needs all of them."""
+    missing = channels - x.shape[1]
+    return functional.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing > 0 else x
 
 
-def _filled(name: str, part: Tensor | None, latents: Tensor) -> Tensor:
-    """One condition as large as the latents, zeros where it is absent."""
+def _channels(name: str, part: Tensor | None, latents: Tensor) -> Tensor:
+    """One condition in the shape of the latents; zeros where it is absent."""
     if part is None:
         return torch.zeros_like(latents)
     frames, size = latents.shape[2], (latents.shape[1], *latents.shape[3:])
@@ -127,7 +122,8 @@ def _filled(name: str, part: Tensor | None, latents: Tensor) -> Tensor:
         )
     if len(part) not in (1, len(latents)):
         raise ShapeError(
-            f"The {name} latents are a batch of {len(part)}, the video's of {len(latents)}; one size, or 1, is needed."
+            f"The {name} latents are a batch of {len(part)}, the video's of {len(latents)}; needed is {len(latents)}, "
+            "or 1."
         )
     part = part.to(latents.dtype).expand(len(latents), -1, -1, -1, -1)
-    return with_absent_frames(part, frames)
+    return pad_frames(part, frames)

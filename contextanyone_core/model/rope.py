@@ -1,4 +1,4 @@
-"""Rotary position embedding of arbitrary positions, the positions of Gap-RoPE, and each stream's table, cached.
+"""Rotary position embedding at arbitrary positions; the positions of Gap-RoPE; cached tables of the two streams.
 
 The position of a token is (t, y, x) in float64 on the CPU; never bf16, where 257 becomes 256. The rotation is real
 float32 arithmetic, independent of grids and references. For a plain grid the table equals that of diffusers'
@@ -15,6 +15,9 @@ from torch import Tensor
 from ..errors import ShapeError
 
 RotaryTable = tuple[Tensor, Tensor]
+"""Cosine and signed sine, each float32 (tokens, head_dim); see `rotary_table`."""
+Grid = tuple[int, int, int]
+"""Number of tokens of a video or picture along time, rows and columns."""
 
 
 def grid_positions(frames: int, rows: int, columns: int, *, first_frame: float = 0.0) -> Tensor:
@@ -34,10 +37,10 @@ def grid_positions(frames: int, rows: int, columns: int, *, first_frame: float =
 
 
 def reference_positions(index: int, rows: int, columns: int, gap: float) -> Tensor:
-    """Positions of reference `index` (from 0): the video's own rows and columns, at t = -gap * (index + 1).
+    """Positions of reference `index` (from 0): rows and columns from 0 as in the video, at t = -gap * (index + 1).
 
     Args:
-        gap: latent frames between neighbours; a fraction is fine.
+        gap: latent frames between the video and the first reference, and between references; need not be whole.
 
     Returns:
         float64 (rows * columns, 3) on the CPU.
@@ -52,10 +55,10 @@ def reference_positions(index: int, rows: int, columns: int, gap: float) -> Tens
 
 
 def in_context_positions(number: int, frames: int, rows: int, columns: int) -> Tensor:
-    """Positions of the tokens of one stream of several pictures: each its own grid from 0, told apart by its number.
+    """Positions in a stream that holds the video and in-context references: each has a grid from 0, and a number.
 
-    The number is a fourth coordinate that rotates the whole head once more (Bernini, arXiv 2605.22344, and its source
-    ids in ComfyUI): `rotary_table` adds its angles to those of t, y and x.
+    The number is a fourth coordinate (Bernini, arXiv 2605.22344; source ids in ComfyUI): `rotary_table` adds its
+    angles, over the whole head, to those of t, y and x.
 
     Args:
         number: 0 for the video, 1, 2, ... for the references in their order.
@@ -105,27 +108,41 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float = 1e4) -> Rotary
     return torch.stack((cos, cos), dim=-1).flatten(1), torch.stack((-sin, sin), dim=-1).flatten(1)
 
 
-def stream_table(
-    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
-) -> RotaryTable:
-    """The table of a video and of what follows it in its stream (gap None), or of references end to end.
+def video_table(grids: tuple[Grid, ...], head_dim: int, device: torch.device) -> RotaryTable:
+    """The table of the video stream: of the video's tokens, then of those of in-context references.
 
-    It is cached between denoising steps, until `forget_tables`.
+    It is cached until `forget_tables`, as is that of `reference_table`.
 
     Args:
-        grids: frames, rows and columns of tokens of each part of the stream.
+        grids: of the video and of each in-context reference.
 
     Raises:
         ShapeError: a grid is empty.
     """
+    return _table(grids, None, head_dim, device)
+
+
+def reference_table(grids: tuple[Grid, ...], gap: float, head_dim: int, device: torch.device) -> RotaryTable:
+    """The table of the reference stream: of all references' tokens, one reference after the other.
+
+    Args:
+        grids: of each reference.
+        gap: as in `reference_positions`.
+
+    Raises:
+        ShapeError: a grid is empty.
+    """
+    return _table(grids, gap, head_dim, device)
+
+
+def _table(grids: tuple[Grid, ...], gap: float | None, head_dim: int, device: torch.device) -> RotaryTable:
     if torch.compiler.is_compiling():
-        return _build_table(grids, gap, head_dim, device)
-    return _kept_table(grids, gap, head_dim, device)
+        return _new_table(grids, gap, head_dim, device)
+    return _cached_table(grids, gap, head_dim, device)
 
 
-def _build_table(
-    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
-) -> RotaryTable:
+def _new_table(grids: tuple[Grid, ...], gap: float | None, head_dim: int, device: torch.device) -> RotaryTable:
+    """The table of the video stream (gap None), or of the reference stream."""
     if gap is None and len(grids) == 1:
         positions = grid_positions(*grids[0])
     elif gap is None:
@@ -137,20 +154,18 @@ def _build_table(
     return cos.to(device), sin.to(device)
 
 
-# A training meets all its buckets again and again: 20 of clips by default and 5 of their references, 0.33 GiB of tables
-# at full size. Each is a third of a second of two cores, and a copy for which the host waits.
+# A training comes back to each of its buckets: by default 20 of clips and 5 of references, 0.33 GiB of tables at full
+# size. To make one anew takes a third of a second on two cores, and a copy to the device for which the host waits.
 @lru_cache(maxsize=64)
-def _kept_table(
-    grids: tuple[tuple[int, int, int], ...], gap: float | None, head_dim: int, device: torch.device
-) -> RotaryTable:
-    """The same table; no inference tensor, so that a training step can use it too."""
+def _cached_table(grids: tuple[Grid, ...], gap: float | None, head_dim: int, device: torch.device) -> RotaryTable:
+    """As `_new_table`, and never an inference tensor, so that a training step can use it too."""
     with torch.inference_mode(mode=False):
-        return _build_table(grids, gap, head_dim, device)
+        return _new_table(grids, gap, head_dim, device)
 
 
 def forget_tables() -> None:
-    """Free the cached rotary tables: 34 MB for 832 x 480 x 81, on whatever device they are."""
-    _kept_table.cache_clear()
+    """Free the cached rotary tables on all devices: 34 MB for 832 x 480 x 81."""
+    _cached_table.cache_clear()
 
 
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:

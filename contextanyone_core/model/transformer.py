@@ -20,11 +20,11 @@ from ..config import ContextAnyoneConfig
 from ..errors import InputError, ShapeError
 from .attention import AttentionFunction, KeysValues, torch_attention
 from .blocks import BlockCache, Head, ImageEmbedding, ReferenceStream, Stream, TransformerBlock
-from .condition import PatchEmbedding, VideoCondition, resized_patch_weight, with_absent_channels
+from .condition import PatchEmbedding, VideoCondition, pad_channels, resized_patch_weight
 from .initialisation import initialise
 from .precision import full_precision
 from .regions import NO_REGIONS
-from .rope import stream_table
+from .rope import reference_table, video_table
 
 
 @dataclass(frozen=True)
@@ -183,18 +183,17 @@ class ContextAnyoneTransformer(nn.Module):
             latents: (B, in_dim, T, h, w), normalised, in the dtype of the weights (float32 under autocast).
             timesteps: (B,), 1000 * sigma.
             text_embeds: (B, text_len, text_dim), zero-padded; the video's prompt.
-            references: encoded references, whose stream is run in this call, or which join the video's.
+            references: `ReferenceInputs`, whose stream runs in this call; `InContextReferences` join the video's.
             cache: the result of `encode_references`, instead of `references`. With neither there are no reference
                 tokens, no CLIP tokens and no Emphasize-Attention.
             emphasis: factor of Emphasize-Attention; 1 as trained, 0 is the block without it.
-            condition: pose, clean first frames and regions, for the video stream alone; references never read them.
+            condition: pose, clean first frames and regions, for the video stream only.
             attention: another kernel for this call only.
 
         Raises:
-            ShapeError: a tensor does not fit the config, or is of another batch; a cache or condition of batch 1 serves
-                any.
-            InputError: both `references` and `cache` are given, a condition to a model without its channels, or regions
-                beside in-context references.
+            ShapeError: a tensor does not fit the config, or has another batch (of a cache or condition, 1 is fine).
+            InputError: both `references` and `cache` are given, or a condition to a model without its channels, or
+                regions together with in-context references.
         """
         if references is not None and cache is not None:
             raise InputError("Both references and their cache are given; give one of the two.")
@@ -204,38 +203,67 @@ class ContextAnyoneTransformer(nn.Module):
         _check_batch("text_embeds", text_embeds, len(latents))
         _check_timesteps(timesteps, len(latents))
         condition = condition or VideoCondition()
-        conditioned = condition.beside(latents, self.patch_channels)
+        conditioned = condition.concatenated(latents, self.patch_channels)
         if isinstance(references, InContextReferences):
             if condition.regions is not None:
                 raise InputError(NO_REGIONS)
             return self._in_context(conditioned, timesteps, text_embeds, references, attention)
-        own, reference_time = (None, None) if references is None else self._embed_references(references)
-        first = own.tokens if own is not None else None if cache is None else cache.blocks[0].self_attn.keys
-        if first is not None and len(first) != 1:
-            _check_batch("references", first, len(latents))
         stream, time_embeds = self._video_stream(latents, timesteps, text_embeds, condition)
-        x = self._embed_patches(conditioned)  # b (t h w) c
+        outputs: list[Tensor] | None = None
+        if references is None:
+            x = self._run_video(conditioned, stream, cache, emphasis, attention)  # b (t h w) c
+        else:
+            x, outputs = self._run_both(conditioned, stream, references, emphasis, attention)
+        velocity = self._unpatch(self.head(x, time_embeds), self._grid(latents))  # b c t h w
+        return TransformerOutput(velocity, outputs)
+
+    def _run_video(
+        self,
+        video: Tensor,
+        stream: Stream,
+        cache: ReferenceCache | None,
+        emphasis: float,
+        attention: AttentionFunction,
+    ) -> Tensor:
+        """Tokens (B, tokens, C) of the video (B, patch_channels or in_dim, T, h, w) after all blocks."""
+        if cache is not None:
+            _check_batch("references", cache.blocks[0].self_attn.keys, len(video), or_one=True)
+        x = self._embed_patches(video)
         for index, block in enumerate(self.blocks):
-            if own is not None:
-                x, tokens = block(x, stream, own, emphasis, attention, mode="both")
-                own = own._replace(tokens=tokens)
-            else:
-                x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
-        outputs = None
-        if references is not None and own is not None and reference_time is not None:
-            outputs = self._reference_outputs(references, own.tokens, reference_time)
-        return TransformerOutput(self._unpatch(self.head(x, time_embeds), self._grid(latents)), outputs)  # b c t h w
+            x = block(x, stream, None if cache is None else cache.blocks[index], emphasis, attention)
+        return x
+
+    def _run_both(
+        self,
+        video: Tensor,
+        stream: Stream,
+        references: ReferenceInputs,
+        emphasis: float,
+        attention: AttentionFunction,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `_run_video`, with the references in the same pass; also returns the reference stream's own output.
+
+        Block by block, first the references, then the video: the weights of a block are used once for both.
+        """
+        reference, reference_time = self._embed_references(references)
+        _check_batch("references", reference.tokens, len(video), or_one=True)
+        x = self._embed_patches(video)
+        for block in self.blocks:
+            x, tokens = block(x, stream, reference, emphasis, attention, mode="both")
+            reference = reference._replace(tokens=tokens)
+        return x, self._reference_outputs(references, reference.tokens, reference_time)
 
     def _video_stream(
         self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, condition: VideoCondition
     ) -> tuple[Stream, Tensor]:
-        """What the blocks need of the video's stream beside its tokens, and the time embeddings."""
+        """The video stream without its tokens, and its embedded timesteps (B, C)."""
         grid, config = self._grid(latents), self.config
         time_embeds, modulation = self._embed_time(timesteps, latents)
-        table = stream_table((grid,), None, config.head_dim, latents.device)
+        table = video_table((grid,), config.head_dim, latents.device)
         guide = condition.guide(latents, config.patch_size, config.text_len)
-        text, tokens = self.text_embedding(text_embeds), (math.prod(grid),)
-        return Stream(modulation, text, table, tokens, guide, condition.readers(grid)), time_embeds
+        textless = condition.textless_frames * math.prod(grid[1:])
+        text = self.text_embedding(text_embeds)
+        return Stream(modulation, text, table, (math.prod(grid),), guide, textless), time_embeds
 
     def encode_references(
         self, references: ReferenceInputs, *, attention: AttentionFunction | None = None
@@ -260,17 +288,16 @@ class ContextAnyoneTransformer(nn.Module):
         references: InContextReferences,
         attention: AttentionFunction,
     ) -> TransformerOutput:
-        """One stream of the video (B, patch_channels or in_dim, T, h, w) and of the references' tokens behind it."""
+        """Velocity of the video (B, patch_channels or in_dim, T, h, w), with the references' tokens after its own."""
         inputs = [video]
         for item in references.latents:
             self._check_latents("reference_latents", item)
-            if len(item) != 1:
-                _check_batch("reference_latents", item, len(video))
+            _check_batch("reference_latents", item, len(video), or_one=True)
             inputs.append(item.to(video).expand(len(video), -1, -1, -1, -1))
         grids = tuple(self._grid(item) for item in inputs)
         lengths = [math.prod(grid) for grid in grids]
         time_embeds, modulation = self._embed_time(timesteps, video)
-        table = stream_table(grids, None, self.config.head_dim, video.device)
+        table = video_table(grids, self.config.head_dim, video.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (sum(lengths),))
         x = torch.cat([self._embed_patches(item) for item in inputs], dim=1)  # b (video, references) c
         for block in self.blocks:
@@ -288,22 +315,23 @@ class ContextAnyoneTransformer(nn.Module):
             timesteps = torch.zeros(first.shape[0], device=first.device)
         time_embeds, modulation = self._embed_time(timesteps, first)
         gap = self.config.gap if references.gap is None else references.gap
-        table = stream_table(tuple(grids), gap, self.config.head_dim, first.device)
+        table = reference_table(tuple(grids), gap, self.config.head_dim, first.device)
         lengths = [math.prod(grid) for grid in grids]
         stream = Stream(modulation, self.text_embedding(references.text_embeds), table, lengths)
         image = None
         if references.image_embeds and self.img_emb is not None:
-            image = self.img_emb(torch.cat(references.image_embeds, dim=1))  # b (CLIP tokens of all references) c
-        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)  # b (tokens of all references) c
+            image = self.img_emb(torch.cat(references.image_embeds, dim=1))  # b (r n) c
+        x = torch.cat([self._embed_patches(item) for item in latents], dim=1)  # b (r h w) c
         return ReferenceStream(x, stream, image), time_embeds
 
     def _reference_outputs(self, references: ReferenceInputs, x: Tensor, time_embeds: Tensor) -> list[Tensor]:
-        """The reference stream's own output, one (B, out_dim, 1, h, w) per reference, from its last tokens."""
+        """The head's output of the reference tokens after the last block: (B, out_dim, 1, h, w) per reference."""
         grids = [self._grid(item) for item in references.latents]
         patches = self.head(x, time_embeds).split([math.prod(grid) for grid in grids], dim=1)
         return [self._unpatch(part, grid) for part, grid in zip(patches, grids, strict=True)]
 
     def _embed_time(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded timesteps (B, C) in the dtype of `like`, and the blocks' modulation (B, 6, C) in float32."""
         with full_precision(like.device):
             waves = _sinusoids(timesteps.to(like.device), self.config.freq_dim)
             time_embeds = self.time_embedding(waves.to(like.dtype))
@@ -311,8 +339,9 @@ class ContextAnyoneTransformer(nn.Module):
             return time_embeds, modulation.float().view(-1, 6, self.config.dim)
 
     def _embed_patches(self, latents: Tensor) -> Tensor:
+        """Tokens (B, t h w, C) of latents (B, channels, T, H, W)."""
         if not isinstance(self.patch_embedding, PatchEmbedding):
-            latents = with_absent_channels(latents, self.patch_channels)
+            latents = pad_channels(latents, self.patch_channels)
         with full_precision(latents.device):  # the residual stream stays in the latents' dtype
             patches: Tensor = self.patch_embedding(latents)
         return rearrange(patches, "b c t h w -> b (t h w) c").contiguous()
@@ -322,6 +351,7 @@ class ContextAnyoneTransformer(nn.Module):
         return rearrange(patches, "b (t h w) (i j k c) -> b c (t i) (h j) (w k)", t=t, h=h, w=w, i=i, j=j, k=k)
 
     def _grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """Frames, rows and columns of the tokens of latents."""
         patch = self.config.patch_size
         return (latents.shape[2] // patch[0], latents.shape[3] // patch[1], latents.shape[4] // patch[2])
 
@@ -368,8 +398,8 @@ class ContextAnyoneTransformer(nn.Module):
             _check_batch("image_embeds", tokens, batch)
 
 
-def _check_batch(name: str, given: Tensor, batch: int) -> None:
-    if len(given) != batch:
+def _check_batch(name: str, given: Tensor, batch: int, *, or_one: bool = False) -> None:
+    if len(given) != batch and not (or_one and len(given) == 1):
         raise ShapeError(f"{name} are a batch of {len(given)}, the latents a batch of {batch}; one size is needed.")
 
 

@@ -61,15 +61,15 @@ class SeparateStream:
             InputError: a condition is given, and the transformer has no channels for it.
         """
         cache = self._cache if with_reference else None
-        given = {} if condition is None else {"condition": condition}  # not every variant of the network takes one
+        given = {} if condition is None else {"condition": condition}  # variants of the network may not accept one
         output = self._transformer(latents, timesteps, text_embeds, cache=cache, emphasis=self._emphasis, **given)
         return cast("Tensor", output.velocity)
 
 
 class _OneStream:
-    """Clean references in the video's own stream, whose network is Wan 2.1 T2V's; nothing can be cached.
+    """Base of the modes with clean references in the video's own stream, for the network of Wan 2.1 T2V.
 
-    Neither CLIP tokens nor the first-frame prompt are used, and there are no channels for a condition.
+    Nothing can be cached. CLIP tokens and the first-frame prompt are not used, and there are no condition channels.
 
     Args:
         transformer: Wan 2.1 T2V's network.
@@ -102,7 +102,7 @@ class _OneStream:
         with_reference: bool,
         condition: VideoCondition | None = None,
     ) -> Tensor:
-        """Velocity of noisy latents (B, in_dim, T, h, w); what a pass without references is, the class states.
+        """Velocity of noisy latents (B, in_dim, T, h, w); each class states what replaces absent references.
 
         Raises:
             InputError: a pose or start frame is given.
@@ -125,20 +125,21 @@ class TemporalConcatenation(_OneStream):
 
     guidance = "dual"
     references_read_text: ClassVar[bool] = True
+    """Whether the references' tokens attend to the text too."""
 
     def _velocity(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, *, with_reference: bool) -> Tensor:
         shown = self._references if with_reference else [torch.zeros_like(item) for item in self._references]
         joined = append_references(latents, shown)
-        untold = {} if self.references_read_text else {"condition": VideoCondition(untold_frames=len(shown))}
-        velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds, **untold).velocity)
+        given = {} if self.references_read_text else {"condition": VideoCondition(textless_frames=len(shown))}
+        velocity = cast("Tensor", self._transformer(joined, timesteps, text_embeds, **given).velocity)
         return velocity[:, :, : latents.shape[2]]
 
 
-class UntoldConcatenation(TemporalConcatenation):
-    """RefAlign: Phantom's layout and passes, but the references' tokens never read the text.
+class TextlessConcatenation(TemporalConcatenation):
+    """RefAlign: Phantom's layout and passes, but the references' tokens skip the cross-attention of every block.
 
-    They attend to the video and to one another, and skip the cross-attention of every block (RefAlign, arXiv
-    2603.25743, the `DiTBlock` of its published inference). Its references are subjects cut out on white.
+    They attend to the video and to each other only (RefAlign, arXiv 2603.25743, the `DiTBlock` of its published
+    inference). Its references are subjects cut out on white.
     """
 
     references_read_text = False
@@ -147,9 +148,9 @@ class UntoldConcatenation(TemporalConcatenation):
 class InContext(_OneStream):
     """Bernini: clean references as further tokens of the video's stream; plain Wan in passes without them.
 
-    Each reference has its own size, its own grid from 0 and one more rotation by its number; all tokens have the
-    video's timestep, attention is full, and the output at the references is dropped (Bernini, arXiv 2605.22344).
-    The two passes of `cfg` both have them, as ComfyUI runs it.
+    Each reference keeps its own size and has its own grid of positions from 0, told apart by its number
+    (`rope.in_context_positions`). All tokens have the video's timestep, attention is full, and the output at the
+    references is dropped (Bernini, arXiv 2605.22344). Both passes of `cfg` have the references, as in ComfyUI.
     """
 
     guidance = "dual"
@@ -163,12 +164,12 @@ class InContext(_OneStream):
 Conditioned = SeparateStream | TemporalConcatenation | InContext
 """A mode in one sampling run."""
 ReferenceMode = type[SeparateStream] | type[TemporalConcatenation] | type[InContext]
-"""One of the three classes."""
+"""One of these classes, or a subclass."""
 REFERENCE_MODES: dict[str, ReferenceMode] = {
     "contextanyone": SeparateStream,
     "wan": SeparateStream,
     "phantom": TemporalConcatenation,
-    "refalign": UntoldConcatenation,
+    "refalign": TextlessConcatenation,
     "bernini": InContext,
 }
 """Reference mode of each of `model_specs.MODELS` that runs on our transformer."""

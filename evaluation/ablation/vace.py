@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from contextanyone_core.model.attention import AttentionFunction
 from contextanyone_core.model.blocks import Stream
-from contextanyone_core.model.rope import stream_table
+from contextanyone_core.model.rope import video_table
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, TransformerOutput
 from contextanyone_core.weights.checkpoint import load_tensors, save_safetensors
 from training.parts.objective import EncodedClips
@@ -79,7 +79,7 @@ class VaceTransformer(ContextAnyoneTransformer):
         noisy, shown = latents[:, :, :-1], latents[:, :, -1:]
         grid, attention = self._grid(noisy), attention or self.attention
         time_embeds, modulation = self._embed_time(timesteps, noisy)
-        table = stream_table((grid,), None, self.config.head_dim, noisy.device)
+        table = video_table((grid,), self.config.head_dim, noisy.device)
         stream = Stream(modulation, self.text_embedding(text_embeds), table, (math.prod(grid),))
         x = self._embed_patches(noisy)
         hints = self.context.hints(x, _context(noisy, shown), stream, attention)

@@ -12,7 +12,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.attention import AttentionFunction, KeysValues
 from contextanyone_core.model.blocks import BlockCache, Stream, TransformerBlock, _gated, _modulated
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.rope import stream_table
+from contextanyone_core.model.rope import reference_table, video_table
 from contextanyone_core.model.transformer import (
     ContextAnyoneTransformer,
     InContextReferences,
@@ -156,7 +156,8 @@ class JointTransformer(ContextAnyoneTransformer):
     ) -> tuple[Stream, Tensor]:
         grid = self._grid(latents)
         time_embeds, modulation = self._embed_time(timesteps, latents)
-        table = stream_table((grid,), gap, self.config.head_dim, latents.device)
+        place = self.config.head_dim, latents.device
+        table = video_table((grid,), *place) if gap is None else reference_table((grid,), gap, *place)
         tokens = grid[0] * grid[1] * grid[2]
         return Stream(modulation, self.text_embedding(text_embeds), table, (tokens,)), time_embeds
 

@@ -19,7 +19,7 @@ import torch
 
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
-from ...contextanyone_core.model.condition import given_frames, with_absent_frames
+from ...contextanyone_core.model.condition import pad_frames, present_frames
 from ...contextanyone_core.model.transformer import ReferenceInputs
 from ...contextanyone_core.runtime.memory import cache_bytes, forward_bytes
 from ...contextanyone_core.runtime.reference_cache import CacheOptions
@@ -186,7 +186,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
             out[_NETWORK_PERSON] = comfy.conds.CONDNoiseShape(given[PERSON])
             out["named"] = comfy.conds.CONDConstant(tuple(given[NAMED].tolist()))
         if start is not None:
-            whole = with_absent_frames(self.process_latent_in(start), given["noise"].shape[2])
+            whole = pad_frames(self.process_latent_in(start), given["noise"].shape[2])
             out[_NETWORK_START] = comfy.conds.CONDNoiseShape(whole)
         return out
 
@@ -194,7 +194,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         """Denoised latents of a pass; frames that a start frame gives are that frame (`conditions.lead_to_start`)."""
         denoised = super()._apply_model(x, *args, **kwargs)
         start = kwargs.get(_NETWORK_START)
-        return denoised if start is None else torch.where(given_frames(start), start.to(denoised), denoised)
+        return denoised if start is None else torch.where(present_frames(start), start.to(denoised), denoised)
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: torch.Tensor, device: Any, **_: Any

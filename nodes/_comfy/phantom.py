@@ -10,7 +10,11 @@ import torch
 from ...contextanyone_core.model.condition import VideoCondition
 from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_specs import MODELS
-from ...contextanyone_core.sampling.reference_modes import TemporalConcatenation, UntoldConcatenation, append_references
+from ...contextanyone_core.sampling.reference_modes import (
+    TemporalConcatenation,
+    TextlessConcatenation,
+    append_references,
+)
 from .network import ContextAnyoneNetwork, host_attention
 from .one_stream import OneStreamModel
 from .run import KeyedReferences
@@ -33,7 +37,7 @@ class PhantomNetwork(ContextAnyoneNetwork):
     ) -> torch.Tensor:
         shown = [] if references is None else references.inputs.latents
         joined = append_references(x, shown)
-        condition = None if self.mode.references_read_text else VideoCondition(untold_frames=len(shown))
+        condition = None if self.mode.references_read_text else VideoCondition(textless_frames=len(shown))
         attention = partial(host_attention, options=transformer_options)
         output = ContextAnyoneTransformer.forward(
             self, joined, timestep, context, condition=condition, attention=attention
@@ -50,9 +54,9 @@ class PhantomModel(OneStreamModel):
 
 
 class RefAlignNetwork(PhantomNetwork):
-    """`diffusion_model` of a RefAlign MODEL: conditioned on references as the core's `UntoldConcatenation`."""
+    """`diffusion_model` of a RefAlign MODEL: conditioned on references as the core's `TextlessConcatenation`."""
 
-    mode = UntoldConcatenation
+    mode = TextlessConcatenation
 
 
 class RefAlignModel(PhantomModel):

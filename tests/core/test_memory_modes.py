@@ -22,7 +22,7 @@ from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation import load
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.media.video_io import read_metadata
-from contextanyone_core.model.rope import _kept_table
+from contextanyone_core.model.rope import _cached_table
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
@@ -183,8 +183,8 @@ def test_rotary_tables_leave_the_card_with_the_weights(model):
     sampler = LatentSampler(model, execution=Execution(memory="balanced"))
     with sampler._at_work():
         run(model)
-        assert _kept_table.cache_info().currsize
-    assert not _kept_table.cache_info().currsize
+        assert _cached_table.cache_info().currsize
+    assert not _cached_table.cache_info().currsize
 
 
 def test_what_references_leave_rests_on_the_cpu(model):

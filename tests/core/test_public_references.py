@@ -22,7 +22,7 @@ from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, ProjectedDualGuidance, make_guidance
-from contextanyone_core.sampling.reference_modes import InContext, UntoldConcatenation
+from contextanyone_core.sampling.reference_modes import InContext, TextlessConcatenation
 from contextanyone_core.weights.name_tables import rename, transformer_table
 
 PROMPT = TwoStagePrompt("A woman with red hair.", "The same person is waving.")
@@ -203,7 +203,7 @@ def test_a_run_of_refalign_equals_its_loop(refalign: ContextAnyonePipeline) -> N
         )
         x = x + (after - sigma) * (neg + 5.0 * (i - neg) + 7.5 * (it - i))
     assert torch.allclose(found, x, atol=1e-3, rtol=1e-4)
-    assert refalign.reference_mode is UntoldConcatenation
+    assert refalign.reference_mode is TextlessConcatenation
 
 
 def test_refalign_is_phantom_but_for_what_its_references_read(

@@ -185,9 +185,9 @@ def test_it_runs_compiled_in_one_graph():
 def test_dropped_texts_have_no_region(model):
     latents, times, text = inputs()
     regions = Regions(soft_person(), NAMED)
-    assert regions.only([True, False, True]).named == (NAMED[0], (), NAMED[2])
-    assert Regions(soft_person(1), NAMED[:1]).only([False, True]).named == ((), NAMED[0])
-    found = model(latents, times, text, condition=within(regions.only([True, False, True]))).velocity
+    assert regions.keep_names([True, False, True]).named == (NAMED[0], (), NAMED[2])
+    assert Regions(soft_person(1), NAMED[:1]).keep_names([False, True]).named == ((), NAMED[0])
+    found = model(latents, times, text, condition=within(regions.keep_names([True, False, True]))).velocity
     assert torch.allclose(found[1], model(latents, times, text).velocity[1], atol=1e-6)
     assert torch.allclose(found[::2], model(latents, times, text, condition=within(regions)).velocity[::2], atol=1e-6)
 

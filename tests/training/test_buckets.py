@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.rope import _kept_table, forget_tables, stream_table
+from contextanyone_core.model.rope import _cached_table, forget_tables, reference_table, video_table
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from training.data.buckets import (
     Bucket,
@@ -167,7 +167,7 @@ def test_the_rotary_tables_of_all_default_buckets_are_kept():
     for _ in range(2):
         for frames, rows, columns in shapes:
             grid = (rows // 2, columns // 2)
-            stream_table(((frames, *grid),), None, 6, torch.device("meta"))
-            stream_table(((1, *grid),), WAN.gap, 6, torch.device("meta"))
-    assert _kept_table.cache_info().misses == 25
+            video_table(((frames, *grid),), 6, torch.device("meta"))
+            reference_table(((1, *grid),), WAN.gap, 6, torch.device("meta"))
+    assert _cached_table.cache_info().misses == 25
     forget_tables()

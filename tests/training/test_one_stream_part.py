@@ -53,8 +53,8 @@ def test_one_stream_starts_from_the_backbone_of_ours_and_joins_the_references(on
         velocity = one_stream.transformer(noisy, level, text, references=references).velocity
     else:  # frames of the video
         frames = torch.cat([noisy, clips.reference_latents], dim=2)
-        untold = VideoCondition(untold_frames=int(one_stream.settings.reading == "refalign"))
-        velocity = one_stream.transformer(frames, level, text, condition=untold).velocity[:, :, :2]
+        textless = VideoCondition(textless_frames=int(one_stream.settings.reading == "refalign"))
+        velocity = one_stream.transformer(frames, level, text, condition=textless).velocity[:, :, :2]
     error = (velocity - (draws.noise - clips.latents)) ** 2 * clips.weights
     expected = error.sum((1, 2, 3, 4)) / (clips.weights.sum((1, 2, 3, 4)) * 16)
     torch.testing.assert_close(loss, expected)

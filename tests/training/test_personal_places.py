@@ -195,7 +195,7 @@ def test_samples_of_a_run_are_generated_as_it_conditions(part_of, regions):
 
 
 def test_where_nothing_is_known_a_video_is_all_person():
-    regions = Regions(torch.zeros(1, 1, 2, 3, 3), ((1,),)).where(torch.tensor([True, False]))
+    regions = Regions(torch.zeros(1, 1, 2, 3, 3), ((1,),)).keep_masks(torch.tensor([True, False]))
     assert regions.person.shape == (2, 1, 2, 3, 3)
     assert not regions.person[0].any()
     assert regions.person[1].eq(1).all()

@@ -278,9 +278,9 @@ def _velocity_and_reconstruction(
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
     if clips.regions is not None:  # the empty prompt names nobody
-        regions = clips.regions.only(draws.keep_text)
+        regions = clips.regions.keep_names(draws.keep_text)
         if clips.regions_of_pose and draws.condition is not None:
-            regions = regions.where(draws.condition.keep_pose)
+            regions = regions.keep_masks(draws.condition.keep_pose)
         condition = replace(condition or VideoCondition(), regions=regions)
     if draws.reference is None or first_text is None:
         return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []

@@ -171,7 +171,7 @@ def check_the_cache_lives_for_the_run_only():
 
 
 def check_no_rotary_table_outlives_the_run():
-    tables = pack("contextanyone_core.model.rope")._kept_table
+    tables = pack("contextanyone_core.model.rope")._cached_table
     ksampler(*applied())
     assert tables.cache_info().currsize == 0, "ComfyUI could neither see nor free it"
 
