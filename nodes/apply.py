@@ -7,18 +7,18 @@ from typing import Unpack
 from comfy_api.latest import io
 
 from ._comfy.given import require_conditioning
-from ._comfy.notes import note_on
+from ._comfy.notes import reference_note
 from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
     PromptNames,
     ReferencePicture,
     apply_references,
-    bare,
     config_of,
     empty_latents,
     given_references,
-    without_references_of,
+    unconditional_of,
+    without_applied,
 )
 from ._comfy.types import Conditioning, Model
 from .inputs import (
@@ -120,7 +120,7 @@ class ApplyContextAnyone(io.ComfyNode):
         check_numbers(**{name: settings.get(name) for name in RANGES})
         reference, following = given_references(reference), following_of(settings)
         require_conditioning(positive=positive, negative=negative)
-        positive, negative = bare(positive), bare(negative)
+        positive, negative = without_applied(positive), without_applied(negative)
         size = (settings["height"], settings["width"])
         applied = apply_references(
             model,
@@ -133,9 +133,9 @@ class ApplyContextAnyone(io.ComfyNode):
             names=_NAMES,
         )
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
-        unconditional = without_references_of(model, applied, negative)
+        unconditional = unconditional_of(model, applied, negative)
         values, cut = condition_values(config_of(model), following, reference, size, settings["length"])
         applied, unconditional = follow(values, applied, unconditional)
         applied, nowhere = with_person(model, applied, following, size, settings["length"])
-        note = note_on(model, reference, "Apply ContextAnyone", cut, nowhere)
+        note = reference_note(model, reference, "Apply ContextAnyone", cut, nowhere)
         return io.NodeOutput(model, applied, unconditional, {"samples": latents}, ui=note)

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, check_interval, make_guidance
 from ..contextanyone_core.sampling.names import GUIDANCES
-from ._comfy.notes import note_on
+from ._comfy.notes import reference_note
 from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
@@ -233,7 +233,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             seed=settings["seed"],
         )
         shown = empty_latents(config, size, 1, 1) if redrawn is None else redrawn
-        note = note_on(model, reference, "ContextAnyone Sampler", cut, nowhere)
+        note = reference_note(model, reference, "ContextAnyone Sampler", cut, nowhere)
         return io.NodeOutput({"samples": video}, {"samples": shown}, ui=note)
 
 

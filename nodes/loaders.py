@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ._comfy.loading import AUTO, MODEL_CHOICES, WEIGHT_DTYPES, file_state, load_by_name, model_names, model_path
 from ._comfy.memory_line import memory_line
 from ._comfy.miniature import example_names, example_picture, load_miniature
-from ._comfy.notes import told
+from ._comfy.notes import note
 from .inputs import CATEGORY, check_choice
 
 _LOG = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class LoadContextAnyone(io.ComfyNode):
         loaded, abilities = load_by_name(model_name, weight_dtype, model)
         line, fits = memory_line(loaded)
         _LOG.info("%s is %s %s", model_name, abilities, line)
-        return io.NodeOutput(loaded, ui=None if fits else told("Load ContextAnyone", line))
+        return io.NodeOutput(loaded, ui=None if fits else note("Load ContextAnyone", line))
 
 
 class LoadContextAnyoneMiniature(io.ComfyNode):

@@ -7,7 +7,7 @@ import logging
 from comfy_api.latest import io
 
 from ._comfy.loading import file_state
-from ._comfy.notes import SAID, told
+from ._comfy.notes import SAID, note
 from ._comfy.personal import body_keypoints, described, load_person
 from ._comfy.personal_files import personal_names, personal_path
 from ._comfy.types import Model
@@ -79,5 +79,5 @@ class LoadPersonalModel(io.ComfyNode):
         said = [f"{_NAME}: {text}" for text in described(file, person)]
         for text in said:
             _LOG.info(text)
-        ui: dict[str, list[str]] = {SAID: said, **(told(_NAME, odd) or {})}
+        ui: dict[str, list[str]] = {SAID: said, **(note(_NAME, odd) or {})}
         return io.NodeOutput(loaded, person.trigger, body_keypoints(person), ui=ui)

@@ -11,7 +11,7 @@ from ..contextanyone_core.errors import InputError
 from ..contextanyone_core.generation.conditions import check_window
 from ..contextanyone_core.media.video_io import FPS
 from ..contextanyone_core.pose.fitting import FITS
-from ._comfy.notes import told
+from ._comfy.notes import note
 from ._comfy.poses import (
     NO_FILE,
     GivenPose,
@@ -72,7 +72,7 @@ class ContextAnyoneExamplePose(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, length: int | None = None) -> bool:
-        """A length that no video has is told before the run.
+        """A length that no video has is reported before the run.
 
         Raises:
             InputError: naming it.
@@ -154,7 +154,7 @@ class ContextAnyonePose(io.ComfyNode):
         pose_start: float | None = None,
         pose_end: float | None = None,
     ) -> bool:
-        """Numbers and names that no pose can be made with are told before the run.
+        """Numbers and names that no pose can be made with are reported before the run.
 
         Raises:
             InputError: naming the first of them.
@@ -205,9 +205,9 @@ class ContextAnyonePose(io.ComfyNode):
         shown = ui.ImageSaveHelper.save_animated_webp(
             pose_preview(pose), "ContextAnyone_pose", io.FolderType.temp, cls, FPS, False, 80, 0
         )
-        note = told("ContextAnyone Pose", odd, *pose.remarks)
+        notes = note("ContextAnyone Pose", odd, *pose.remarks)
         preview: dict[str, Sequence[object]] = {"images": [shown], "animated": [pose.num_frames > 1]}
-        return io.NodeOutput(GivenPose(pose, (start, end)), ui={**preview, **(note or {})})
+        return io.NodeOutput(GivenPose(pose, (start, end)), ui={**preview, **(notes or {})})
 
 
 def _check(fit: object, start: object, end: object, **numbers: object) -> None:

@@ -132,10 +132,10 @@ def own_size_picture(image: torch.Tensor) -> torch.Tensor:
     Raises:
         ShapeError: the picture is not (1, 3, H, W) with H and W of at least 1.
     """
-    return F.interpolate(image.float(), size=own_side(image), mode="area")
+    return F.interpolate(image.float(), size=own_picture_size(image), mode="area")
 
 
-def own_side(image: torch.Tensor) -> tuple[int, int]:
+def own_picture_size(image: torch.Tensor) -> tuple[int, int]:
     """(height, width) of `own_size_picture`; raises as it does."""
     _check_shape(image)
     height, width = image.shape[2:]

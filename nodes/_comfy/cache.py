@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...contextanyone_core.runtime.reference_cache import CACHE_DEVICES, CACHE_DTYPES, CacheOptions
-from .notes import told
+from .notes import note
 from .references import config_of
 from .run import CACHE
 from .types import Model
@@ -19,7 +19,7 @@ def with_cache(model: Model, device: str, dtype: str) -> tuple[Model, dict[str, 
     """
     config_of(model)
     if not model.model.has_cache:
-        return model, told(
+        return model, note(
             "ContextAnyone Cache",
             "This model keeps nothing of its references: every pass computes them anew, as it was trained. The node "
             "changes nothing here.",

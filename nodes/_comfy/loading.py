@@ -90,7 +90,7 @@ def load_by_name(name: str, weight_dtype: str, model: str = AUTO) -> tuple[Model
         found = _open(path).recognised
         loaded = load_contextanyone(path, WEIGHT_DTYPES[weight_dtype], model)
         follows_poses = loaded.model.config.condition_dim > 0
-        return loaded, _abilities(found, _chosen(found, model), follows_poses=follows_poses, told=model != AUTO)
+        return loaded, _abilities(found, _chosen(found, model), follows_poses=follows_poses, named=model != AUTO)
 
 
 @contextmanager
@@ -190,14 +190,14 @@ def _chosen(found: Recognised, model: str) -> ModelSpec:
     return MODELS[model]
 
 
-def _abilities(found: Recognised, spec: ModelSpec, *, follows_poses: bool, told: bool) -> str:
-    """What a file is and can do, in words; `told` is whether the model was named."""
+def _abilities(found: Recognised, spec: ModelSpec, *, follows_poses: bool, named: bool) -> str:
+    """A sentence on what a file is and what it can do; `named` is whether the user chose the model, not `auto`."""
     if found.kind == TRANSFORMER:
         return f"{found}: follows reference pictures{', poses and a start frame' if follows_poses else ''}."
     if spec.references:
         way = f"follows reference pictures, in {spec.title}'s way. It has no emphasis, no gap and no CLIP branch"
         return f"{found}: {way}{'; subjects should be cut out on white' if spec.cut_out else ''}."
     can = "follows poses and a start frame" if follows_poses else "plain text to video"
-    certain = told or follows_poses  # the others have plain Wan's tensors, without channels for a pose
+    certain = named or follows_poses  # the others have plain Wan's tensors, without channels for a pose
     assumed = "" if certain else " No name says otherwise: if it is Phantom, RefAlign or Bernini, choose that at model."
     return f"{found}: {can}. It was not trained to follow reference pictures.{assumed}"

@@ -22,26 +22,26 @@ THRESHOLD = "contextanyone_familiar_psnr"
 _LOG = logging.getLogger(__name__)
 
 
-def note_on(
+def reference_note(
     model: Model, reference: tuple[ReferencePicture, ...], node: str, *more: str
 ) -> dict[str, list[str]] | None:
-    """The UI output of a node that applies references: why the character will hardly be kept, or None.
+    """The UI output of a node that applies references: why the character may not be kept; None if nothing is wrong.
 
     Args:
         model: a MODEL of ours.
         node: the node's name on the page.
-        more: what else there is to say; empty texts are nothing.
+        more: further warnings; empty texts are left out.
     """
-    words = (_on_plain_wan(model, reference), _on_backgrounds(model, reference), _on_strange_pictures(reference))
-    return told(node, *words, *more)
+    texts = (_on_plain_wan(model, reference), _on_backgrounds(model, reference), _on_strange_pictures(reference))
+    return note(node, *texts, *more)
 
 
-def told(node: str, *words: str) -> dict[str, list[str]] | None:
-    """The UI output of a node that has something to say, also said in the log; None without."""
-    said = [f"{node}: {text}" for text in words if text]
-    for text in said:
+def note(node: str, *texts: str) -> dict[str, list[str]] | None:
+    """The UI output of a node with these warnings, which are logged too; None if all texts are empty."""
+    shown = [f"{node}: {text}" for text in texts if text]
+    for text in shown:
         _LOG.warning(text)
-    return {NOTE: said} if said else None
+    return {NOTE: shown} if shown else None
 
 
 def _on_plain_wan(model: Model, reference: tuple[ReferencePicture, ...]) -> str:

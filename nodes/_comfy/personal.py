@@ -57,8 +57,7 @@ def load_person(model: Model, name: str, strength: float) -> tuple[Model, Person
 
 def described(name: str, person: PersonalFile) -> list[str]:
     """What the node shows of a person: how to call them, name, class and bone lengths."""
-    told = [f"{introduction(name, person)}. Name: {person.name}. Class: {person.class_name}."]
-    return [*told, _bones(person.body)]
+    return [f"{introduction(name, person)}. Name: {person.name}. Class: {person.class_name}.", _bones(person.body)]
 
 
 def body_keypoints(person: PersonalFile) -> Keypoints | None:
@@ -82,8 +81,8 @@ def with_person(
     missing, entries = "", []
     for entry in positive:
         pieces = entry[1].get(PIECES)
-        rows, told = ((), _NO_TEXT) if pieces is None else named_rows(json.loads(pieces), person)
-        missing = missing or told
+        rows, unnamed = ((), _NO_TEXT) if pieces is None else named_rows(json.loads(pieces), person)
+        missing = missing or unnamed
         values: dict[str, Any] = {}
         if rows and hull is not None:
             values = {PERSON: person_regions(hull, rows).person, NAMED: torch.tensor(rows)}

@@ -19,7 +19,7 @@ from ...contextanyone_core.encoders.reference import (
     clip_picture,
     fit_text_embeds,
     on_white,
-    own_side,
+    own_picture_size,
 )
 from ...contextanyone_core.errors import InputError, ShapeError
 from ...contextanyone_core.prompts import TwoStagePrompt
@@ -30,7 +30,7 @@ from .types import Clip, ClipVision, Conditioning, Model, Vae
 
 _PATCHES = "diffusion_model.patch_embedding.weight"
 _NO_TEXT = "\0\0embedding"
-"""What no prompt holds."""
+"""A text that no prompt contains."""
 
 
 class HostVAE:
@@ -86,7 +86,7 @@ class ReferencePicture:
 
 @dataclass(frozen=True)
 class AppliedReferences:
-    """References as they travel in a conditioning: lists of one-reference tensors, the gap as a number.
+    """References in a conditioning: one tensor per reference, and the gap.
 
     Attributes:
         latents: raw VAE latents, each (1, 16, 1, h, w).
@@ -108,7 +108,7 @@ class AppliedReferences:
 
 @dataclass(frozen=True)
 class PromptNames:
-    """What a message calls the prompts: where they are written, as sentences begin."""
+    """How error messages name the prompts: by the node input that they come from, at the beginning of a sentence."""
 
     positive: str
     first: str
@@ -228,8 +228,8 @@ def apply_references(
     return applied
 
 
-def bare(conditioning: Conditioning) -> Conditioning:
-    """A CONDITIONING without what an Apply ContextAnyone before this one gave it: each says everything anew."""
+def without_applied(conditioning: Conditioning) -> Conditioning:
+    """A CONDITIONING without anything that an earlier Apply ContextAnyone added to it; the last one replaces it all."""
     kept = [(text, {key: extras[key] for key in extras if key not in APPLIED}) for text, extras in conditioning]
     return node_helpers.conditioning_set_values(kept, {})
 
@@ -241,21 +241,24 @@ def references_of(positive: Conditioning) -> AppliedReferences | None:
 
 
 def with_references_of(positive: Conditioning, negative: Conditioning) -> Conditioning:
-    """The negative CONDITIONING seeing what the positive one sees: its references and emphasis, with its own text."""
+    """The negative CONDITIONING, with its own text, and the references and emphasis of the positive one."""
     seen: dict[str, Any] = next((extras for _, extras in positive if extras.get(REFERENCES) is not None), {})
     values = {key: seen[key] for key in (REFERENCES, EMPHASIS) if key in seen}
     return node_helpers.conditioning_set_values(negative, values)
 
 
 def with_condition_of(positive: Conditioning, other: Conditioning) -> Conditioning:
-    """Another CONDITIONING with pose and start frame of the positive one: they are in every pass."""
+    """Another CONDITIONING with the pose and start frame of the positive one, which every pass has."""
     found: dict[str, Any] = next((extras for _, extras in positive if extras.keys() & set(CONDITION)), {})
     values = {key: found[key] for key in CONDITION if key in found}
     return node_helpers.conditioning_set_values(other, values) if values else other
 
 
-def without_references_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:
-    """The negative CONDITIONING for the unconditional pass, with what the model has there in the references' place."""
+def unconditional_of(model: Model, positive: Conditioning, negative: Conditioning) -> Conditioning:
+    """The negative CONDITIONING of the unconditional pass: without references, with zeros, or with the references.
+
+    Which of these is the model's `unconditional`.
+    """
     applied = references_of(positive)
     if applied is None or model.model.unconditional == "nothing":
         return negative
@@ -266,8 +269,8 @@ def without_references_of(model: Model, positive: Conditioning, negative: Condit
     return node_helpers.conditioning_set_values(negative, {REFERENCES: blank})
 
 
-def unseeing(negative: Conditioning) -> Conditioning:
-    """A negative CONDITIONING with nothing in the references' place."""
+def without_references(negative: Conditioning) -> Conditioning:
+    """A negative CONDITIONING without references, and without zeros in their place."""
     return node_helpers.conditioning_set_values(negative, {REFERENCES: None})
 
 
@@ -324,7 +327,7 @@ def _encode_picture(
     picture: ReferencePicture, size: tuple[int, int], config: ContextAnyoneConfig, *, own_size: bool
 ) -> torch.Tensor:
     latents = DualEncoder(HostVAE(picture.vae), None, own_size=own_size).latents(picture.image, size)
-    wanted = VideoShape(1, *(own_side(picture.image) if own_size else size)).latents_shape(config)
+    wanted = VideoShape(1, *(own_picture_size(picture.image) if own_size else size)).latents_shape(config)
     require_latents(latents, wanted)
     return latents
 

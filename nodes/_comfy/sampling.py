@@ -16,7 +16,14 @@ import torch
 from ...contextanyone_core.sampling.flow import sigma_schedule
 from ...contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance
 from .given import require_conditioning
-from .references import config_of, references_of, unseeing, with_condition_of, with_references_of, without_references_of
+from .references import (
+    config_of,
+    references_of,
+    unconditional_of,
+    with_condition_of,
+    with_references_of,
+    without_references,
+)
 from .run import current_run
 from .types import Conditioning, Model
 
@@ -56,12 +63,12 @@ class ReferenceGuider(comfy.samplers.CFGGuider):
         if isinstance(guidance, DualGuidance) and self._references is None and not guidance.of_clean:
             guidance = CfgGuidance(guidance.guidance_scale, guidance.interval)
         self.guidance = guidance
-        conditionings = {"positive": positive, "negative": without_references_of(model, positive, negative)}
+        conditionings = {"positive": positive, "negative": unconditional_of(model, positive, negative)}
         if isinstance(guidance, DualGuidance):
             if self._references is not None:
                 conditionings["negative_reference"] = with_references_of(positive, negative)
-            if model.model.unconditional == "references":  # of cfg's two passes; here are three
-                conditionings["negative"] = unseeing(negative)
+            if model.model.unconditional == "references":  # in the two passes of cfg; the third of dual has none
+                conditionings["negative"] = without_references(negative)
         else:
             self.set_cfg(guidance.guidance_scale)
         self.inner_set_conds(conditionings)

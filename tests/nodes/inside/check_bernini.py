@@ -169,7 +169,7 @@ def check_refalign_is_phantom_whose_references_do_not_read_the_text():
 
 
 def check_a_background_is_told_to_refalign_alone():
-    note_on = pack("nodes._comfy.notes").note_on
+    reference_note = pack("nodes._comfy.notes").reference_note
     take = pack("nodes._comfy.references").take_pictures
     mask = torch.zeros(1, 48, 80)
     mask[:, 12:36, 20:60] = 1.0
@@ -178,7 +178,7 @@ def check_a_background_is_told_to_refalign_alone():
     refalign, bernini = load(REFALIGN), load("bernini_r_1.3B.safetensors")
 
     def told(model: Any, reference: Any) -> str:
-        return str(note_on(model, reference, "Apply ContextAnyone"))
+        return str(reference_note(model, reference, "Apply ContextAnyone"))
 
     with torch.inference_mode():
         assert "cut out on white" in told(refalign, whole)

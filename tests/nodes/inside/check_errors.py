@@ -207,7 +207,7 @@ def check_pictures_are_counted_where_there_are_several():
     with torch.inference_mode():
         strange = pack("nodes._comfy.references").take_pictures(torch.rand(1, 64, 64, 3), None, miniature()[2], None)
         several = (*stack.references(stack.PICTURE), *strange)
-        assert notes.note_on(own, several[:1], "Apply") is None
-        assert notes.note_on(own, (), "Apply") is None
-        (words,) = notes.note_on(own, several, "Apply")[notes.NOTE]
+        assert notes.reference_note(own, several[:1], "Apply") is None
+        assert notes.reference_note(own, (), "Apply") is None
+        (words,) = notes.reference_note(own, several, "Apply")[notes.NOTE]
     assert words.startswith("Apply: Picture 2 is far from")
