@@ -155,8 +155,8 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     run, progress, world = trainer.config.run, trainer.progress, trainer.world
     if progress.step >= run.steps:
         return None
-    parts = trainer.config.optim.accumulate
-    draws = range(progress.step * parts, run.steps * parts)
+    accumulate = trainer.config.optim.accumulate
+    draws = range(progress.step * accumulate, run.steps * accumulate)
     pin_memory = world.device.type == "cuda"
     seed = rank_seed(run.seed, world.rank)
     method: Literal["fork", "forkserver"] = "fork" if world.size == 1 else "forkserver"

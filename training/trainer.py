@@ -132,8 +132,8 @@ class Trainer:
         rate = learning_rate(config.optim, step, config.run.steps)
         set_learning_rate(self.optimizer, rate)
         frozen = self._freeze(step)
-        parts = len(batches)
-        results = [self._backward(batch, step * parts + index, index, parts) for index, batch in enumerate(batches)]
+        count = len(batches)
+        results = [self._backward(batch, step * count + index, index, count) for index, batch in enumerate(batches)]
         sums, norm = read_step(results, self._norm(frozen))
         finite = math.isfinite(norm) and all(math.isfinite(each["loss"][0]) for each in sums)
         own_ids = [] if finite else _names(batches, "ids")
@@ -256,8 +256,13 @@ class Trainer:
         with torch.no_grad(), self.ema.in_place() if ema else nullcontext(), evaluating(self.modules):
             yield
 
-    def _backward(self, batch: Any, draw: int, index: int, parts: int) -> BatchResult:
-        """Forward and backward pass of one batch; draw numbers it among all batches of the run."""
+    def _backward(self, batch: Any, draw: int, index: int, batches: int) -> BatchResult:
+        """Forward and backward pass of one batch.
+
+        Args:
+            draw: its number among all batches of the run.
+            index, batches: its number among the batches of this step, and how many these are.
+        """
         seed_globals(self._seed, draw, "loss")
         generator = torch_generator(self._seed, draw, "loss")
         with autocast(self.device.type, torch.bfloat16, enabled=self._bf16 and not self._zero):
@@ -266,9 +271,9 @@ class Trainer:
             raise ShapeError(f"Part {self.config.part.name}: loss has shape {tuple(losses.shape)}; it must be (B,).")
         loss, count = losses.float().mean(), losses.shape[0]
         (samples,) = self.world.total(count)
-        weighted = loss * (count * self.world.size / (samples * parts))  # equal for every sample of all processes
+        weighted = loss * (count * self.world.size / (samples * batches))  # every sample of all processes counts alike
         if self._zero:
-            self._zero.backward(weighted, last=index == parts - 1)
+            self._zero.backward(weighted, last=index == batches - 1)
         elif weighted.requires_grad:  # else no trained parameter was used
             weighted.backward()
         reshard(self.modules)
@@ -318,8 +323,8 @@ def build_trainer(config: TrainConfig, checkpoint: Checkpoint | None, world: Wor
     init_from = config.init.from_  # also on a resume: a part may read a tokenizer or sizes from it
     if init_from is not None and not init_from.is_file():
         raise InputError(f"init.from is {init_from}, which is not a file.")
-    shares, parts = world.shares(), config.optim.accumulate
-    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size, shares, parts)
+    shares, accumulate = world.shares(), config.optim.accumulate
+    context = PartContext(config.run.seed, world.device, init_from, world.rank, world.size, shares, accumulate)
     trainer = Trainer(config, _build_part(config, context, world), world, shares)
     if checkpoint is not None:
         trainer.restore(checkpoint)

@@ -26,8 +26,7 @@ class ObjectiveSettings(PartSettings):
 
     `reading` is the reference mode (`contextanyone_core.sampling.reference_modes`): ContextAnyone's separate stream, or
     clean references in the video's own stream, without reconstruction (`reference_weight` and `reconstruct` have no
-    effect). A dropped batch sees zeros in their place (phantom, refalign), or them all the same (bernini, whose passes
-    without the prompt have them too).
+    effect). Where `drop_reference` drops them, phantom and refalign see zeros in their place, and bernini no reference.
     """
 
     reading: Literal["contextanyone", "phantom", "refalign", "bernini"] = "contextanyone"
@@ -49,7 +48,7 @@ class ObjectiveSettings(PartSettings):
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """A batch as the frozen encoders see it, float32.
+    """A batch as the frozen encoders encode it, float32.
 
     Attributes:
         latents: (B, 16, t, h, w). weights: (B, 1, t, h, w), of each latent in the loss.
@@ -59,8 +58,8 @@ class EncodedClips:
             weights, None for equal ones.
         poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
         conditioned: whether the network has condition channels, and so is shown poses and first frames.
-        regions: where the person is whom the prompts name, for mask-guided attention; None without it.
-        regions_of_pose: whether the poses say so: a sample whose pose is dropped then reads its prompt as ever.
+        regions: where the person named in the prompts is, for mask-guided attention; None without it.
+        regions_of_pose: whether the regions come from the poses: they are then dropped with a sample's pose.
     """
 
     latents: Tensor
@@ -75,18 +74,18 @@ class EncodedClips:
     regions_of_pose: bool = False
 
     def first(self, count: int) -> EncodedClips:
-        """Videos and poses of the first clips, which is all that the prior needs."""
+        """The first clips, as `prior_step` needs them: their videos and poses."""
         poses = None if self.poses is None else self.poses[:count]
         return replace(self, latents=self.latents[:count], poses=poses)
 
 
 @dataclass(frozen=True)
 class ConditionDraws:
-    """What each sample is shown in the condition channels.
+    """Which conditions each sample has.
 
     Attributes:
         keep_pose: (B,) bool. start_frames: (B,), how many clean latent frames; 0 for none.
-        with_pose: as keep_pose, for what is chosen on the host.
+        with_pose: keep_pose as Python values, so that the host need not wait for the device.
     """
 
     keep_pose: Tensor
@@ -108,14 +107,14 @@ class ReferenceDraws:
 
 @dataclass(frozen=True)
 class Draws:
-    """Everything random about a step.
+    """All random numbers of a step.
 
     Attributes:
         sigma: (B,), noise levels of the clips. noise: (B, 16, t, h, w).
         keep_text: whether each sample's video stream gets its prompt; the others get the empty one.
         reference: None if this batch drops its references.
         condition: None if the network has no condition channels.
-        quarters: of sigma, of each sample, for the log; empty where it shows none.
+        quarters: for each sample the quarter of [0, 1] that its sigma lies in, 0 to 3, for the log; empty to log none.
     """
 
     sigma: Tensor
@@ -159,35 +158,35 @@ def draw(
     condition = _draw_condition(settings, clips, generator)
     if dropping < settings.drop_reference:
         return Draws(sigma, noise, keep_text, None, condition, quarters)
-    halves = torch.rand(2, count, generator=generator)
+    coin, level = torch.rand(2, count, generator=generator)
     # Half of the references clean, half with sigma in (0, 0.1].
-    levels = _moved(torch.where(halves[0] < 0.5, torch.zeros(count), 0.1 * (1.0 - halves[1])), device)
-    references = _moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
-    return Draws(sigma, noise, keep_text, ReferenceDraws(levels, references), condition, quarters)
+    reference_sigma = _moved(torch.where(coin < 0.5, torch.zeros(count), 0.1 * (1.0 - level)), device)
+    reference_noise = _moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
+    return Draws(sigma, noise, keep_text, ReferenceDraws(reference_sigma, reference_noise), condition, quarters)
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, without waiting for what the device does before."""
+    """The tensor on a device, copied without waiting for the device's earlier work."""
     return tensor.to(device, non_blocking=True)
 
 
 def _draw_condition(
     settings: ObjectiveSettings, clips: EncodedClips, generator: torch.Generator
 ) -> ConditionDraws | None:
-    """A still is never its own start: the network would copy it."""
+    """Which poses and start frames are kept; a clip of one latent frame gets no start, or the network would copy it."""
     if not clips.conditioned:
         return None
     count, frames = clips.latents.shape[0], clips.latents.shape[2]
     pose, start, second = torch.rand(3, count, generator=generator)
-    shown = (1 + (second < 0.5).long()).clamp(max=frames - 1)
-    start_frames = torch.where(start < settings.drop_start, torch.zeros_like(shown), shown)
+    one_or_two = (1 + (second < 0.5).long()).clamp(max=frames - 1)
+    start_frames = torch.where(start < settings.drop_start, torch.zeros_like(one_or_two), one_or_two)
     device = clips.latents.device
     kept = pose >= settings.drop_pose
     return ConditionDraws(_moved(kept, device), _moved(start_frames, device), tuple(kept.tolist()))
 
 
 def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:
-    """Draws of a validation: one noise level for all, clean references, nothing dropped, no start."""
+    """Draws for validation: one noise level for all clips, clean references, nothing dropped, no start frame."""
     count, device = len(clips.latents), clips.latents.device
     noise = torch.randn(clips.latents.shape, generator=generator).to(device)
     clean = ReferenceDraws(torch.zeros(count, device=device), torch.zeros_like(clips.reference_latents))
@@ -219,10 +218,10 @@ def dual_guidance_step(
 def prior_step(
     transformer: ContextAnyoneTransformer, clips: EncodedClips, draws: Draws, texts: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """Prior preservation without data: the LoRA must not change what the network makes of other prompts.
+    """Prior preservation without data: the LoRA must not change the velocity under prompts that do not name the person.
 
-    The target is the network's own velocity without its LoRA, of the same noisy clips under the same prompts; every
-    latent counts alike.
+    The target is the velocity of the network without its LoRA, for the same noisy clips and prompts; all latents weigh
+    the same.
 
     Args:
         texts: (B, text_len, text_dim), prompts of the class, which do not name the person.
@@ -247,37 +246,37 @@ def loss_terms(
 ) -> DualGuidanceLoss:
     """The forward pass and its loss, as in `dual_guidance_step`; nothing here depends on the tensors' values."""
     noisy = add_noise(clips.latents, draws.noise, draws.sigma)
-    said: list[Tensor] = []
+    reconstructions: list[Tensor] = []
     if settings.one_stream:
         references = ReferenceInputs(list(torch.split(clips.reference_latents, 1, dim=2)), texts[0], [])
         mode = REFERENCE_MODES[settings.reading](transformer, references)
-        kept = draws.reference is not None
-        velocity = mode.velocity(noisy, 1000.0 * draws.sigma, texts[0], with_reference=kept)
+        with_reference = draws.reference is not None
+        velocity = mode.velocity(noisy, 1000.0 * draws.sigma, texts[0], with_reference=with_reference)
     else:
-        velocity, said = _velocity_and_reconstruction(transformer, clips, draws, noisy, texts)
+        velocity, reconstructions = _velocity_and_reconstructions(transformer, clips, draws, noisy, texts)
     weights = None if clips.target_weights is None else torch.split(clips.target_weights, 1, dim=2)
     return dual_guidance_loss(
         velocity.float(),
         velocity_target(clips.latents, draws.noise),
-        said,
-        torch.split(clips.target, 1, dim=2) if said else (),
+        reconstructions,
+        torch.split(clips.target, 1, dim=2) if reconstructions else (),
         reference_weight=settings.reference_weight,
         video_mask=clips.weights,
-        reference_masks=weights if said else None,
+        reference_masks=weights if reconstructions else None,
     )
 
 
-def _velocity_and_reconstruction(
+def _velocity_and_reconstructions(
     transformer: ContextAnyoneTransformer,
     clips: EncodedClips,
     draws: Draws,
     noisy: Tensor,
     texts: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Outputs of both streams: the video's velocity (B, 16, t, h, w), and each reference's reconstruction."""
+    """Both streams' outputs: the video's velocity (B, 16, t, h, w), and each reference's reconstruction."""
     video_text, first_text = texts
     condition = _condition(clips, draws.condition)
-    if clips.regions is not None:  # the empty prompt names nobody
+    if clips.regions is not None:  # the empty prompt has no name
         regions = clips.regions.keep_names(draws.keep_text)
         if clips.regions_of_pose and draws.condition is not None:
             regions = regions.keep_masks(draws.condition.keep_pose)
@@ -286,15 +285,15 @@ def _velocity_and_reconstruction(
         return transformer(noisy, 1000.0 * draws.sigma, video_text, condition=condition).velocity, []
     noised = add_noise(clips.reference_latents, draws.reference.noise, draws.reference.sigma)
     tokens = [] if clips.image_embeds is None else [clips.image_embeds]
-    each = list(torch.split(noised, 1, dim=2))
-    references = ReferenceInputs(each, first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
+    inputs = list(torch.split(noised, 1, dim=2))
+    references = ReferenceInputs(inputs, first_text, tokens, timesteps=1000.0 * draws.reference.sigma)
     output = transformer(noisy, 1000.0 * draws.sigma, video_text, references=references, condition=condition)
-    outputs = zip(each, output.reference_output, strict=True)
-    return output.velocity, [reconstruction(one, found.float()) for one, found in outputs]
+    pairs = zip(inputs, output.reference_output, strict=True)
+    return output.velocity, [reconstruction(latents, out.float()) for latents, out in pairs]
 
 
 def _condition(clips: EncodedClips, draws: ConditionDraws | None) -> VideoCondition | None:
-    """Poses and first frames as drawn; zeros for the samples without. One shape in every step."""
+    """Poses and start frames as drawn, zeros where a sample has none, so that shapes are the same in every step."""
     if draws is None:
         return None
     poses = torch.zeros_like(clips.latents) if clips.poses is None else clips.poses
@@ -306,7 +305,7 @@ def _condition(clips: EncodedClips, draws: ConditionDraws | None) -> VideoCondit
 
 
 def _metrics(video: Tensor, reference: Tensor | None, quarters: Sequence[int]) -> Metrics:
-    """The terms, and the video's by quarter of sigma; nothing here waits for the device."""
+    """Terms for the log, the video's also by quarter of sigma; nothing here waits for the device."""
     video, metrics = video.detach(), {"video": video.detach()}
     if reference is not None:
         metrics["reference"] = reference.detach()
