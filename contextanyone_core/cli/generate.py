@@ -93,7 +93,7 @@ def generate(argv: Sequence[str]) -> int:
     if clips:
         prompts = [TwoStagePrompt(clip.first, clip.later) for clip in clips]
         pictures = bool(request.options.reference)
-        pipeline.read_ahead(prompts, negative_prompt(pipeline, request.options), pictures=pictures)
+        pipeline.encode_ahead(prompts, negative_prompt(pipeline, request.options), pictures=pictures)
         references = _encode_references(pipeline, request)
         condition = encode_condition(pipeline, request.condition, request.options.size)
         inputs = Inputs(references, condition, hull_of(request.person, request.condition, pipeline.config.pose_style))

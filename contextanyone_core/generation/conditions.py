@@ -24,8 +24,8 @@ class Conditions:
         text_embeds: (B, text_len, text_dim), the video's prompt.
         negative_embeds: the same shape, the negative prompt.
         references: inputs of the reference stream; None is plain text to video.
-        video: pose and start frame of the video, in every pass of a step, and the person's regions, in the passes with
-            the prompt; None is none of them.
+        video: pose and start frame of the video, for every pass of a step, and the person's regions, for the passes
+            with the prompt; None is none of them.
     """
 
     text_embeds: torch.Tensor
@@ -49,10 +49,10 @@ def check_batch(conditions: Conditions, videos: int) -> None:
 
 
 def check_window(window: tuple[float, float]) -> None:
-    """Refuse a window of steps that is none.
+    """Check that a window of steps is two numbers from 0 to 1, the lower first.
 
     Raises:
-        InputError: the two are no shares of the steps in their order.
+        InputError: it is not.
     """
     start, end = window
     if not 0 <= start <= end <= 1:
@@ -64,15 +64,15 @@ def check_window(window: tuple[float, float]) -> None:
 def condition_at(
     video: VideoCondition | None, share: float, strength: float, window: tuple[float, float]
 ) -> VideoCondition | None:
-    """Pose, start frame and regions of one step; the start frame is there in all of them.
+    """The conditions of one step: the start frame always, the pose within its window.
 
-    Where there is a pose and it does not act, nothing says where the person is: there are no regions either.
+    Outside the window the regions are left out too, as they are made from the pose.
 
     Args:
-        video: of the whole run.
-        share: of the steps that lie before this one, from 0 to below 1.
-        strength: factor of the pose's latents; at 0 there is no pose.
-        window: the shares between which the pose acts, the first included, the second not.
+        video: conditions of the whole run.
+        share: fraction of the steps before this one, from 0 to below 1.
+        strength: factor of the pose's latents; 0 leaves the pose out.
+        window: the fractions between which the pose acts, the first included, the second not.
     """
     if video is None or video.pose is None or (strength == 1 and window == WHOLE_RUN):
         return video
@@ -81,23 +81,23 @@ def condition_at(
     return replace(video, pose=strength * video.pose)
 
 
-def of_negative(video: VideoCondition | None) -> VideoCondition | None:
-    """What a pass with the negative prompt is given of these: pose and start frame; that prompt names nobody."""
+def without_regions(video: VideoCondition | None) -> VideoCondition | None:
+    """The conditions of a pass with the negative prompt, which does not name the person: pose and start frame."""
     return video if video is None or video.regions is None else replace(video, regions=None)
 
 
 def lead_to_start(
     velocity: torch.Tensor, latents: torch.Tensor, sigma: float, video: VideoCondition | None
 ) -> torch.Tensor:
-    """A step's velocity, exact where the start frame is given: noise - clean, so that the run ends on the start itself.
+    """A step's velocity, replaced in the start frames by the one that leads to them: the video begins with them.
 
-    The network reads the clean first frames beside the noisy ones, and so does not have to find them again; its own
-    velocity is there for the frames that follow. (Wan 2.2's image-to-video of 5B keeps its first frame likewise.)
+    The network sees the clean start frames in their condition channels; only its velocity of the other frames is used.
+    (Wan 2.2's 5B image-to-video model keeps its first frame likewise.)
 
     Args:
         velocity, latents: (B, C, T, h, w), float32.
         sigma: the step's noise level, above 0.
-        video: of this step; None, or without a start, changes nothing.
+        video: conditions with the start frames; without any, the velocity is returned as it is.
     """
     if video is None or video.start is None:
         return velocity
@@ -109,12 +109,11 @@ def lead_to_start(
 
 
 def stack_conditions(conditions: Sequence[Conditions]) -> Conditions:
-    """Put several videos' conditions into one batch.
+    """Stack the conditions of several videos into one batch.
 
     Raises:
         InputError: there are none, they have different numbers of references, or only some have a pose or start frame.
-        ShapeError: the first references of two videos, or the second ones and so on, or the CLIP tokens of these,
-            differ in size, or the poses or start frames.
+        ShapeError: two videos differ in the size of a reference, of its CLIP tokens, of a pose or of a start frame.
     """
     references = [item.references for item in conditions if item.references is not None]
     counts = {len(item.latents) for item in references} | {0 for item in conditions if item.references is None}
@@ -144,7 +143,7 @@ def _stacked(videos: Sequence[VideoCondition]) -> VideoCondition | None:
 
 
 def _joined_regions(each: Sequence[Regions | None]) -> Regions | None:
-    """Regions of all videos; those of a video without name nobody, so that its text is read as ever."""
+    """Regions of all videos; those without regions get some in which no token names the person, without effect."""
     given = [item for item in each if item is not None]
     if not given:
         return None

@@ -29,7 +29,7 @@ from ..sampling.flow import sigma_schedule
 from ..sampling.guidance import Branch, CfgGuidance, Guidance, make_guidance
 from ..sampling.reference_modes import REFERENCE_MODES, Conditioned, ReferenceMode, SeparateStream
 from ..sampling.schedulers import make_sampler
-from .conditions import Conditions, check_batch, condition_at, lead_to_start, of_negative, stack_conditions
+from .conditions import Conditions, check_batch, condition_at, lead_to_start, stack_conditions, without_regions
 from .load import check_components, load_components
 from .settings import GenerationSettings
 
@@ -102,7 +102,7 @@ class LatentSampler:
     ) -> torch.Tensor:
         """Denoise a batch: latents (B, 16, t, h, w), float32, on the pipeline's device.
 
-        What the model computes of the references alone is computed once and reused in every step and pass.
+        The reference stream runs once; its keys and values are reused in every step and pass.
 
         Raises:
             ShapeError: noise and conditions are not of one batch.
@@ -114,7 +114,7 @@ class LatentSampler:
         shift = self.config.shift if settings.shift is None else settings.shift
         sampler = make_sampler(settings.sampler, sigma_schedule(settings.steps, shift))
         latents = noise.to(self.device, torch.float32)
-        with self._at_work():
+        with self._weights_on_device():
             conditioned = self.reference_mode(self.transformer, references, settings.emphasis)
             with cached_steps(self.transformer, self.execution.step_cache):
                 for index, sigma in enumerate(sampler.sigmas[:-1].tolist()):
@@ -128,16 +128,16 @@ class LatentSampler:
         return latents
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Context with the weights on the device; in balanced memory mode they are removed on exit."""
-        rest = self.transformer.state_dict() if self.execution.memory == "balanced" else None
+    def _weights_on_device(self) -> Iterator[None]:
+        """Context with the weights on the device; in balanced memory mode they are freed there on exit."""
+        on_cpu = self.transformer.state_dict() if self.execution.memory == "balanced" else None
         try:
-            if rest is not None:
+            if on_cpu is not None:
                 self.transformer.to(self.device)
             yield
         finally:
-            if rest is not None:  # the device's copy is dropped, not copied back
-                self.transformer.load_state_dict(rest, assign=True)
+            if on_cpu is not None:  # the device's copy is dropped, not copied back
+                self.transformer.load_state_dict(on_cpu, assign=True)
                 forget_tables()
                 free_cached(self.device)
 
@@ -149,17 +149,18 @@ class LatentSampler:
         conditioned: Conditioned,
         guidance: Guidance,
     ) -> torch.Tensor:
+        """Velocity (B, 16, t, h, w), float32, of one step: the passes that guidance asks for, combined."""
         timesteps = torch.full((len(latents),), 1000.0 * sigma, dtype=torch.float32, device=self.device)
         noisy, passes = latents.to(self.dtype), dict[tuple[bool, bool], torch.Tensor]()
         velocities: dict[Branch, torch.Tensor] = {}
-        kept = isinstance(guidance, CfgGuidance) and conditioned.cfg_keeps_references
+        always = isinstance(guidance, CfgGuidance) and conditioned.cfg_keeps_references
         for branch in guidance.branches(sigma):
-            with_reference = (branch.reference or kept) and conditions.references is not None
-            key = (branch.negative, with_reference)  # without any reference two branches can be one pass
+            with_reference = (branch.reference or always) and conditions.references is not None
+            key = (branch.negative, with_reference)  # if there are no references, two branches can be the same pass
             if key not in passes:
                 text_embeds, video = conditions.text_embeds, conditions.video
                 if branch.negative:
-                    text_embeds, video = conditions.negative_embeds, of_negative(video)
+                    text_embeds, video = conditions.negative_embeds, without_regions(video)
                 with nullcontext() if self.execution.step_cache is None else named_pass(self.transformer, str(key)):
                     velocity = conditioned.velocity(
                         noisy, timesteps, text_embeds, with_reference=with_reference, condition=video
@@ -290,8 +291,12 @@ class ContextAnyonePipeline(LatentSampler):
         latents = self.sample_latents(conditions, settings, self.noise([settings.seed], settings), progress)
         return GenerationResult(self.decode(latents), latents.cpu())
 
-    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str, *, pictures: bool) -> None:
-        """Encode the prompts of several videos in one load, if the text encoder is loaded on demand."""
+    def encode_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str, *, pictures: bool) -> None:
+        """Encode the prompts of several videos in one load, if the text encoder is loaded on demand.
+
+        Args:
+            pictures: whether the videos have references, as some models' prompts depend on it.
+        """
         if isinstance(self.text_encoder, OnDemandTextEncoder):
             asked = [self._with_task(prompt, pictures) for prompt in prompts]
             self.text_encoder.keep([negative, *(t for p in asked for t in (p.video_text, p.reference_text))])
@@ -321,12 +326,12 @@ class ContextAnyonePipeline(LatentSampler):
         prompt = self._with_task(prompt, bool(references))
         texts = [prompt.video_text, negative, prompt.reference_text]
         embeds = self.text_encoder.encode(texts).to(self.device, self.dtype)
-        video, unwanted, first = embeds[0:1], embeds[1:2], embeds[2:3]
+        video, unconditional, first = embeds[0:1], embeds[1:2], embeds[2:3]
         if not references:
-            return Conditions(video, unwanted, None)
+            return Conditions(video, unconditional, None)
         latents = [reference.latents for reference in references]
         tokens = [reference.image_embeds for reference in references if reference.image_embeds is not None]
-        return Conditions(video, unwanted, ReferenceInputs(latents, first, tokens).to(self.device, self.dtype))
+        return Conditions(video, unconditional, ReferenceInputs(latents, first, tokens).to(self.device, self.dtype))
 
     def _with_task(self, prompt: TwoStagePrompt, pictures: bool) -> TwoStagePrompt:
         return replace(prompt, first=self.spec.own_task(self.config.text_len, pictures=pictures) + prompt.first)
@@ -341,7 +346,7 @@ class ContextAnyonePipeline(LatentSampler):
         references = conditions.references and conditions.references.at_gap(settings.gap)
         if references is None:
             return []
-        with self._at_work():
-            output = self.reference_mode(self.transformer, references).outputs
-        fed = references.latents if output else []
-        return [self.decode(reconstruction(a, b).float())[:, :, 0] for a, b in zip(fed, output, strict=True)]
+        with self._weights_on_device():
+            outputs = self.reference_mode(self.transformer, references).outputs
+        pairs = zip(references.latents if outputs else [], outputs, strict=True)
+        return [self.decode(reconstruction(latents, out).float())[:, :, 0] for latents, out in pairs]

@@ -84,14 +84,14 @@ class VacePipeline:
         return self.spec.own_negative(self.config.text_len)
 
     def check_prompt(self, prompt: TwoStagePrompt, negative: str) -> None:
-        """Refuse prompts that do not fit.
+        """Check the length of the prompts.
 
         Raises:
-            InputError: saying by how many tokens a prompt is too long.
+            InputError: a prompt is too long; the message states by how many tokens.
         """
         check_prompts(prompt, negative, self.text_encoder.count_tokens, self.config.text_len)
 
-    def read_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str, *, pictures: bool) -> None:
+    def encode_ahead(self, prompts: Sequence[TwoStagePrompt], negative: str, *, pictures: bool) -> None:
         """Does nothing: the text encoder is always loaded."""
 
     def encode_references(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
@@ -188,7 +188,7 @@ def _scale(settings: GenerationSettings, config: ContextAnyoneConfig) -> float:
 
 
 def _config(theirs: Any, vae: VideoVAE, text: TextEncoder) -> ContextAnyoneConfig:
-    """The sizes that other files ask for, in our words."""
+    """The config of diffusers' transformer as ours, as far as other modules read it."""
     if theirs.text_dim != text.text_dim:
         raise CheckpointError(
             f"text_dim of the encoder is {text.text_dim}, the transformer needs {theirs.text_dim}: the files do not "

@@ -77,7 +77,7 @@ def test_resume_leaves_only_what_this_very_command_made(run, desk, monkeypatch):
     assert run()[0] == names(0, 1, 2, 3, 4)
     stamp = (desk / "clips" / "c0.webp").stat().st_mtime_ns
     with monkeypatch.context() as patched:
-        patched.setattr(ContextAnyonePipeline, "read_ahead", None)  # there is nothing to encode
+        patched.setattr(ContextAnyonePipeline, "encode_ahead", None)  # there is nothing to encode
         made, err = run("--resume")
     assert (made, err.count("is finished")) == ([], 5)
     assert (desk / "clips" / "c0.webp").stat().st_mtime_ns == stamp

@@ -158,7 +158,7 @@ def test_a_balanced_transformer_is_on_the_card_while_it_works(model):
     sampler = LatentSampler(model, device=torch.device("meta"), execution=Execution(memory="balanced"))
     before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
     for _ in range(2):
-        with sampler._at_work():
+        with sampler._weights_on_device():
             assert all(parameter.is_meta for parameter in model.parameters())
         for name, value in model.state_dict().items():
             assert value.data_ptr() == before[name][0]  # never copied
@@ -174,14 +174,14 @@ def test_weights_come_back_where_the_card_is_too_small(model, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "to", too_large)
-    with pytest.raises(torch.OutOfMemoryError), sampler._at_work():
+    with pytest.raises(torch.OutOfMemoryError), sampler._weights_on_device():
         pass
     assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
 
 
 def test_rotary_tables_leave_the_card_with_the_weights(model):
     sampler = LatentSampler(model, execution=Execution(memory="balanced"))
-    with sampler._at_work():
+    with sampler._weights_on_device():
         run(model)
         assert _cached_table.cache_info().currsize
     assert not _cached_table.cache_info().currsize
@@ -222,7 +222,7 @@ def test_encoders_are_read_once_for_all_prompts_and_gone_afterwards(pipelines, m
     pipeline = pipelines("balanced")
     assert seen == []
     prompts = [PROMPT, TwoStagePrompt("A man.", "")]
-    pipeline.read_ahead(prompts, pipeline.own_negative, pictures=True)
+    pipeline.encode_ahead(prompts, pipeline.own_negative, pictures=True)
     assert len(seen) == 1
     for prompt in prompts:
         pipeline.generate(PICTURES[:1], prompt, settings(pipeline, "cfg"))
