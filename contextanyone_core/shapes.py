@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .config import ContextAnyoneConfig
-from .errors import InputError
+from .errors import InputError, ShapeError
 
 FRAME_STEP = 4  # VAE: 4 frames per latent frame after the first
 SIDE_STEP = 16  # VAE: 8 pixels per latent; transformer: 2 latents per token
@@ -89,6 +90,16 @@ def check_side(side: object, name: str) -> None:
     pixels = require_whole(name, side, 1)
     if mistake := side_mistake(pixels):
         raise InputError(f"{name} is {pixels}; {mistake}.")
+
+
+def check_same_shape(name: str, given: Sequence[int], needed: Sequence[int]) -> None:
+    """Check that a tensor has the shape of another one.
+
+    Raises:
+        ShapeError: it has not; the message names both shapes.
+    """
+    if tuple(given) != tuple(needed):
+        raise ShapeError(f"{name} has shape {tuple(given)}; it must match {tuple(needed)}.")
 
 
 def require_whole(name: str, value: object, low: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
+from ..shapes import check_same_shape
 
 
 class DualGuidanceLoss(NamedTuple):
@@ -32,7 +33,7 @@ def reconstruction(reference_latents: Tensor, reference_output: Tensor) -> Tenso
     """
     # Paper: the form of the reconstruction is not stated. There is no factor sigma: with it, a clean reference
     # (sigma 0) would be its own reconstruction, and the term would have no gradient.
-    _require_same("reference_output", reference_output, reference_latents)
+    check_same_shape("reference_output", reference_output.shape, reference_latents.shape)
     return reference_latents - reference_output
 
 
@@ -77,7 +78,7 @@ def dual_guidance_loss(
 def per_sample_error(
     values: Sequence[Tensor], targets: Sequence[Tensor], masks: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Squared error per sample, averaged over all elements of all tensors together, float32 (B,).
+    """Mean squared error per sample, over all elements of all tensors together: float32 (B,).
 
     Args:
         values, targets: tensors (B, ...) in pairs of one shape.
@@ -91,10 +92,10 @@ def per_sample_error(
         raise ShapeError(f"{counts}{'' if masks is None else f', {len(masks)} masks'}; needed are as many of each.")
     total = weight = torch.zeros(values[0].shape[0], device=values[0].device)
     for index, (value, target) in enumerate(zip(values, targets, strict=True)):
-        _require_same("a target", target, value)
+        check_same_shape("a target", target.shape, value.shape)
         _require_batch("a prediction", len(value), len(values[0]))
         error = (value.float() - target.float()).square()
-        weights = torch.ones_like(error) if masks is None else _spread(masks[index], error)
+        weights = torch.ones_like(error) if masks is None else _expanded(masks[index], error)
         total = total + (error * weights).flatten(1).sum(1)
         weight = weight + weights.flatten(1).sum(1)
     return torch.where(weight > 0, total / weight.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
@@ -105,15 +106,11 @@ def _require_batch(name: str, given: int, needed: int) -> None:
         raise ShapeError(f"The batch of {name} is {given}; it must be that of the others, {needed}.")
 
 
-def _spread(mask: Tensor, error: Tensor) -> Tensor:
+def _expanded(mask: Tensor, error: Tensor) -> Tensor:
+    """The mask in the shape of the error, float32."""
     try:
         if mask.ndim == error.ndim:
             _require_batch("a mask", len(mask), len(error))
         return mask.float().expand_as(error)
     except RuntimeError as cause:
         raise ShapeError(f"A mask has shape {tuple(mask.shape)}; it must broadcast to {tuple(error.shape)}.") from cause
-
-
-def _require_same(name: str, given: Tensor, like: Tensor) -> None:
-    if given.shape != like.shape:
-        raise ShapeError(f"{name} has shape {tuple(given.shape)}; it must match {tuple(like.shape)}.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
+from ..shapes import check_same_shape
 
 SigmaDistribution = Literal["logit_normal", "uniform", "cosmap"]
 
@@ -27,8 +28,8 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
     Raises:
         ShapeError: shapes differ, or sigma has another batch.
     """
-    _require_same("noise", noise, clean)
-    sigma = _spread(sigma, clean)
+    check_same_shape("noise", noise.shape, clean.shape)
+    sigma = _broadcastable(sigma, clean)
     return (1 - sigma) * clean + sigma * noise
 
 
@@ -38,7 +39,7 @@ def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
     Raises:
         ShapeError: shapes differ.
     """
-    _require_same("noise", noise, clean)
+    check_same_shape("noise", noise.shape, clean.shape)
     return noise - clean
 
 
@@ -75,14 +76,14 @@ def sample_sigmas(
     distribution: SigmaDistribution = "logit_normal",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Random noise levels for training: of a named distribution, shifted, with a share of uniform ones.
+    """Random noise levels for training: from a named distribution and shifted, but for a fraction of uniform ones.
 
-    The uniform share is not shifted: without it the cleanest levels are hardly ever trained at a high shift.
+    The uniform ones are not shifted; without them a high shift hardly ever trains the cleanest levels.
 
     Args:
         batch: how many.
         shift: as in `shift_sigmas`.
-        uniform: share of uniform samples, 0 to 1.
+        uniform: probability of a uniform sample, 0 to 1.
         distribution: unshifted: `logit_normal` (0, 1), `uniform`, `cosmap` of density 2 / (pi (1 - 2 x + 2 x^2)).
         generator: source of randomness, on the CPU.
 
@@ -108,24 +109,20 @@ def sample_sigmas(
 
 
 def _cosmap(x: Tensor) -> Tensor:
-    """Of a uniform x, the level whose share below it is x: t / (1 + t) with t = tan(pi x / 2)."""
+    """The quantile function of cosmap: the level t / (1 + t), t = tan(pi x / 2), below which a fraction x lies."""
     tangent = (0.5 * math.pi * x).tan()
     return tangent / (1 + tangent)
 
 
 _QUANTILES: dict[str, Callable[[Tensor], Tensor]] = {
-    "logit_normal": torch.sigmoid,  # of a normal draw, the others of a uniform one
+    "logit_normal": torch.sigmoid,  # takes a normal sample, the others a uniform one
     "uniform": lambda x: x,
     "cosmap": _cosmap,
 }
 
 
-def _require_same(name: str, given: Tensor, like: Tensor) -> None:
-    if given.shape != like.shape:
-        raise ShapeError(f"{name} has shape {tuple(given.shape)}; it must match {tuple(like.shape)}.")
-
-
-def _spread(sigma: Tensor | float, like: Tensor) -> Tensor | float:
+def _broadcastable(sigma: Tensor | float, like: Tensor) -> Tensor | float:
+    """One number, or (B,) as (B, 1, ...) for a tensor (B, ...)."""
     if not isinstance(sigma, Tensor) or sigma.ndim == 0:
         return sigma
     if sigma.shape != like.shape[:1]:

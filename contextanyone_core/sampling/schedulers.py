@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, ShapeError
+from ..errors import InputError
 from ..late_import import host_class
+from ..shapes import check_same_shape
 from .names import check_sampler_name
 
 # A multistep solver works with log(1 - sigma): at sigma 1, pure noise, it would be minus infinity. diffusers lowers
@@ -38,8 +39,7 @@ class Sampler:
         Raises:
             ShapeError: x and its velocity differ in shape.
         """
-        if velocity.shape != x.shape:
-            raise ShapeError(f"The velocity has shape {tuple(velocity.shape)}; it must match {tuple(x.shape)}.")
+        check_same_shape("velocity", velocity.shape, x.shape)
         timestep = self._scheduler.timesteps[index]
         return torch.as_tensor(self._scheduler.step(velocity, timestep, x, return_dict=False)[0])
 
