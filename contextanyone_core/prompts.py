@@ -68,10 +68,9 @@ class TwoStagePrompt:
 
 
 def rows_naming(pieces: Sequence[str], name: str, class_name: str) -> tuple[int, ...]:
-    """Places of the tokens of a text that name a person: of each name, and of the class where that follows the name.
+    """Indices of the tokens that name a person in a text: those of the name, and of the class name where it follows.
 
-    Upper and lower case are the same, and a name within a longer word is none. A token that only begins or ends in the
-    name counts.
+    Case is ignored, and a name inside a longer word does not count. A token that lies only partly in the name counts.
 
     Args:
         pieces: the tokens as sentencepiece writes them, such as `Tokenizer.split`.
@@ -93,7 +92,7 @@ def rows_naming(pieces: Sequence[str], name: str, class_name: str) -> tuple[int,
 
 
 def _surface(piece: str) -> bytes:
-    """What a token stands for in a text, in UTF-8; a rare character is several tokens of a byte each."""
+    """The text of a token in UTF-8; a rare character is several tokens of one byte each."""
     byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
     return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ").encode()
 

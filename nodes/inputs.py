@@ -44,7 +44,7 @@ GAP_TOOLTIP = "Latent frames between the reference and the video in time. 0 take
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be: the limits of its widget, which a value that comes over a link has to keep as well."""
+    """The limits of a number: of its widget, and of a value that comes over a link."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ class Range:
 
     @property
     def zero(self) -> str:
-        """What an error adds where 0 is no number."""
+        """What an error message adds where 0 means the model's own value."""
         return ", and 0 takes the model's own" if self.own else ""
 
     def input(
@@ -147,7 +147,7 @@ def size_inputs() -> list[io.Int.Input]:
 
 
 def emphasis_input(*, advanced: bool = False) -> io.Float.Input:
-    """The artist's knob."""
+    """Strength of Emphasize-Attention."""
     return RANGES["emphasis"].input("emphasis", 1.0, EMPHASIS_TOOLTIP, advanced=advanced)
 
 
@@ -162,12 +162,12 @@ def prompt_input(name: str, tooltip: str, *, advanced: bool = False) -> io.Strin
 
 
 def own_number(value: float) -> float | None:
-    """None where a number is 0, which means: the model's own."""
+    """The number, or None for 0, which means the model's own."""
     return value or None
 
 
 def check_numbers(**given: object) -> None:
-    """Refuse the first of these numbers, by name, that no video can be made with.
+    """Refuse the first of these numbers that is out of its range, by name.
 
     `validate_inputs` raises this too, where a message would be repeated for every checked input. Numbers that
     come over a link are not known there (None) and are checked in the run.

@@ -1,4 +1,4 @@
-"""A personal file in use: whether it fits the base, and where in a video the person is whom it was trained on."""
+"""Using a personal file: whether it fits the base model, and where its person is in the prompt and in the video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def require_fit(file: str, lora: Mapping[str, Shape], base: Mapping[str, Shape]) -> None:
-    """Refuse a personal file that was trained on a base of another size; a LoRA loader would leave out what is foreign.
+    """Refuse a personal file that was trained on a base of another size; a LoRA loader would skip what does not fit.
 
     Args:
         file: its name, for the message.
@@ -45,7 +45,7 @@ def require_fit(file: str, lora: Mapping[str, Shape], base: Mapping[str, Shape])
 
 
 def other_base(file: str, personal: PersonalFile, base_hash: str) -> str:
-    """What to tell the user where the base is another than the one that a personal file was trained on; else empty."""
+    """A warning if the base is not the one that a personal file was trained on, else empty."""
     if personal.base_hash == base_hash:
         return ""
     return (
@@ -55,14 +55,14 @@ def other_base(file: str, personal: PersonalFile, base_hash: str) -> str:
 
 
 def introduction(file: str, personal: PersonalFile) -> str:
-    """How the person of a file is called into a prompt."""
+    """A sentence on how a prompt names the person of a file."""
     return (
         f'{file} is a {personal.class_name}; write "{personal.trigger}" in the prompt, as in "{personal.caption} ..."'
     )
 
 
 def named_rows(pieces: Sequence[str], personal: PersonalFile) -> tuple[Tokens, str]:
-    """The rows of a prompt's embeddings that name the person, and what to tell the user where there are none.
+    """The rows of a prompt's embeddings that name the person, and a warning if there are none, else "".
 
     Args:
         pieces: the tokens of the video's prompt, by `Tokenizer.split`.

@@ -16,23 +16,21 @@ RATIO = (0.5, 2.0)
 
 _NOSE, _WRISTS, _HIPS, _ANKLES = 0, (7, 4), (8, 11), (10, 13)  # wrists in the order of the hands: left, right
 _LEGS = (7, 8, 10, 11)  # bones
-_MARGIN = 0.01  # share of the canvas
+_MARGIN = 0.01  # fraction of the canvas
 _FACE_BONES = (13, 14, 15, 16)
 _NECK_BESIDE = ((2, 5), (2,), (5,), (8, 11), (8,), (11,), (_NOSE,))
-"""What an unseen neck is placed by, the first of these that a frame shows: shoulders, hips (one or both), the nose."""
-_BY_ITSELF = 3  # the first ones, shoulders, stand for the neck themselves in a clip that never shows it beside them
+"""Joints that an unseen neck is placed by: the first of these sets that a frame shows."""
+_BY_ITSELF = 3  # the first sets (shoulders) are taken as the neck's own place if no frame shows the neck with them
 _ALIGNED = (0, 1, 2, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)  # arms are excluded: they move too much
 Shift = NDArray[np.float64]
 
 
 def fit(poses: PoseSequence, body: Body | None, how: str) -> PoseSequence:
-    """Fit poses to another body.
+    """Fit poses to another body; if points leave the canvas by that, the result has a remark.
 
     Args:
         how: `none`, unchanged; `affine`, one scale and shift for all frames, onto the picture or clip of the body and
             its canvas; `bones`, each bone with the body's proportions at the same angle.
-
-    Points that leave the canvas on the way are a remark of the result.
 
     Raises: InputError for another name, or a body that is missing or unsuitable.
     """
@@ -85,11 +83,10 @@ def bone_ratios(poses: PoseSequence, body: Body) -> NDArray[np.float64]:
 def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
     """Give every bone the body's proportions at the driver's angles, in a kinematic tree rooted at the neck.
 
-    A point whose parent is missing is attached to the nearest visible ancestor; an unseen neck is estimated, so that
-    what hangs on it keeps its proportions, and stays unseen. Hands follow the wrists with the
-    forearm's ratio, the face follows the nose with that of eyes and ears. The hips follow the driver's path scaled by
-    leg length, and the lower foot keeps its height above the clip's lowest point, scaled likewise, so that standing
-    feet stay on the ground.
+    A point whose parent is missing is attached to the nearest visible ancestor. An unseen neck is estimated, so that
+    the limbs attached to it keep their proportions, and stays unseen. Hands follow the wrists, scaled as the forearm;
+    the face follows the nose, scaled as eyes and ears. The hips follow the driver's path, and the lower foot its height
+    above the clip's lowest point, both scaled by leg length: so standing feet stay on the ground.
 
     Raises: InputError if no bone is visible in both.
     """
@@ -113,7 +110,7 @@ def fit_bones(poses: PoseSequence, body: Body) -> PoseSequence:
 
 
 def _left_out(poses: PoseSequence, fitted: PoseSequence) -> str:
-    """What to tell the user where a fit moves points of the body out of the picture, else empty."""
+    """A remark if a fit moves points of the body out of the picture, else empty."""
     gone = _outside(fitted) & ~_outside(poses)
     frames = int(gone.any(axis=1).sum())
     if not frames:
@@ -149,8 +146,9 @@ def _rebuilt(old: Points, ratios: NDArray[np.float64]) -> Points:
 
 
 def _with_necks(old: Points) -> Points:
-    """The bodies (T, 18, 3) with a neck, estimated where it is not seen: from keypoints of COCO it is seen only if both
-    shoulders are. It keeps its place beside a joint as before and after; where nothing tells it, it stays unseen.
+    """The bodies (T, 18, 3) with the neck estimated where it is not seen; in COCO's keypoints both shoulders define it.
+
+    Its offset from a visible joint is interpolated from frames that show both; without any, it stays unseen.
     """
     bodies = old.copy()
     seen = old[..., 2] > SEEN

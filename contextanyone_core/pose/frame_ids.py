@@ -1,4 +1,4 @@
-"""Which frames a list of image ids stands for: frames in which nobody is seen may be left out, as by COCO's results."""
+"""The frames of a clip from a list of image ids, which may lack frames without people, as COCO's results do."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..media.read_video import natural_key
 Id = int | float | str
 
 _LONGEST = 10
-"""Frames that are left out are put back only as far as the clip becomes at most this many times as long."""
+"""Missing frames are inserted only if the clip becomes at most this many times as long."""
 
 
 def frame_order(ids: Iterable[Id]) -> list[Id | None]:
-    """The ids of a clip's frames in order, None for a frame that was left out.
+    """The ids of a clip's frames in order, None for a missing frame.
 
-    Numbers are in their order, names in natural order, `2.jpg` before `10.jpg`. Frames are put back between the first
-    id and the last where the ids number the frames: whole numbers, or names that differ in one number alone, most of
-    them one same step apart, and the others a multiple of it. Ids of a database, as 139, 285 and 632, do not.
+    Numbers are sorted, names are in natural order (`2.jpg` before `10.jpg`). Missing frames are inserted between the
+    first and the last id if the ids number the frames: whole numbers, or names that differ in one number only; most of
+    them one step apart, the others a multiple of it. Ids of a database, such as 139, 285 and 632, do not.
 
     Raises: TypeError for ids that are neither all numbers nor all names.
     """
@@ -42,7 +42,7 @@ def frame_order(ids: Iterable[Id]) -> list[Id | None]:
 
 
 def _numbers(ids: list[Id]) -> list[int]:
-    """The numbers of frames that ids are, or that names contain; empty if they do not number them."""
+    """The ids as frame numbers, or the number in which names differ; empty if there is no such number."""
     if not all(isinstance(one, str) for one in ids):
         whole = all(isinstance(one, int) or float(one).is_integer() for one in ids)
         return [int(one) for one in ids] if whole else []

@@ -1,4 +1,4 @@
-"""Where the person of a driving pose will be: the hull of the figure, which is known before the first step."""
+"""Where the person will be in a video that follows a pose: the dilated convex hull of the pose's figure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .drawn import drawn_parts
 from .sequence import SEEN, Pixels, Points, PoseSequence
 
 Shares = NDArray[np.float32]
-"""Shares from 0 to 1."""
+"""The fraction of each latent that is covered, from 0 to 1."""
 
-# Paper: masks are of the user's clip; where the person of a generated video is, it does not say. Here it is where the
-# driving pose is.
+# Paper: the masks are of the user's clip; where the person of a generated video is, is not stated. Here the driving
+# pose says it.
 DILATION = 0.6
-"""How far the hull goes beyond the figure, in heights of the head: about from the nose to above the hair."""
+"""How far the hull extends beyond the figure, in heights of the head: about from the nose to above the hair."""
 
-_LATENT = 8  # pixels of a side of a latent
+_LATENT = 8  # pixels per side of a latent
 _NOSE, _NECK, _HIPS, _SHOULDERS = 0, 1, (8, 11), (2, 5)
-_PERCENTILE = 90  # over the frames: a length is only ever foreshortened
+_PERCENTILE = 90  # over the frames, because foreshortening only makes lengths shorter
 _NOSE_TO_NECK = {"neck to hips": 0.34, "shoulders": 0.38, "figure": 0.1}
-"""The length from nose to neck in other lengths of the body; an adult's usual proportions."""
+"""Length from nose to neck relative to other lengths of the body, for an adult."""
 _DIRECTIONS = 72
 
 
 def person_hull(poses: PoseSequence | Pixels, style: PoseStyle = FULL_SIZE) -> Shares:
-    """The share of each latent that lies in the dilated hull of the figure, (t, H/8, W/8).
+    """The fraction of each latent that the dilated hull of the figure covers, (t, H/8, W/8).
 
-    The largest share in each of the causal VAE's groups of frames, 0 | 1-4 | 5-8 and so on, as for masks in training.
-    A frame that shows nobody has no hull.
+    It is the largest fraction within each of the causal VAE's groups of frames, 0 | 1-4 | 5-8 and so on, as for masks
+    in training. A frame that shows nobody has no hull.
 
     Args:
         poses: keypoints on the video's canvas, or drawn poses of its size, uint8 (T, H, W, 3); sides are multiples
@@ -51,9 +51,10 @@ def person_hull(poses: PoseSequence | Pixels, style: PoseStyle = FULL_SIZE) -> S
 
 
 def nose_to_neck(poses: PoseSequence) -> float:
-    """Length from nose to neck in pixels, by the first of these that some frame shows.
+    """Length from nose to neck in pixels, from the first of these that any frame shows.
 
-    Itself, neck to the middle of the hips, between the shoulders; else the figure's longer side.
+    The length itself; that from the neck to the middle of the hips; the width of the shoulders; else the longer side of
+    the figure's bounding box.
     """
     body, seen = poses.body, poses.body[..., 2] > SEEN
     hips = body[:, _HIPS].mean(axis=1)
@@ -70,13 +71,13 @@ def nose_to_neck(poses: PoseSequence) -> float:
 
 
 def _extent(figures: list[Points]) -> float:
-    """The longer side of the figures' box, in pixels; 0 without any."""
+    """The longer side of the figures' bounding boxes, in pixels; 0 if there is no figure."""
     sides = [float(np.ptp(points, axis=0).max()) for points in figures if len(points)]
     return float(np.percentile(sides, _PERCENTILE)) if sides else 0.0
 
 
 def _hull(points: Points, radius: float, size: tuple[int, int]) -> Shares:
-    """Share of each latent, (H/8, W/8), within `radius` pixels of the convex hull of points (N, 2)."""
+    """The fraction of each latent, (H/8, W/8), within `radius` pixels of the convex hull of points (N, 2)."""
     height, width = size
     if not len(points):
         return np.zeros((height // _LATENT, width // _LATENT), np.float32)
@@ -89,15 +90,15 @@ def _hull(points: Points, radius: float, size: tuple[int, int]) -> Shares:
 
 
 def _grouped(masks: Shares) -> Shares:
-    """Masks of frames (T, h, w) by the VAE's groups of frames, (t, h, w)."""
+    """Masks of frames (T, h, w) as the maximum over each of the VAE's groups of frames, (t, h, w)."""
     later = [masks[start : start + FRAME_STEP].max(axis=0) for start in range(1, len(masks), FRAME_STEP)]
     return np.stack([masks[0], *later])
 
 
 def _drawn_points(frames: Pixels) -> list[Points]:
-    """x and y of the figure's pixels in each frame: what is drawn in its limbs' box or as near as the head may be.
+    """x and y of the figure's pixels in each frame: those drawn in the bounding box of the limbs, or near it.
 
-    What lies elsewhere, such as a watermark, is not the person's.
+    Pixels farther away than the head may be, such as a watermark, do not belong to the person.
     """
     drawn, coloured = drawn_parts(frames)
     limbs = coloured if coloured.any() else drawn
@@ -111,7 +112,7 @@ def _places(mask: NDArray[np.bool_]) -> Points:
 
 
 def _within(points: Points, limbs: Points) -> Points:
-    """The points (N, 2) in the box of limbs (M, 2) or less than a nose's length to the neck from it."""
+    """The points (N, 2) in the bounding box of limbs (M, 2), enlarged by the length from nose to neck."""
     if not len(limbs):
         return points[:0]
     margin = _NOSE_TO_NECK["figure"] * _extent([limbs])

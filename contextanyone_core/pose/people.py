@@ -14,14 +14,14 @@ _FARTHEST = 1.5
 """How far away someone who was hidden for a while may appear to be the same person, in heights of the figure."""
 
 _FEW, _LONG = 3, 16
-"""A track of at most so many frames or points is a stray one, where another one has so many frames, a second."""
+"""A track of at most `_FEW` frames or points is a stray detection if another track has `_LONG` frames, one second."""
 
 
 def choose_person(frames: list[list[Points]], person: int | None, name: str, choose: str) -> tuple[Points, str]:
-    """One person's points in every frame, (T, 130, 3), zero where the person is missing, and what to tell the user.
+    """One person's points in every frame, (T, 130, 3), zero where the person is missing, and a remark or "".
 
     People are tracked by position, independent of their order within a frame, and numbered from 1 as they appear. Stray
-    detections beside somebody who is seen for long are nobody, which is told.
+    detections are not counted if another person is seen for long; the remark names them.
 
     Args:
         frames: the people in each frame, each (130, 3) in pixels.
@@ -59,8 +59,8 @@ def _apart(tracks: list[Points]) -> tuple[list[Points], list[Points]]:
 def follow(frames: list[list[Points]]) -> list[Points]:
     """The people of a clip, each (T, 130, 3), matched from frame to frame by the smallest mean distance.
 
-    Whoever appears farther from where somebody was last than a figure's height (`_FARTHEST` of them after an absence)
-    is somebody else.
+    A figure farther than its height from the last place of a person (`_FARTHEST` heights after an absence) starts a new
+    track.
     """
     tracks: list[_Track] = []
     for index, people in enumerate(frames):
@@ -102,7 +102,7 @@ class _Track:
         self.points[index], self.last, self.height = person, index, max(self.height, _extent(person))
 
     def reach(self, index: int, person: Points) -> float:
-        """How far away, in pixels, a figure may be to be this person; anywhere, if one point was all so far."""
+        """Largest distance in pixels at which a figure is taken for this person; no limit after a single point."""
         height = max(self.height, _extent(person)) if self.height else np.inf
         return height * min(index - self.last, _FARTHEST)
 

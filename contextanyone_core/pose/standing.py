@@ -1,4 +1,4 @@
-"""A standing figure of known bone lengths: keypoints of a body, for whatever takes these."""
+"""Keypoints of a standing figure with given bone lengths, for functions that take a body as keypoints."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .sequence import BODY, Points, PoseSequence
 _ANGLES = np.radians([180, 0, 110, 100, 70, 80, 100, 92, 90, 80, 88, 90, 270, 225, 190, 315, 350])
 """Directions of `BONES` in a picture of a person who stands and faces the viewer; y goes down."""
 
-_SIDE, _SHARE, _FPS = 512, 0.8, 16.0  # canvas in pixels, the figure's part of it, and a rate that nothing depends on
+_SIDE, _SHARE, _FPS = 512, 0.8, 16.0  # canvas in pixels, its fraction that the figure fills, and an unused frame rate
 
 
 def standing_figure(body: Body) -> PoseSequence:
-    """A figure that `body_of` measures as this body, in its proportions.
+    """A standing figure with a body's proportions, which `body_of` measures again.
 
-    Bones that an unknown one parts from the others stand in a frame of their own.
+    Where a bone of unknown length separates some bones from the others, they are drawn in a frame of their own.
     """
     left = {bone for bone, length in enumerate(body.lengths) if not np.isnan(length)}
     frames: list[Points] = []
@@ -34,7 +34,7 @@ def standing_figure(body: Body) -> PoseSequence:
 
 
 def _placed(bodies: Points) -> Points:
-    """Bodies (T, 18, 3) by one scale, each in the middle of the canvas."""
+    """Bodies (T, 18, 3) scaled by one factor, each in the middle of the canvas."""
     placed = bodies.copy()
     shown = [body[body[:, 2] > 0, :2] for body in bodies]
     factor = _SHARE * _SIDE / max(float(np.ptp(points, axis=0).max()) for points in shown)
