@@ -37,11 +37,11 @@ class DrivingPose:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What to tell the user about keypoints, one line each."""
+        """Remarks on keypoints, for the user, one line each."""
         return self.poses.remarks if isinstance(self.poses, PoseSequence) else ()
 
     def what_is_cut(self, num_frames: int) -> str:
-        """What to tell the user where a clip of `num_frames` uses only the first of these frames; else empty."""
+        """A remark if a clip of `num_frames` uses only the first of these frames, else empty."""
         if self.num_frames <= num_frames:
             return ""
         if isinstance(self.poses, PoseSequence):
@@ -90,7 +90,7 @@ class DrivingPose:
 
 
 def driven_by(poses: PoseSequence, body: Body | None, how: str | None, name: str) -> DrivingPose:
-    """Keypoints as a video follows them: as many as it can use, 16 per second, gaps filled, fitted to a body.
+    """Poses to follow from keypoints: cut to the longest clip, 16 frames per second, gaps filled, fitted to a body.
 
     Args:
         how: one of `fitting.FITS`; None is `default_fit`.

@@ -20,7 +20,7 @@ _LEVELS = 127
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """How a reference cache is kept.
+    """Where and in which form a reference cache is kept.
 
     Attributes:
         device: one of `CACHE_DEVICES`. `gpu`: where the video is computed. `cpu`: in host memory, each block's part
@@ -39,7 +39,7 @@ class CacheOptions:
     def device_bytes(self, whole: int, layers: int, dtype_size: int) -> int:
         """Bytes on the device while the video is computed, of a cache of `whole` bytes in the compute dtype.
 
-        What is not kept as it is takes the parts of two blocks there: the one in use, and the next.
+        A cache on the CPU or in int8 also needs the restored parts of two blocks there: of that in use, and the next.
         """
         if self.device == "off":
             return whole // layers

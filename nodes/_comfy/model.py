@@ -44,13 +44,13 @@ START_FRAME = "contextanyone_start_frame"
 PIECES = "contextanyone_pieces"
 """Key of a conditioning that holds the tokens of its text as sentencepiece writes them, a list in JSON."""
 PERSON = "contextanyone_person"
-"""Key of a conditioning that holds where the person is whom its text names: (1, 1, T, h, w), shares of each latent."""
+"""Key of a conditioning that holds how much of each latent the person named in its text covers: (1, 1, T, h, w)."""
 NAMED = "contextanyone_named"
-"""Key of a conditioning that holds the rows of its text that name that person, whole numbers (n,)."""
+"""Key of a conditioning that holds the rows of its text embeddings that name that person, whole numbers (n,)."""
 CONDITION = (POSE, POSE_STRENGTH, POSE_START, POSE_END, START_FRAME)
-"""Keys of what the video follows, the same in every pass."""
+"""Keys of pose and start frame, which are the same in every pass."""
 APPLIED = (REFERENCES, EMPHASIS, PERSON, NAMED, *CONDITION)
-"""Keys of all that Apply ContextAnyone gives a conditioning."""
+"""All keys that Apply ContextAnyone adds to a conditioning."""
 
 _NETWORK_REFERENCES = "references"
 """Name of the network's argument that is `KeyedReferences`."""
@@ -76,7 +76,7 @@ class LatentFormat(comfy.latent_formats.Wan21):
 
 
 class ReferenceCondition(comfy.conds.CONDConstant):
-    """`KeyedReferences` as a conditioning: of one sample, for any batch, which has one set of references."""
+    """`KeyedReferences` as a conditioning: of one sample, and valid for a batch of any size."""
 
     def can_concat(self, other: ReferenceCondition) -> bool:
         """Whether both are the same references."""
@@ -88,12 +88,12 @@ class ReferenceCondition(comfy.conds.CONDConstant):
 
 
 def reference_size(latents: Sequence[torch.Tensor], image_embeds: Sequence[torch.Tensor]) -> list[int]:
-    """[1, numbers of one sample's latents, numbers of its CLIP tokens]; at least 1, as ComfyUI compares products."""
+    """[1, elements of one sample's latents, of its CLIP tokens], each at least 1: ComfyUI compares products."""
     return [1, *(max(1, sum(math.prod(item.shape[1:]) for item in each)) for each in (latents, image_embeds))]
 
 
 def reference_numbers(cond_shapes: dict[str, list[list[int]]] | None) -> tuple[int, int]:
-    """The most numbers of latents and of CLIP tokens that a set of references has, of sizes by `reference_size`."""
+    """Elements of the latents and of the CLIP tokens of the largest set of references, from `reference_size`s."""
     sizes = (cond_shapes or {}).get(_NETWORK_REFERENCES, [])
     return max((size[1] for size in sizes), default=0), max((size[2] for size in sizes), default=0)
 
@@ -140,7 +140,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
 
     @property
     def follows_references(self) -> bool:
-        """Whether it was trained to."""
+        """Whether the model was trained to follow references."""
         return self.config.emphasize
 
     @property
@@ -172,7 +172,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         return out
 
     def _condition(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the video follows as conditionings of its size, so that ComfyUI cuts them as it cuts the video."""
+        """Pose, person and start frame as conditionings of the video's size, which ComfyUI cuts together with it."""
         out: dict[str, Any] = {}
         pose, start = given.get(POSE), given.get(START_FRAME)
         require_channels(self.config_now, pose=pose, start_frame=start)
@@ -191,7 +191,7 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         return out
 
     def _apply_model(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Denoised latents of a pass; frames that a start frame gives are that frame (`conditions.lead_to_start`)."""
+        """Denoised latents of a pass, with the start frame in its own frames (as `conditions.lead_to_start`)."""
         denoised = super()._apply_model(x, *args, **kwargs)
         start = kwargs.get(_NETWORK_START)
         return denoised if start is None else torch.where(present_frames(start), start.to(denoised), denoised)

@@ -25,9 +25,9 @@ _ROUNDED = 1e-4  # relative, of a noise level
 
 
 class PoseActs(NamedTuple):
-    """How much a pose acts, and from which noise level on down to which, the first included, the second not.
+    """Strength of a pose, and the noise levels between which it acts, `high` included, `low` not.
 
-    Levels and not shares of the steps: a run that is split over several samplers is one run.
+    Noise levels, not fractions of the steps, so that a run that is split over several samplers counts as one.
     """
 
     strength: float = 1.0
@@ -36,11 +36,11 @@ class PoseActs(NamedTuple):
 
     @property
     def always(self) -> bool:
-        """Whether no level is left out."""
+        """Whether it acts at every noise level."""
         return self.high == inf and self.low == 0
 
     def strength_at(self, sigma: float) -> float:
-        """The strength at a noise level; a scheduler may have rounded it."""
+        """The strength at a noise level, which a scheduler may have rounded."""
         return self.strength if self.low < sigma * (1 - _ROUNDED) <= self.high else 0.0
 
 
@@ -118,12 +118,12 @@ class ContextAnyoneNetwork(ContextAnyoneTransformer):
 
 
 def condition_now(given: Mapping[str, Any], options: Mapping[str, Any]) -> VideoCondition | None:
-    """Pose, start frame and regions of one call, out of the network's keyword arguments, as they act in its step."""
+    """Pose, start frame and regions of one call at its noise level, from the network's keyword arguments."""
     person = given.get("person")
     regions = None if person is None else Regions(person, (given["named"],))
     video, acts = VideoCondition(given.get("pose"), given.get("start"), regions), given.get("pose_acts", PoseActs())
     strength = acts.strength
-    if not acts.always and "sigmas" in options:  # else no level is asked for: a GPU would have to wait
+    if not acts.always and "sigmas" in options:  # reading the level waits for the GPU, so only where it matters
         strength = acts.strength_at(float(options["sigmas"].flatten()[0]))
     return condition_at(video, 0.0, strength, WHOLE_RUN)
 

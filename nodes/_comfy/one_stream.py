@@ -17,7 +17,7 @@ class OneStreamModel(ContextAnyoneModel):
 
     @property
     def follows_references(self) -> bool:
-        """Whether it was trained to."""
+        """Whether the model was trained to follow references."""
         return True
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list[list[int]]] | None = None) -> float:

@@ -60,7 +60,7 @@ class Following:
 
 @dataclass(frozen=True)
 class KeypointSettings:
-    """How keypoints are taken: a number of 0 for the only person, a rate of 0 for the stated one."""
+    """How keypoints are read: person 0 is the only one, fps 0 the rate that they state; fit None is the default."""
 
     fit: str | None
     person: int
@@ -68,10 +68,10 @@ class KeypointSettings:
 
 
 def take_keypoints(keypoints: Keypoints, body: Body | None, settings: KeypointSettings) -> DrivingPose:
-    """POSE_KEYPOINT as a video follows it.
+    """Poses to follow from POSE_KEYPOINT, fitted to a body.
 
     Raises:
-        InputError: nobody, several people and none chosen, no canvas, numbers that are none, or a fit without its body.
+        InputError: nobody, several people and none chosen, no canvas, invalid numbers, or a fit without its body.
     """
     name = "The pose at keypoints"
     if body is not None and settings.fit == "none":
@@ -81,7 +81,7 @@ def take_keypoints(keypoints: Keypoints, body: Body | None, settings: KeypointSe
 
 
 def take_drawn(image: torch.Tensor, fps: float) -> tuple[DrivingPose, str]:
-    """A video of drawn poses (T, H, W, 3) in [0, 1] as a video follows it, and what is odd about it, if anything.
+    """Poses to follow from a video of drawn poses (T, H, W, 3) in [0, 1], and a warning, or "".
 
     Raises:
         InputError: it has no plain background, or is no IMAGE.
@@ -95,7 +95,7 @@ def take_drawn(image: torch.Tensor, fps: float) -> tuple[DrivingPose, str]:
 
 
 def given_body(body: Keypoints | None, file: str) -> Body | None:
-    """Whose body: of keypoints of a picture or a clip of the person, or of a personal file; None for nobody's.
+    """The body to fit to, from keypoints of a picture or clip of the person, or a personal file; None if not given.
 
     Raises:
         InputError: both, or one that shows or states no body.
