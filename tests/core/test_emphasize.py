@@ -61,6 +61,27 @@ def test_its_keys_and_values_are_of_the_stream_after_both_attentions(block: Tran
     torch.testing.assert_close(cache.emphasize.values, own.v(read), rtol=1e-4, atol=1e-4)
 
 
+def test_in_both_streams_the_feed_forward_comes_after_it(block: TransformerBlock) -> None:
+    """What is emphasized, and where it is added, is the stream before the feed-forward of the same block."""
+    reference, video = torch.randn(1, len(REFERENCE), CONFIG.dim), torch.randn(1, len(VIDEO), CONFIG.dim)
+    streams = stream(REFERENCE, (len(REFERENCE),)), stream(VIDEO, (len(VIDEO),))
+
+    def run() -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        after, cache = block.encode_reference(reference, streams[0], None, torch_attention)
+        assert cache.emphasize is not None
+        return after, block.denoise_video(video, streams[1], cache, 0.7, torch_attention), tuple(cache.emphasize)
+
+    *before, emphasized = run()
+    nn.init.normal_(block.ffn[2].weight, std=0.3)
+    *after, again = run()
+    assert all(torch.equal(one, other) for one, other in zip(emphasized, again, strict=True))
+    for x, found, own in zip(before, after, streams, strict=True):
+        shift, scale, gate = (block.modulation + own.modulation).chunk(6, dim=1)[3:]
+        expected = x + gate * block.ffn(F.layer_norm(x, (CONFIG.dim,), eps=CONFIG.eps) * (1 + scale) + shift)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, x, atol=0.1)
+
+
 @pytest.mark.parametrize("emphasis", [0.3, 1.0, 2.0])
 def test_emphasis_multiplies_what_the_video_reads_the_second_time(block: TransformerBlock, emphasis: float) -> None:
     reference, video = torch.randn(1, len(REFERENCE), CONFIG.dim), torch.randn(1, len(VIDEO), CONFIG.dim)

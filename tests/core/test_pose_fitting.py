@@ -215,6 +215,7 @@ def test_feet_that_stand_keep_standing_and_hips_follow_the_path_scaled_by_leg_le
     np.testing.assert_allclose(fitted.body[:, [10, 13], 1].max(axis=1), 400, atol=1e-9)
     hips = fitted.body[:, [8, 11], 0].mean(axis=1)
     np.testing.assert_allclose(np.diff(hips), 1.4 * 20, atol=1e-9)
+    assert hips.mean() == pytest.approx(np.array(frames)[:, [8, 11], 0].mean()), "the middle of the path stays"
     assert (fitted.body[:, 8, 1] < np.array(frames)[:, 8, 1]).all()
 
 
@@ -234,7 +235,19 @@ def test_a_jump_is_as_high_as_the_legs_are_long():
     frames = [figure(neck=(300, 140 - height)) for height in (0, 30, 0)]
     fitted = fit_bones(sequence(frames), body_of(standing(lengths=longer_legs(0.8))))
     feet = fitted.body[:, [10, 13], 1].max(axis=1)
-    np.testing.assert_allclose(feet.max() - feet, [0, 0.8 * 30, 0], atol=1e-9)
+    ground = frames[0][[10, 13], 1].max()
+    np.testing.assert_allclose(feet, [ground, ground - 0.8 * 30, ground], atol=1e-9)
+
+
+def test_legs_count_by_their_whole_length():
+    """A longer thigh and the same shin: paths are scaled by the ratio of the sums, not by the mean of the ratios."""
+    before, lengths = LENGTHS.copy(), LENGTHS.copy()
+    before[[8, 11]] *= 0.5
+    lengths[[8, 11]] *= 0.5
+    lengths[[7, 10]] *= 1.6
+    walk = sequence([figure(lengths=before, neck=(200 + 20 * step, 140)) for step in range(4)])
+    hips = fit_bones(walk, body_of(standing(lengths=lengths))).body[:, [8, 11], 0].mean(axis=1)
+    np.testing.assert_allclose(np.diff(hips), 20 * lengths[7:9].sum() / before[7:9].sum(), atol=1e-9)
 
 
 def test_the_figure_does_not_jump_where_the_feet_are_hidden_for_a_moment():

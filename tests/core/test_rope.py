@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contextanyone_core.errors import ShapeError
-from contextanyone_core.model.rope import apply_rotary, axis_widths, grid_positions, reference_positions, rotary_table
+from contextanyone_core.model.rope import (
+    apply_rotary,
+    axis_widths,
+    grid_positions,
+    in_context_positions,
+    reference_positions,
+    reference_table,
+    rotary_table,
+    video_table,
+)
 
 
 def difference(ours, theirs):
@@ -67,6 +76,19 @@ def test_rotation_keeps_lengths_and_dtype(seed, dtype):
     assert torch.allclose(
         turned.float().norm(dim=-1), x.float().norm(dim=-1), rtol=2e-2 if dtype != x.float().dtype else 1e-5
     )
+
+
+def test_tables_of_both_streams_are_of_their_positions_in_order():
+    """Each reference one gap further, in-context references by their number, rows before columns."""
+    grids, cpu = ((1, 2, 3), (1, 3, 2)), torch.device("cpu")
+    apart = torch.cat([reference_positions(index, *grid[1:], 2.5) for index, grid in enumerate(grids)])
+    numbered = torch.cat([in_context_positions(number, *grid) for number, grid in enumerate(((3, 2, 2), *grids))])
+    for found, positions in (
+        (reference_table(grids, 2.5, 24, cpu), apart),
+        (video_table(((3, 2, 2), *grids), 24, cpu), numbered),
+        (video_table(((3, 2, 4),), 24, cpu), grid_positions(3, 2, 4)),
+    ):
+        assert all(torch.equal(one, other) for one, other in zip(found, rotary_table(positions, 24), strict=True))
 
 
 def test_the_origin_is_not_rotated():

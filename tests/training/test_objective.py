@@ -1,6 +1,7 @@
 """The dual-guidance objective beside a second computation of it, and the distributions of what it draws."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from tiny_transformer_part import short, tiny_transformer_part
 from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, TransformerOutput
 from contextanyone_core.sampling.flow import sample_sigmas
 from training.parts.objective import (
+    ConditionDraws,
     Draws,
     EncodedClips,
     ObjectiveSettings,
@@ -116,6 +118,36 @@ def test_noise_levels_and_dropped_texts_have_their_distributions():
         assert abs(noise.mean()) < 0.02
         assert noise.std().item() == pytest.approx(1, abs=0.02)
     assert abs((found.noise * found.reference.noise).mean()) < 0.02
+
+
+def test_start_frames_and_poses_are_dropped_with_their_probabilities():
+    settings = ObjectiveSettings(name="tiny", drop_start=0.2, drop_pose=0.3)
+    clips = replace(clips_of(20_000), latents=torch.zeros(20_000, 1, 3, 2, 2), conditioned=True)
+    found = draw(settings, clips, torch.Generator().manual_seed(1)).condition
+    assert found is not None
+    counts = [(found.start_frames == frames).float().mean().item() for frames in range(3)]
+    assert counts == pytest.approx([0.2, 0.4, 0.4], abs=0.015)
+    assert found.keep_pose.float().mean().item() == pytest.approx(0.7, abs=0.015)
+    assert found.with_pose == tuple(found.keep_pose.tolist())
+
+
+def test_the_network_is_shown_the_clean_first_frames_and_the_poses_as_drawn():
+    latents, poses, noise = torch.randn(3, 2, 16, 3, 4, 6)
+    keep, frames, shown = torch.tensor([True, False]), torch.tensor([2, 0]), []
+
+    def network(noisy: Tensor, *_: Tensor, condition: Any) -> Any:
+        shown.append(condition)
+        return TransformerOutput(noisy, None)
+
+    clips = replace(clips_of(2), latents=latents, weights=torch.ones(2, 1, 3, 4, 6), poses=poses, conditioned=True)
+    draws = Draws(SIGMA, noise, [True, True], None, ConditionDraws(keep, frames, (True, False)))
+    dual_guidance_step(network, ObjectiveSettings(name="tiny"), clips, draws, (torch.zeros(2, 12, 32), None))
+    (condition,) = shown
+    assert torch.equal(condition.start[0, :, :2], latents[0, :, :2])
+    assert not condition.start[0, :, 2].any()
+    assert not condition.start[1].any()
+    assert torch.equal(condition.pose[0], poses[0])
+    assert not condition.pose[1].any()
 
 
 def test_references_are_dropped_for_a_whole_batch_in_their_share_of_the_steps():
