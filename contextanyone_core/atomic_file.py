@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 PREFIX, ENDING = ".contextanyone-", ".part"
 """Prefix and suffix of the hidden folders; a killed process may leave one."""
 
+_WINDOWS = sys.platform == "win32"
 _FILE_BITS = 0o666  # without execute permission
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -150,7 +152,7 @@ def _place(written: Path, before: Path, paths: tuple[Path, ...]) -> None:
     try:
         for path in paths:
             _make_room(path, written / path.name, before, last=path is paths[-1])
-            (written / path.name).replace(path)
+            _take_place(written / path.name, path)
     except BaseException:
         for path in reversed(paths):  # the folders show which moves were done, also after an interrupt
             with suppress(OSError):
@@ -159,6 +161,16 @@ def _place(written: Path, before: Path, paths: tuple[Path, ...]) -> None:
                 if (before / path.name).exists():
                     (before / path.name).replace(path)
         raise
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Rename. An error names the file that the user knows, and on Windows what keeps it from being replaced."""
+    try:
+        new.replace(path)
+    except OSError as error:
+        open_there = _WINDOWS and isinstance(error, PermissionError) and path.exists()
+        remedy = "; close the program that has it open, such as ComfyUI" if open_there else ""
+        raise OSError(error.errno, f"{error.strerror}{remedy}", str(path)) from error
 
 
 def _make_room(path: Path, new: Path, before: Path, *, last: bool) -> None:

@@ -27,6 +27,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise OSError(f"{path} cannot be written: {error}") from None
 
 
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """A picture as grey (H, W); by its bytes, as OpenCV on Windows finds no file with a letter of another code page.
+
+    Raises:
+        OSError: it is missing or no picture.
+    """
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    found = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if content.size else None
+    if found is None:
+        raise OSError(f"{path} cannot be read as a picture.")
+    return np.asarray(found, np.uint8)
+
+
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write a grey (H, W) or RGB (H, W, 3) picture.
 

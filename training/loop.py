@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -18,7 +18,7 @@ from training.distributed import World, open_world
 from training.optim import learning_rate
 from training.parts.base import NOTHING_HELD_OUT, HasBuckets, HashesData, OpensData, Part, Validates
 from training.precision import settle_precision
-from training.prefetch import batches
+from training.prefetch import batches, start_method
 from training.randomness import rank_seed
 from training.saving import Saver
 from training.speed import Speedometer
@@ -159,7 +159,7 @@ def _run(trainer: Trainer, store: CheckpointStore, folder: Path, stop: Stop) -> 
     draws = range(progress.step * accumulate, run.steps * accumulate)
     pin_memory = world.device.type == "cuda"
     seed = rank_seed(run.seed, world.rank)
-    method: Literal["fork", "forkserver"] = "fork" if world.size == 1 else "forkserver"
+    method = start_method(world.size)
     stream = batches(trainer.part, seed, draws, workers=run.workers, pin_memory=pin_memory, method=method)
     speed = Speedometer(trainer.part, world.device, bf16=trainer.config.precision == "bf16", processes=world.size)
     watch = Watch(trainer.config, folder, progress.step, active=world.first)

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from contextanyone_core.errors import ContextAnyoneError
 from training.parts.base import Part
 from training.randomness import seed_globals
 
+StartMethod = Literal["fork", "forkserver", "spawn"]
 _JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PRELOADED = ["cv2", "torch"]  # by the server that forks the workers: imported once for all of them
 
@@ -64,6 +67,19 @@ class _WithoutNetworks(ForkingPickler):
         return NotImplemented
 
 
+def start_method(processes: int, platform: str = sys.platform) -> StartMethod:
+    """How workers are started where so many processes train together.
+
+    A fork is made where this process trains alone. Among several it could copy a lock or a connection of theirs (NCCL,
+    InfiniBand) in the middle of its use: a forkserver's workers are forks of a new process. macOS's own libraries do
+    not survive a fork, and Windows has none: there a worker is a new process. New ones get the part by pickle, without
+    its networks.
+    """
+    if platform != "linux":
+        return "spawn"
+    return "fork" if processes == 1 else "forkserver"
+
+
 def batches(
     part: Part,
     seed: int,
@@ -71,7 +87,7 @@ def batches(
     *,
     workers: int,
     pin_memory: bool,
-    method: Literal["fork", "forkserver"] = "fork",
+    method: StartMethod = "fork",
 ) -> Iterator[Any]:
     """Return an iterator over `part.batch(step)` for the steps, in order, the same for any number of workers.
 
@@ -80,13 +96,11 @@ def batches(
     may have a checkpoint to save, and ends the workers itself.
 
     Args:
-        method: fork where this process trains alone. Among several a fork could copy a lock or a connection of theirs
-            (NCCL, InfiniBand) in the middle of its use: forkserver, whose workers are forks of a new process and get
-            the part by pickle, without its networks.
+        method: by `start_method`.
     """
     cv2.setNumThreads(0)
     context = multiprocessing.get_context(method)
-    if isinstance(context, multiprocessing.context.ForkServerContext):
+    if method == "forkserver":
         context.set_forkserver_preload(_PRELOADED)
     ending = context.RawValue(ctypes.c_bool, False)  # set when this process ends, before Python ends its workers
     atexit.register(setattr, ending, "value", True)
@@ -102,9 +116,19 @@ def batches(
     )
     if not workers:
         return _or_raise(iter(loader))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # what is started inherits it, until it is ready
-    try:
+    with _job_signals_wait():  # what is started inherits it, until it is ready
         return _or_raise(iter(loader))
+
+
+@contextmanager
+def _job_signals_wait() -> Iterator[None]:
+    """Hold back the signals of a job; Windows cannot."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    try:
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -142,6 +166,7 @@ def _start_worker(ending: Any, _: int) -> None:
 
     for number in _JOB_SIGNALS:
         signal.signal(number, outlive)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

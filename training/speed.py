@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,9 @@ import torch
 
 from training.parts.base import CountsWork, Part
 from training.planning.cards import GIB, card_of
+
+if sys.platform != "win32":  # there a process cannot be asked, and a log line has the memory of GPUs only
+    import resource
 
 _SIDE, _REPEATS = 1024, 3  # of the matrix product that an unlisted device is measured by
 
@@ -50,7 +52,9 @@ class Speedometer:
             if flops:
                 found["tflops"] = _digits(sum(flops) / seconds / 1e12)
                 found["mfu"] = _digits(sum(flops) / seconds / self._peak())
-        return found | {"peak_memory_gib": round(peak_memory(self._device) / GIB, 3)}
+        if self._device.type == "cuda" or sys.platform != "win32":
+            found["peak_memory_gib"] = round(peak_memory(self._device) / GIB, 3)
+        return found
 
     def _peak(self) -> float:
         if self._peak_flops is None:

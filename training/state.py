@@ -9,11 +9,11 @@ written beside its name, synced and renamed. state.json holds the progress and t
 """
 
 import errno
-import fcntl
 import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,6 +27,11 @@ from contextanyone_core.atomic_file import ENDING, PREFIX, publish, write_text
 from contextanyone_core.errors import CheckpointError, InputError
 from training.files import file_sha256
 from training.tensor_files import Rows, TensorFiles, write_hashed
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -237,8 +242,7 @@ def only_trainer(folder: Path) -> Iterator[None]:
     """
     with (folder / ".lock").open("w") as file:
         try:
-            # A record lock: worker processes, being forks, do not inherit it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file.fileno())
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise InputError(
@@ -248,6 +252,14 @@ def only_trainer(folder: Path) -> Iterator[None]:
                 "%s cannot be locked (%s): make sure that no other process trains there.", folder, error.strerror
             )
         yield
+
+
+def _lock(descriptor: int) -> None:
+    """A record lock: worker processes, which may be forks, do not inherit it. Raises OSError at once if it is held."""
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _read(folder: Path, *, optimizer: bool, writers: Writers) -> Checkpoint:

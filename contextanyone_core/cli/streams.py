@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -37,7 +38,7 @@ def _take_low_descriptors() -> None:
 def _steady(stream: TextIO | None, own: TextIO | None, errors: str, *, errors_raise: bool) -> TextIO:
     if stream is None:
         return io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8", errors=errors)
-    if stream is own and isinstance(stream, io.TextIOWrapper):
+    if stream is own and isinstance(stream, io.TextIOWrapper) and _is_file(stream):
         stream.flush()
         raw = _Steady(stream.fileno(), errors_raise=errors_raise)
         buffered = io.BufferedWriter(raw)
@@ -46,6 +47,11 @@ def _steady(stream: TextIO | None, own: TextIO | None, errors: str, *, errors_ra
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
     return stream
+
+
+def _is_file(stream: io.TextIOWrapper) -> bool:
+    """Whether it writes bytes to its descriptor. Windows' console takes characters; bytes it shows in a code page."""
+    return isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO)
 
 
 class _Steady(io.FileIO):
@@ -60,7 +66,8 @@ class _Steady(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if self._errors_raise and not isinstance(error, BrokenPipeError):
+            no_reader = isinstance(error, BrokenPipeError) or error.errno == errno.EINVAL  # the latter on Windows
+            if self._errors_raise and not no_reader:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())

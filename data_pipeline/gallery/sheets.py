@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.models.picture_files import write_picture
+from data_pipeline.models.picture_files import read_mask, write_picture
 from data_pipeline.pixels.decode import frames_of
 from data_pipeline.rows import Row
 
@@ -47,7 +47,7 @@ def _draw_boxes(frame: NDArray[np.uint8], boxes: list[list[float]]) -> None:
 
 
 def _draw_outline(frame: NDArray[np.uint8], path: Path) -> None:
-    stored = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    stored = read_mask(path)
     if stored is None:
         return
     height, width = frame.shape[:2]

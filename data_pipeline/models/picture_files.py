@@ -13,10 +13,22 @@ from contextanyone_core.atomic_file import whole_file
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """An RGB picture (H, W, 3). Raises: OSError."""
-    stored = cv2.imread(str(path))
+    stored = _decoded(path, cv2.IMREAD_COLOR)
     if stored is None:
         raise OSError(f"{path} cannot be read.")
     return np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_mask(path: Path) -> NDArray[np.uint8] | None:
+    """A grey picture (H, W); None where there is none."""
+    return _decoded(path, cv2.IMREAD_GRAYSCALE) if path.is_file() else None
+
+
+def _decoded(path: Path, flag: int) -> NDArray[np.uint8] | None:
+    """By the file's bytes: OpenCV on Windows finds no file with a letter of another code page."""
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    stored = cv2.imdecode(content, flag) if content.size else None
+    return None if stored is None else np.asarray(stored, np.uint8)
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from safetensors.numpy import save_file
 
 from contextanyone_core.atomic_file import publish, staging, whole_file, write_text
 from data_pipeline.licences import ModelCard
-from data_pipeline.models.picture_files import encode_picture, write_picture
+from data_pipeline.models.picture_files import encode_picture, read_mask, write_picture
 from data_pipeline.models.protocols import Models, Seen
 from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
@@ -163,7 +162,7 @@ class TargetFrame(ModelStage):
 
 def _pixels(path: Path) -> int:
     """How many pixels of a mask are the person's."""
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    mask = read_mask(path)
     return 0 if mask is None else int((mask > 127).sum())
 
 

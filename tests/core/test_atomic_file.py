@@ -1,5 +1,6 @@
 """Files appear under their names whole, together and with the mode of the umask, or not at all."""
 
+import errno
 import os
 import resource
 import stat
@@ -137,6 +138,26 @@ def test_an_error_names_the_folder_that_the_user_knows(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "no" / "a", "text")
     assert caught.value.filename == str(tmp_path / "no")
+
+
+def test_a_file_that_windows_keeps_open_is_named(tmp_path, monkeypatch):
+    """As by ComfyUI, which maps the weights that it has loaded: there the system does not let them be replaced."""
+    path = tmp_path / "me.safetensors"
+    path.write_text("in use")
+    replace = Path.replace
+
+    def refuse(self, target):
+        if target == path:
+            raise PermissionError(errno.EACCES, "Access is denied", str(self), None, str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr("contextanyone_core.atomic_file._WINDOWS", True)
+    with pytest.raises(PermissionError) as caught:
+        write_text(path, "new")
+    assert caught.value.filename == str(path)
+    assert caught.value.strerror == "Access is denied; close the program that has it open, such as ComfyUI"
+    assert (names(tmp_path), path.read_text()) == (["me.safetensors"], "in use")
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path):

@@ -1,5 +1,7 @@
 """The command as a process: Ctrl-C at any moment, a full disk, and a quick start."""
 
+import errno
+import io
 import os
 import resource
 import signal
@@ -14,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.cli import streams
 from contextanyone_core.media.video_io import read_metadata
 
 COMMAND = [sys.executable, "-c", "import sys; from contextanyone_core.cli import main; sys.exit(main())"]
@@ -269,3 +272,47 @@ def test_a_line_of_progress_is_written_when_it_is_made(unbuffered):
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     result = subprocess.run([sys.executable, "-c", made], capture_output=True, check=True, env=environment)
     assert result.stderr == b"a line\n"
+
+
+class Console(io.RawIOBase):
+    """As Windows' console, which takes characters as UTF-8; bytes written to its descriptor show as another text."""
+
+    def __init__(self) -> None:
+        self.shown = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def write(self, data) -> int:
+        self.shown += bytes(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_windows_console_gets_characters(monkeypatch, unbuffered):
+    console = Console()
+    buffer = console if unbuffered else io.BufferedWriter(console)
+    stream = io.TextIOWrapper(buffer, encoding="utf-8", line_buffering=True, write_through=unbuffered)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    with streams.steady_streams():
+        sys.stderr.write("C:/Users/Jörg/张伟.safetensors\n")
+    assert console.shown.decode() == "C:/Users/Jörg/张伟.safetensors\n"
+
+
+class PipeWithoutReader(io.FileIO):
+    """As Windows has it: writing to it is an invalid argument."""
+
+    def write(self, data) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_a_pipe_without_reader_on_windows_ends_nothing(tmp_path):
+    class Output(streams._Steady, PipeWithoutReader):
+        pass
+
+    with (tmp_path / "out").open("wb") as file:
+        assert Output(file.fileno(), errors_raise=True).write(b"text") == 4

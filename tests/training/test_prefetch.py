@@ -1,6 +1,7 @@
 """Batches from worker processes: the order of the steps, OpenCV in forks, signals; and what the terminal shows."""
 
 import io
+import json
 import logging
 import os
 import resource
@@ -18,7 +19,7 @@ from processes import assert_worker_has_all_but_networks
 
 from contextanyone_core.errors import CheckpointError
 from training.log import ProgressDisplay, StepLog
-from training.prefetch import batches, to_device
+from training.prefetch import StartMethod, batches, start_method, to_device
 
 
 class Pair(NamedTuple):
@@ -49,14 +50,52 @@ def test_workers_give_the_steps_in_order(workers: int) -> None:
     assert not torch.equal(here[0]["noise"], here[1]["noise"])
 
 
-def test_workers_that_are_no_forks_give_the_same_batches() -> None:
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_that_are_no_forks_give_the_same_batches(method: StartMethod) -> None:
     part = linear_part.LinearPart(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
     assert_worker_has_all_but_networks(part)
     here = list(batches(part, 7, range(3, 7), workers=0, pin_memory=False))
-    there = list(batches(part, 7, range(3, 7), workers=2, pin_memory=False, method="forkserver"))
+    there = list(batches(part, 7, range(3, 7), workers=2, pin_memory=False, method=method))
     for left, right in zip(here, there, strict=True):
         assert torch.equal(left["x"], right["x"])
         assert torch.equal(left["y"], right["y"])
+
+
+def test_only_linux_forks() -> None:
+    assert [start_method(1, "linux"), start_method(2, "linux")] == ["fork", "forkserver"]
+    assert {start_method(count, system) for count in (1, 2) for system in ("win32", "darwin")} == {"spawn"}
+
+
+WINDOWS = """
+import multiprocessing.resource_tracker, signal, sys, types
+import accelerate, cv2, pydantic, torch, linear_part  # as they are here; the trainer alone sees what Windows has
+sys.modules["resource"] = sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = msvcrt = types.ModuleType("msvcrt")
+msvcrt.LK_NBLCK, msvcrt.locking = 2, lambda *given: sys.stdout.write(f"locked {given[1:]}\\n")
+del signal.pthread_sigmask, multiprocessing.context.ForkServerContext
+multiprocessing.resource_tracker._HAVE_SIGMASK = False
+here, sys.platform = sys.platform, "win32"
+import training.config, training.loop
+sys.platform = here
+for module in ("training.state", "training.speed"):
+    sys.modules[module].sys = types.SimpleNamespace(platform="win32")
+if __name__ == "__main__":
+    run = {"name": "t", "steps": 2, "threads": 1, "workers": 1, "out": sys.argv[1], "trackers": []}
+    sys.exit(training.loop.train(training.config.parse_config({"run": run, "part": {"name": "linear"}})))
+"""
+
+
+def test_a_run_where_windows_lacks_what_linux_has(tmp_path: Path) -> None:
+    """Without fork, signal masks, fcntl and resource, with Windows' locks, and a worker that is a new process."""
+    (tmp_path / "start.py").write_text(WINDOWS, encoding="utf-8")
+    places = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    command = [sys.executable, str(tmp_path / "start.py"), str(tmp_path / "run")]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": places}, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout == b"locked (2, 1)\n"
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in log] == [0, 1]
+    assert all("peak_memory_gib" not in line for line in log)
 
 
 def test_an_error_in_a_worker_arrives_with_its_place() -> None:

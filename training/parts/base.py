@@ -106,7 +106,7 @@ class Part(Protocol):
 
         With `optim.accumulate` step numbers the batches of the run, here and in `loss`; see `PartContext.step_of`.
 
-        Runs ahead of time in a worker process (`run.workers`): a fork of the trainer, or where several processes train
+        Runs ahead of time in a worker process (`run.workers`): a fork of the trainer on Linux, or where several train
         together a new one, which gets the part by pickle without its networks and without what is on a GPU. It must not
         read or write weights, touch the GPU, or keep state between calls. Draws come from `training.randomness` with
         the seed, the step and a purpose. Tensors inside dicts, lists and tuples travel by shared memory and are moved

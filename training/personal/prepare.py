@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +23,7 @@ from training.data.buckets import BucketSettings, best_placement
 from training.data.frames import Placement, on_white
 from training.data.manifest import ManifestRow, write_manifest
 from training.data.media import content_hash
-from training.files import write_png
+from training.files import read_grey, write_png
 from training.personal.choice import choose_clips, choose_stills
 from training.personal.masks import masks_of_shot, shows_somebody
 from training.personal.poses import poses_of_shot, seen_enough
@@ -194,8 +193,8 @@ def _write_references(shot: Shot, folder: Path, wanted: list[int]) -> None:
     (folder / "references").mkdir()
     for number, frame in enumerate(shot.frames()):
         if number in wanted:
-            mask = cv2.imread(str(folder / "masks" / f"{shot.start + number:05d}.png"), cv2.IMREAD_GRAYSCALE)
-            write_png(folder / "references" / f"{number:05d}.png", on_white(frame, np.asarray(mask, np.uint8)))
+            mask = read_grey(folder / "masks" / f"{shot.start + number:05d}.png")
+            write_png(folder / "references" / f"{number:05d}.png", on_white(frame, mask))
 
 
 def _of_the_whole_clip(poses: PoseSequence, shot: Shot) -> PoseSequence:

@@ -60,8 +60,13 @@ def save_png(picture: Image, path: Path) -> None:
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise InputError(f"--out is {path}; it must be a .png file in a folder that exists.")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options):
-        raise InputError(f"{path} could not be written.")
+    done, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise InputError(f"{path} could not be encoded.")
+    try:
+        path.write_bytes(content.tobytes())
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error.strerror}.") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
