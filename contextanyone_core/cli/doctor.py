@@ -60,7 +60,7 @@ def _machine(asked: float | None) -> tuple[int | None, list[str]]:
     from ..runtime.fits import CONTEXT_BYTES
 
     found = torch.cuda.is_available()
-    device, memory, free = "cpu, no GPU found", "", None
+    device, memory, free = _without_cuda(), "", None
     if found:
         properties = torch.cuda.get_device_properties(0)
         free = free_bytes(torch.device("cuda", 0))
@@ -77,6 +77,15 @@ def _machine(asked: float | None) -> tuple[int | None, list[str]]:
         "ComfyUI": "not found; COMFYUI_PATH may name its folder" if comfyui is None else " in ".join(comfyui),
     }
     return free, [f"{name:<9}{value}" for name, value in rows.items()]
+
+
+def _without_cuda() -> str:
+    import torch
+
+    for name, there in (("mps", torch.backends.mps.is_available()), ("xpu", torch.xpu.is_available())):
+        if there:
+            return f"{name}; generate takes it with --device {name}, and its memory is not measured here"
+    return "cpu, no GPU found"
 
 
 def find_comfyui() -> tuple[str, str] | None:

@@ -35,6 +35,14 @@ def test_without_a_gpu_the_miniature_is_named(capsys):
     assert rows(shown) == {}
 
 
+def test_a_mac_is_told_of_its_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "no GPU found" not in shown
+    assert "--device mps" in shown
+
+
 def test_a_card_that_is_asked_about(capsys):
     found = {}
     for memory in ("4", "8", "12", "24"):

@@ -91,6 +91,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
         (json.dumps({**ROW, "promt_later": "x"}), "bad_row", "Did you mean prompt_later?"),
         (json.dumps({key: value for key, value in ROW.items() if key != "license"}), "bad_row", "license is missing"),
         (json.dumps({**ROW, "video": "../a.mp4"}), "bad_row", "below the manifest's folder"),
+        (json.dumps({**ROW, "video": "C:/a.mp4"}), "bad_row", "below the manifest's folder"),
         (json.dumps({**ROW, "video": "/a.mp4"}), "bad_row", "below the manifest's folder"),
         (json.dumps({**ROW, "prompt_first": " "}), "bad_row", "both empty"),
         (json.dumps({**ROW, "crop": [4, 0, 4, 9]}), "bad_row", "x0 < x1"),

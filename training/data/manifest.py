@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -42,7 +42,8 @@ REASONS = {
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not path or path.startswith(("/", "~")) or ".." in parts or "\\" in path or "\0" in path:
+    drive = PureWindowsPath(path).drive  # C:/x leaves the folder on Windows
+    if not path or drive or path.startswith(("/", "~")) or ".." in parts or "\\" in path or "\0" in path:
         raise ValueError("it must be a path below the manifest's folder, with / between names")
     return path
 
