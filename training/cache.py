@@ -39,6 +39,7 @@ def build_cache(settings: DataSettings) -> int | None:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)  # the current device, on which streams are made
     stop = Stop(None)
     with stop.listening():
         try:

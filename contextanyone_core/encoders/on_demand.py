@@ -1,16 +1,21 @@
-"""Encoders loaded on demand: read from file for each use and freed afterwards, so that only one is in memory."""
+"""Encoders loaded on demand: read from file for each use and freed afterwards, so that only one is in memory.
+
+A text encoder that is kept, and too large for the card, is streamed to it as well.
+"""
 
 from __future__ import annotations
 
 import gc
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ..runtime.devices import free_cached
+from ..runtime.devices import free_bytes, free_cached
+from ..runtime.memory import MOST_OF_FREE
 from ..runtime.offload import stream_text_encoder
 from ..weights.naming import IMAGE_ENCODER
 from ..weights.source import open_source
@@ -43,9 +48,7 @@ class OnDemandTextEncoder(Tokenizer):
         if not left:
             return
         with _lent(self._device):
-            encoder = load_text_encoder(self._path, self._dtype)
-            encoder = TextEncoder(encoder.model, self.spiece_model, self.text_len, device=self._device)
-            stream_text_encoder(encoder.model, self._device)
+            encoder = _streamed_text_encoder(self._path, self._dtype, self._device)
             for prompt in left:
                 self._kept[prompt] = encoder.encode([prompt])[0, : self.count_tokens(prompt)].cpu()
             del encoder
@@ -92,6 +95,24 @@ class OnDemandImageEncoder:
             with _lent(self._device):
                 self._kept[key] = load_image_encoder(self._path, self._dtype, self._device).encode(images).cpu()
         return self._kept[key]
+
+
+def load_fitting_text_encoder(path: Path, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+    """As `load_text_encoder`; where the device has no room for the weights, their blocks are streamed to it one by one.
+
+    Raises: as `load_text_encoder`.
+    """
+    free = free_bytes(device)
+    size = dtype.itemsize * sum(math.prod(info.shape) for info in open_source(path).tensors.values())
+    if free is None or size <= MOST_OF_FREE * free:
+        return load_text_encoder(path, dtype, device)
+    return _streamed_text_encoder(path, dtype, device)
+
+
+def _streamed_text_encoder(path: Path, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+    loaded = load_text_encoder(path, dtype)
+    stream_text_encoder(loaded.model, device)
+    return TextEncoder(loaded.model, loaded.spiece_model, loaded.text_len, device=device)
 
 
 AnyTextEncoder = TextEncoder | OnDemandTextEncoder

@@ -60,6 +60,9 @@ def one_stream_bytes(
 MODES = ("high", "balanced", "low")
 """Memory modes of `options.MEMORIES` except `auto`, from the fastest to the smallest."""
 
+MOST_OF_FREE = 0.9
+"""Share of a card's free memory that is planned with; the rest is lost between the allocator's blocks."""
+
 CLIP_TOKENS = 257
 """Tokens of a reference by CLIP's ViT-H/14: the class and 16 x 16 patches."""
 
@@ -158,7 +161,7 @@ def step_cache_bytes(config: ContextAnyoneConfig, video: VideoShape, dtype_size:
 
 def fitting_mode(free: int, stages: Mapping[str, Mapping[str, int]]) -> str | None:
     """The fastest mode whose largest stage fits into nine tenths of the free bytes; None if none does."""
-    return next((mode for mode in MODES if max(stages[mode].values()) <= 0.9 * free), None)
+    return next((mode for mode in MODES if max(stages[mode].values()) <= MOST_OF_FREE * free), None)
 
 
 def _picture(video: Video, spec: ModelSpec) -> VideoShape:

@@ -1,4 +1,4 @@
-"""Which dtypes a processor has instructions for, and so which one is fast."""
+"""Which dtypes a processor or a card has instructions for, and so which one is fast."""
 
 from __future__ import annotations
 
@@ -53,9 +53,16 @@ def this_processor() -> Processor:
 
 def is_slow(dtype: torch.dtype, device: torch.device, processor: Processor | None = None) -> bool:
     """Whether a device is far slower in a dtype than in float32; `processor` None is this machine's."""
+    if device.type == "cuda" and dtype is torch.bfloat16 and torch.cuda.is_available():
+        return not torch.cuda.is_bf16_supported(including_emulation=False)  # cards before Ampere emulate it
     return device.type == "cpu" and not (processor or this_processor()).computes_in(dtype)
 
 
 def fast_dtype(device: torch.device, processor: Processor | None = None) -> torch.dtype:
-    """The dtype of `auto` precision: bfloat16, or float32 on a processor without instructions for bfloat16."""
+    """The dtype of `auto` precision: bfloat16, or float32 on a processor or card without instructions for it."""
     return torch.float32 if is_slow(torch.bfloat16, device, processor) else torch.bfloat16
+
+
+def card_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of frozen networks: bfloat16 on a card that has instructions for it, else float32."""
+    return fast_dtype(device) if device.type == "cuda" else torch.float32

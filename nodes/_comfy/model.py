@@ -194,7 +194,10 @@ class ContextAnyoneModel(comfy.model_base.BaseModel):
         """Denoised latents of a pass, with the start frame in its own frames (as `conditions.lead_to_start`)."""
         denoised = super()._apply_model(x, *args, **kwargs)
         start = kwargs.get(_NETWORK_START)
-        return denoised if start is None else torch.where(present_frames(start), start.to(denoised), denoised)
+        if start is None:
+            return denoised
+        start = start.to(denoised)  # newer versions of ComfyUI leave conditionings on the CPU until the network's call
+        return torch.where(present_frames(start), start, denoised)
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: torch.Tensor, device: Any, **_: Any

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders import on_demand
-from contextanyone_core.encoders.text import TextEncoder
+from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
 from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation import load
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
@@ -152,6 +152,18 @@ def test_a_streamed_transformer_reads_no_weight_that_rests(model, watched):
             assert torch.equal(ours, theirs)
     assert watched == [1]
     assert torch.isnan(model.blocks[2].ffn[0].weight).all()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_text_encoder_without_room_on_the_card_is_streamed(tiny_folder, monkeypatch, room):
+    path, streamed = tiny_folder / "text_encoder.safetensors", []
+    monkeypatch.setattr(on_demand, "free_bytes", lambda _: 1 << (40 if room else 10))
+    monkeypatch.setattr(on_demand, "stream_text_encoder", lambda *to: streamed.append(to) or stream_text_encoder(*to))
+    encoder = on_demand.load_fitting_text_encoder(path, torch.float32, torch.device("cpu"))
+    assert len(streamed) == (0 if room else 1)
+    wanted = load_text_encoder(path).encode(["She waves."])
+    for _ in range(2):
+        torch.testing.assert_close(encoder.encode(["She waves."]), wanted)
 
 
 def test_a_balanced_transformer_is_on_the_card_while_it_works(model):

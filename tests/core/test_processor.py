@@ -5,7 +5,7 @@ import torch
 
 from contextanyone_core.cli import main
 from contextanyone_core.runtime import processor
-from contextanyone_core.runtime.processor import Processor, fast_dtype, is_slow, this_processor
+from contextanyone_core.runtime.processor import Processor, card_dtype, fast_dtype, is_slow, this_processor
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HASWELL = "processor\t: 0\nmodel name\t: Xeon E5-2699\nflags\t\t: fpu sse4_2 fma avx avx2 f16c\n"
@@ -31,6 +31,19 @@ def test_a_processor_computes_in_what_it_lists(cpuinfo):
 def test_a_card_is_not_asked_for_the_processor():
     assert fast_dtype(CUDA, Processor(frozenset())) is torch.bfloat16
     assert not is_slow(torch.float16, CUDA, Processor(frozenset()))
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_a_card_that_emulates_bfloat16_is_slow_in_it(monkeypatch, bfloat16):
+    """Those before Ampere: torch computes there too, but neither tensor cores nor fused attention do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bfloat16
+    )
+    assert is_slow(torch.bfloat16, CUDA) is not bfloat16
+    assert not is_slow(torch.float16, CUDA)
+    assert fast_dtype(CUDA) is card_dtype(CUDA) is (torch.bfloat16 if bfloat16 else torch.float32)
+    assert card_dtype(CPU) is torch.float32
 
 
 def test_without_cpuinfo_float32_is_taken(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from tiny_transformer_part import short, tiny_transformer_part
 from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, TransformerOutput
 from contextanyone_core.sampling.flow import sample_sigmas
 from training.parts.objective import (
@@ -20,6 +21,7 @@ from training.parts.objective import (
     ReferenceDraws,
     draw,
     dual_guidance_step,
+    loss_terms,
 )
 
 pytestmark = pytest.mark.usefixtures("small_shards")
@@ -88,6 +90,29 @@ def test_the_loss_of_two_weighted_references_is_the_one_by_hand():
         losses, _ = dual_guidance_step(network, ObjectiveSettings(name="tiny"), clips, draws, texts)
         expected = by_hand(network, given, draws, texts, 0.2)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("anchored", [True, False])
+def test_a_step_on_a_device_meets_no_tensor_of_the_host(anchored: bool) -> None:
+    """With references, poses, starts and regions, and its backward pass: torch refuses the same as on a card."""
+
+    def made(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    config = replace(ContextAnyoneConfig.tiny(), condition_dim=32)
+    network = ContextAnyoneTransformer(config, device="meta")
+    latents, still, weights, each = made(2, 16, 3, 4, 6), made(2, 16, 2, 4, 6), made(2, 1, 3, 4, 6), made(2)
+    with pytest.raises(RuntimeError, match="device"):
+        latents + torch.zeros(latents.shape)
+    clips = EncodedClips(latents, weights, still, made(2, 5, 24), still, weights[:, :, :2], latents, True)
+    clips = replace(clips, regions=Regions(weights, ((1, 2), (3,))), regions_of_pose=True)
+    condition = ConditionDraws(made(2, dtype=torch.bool), made(2, dtype=torch.long), (True, False))
+    reference = ReferenceDraws(each, still) if anchored else None
+    draws = Draws(each, latents, [True, False], reference, condition)
+    terms = loss_terms(network, ObjectiveSettings(name="tiny"), clips, draws, (made(2, 12, 32), made(2, 12, 32)))
+    terms.total.sum().backward()
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert all(tensor.is_meta for tensor in (*terms, *gradients))
 
 
 def clips_of(count: int) -> EncodedClips:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from plain_files import write_backbone, write_encoders
 from safetensors.torch import load_file
 
+from contextanyone_core.encoders import on_demand
 from contextanyone_core.encoders.text import read_tokenizer
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
@@ -25,6 +27,7 @@ from training.config import load_config
 from training.data.manifest import read_manifest
 from training.data.world_poses import world_poses
 from training.files import file_sha256, write_png
+from training.personal import sheet
 from training.personal.masks import hull, masks_of_shot
 from training.personal.names import check_name
 from training.personal.presets import PLACES, PRESETS
@@ -106,6 +109,24 @@ def test_the_sheet_is_generated_as_the_training_conditions(given, tmp_path):
         asked = SheetRequest(data / "manifest.jsonl", *paths, prompts, (32, 48), 9, 2, regions)
         write_sheet(asked, tmp_path / "other.png")
         assert ((tmp_path / "other.png").read_bytes() == made) == regions
+
+
+def test_the_text_encoder_is_gone_before_the_network_of_the_sheet_comes(given, tmp_path, monkeypatch):
+    loaded, load = [], on_demand.load_text_encoder
+
+    def watched(*asked):
+        loaded.append(weakref.ref((encoder := load(*asked)).model))
+        return encoder
+
+    def comes(*_, **__):
+        assert [model() for model in loaded] == [None]
+        raise InterruptedError
+
+    monkeypatch.setattr(on_demand, "load_text_encoder", watched)
+    monkeypatch.setattr(sheet, "load_transformer", comes)
+    base, none = given / "control.safetensors", tmp_path / "none"
+    with pytest.raises(InterruptedError):
+        sheet.generate(SheetRequest(none, base, none, given / "encoders", ["A person."], (32, 48), 9, 2, False))
 
 
 def test_the_file_holds_the_presets_strength_as_its_one(given, tmp_path):

@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.encoders.vae import VideoVAE
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training import block_offload
 from training.adam8bit import adamw_8bit, state_bytes
+from training.cache import build_cache
 from training.config import OptimSettings, load_config
 from training.data.buckets import Bucket
+from training.data.encode import Prepared, encode_prepared
 from training.data.settings import DataSettings
+from training.data.work import Stopped
 from training.distributed import World
 from training.parts import manifest
 from training.planning.trace import StepShape, run_step
@@ -200,6 +205,45 @@ def test_a_network_that_is_shared_out_has_none_of_it(config, tmp_path, setting):
     chosen = load_config(config(tmp_path), [setting])
     with pytest.raises(InputError, match=r"which needs whole matrices: FSDP holds shares of them"):
         build_trainer(chosen, None, World(0, 2, torch.device("cpu"), sharded=True))
+
+
+def test_clips_that_do_not_fit_together_are_encoded_one_by_one_with_all_memory_free():
+    held = []
+
+    class Vae:
+        def encode(self, images):
+            if len(images) > 1:
+                features = torch.zeros(1)
+                held.append(weakref.ref(features))
+                raise torch.OutOfMemoryError
+            assert held[-1]() is None, "what the first attempt held is still there"
+            return torch.full((1, 16, 1, 1, 1), float(images.mean()))
+
+    batch = [Prepared(torch.full((1, 3, 1, 8, 8), float(number)), {}) for number in range(2)]
+    entries = encode_prepared(batch, SimpleNamespace(vae=Vae(), image=None))
+    assert [float(entry["latents"].mean()) for entry in entries] == [0, 1]
+
+
+def test_each_process_of_the_cache_has_its_card_as_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen, given = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+
+    def builder(_, device, __):
+        given.append(device)
+        raise Stopped
+
+    monkeypatch.setattr("training.data.build.CacheBuilder", builder)
+    assert build_cache(DataSettings(manifest=tmp_path / "none.jsonl")) is None
+    assert chosen == given == [torch.device("cuda", 3)]
+
+
+def test_samples_are_decoded_in_tiles_beside_the_training(config, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(manifest, "VideoVAE", lambda vae, **options: made.append(VideoVAE(vae, **options)) or made[-1])
+    build_trainer(load_config(config(tmp_path)), None).sample(tmp_path)
+    assert [vae.tiled for vae in made] == [True]
 
 
 def test_blocks_in_host_memory_need_recomputation():

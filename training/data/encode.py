@@ -6,6 +6,7 @@ References are prepared, and prompts encoded, by the code that generation uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 from contextanyone_core.encoders.image import ImageEncoder, load_image_encoder
+from contextanyone_core.encoders.on_demand import load_fitting_text_encoder
 from contextanyone_core.encoders.reference import check_picture, clip_picture, pad_picture
-from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
+from contextanyone_core.encoders.text import TextEncoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import frames_to_images
 from contextanyone_core.pose.drawing import STYLES, draw_poses
 from contextanyone_core.pose.pose_file import read_pose_file
 from contextanyone_core.prompts import TwoStagePrompt
+from contextanyone_core.runtime.processor import card_dtype
 from training.data.buckets import Bucket
 from training.data.check import CheckedClip, Unusable
 from training.data.facts import Facts, FactStore
@@ -53,7 +56,8 @@ def encoder_hashes(folder: Path, known: FactStore, between: Callable[[], None] =
 class Encoders:
     """The frozen encoders of a folder, each loaded when it is first needed.
 
-    VAE and text encoder run in bf16 on a GPU that has it, else in float32; CLIP in float32.
+    VAE and text encoder run in bf16 on a GPU that has it, else in float32; CLIP in float32. A text encoder that the GPU
+    has no room for is in host memory, and streamed to it.
 
     Args:
         folder: of the files. hashes: their SHA-256, by name.
@@ -68,9 +72,7 @@ class Encoders:
         for name in ("vae", "text_encoder"):
             if name not in hashes:
                 raise InputError(f"{self._path(name)} does not exist; part.data.encoders must hold it.")
-        self.dtype = torch.float32
-        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            self.dtype = torch.bfloat16
+        self.dtype = card_dtype(device)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -88,7 +90,7 @@ class Encoders:
     @cached_property
     def text(self) -> TextEncoder:
         """The text encoder."""
-        return load_text_encoder(self._path("text_encoder"), self.dtype, self.device)
+        return load_fitting_text_encoder(self._path("text_encoder"), self.dtype, self.device)
 
     def batch_size(self, bucket: Bucket) -> int:
         """How many clips of a bucket the VAE encodes at once; it holds four frames of each at a time."""
@@ -277,13 +279,8 @@ def encode_prepared(batch: Sequence[Prepared], encoders: Encoders) -> list[Entry
     A batch of one is encoded as two: a processor's kernels round differently for one, and an entry does not depend on
     which others are encoded with it.
     """
-    stacked = torch.cat([item.images for item in (batch if len(batch) > 1 else [*batch, *batch])])
-    try:
-        latents = encoders.vae.encode(stacked)
-    except torch.OutOfMemoryError:
-        latents = torch.cat([encoders.vae.encode(item.images).cpu() for item in batch])
     entries: list[Entry | Unusable] = []
-    for item, encoded in zip(batch, latents, strict=False):
+    for item, encoded in zip(batch, _latents(batch, encoders.vae), strict=False):
         entry = {"latents": encoded}
         if item.picture is not None and encoders.image is not None:
             entry["image_embeds"] = encoders.image.encode(item.picture)[0]
@@ -292,6 +289,14 @@ def encode_prepared(batch: Sequence[Prepared], encoders: Encoders) -> list[Entry
         except Unusable as found:
             entries.append(found)
     return entries
+
+
+def _latents(batch: Sequence[Prepared], vae: VideoVAE) -> Tensor:
+    """Latents of the whole batch at once, or one by one where the card has no room for that."""
+    stacked = torch.cat([item.images for item in (batch if len(batch) > 1 else [*batch, *batch])])
+    with suppress(torch.OutOfMemoryError):  # outside of it the error is gone, and with it what the attempt held
+        return vae.encode(stacked)
+    return torch.cat([vae.encode(item.images).cpu() for item in batch])
 
 
 def encode_text(prompt: str, encoders: Encoders) -> Entry:

@@ -26,6 +26,7 @@ from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.regions import Regions
 from contextanyone_core.model.transformer import ReferenceInputs
+from contextanyone_core.runtime.processor import card_dtype
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
@@ -359,7 +360,8 @@ class ManifestPart(TransformerTraining):
         In place of a row that can no longer be read, the next of its bucket: processes that share the network make
         equally many passes, whoever cannot read it.
         """
-        vae = VideoVAE(load_vae(self.settings.data.encoders / "vae.safetensors", device=self.context.device))
+        file, device = self.settings.data.encoders / "vae.safetensors", self.context.device
+        vae = VideoVAE(load_vae(file, card_dtype(device), device), tiled=True)  # a card that trains has little room
         for number, row in enumerate(self.data.rows[: self.settings.sample_clips]):
             batch = self.data.batch([number], self.config.text_len)
             reference, truth = cast(Tensor, batch["reference_latents"]), cast(Tensor, batch["latents"])

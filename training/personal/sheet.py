@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.encoders.condition import encode_condition
-from contextanyone_core.encoders.text import TextEncoder, load_text_encoder
+from contextanyone_core.encoders.on_demand import OnDemandTextEncoder
+from contextanyone_core.encoders.text import Tokenizer
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.generation.personal import named_rows, person_regions
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
@@ -29,6 +30,7 @@ from contextanyone_core.pose.hull import person_hull
 from contextanyone_core.pose.pose_file import read_pose_file
 from contextanyone_core.pose.resample import prepare
 from contextanyone_core.pose.sequence import Pixels, PoseSequence
+from contextanyone_core.runtime.processor import card_dtype
 from contextanyone_core.weights.checkpoint import load_transformer
 from contextanyone_core.weights.lora import load_lora, merge_loras
 from contextanyone_core.weights.personal_file import read_personal_file
@@ -85,9 +87,14 @@ def write_sheet(request: SheetRequest, out: Path) -> None:
 
 
 def generate(request: SheetRequest) -> list[Pixels]:
-    """A clip (T, H, W, 3) for each prompt, driven by the poses of the person's own clip."""
+    """A clip (T, H, W, 3) for each prompt, driven by the poses of the person's own clip.
+
+    The text encoder, the largest network, is gone before the others come: a card that trains may have no room for both.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = card_dtype(device)
+    text = OnDemandTextEncoder(request.encoders / "text_encoder.safetensors", dtype, device)
+    embeds = text.encode([*request.prompts, MODELS["wan"].own_negative(text.text_len)])
     transformer = load_transformer(request.base, dtype=dtype, device=device, plain=True)
     merge_loras(transformer, [(load_lora(request.lora, transformer), 1.0)])
     config = transformer.config
@@ -95,10 +102,7 @@ def generate(request: SheetRequest) -> list[Pixels]:
     vae = VideoVAE(load_vae(request.encoders / "vae.safetensors", dtype, device), config)
     height, width = request.size
     settings = GenerationSettings(num_frames=request.num_frames, width=width, height=height, steps=request.steps)
-    text = load_text_encoder(request.encoders / "text_encoder.safetensors", dtype, device)
-    negative = MODELS["wan"].own_negative(text.text_len)
-    embeds = F.pad(text.encode([*request.prompts, negative]), (0, 0, 0, config.text_len - text.text_len))
-    embeds = embeds.to(device, dtype)
+    embeds = F.pad(embeds, (0, 0, 0, config.text_len - text.text_len)).to(device, dtype)
     named = _named(request, text)
     shown = _posed(request, vae, config.pose_style, named) if config.condition_dim else [None] * len(named)
     clips = []
@@ -109,7 +113,7 @@ def generate(request: SheetRequest) -> list[Pixels]:
     return clips
 
 
-def _named(request: SheetRequest, text: TextEncoder) -> list[Tokens]:
+def _named(request: SheetRequest, text: Tokenizer) -> list[Tokens]:
     """The tokens of each prompt that name the person; none where no regions are asked for."""
     if not request.regions:
         return [()] * len(request.prompts)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import comfy.model_base
 import comfy.sample
 import comfy.utils
 import folder_paths
@@ -21,6 +22,7 @@ from graph import Session, call, node, pack
 from PIL import Image
 from refusals import refusal
 from stack import applied, ksampler, largest, miniature
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 TOLERANCE = 1e-4
 POSE_WIDGETS = {"fit": "auto", "person": 0, "fps": 0.0, "pose_start": 0.0, "pose_end": 1.0, "body_file": "none"}
@@ -88,6 +90,14 @@ def check_a_start_frame_is_followed():
     assert off(ksampler(*applied(wide(), start_frame=start())), "start") < TOLERANCE
     both = ksampler(*applied(wide(), pose=pose(), pose_strength=0.5, start_frame=start()))
     assert off(both, "both") < TOLERANCE
+
+
+def check_a_start_frame_may_be_on_the_cpu_and_the_video_on_a_card():
+    model = miniature()[0].model
+    with FakeTensorMode():  # the devices of a GPU machine without one
+        video, frame = torch.zeros(1, 16, 2, 4, 4, device="cuda"), torch.ones(1, 16, 2, 4, 4)
+        with mock.patch.object(comfy.model_base.BaseModel, "_apply_model", lambda self, x, *_, **__: x):
+            assert model._apply_model(video, start=frame).device.type == "cuda"
 
 
 def check_the_window_is_in_steps():
