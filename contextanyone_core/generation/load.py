@@ -18,7 +18,7 @@ from ..encoders.loading import checked_config
 from ..encoders.on_demand import AnyImageEncoder, AnyTextEncoder, OnDemandImageEncoder, OnDemandTextEncoder
 from ..encoders.text import TEXT_KEYS, load_text_encoder
 from ..encoders.vae import VAE_KEYS, VideoVAE, load_vae
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..model.transformer import ContextAnyoneTransformer
 from ..model_specs import ModelSpec
 from ..runtime.compile import check_compiler, compile_blocks
@@ -64,6 +64,8 @@ def load_components(
     name, attention = make_attention(execution.attention, device, dtype)
     execution = replace(execution, attention=name, memory=settle_memory(folder, device, dtype, spec, execution))
     execution.check(spec)
+    if execution.memory == "low" and device.type == "mps":
+        raise InputError("--memory low stores matrices in fp8, which mps does not have; use --memory balanced.")
     if execution.compile:
         check_compiler(device)
     away = execution.memory != "high"

@@ -89,6 +89,13 @@ def test_balanced_goes_with_compiled_blocks(pipelines):
         pipelines("low", compile=True)
 
 
+def test_low_needs_a_device_with_fp8():
+    with pytest.raises(InputError, match="mps does not have; use --memory balanced"):
+        load.load_components(
+            MINIATURE, torch.device("mps"), torch.float32, MODELS["contextanyone"], Execution(memory="low")
+        )
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
