@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.pose.estimation import estimated
+from contextanyone_core.pose.litert import DOWNLOAD
 from contextanyone_core.pose.reading import PoseSource, read_poses
 from contextanyone_core.pose.resample import at_places
 from contextanyone_core.pose.sequence import SEEN, PoseSequence
@@ -52,8 +53,8 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
         poses = replace(estimated(shot.frames(), shot.fps, BlazePose(models)), fps=shot.fps)
     else:
         raise InputError(
-            "poses are needed: give --pose FILE with keypoints, or --models PATH for the estimator: the wheel of "
-            "pip download --no-deps mediapipe==0.10.21."
+            "poses are needed: give --pose FILE with keypoints, or --models PATH for the estimator, MediaPipe's wheel "
+            f"({DOWNLOAD})."
         )
     if not (poses.body[..., 2] > SEEN).any():
         drawn_only = "--preset miniature knows the drawn people of its own world alone: take another preset for others"
@@ -63,7 +64,7 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
 
 
 def _given(shot: Shot, path: Path) -> PoseSequence:
-    choose = "crop the clip to one person, or take the others out of the file"
+    choose = "crop the clip to one, or take the person out: contextanyone pose FILE --person 1 --out one.json"
     read = read_poses(path, PoseSource(picture=(shot.height, shot.width), choose=choose))
     poses = _on_the_clip(read, shot, path)
     if poses.num_frames != shot.total:
