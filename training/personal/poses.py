@@ -26,6 +26,9 @@ _LOG = logging.getLogger(__name__)
 _SURE = 0.8
 """How sure the pose reader is at least of a frame with somebody: 0.99 on the world's renderings, without a person in
 them, on noise and on photographs 0.35 to 0.7."""
+_ALONE = 0.94
+"""The same of the median frame with somebody: 0.97 and more of one of the world's people alone, 0.8 to 0.91 of two, of
+whom it then finds some joints each."""
 _FRAMES_OFF = 2.0  # of the lower rate, by which given poses may be shorter or longer than the clip
 ENOUGH = 6
 """Joints that a frame must show to be trained on as a picture."""
@@ -57,7 +60,7 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
             f"({DOWNLOAD})."
         )
     if not (poses.body[..., 2] > SEEN).any():
-        drawn_only = "--preset miniature knows the drawn people of its own world alone: take another preset for others"
+        drawn_only = "--preset miniature knows drawn people of its own world, one alone: take another preset for others"
         advice = drawn_only if drawn else "film one person, head to feet, in even light"
         raise InputError(f"{shot.path} shows nobody whom the estimator finds in any of its frames; {advice}.")
     return poses
@@ -110,8 +113,13 @@ def _read_off(shot: Shot) -> PoseSequence:
     frames = torch.from_numpy(np.stack(list(shot.frames())))[None]
     joints, sure = find_joints(load_pose_reader(MINIATURE / "pose_reader.safetensors"), frames)
     poses = world_poses(joints[0].numpy(), (shot.height, shot.width))
-    seen = poses.body * (sure[0] >= _SURE).numpy()[:, None, None]
-    return replace(poses, body=seen, fps=shot.fps)
+    shown = (sure[0] >= _SURE).numpy()
+    if shown.any() and np.median(sure[0].numpy()[shown]) < _ALONE:
+        raise InputError(
+            f"{shot.path} shows several people, or none of the miniature's world: the pose reader is not sure of one; "
+            "crop it to one, or give --pose of one."
+        )
+    return replace(poses, body=poses.body * shown[:, None, None], fps=shot.fps)
 
 
 def seen_enough(poses: PoseSequence) -> NDArray[np.bool_]:
