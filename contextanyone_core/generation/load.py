@@ -124,7 +124,7 @@ def check_components(
     """
     given: dict[str, int | None] = {"text_dim": text.text_dim, "text_len": text.text_len}
     if reads_clip(config, spec) or image is not None:
-        given["image_dim"] = image and image.image_dim
+        given["image_dim"] = None if image is None else image.image_dim
     for name, value in given.items():
         needed = getattr(config, name)
         if value != needed:
