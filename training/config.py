@@ -22,6 +22,7 @@ _CHANGEABLE = frozenset({"run.steps", "part.pairs", "optim.lr"})
 # These, and the settings that do not change the result.
 FREE_ON_RESUME = _CHANGEABLE | frozenset(
     {"part.pools"}  # the folder of the pairs, not their content
+    | {"part.personal.consent"}  # words of the exported header, which a person may add later
     | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # data.sha256 has their content
     | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # display
     | {

@@ -131,7 +131,7 @@ def refuse_changes(folder: Path, config: TrainConfig) -> TrainConfig:
     if changed:
         raise InputError(
             f"{folder} holds a run with other settings ({', '.join(changed)}): set them back to resume it, or choose "
-            "another run.out."
+            "another run.out (with personalize.py another --out)."
         )
     return before
 

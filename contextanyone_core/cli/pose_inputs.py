@@ -18,12 +18,14 @@ from ..media.video_io import FPS
 from ..pose.body import Body, body_of, read_personal_body
 from ..pose.drawn import at_rate, check_size, inspect_drawn
 from ..pose.estimation import PoseEstimator, estimated
+from ..pose.litert import DOWNLOAD
 from ..pose.pose_file import states_keypoints
 from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import most_frames, source_frames
 from ..pose.sequence import SEEN, Pixels, PoseSequence
 
 _log = logging.getLogger(__name__)
+_CHOOSE_BODY = "a body is one person's: contextanyone pose FILE --person 1 --out body.json takes one out"
 _SHEET_SIDE = 320  # longest side of a frame that is kept for a contact sheet, in pixels
 
 
@@ -55,7 +57,7 @@ def read_body(
     if path.suffix.lower() == ".safetensors" and not states_keypoints(path):
         return read_personal_body(path)
     if is_keypoints(path):
-        return body_of(read_poses(path, PoseSource(canvas, choose="a body is one person's")))
+        return body_of(read_poses(path, PoseSource(canvas, choose=_CHOOSE_BODY)))
     return body_of(estimate_poses(path, models, option=option)[0])
 
 
@@ -118,8 +120,8 @@ def _estimator(path: Path, models: Path | None, option: str) -> PoseEstimator:
 
     if models is None:
         raise InputError(
-            f"{path} is no file of keypoints; to estimate poses give the models, {option} PATH: the wheel of "
-            "pip download --no-deps mediapipe==0.10.21, or a folder with its .tflite files."
+            f"{path} is no file of keypoints; to estimate poses give the models, {option} PATH: MediaPipe's wheel "
+            f"({DOWNLOAD}), or a folder with its .tflite files."
         )
     return BlazePose(models)
 

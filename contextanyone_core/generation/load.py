@@ -40,7 +40,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Components:
-    """The networks of a `ContextAnyonePipeline`; no image encoder for a transformer without the CLIP branch."""
+    """The networks of a `ContextAnyonePipeline`; no image encoder where none is used (`reads_clip`)."""
 
     transformer: ContextAnyoneTransformer
     vae: VideoVAE
@@ -80,15 +80,16 @@ def load_components(
         store_in_fp8(transformer, dtype)
         transformer = StreamedTransformer(transformer, device)
     vae = VideoVAE(load_vae(need_component(folder, "vae"), dtype, device), transformer.config, tiled=away)
-    text_encoder, image_encoder = _load_encoders(folder, device, dtype, transformer.config, away=away)
+    clip = reads_clip(transformer.config, spec)
+    text_encoder, image_encoder = _load_encoders(folder, device, dtype, clip=clip, away=away)
     return Components(transformer, vae, text_encoder, image_encoder), execution
 
 
 def _load_encoders(
-    folder: Path, device: torch.device, dtype: torch.dtype, config: ContextAnyoneConfig, *, away: bool
+    folder: Path, device: torch.device, dtype: torch.dtype, *, clip: bool, away: bool
 ) -> tuple[AnyTextEncoder, AnyImageEncoder | None]:
     image: AnyImageEncoder | None = None
-    if config.image_dim is not None:
+    if clip:
         load_image = OnDemandImageEncoder if away else load_image_encoder
         image = load_image(need_component(folder, "image_encoder"), dtype, device)
     load_text = OnDemandTextEncoder if away else load_text_encoder
@@ -108,13 +109,24 @@ def _load_transformer(
     return transformer
 
 
-def check_components(config: ContextAnyoneConfig, text: AnyTextEncoder, image: AnyImageEncoder | None) -> None:
+def reads_clip(config: ContextAnyoneConfig, spec: ModelSpec) -> bool:
+    """Whether CLIP's tokens of pictures enter the network: a published backbone's branch for them stays unused where
+    the model takes no references.
+    """
+    return config.image_dim is not None and spec.references
+
+
+def check_components(
+    config: ContextAnyoneConfig, spec: ModelSpec, text: AnyTextEncoder, image: AnyImageEncoder | None
+) -> None:
     """Check that the encoders fit the transformer.
 
     Raises:
         CheckpointError: a size differs; the message names it.
     """
-    given = {"text_dim": text.text_dim, "text_len": text.text_len, "image_dim": image and image.image_dim}
+    given: dict[str, int | None] = {"text_dim": text.text_dim, "text_len": text.text_len}
+    if reads_clip(config, spec) or image is not None:
+        given["image_dim"] = None if image is None else image.image_dim
     for name, value in given.items():
         needed = getattr(config, name)
         if value != needed:
@@ -156,7 +168,7 @@ def model_sizes(folder: Path, spec: ModelSpec) -> tuple[ContextAnyoneConfig, Mod
     config = transformer_config(transformer, plain=True)
     text, vae = _encoder(folder, "text_encoder", TEXT_ENCODER, TEXT_KEYS), _encoder(folder, "vae", VAE, VAE_KEYS)
     image = 0
-    if config.image_dim is not None:
+    if reads_clip(config, spec):
         image = _count(_encoder(folder, "image_encoder", IMAGE_ENCODER, IMAGE_KEYS))
     return config, ModelSizes(
         transformer=_count(transformer),

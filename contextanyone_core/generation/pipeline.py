@@ -178,7 +178,7 @@ class ContextAnyonePipeline(LatentSampler):
 
     Args:
         transformer: in its compute dtype.
-        vae, text_encoder, image_encoder: the encoders; no image encoder for a transformer without the CLIP branch.
+        vae, text_encoder, image_encoder: the encoders; no image encoder where none is used (`load.reads_clip`).
         spec: which of the models of `REFERENCE_MODES` the transformer is.
         execution, device: as for `LatentSampler`.
 
@@ -199,7 +199,7 @@ class ContextAnyonePipeline(LatentSampler):
     ) -> None:
         super().__init__(transformer, REFERENCE_MODES[spec.name], device=device, execution=execution)
         self.spec = spec
-        check_components(self.config, text_encoder, image_encoder)
+        check_components(self.config, spec, text_encoder, image_encoder)
         self.vae = vae
         self.text_encoder = text_encoder
         self.dual_encoder = DualEncoder(vae, image_encoder, own_size=spec.own_size)

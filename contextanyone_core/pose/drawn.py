@@ -19,6 +19,7 @@ _PLAIN = 0.5  # minimum fraction of background pixels
 _SKELETON = 0.0005  # minimum fraction of skeleton pixels: half of a stick figure of a tenth of the picture's height
 _NEAR = 40.0  # maximum RGB distance to the colours of the drawing style
 _COLOURED = 48  # minimum range of a coloured pixel's channels: half of it is left of a thin limb in a compressed video
+_OPAQUE = 80.0  # how much farther than a transparent colour, in RGB, an opaque one may be and is taken all the same
 _AT_ONCE = 1 << 16
 _PALETTE = np.array([*LIMB_COLORS, *JOINT_COLORS, *HAND_COLORS, HAND_DOT, FACE_DOT], np.float32)
 
@@ -135,11 +136,11 @@ def _unmixed(
     away = pixels - background
     share = (away @ lines.T / lengths).clip(0, 1).astype(np.float32)  # (N, K)
     distance = (away**2).sum(axis=1)[:, None] - 2 * share * (away @ lines.T) + share**2 * lengths
-    # On black, a darkened limb and the edge of a joint in full colour are the same mixture: prefer the higher opacity.
-    best = (np.sqrt(distance.clip(min=0)) + 4 * (1 - share)).argmin(axis=1)[:, None]
-    found = np.take_along_axis(share, best, 1)[:, 0]
-    away_from_it = np.sqrt(np.take_along_axis(distance, best, 1)[:, 0].clip(min=0)).astype(np.float32)
-    return found, away_from_it
+    apart = np.sqrt(distance.clip(min=0))
+    # On black, a darkened limb and the edge of a joint in full colour are the same mixture, between which a codec's
+    # noise would decide: prefer the higher opacity.
+    best = (apart + _OPAQUE * (1 - share)).argmin(axis=1)[:, None]
+    return np.take_along_axis(share, best, 1)[:, 0], apart.min(axis=1).astype(np.float32)
 
 
 def _near(frames: Pixels, colour: Pixels) -> NDArray[np.bool_]:

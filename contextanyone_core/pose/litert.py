@@ -14,7 +14,9 @@ from ..errors import InputError
 from ..late_import import missing
 
 Tensor = NDArray[np.float32]
-WHEEL = "mediapipe==0.10.21"
+DOWNLOAD = "pip download --no-deps --python-version 3.11 --only-binary :all: mediapipe==0.10.21"
+"""How to get MediaPipe's wheel; for the running Python there may be none (from 3.13 on), and it is not installed."""
+
 _THREADS = 4
 
 
@@ -112,4 +114,4 @@ def _one(found: list[Any], place: Path, name: str) -> None:
 
 
 def _advice() -> str:
-    return f"Give the wheel: pip download --no-deps {WHEEL}, or a folder with its .tflite files."
+    return f"Give the wheel ({DOWNLOAD}), or a folder with its .tflite files."

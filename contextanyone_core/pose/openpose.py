@@ -165,7 +165,7 @@ def _triples(numbers: Sequence[Any], what: str, where: str) -> Points:
     points[[None in numbers[start : start + 2] for start in range(0, len(numbers), 3)]] = 0
     if (odd := np.flatnonzero(~np.isfinite(points).all(axis=1))).size:
         joint = joint_name(int(odd[0]), len(points))
-        raise InputError(f"{what} has numbers that are not finite ({where}, {joint}).")
+        raise InputError(f"{what} has numbers that are not finite ({where}, {joint}); a missing joint is 0, 0, 0.")
     return points
 
 

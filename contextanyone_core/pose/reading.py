@@ -60,7 +60,7 @@ def poses_of(frames: PoseFrames, source: PoseSource, name: str) -> PoseSequence:
     if size is None:
         raise InputError(
             f"{name} does not say how large the picture is that its points lie on; state it: contextanyone pose "
-            "--canvas WIDTHxHEIGHT."
+            f"{name} --canvas WIDTHxHEIGHT --out poses.json."
         )
     _agree(frames.size, frames.fps, source, name)
     person, ignored = choose_person(frames.in_pixels(size), source.person, name, source.choose)

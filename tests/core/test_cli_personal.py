@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pose_cases import figure, sequence
 from safetensors.torch import save_file
 
 from contextanyone_core import cli
+from contextanyone_core.cli.generate_options import generate_parser
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.pose.body import Body
@@ -103,6 +105,39 @@ def test_another_base_of_the_same_size_is_a_warning(desk, wide_folder, capsys):
     words = ("--personal", "other.safetensors", "--first", "A zuv woman.", "--frames", "1", "--out", "out")
     assert run(wide_folder, *words) == 0
     assert "other.safetensors was trained on another base (SHA-256 abababababab..." in capsys.readouterr().err
+
+
+def test_a_base_with_a_clip_branch_needs_no_image_encoder_where_no_picture_is_read(desk, wide_folder, capsys):
+    """Wan2.1-Fun-Control as published, beside the encoders that a personal model is trained with."""
+    folder = desk / "fun"
+    folder.mkdir()
+    for name in ("vae", "text_encoder"):
+        shutil.copy(wide_folder / f"{name}.safetensors", folder)
+    ours = load_transformer(wide_folder / "transformer.safetensors")
+    base = ContextAnyoneTransformer(replace(ours.config, emphasize=False))
+    base.load_state_dict({name: ours.state_dict()[name] for name in base.state_dict()})
+    save_transformer(folder / "transformer.safetensors", base, dtype=torch.float32)
+    assert base.config.image_dim is not None
+    personal("mine.safetensors", folder)
+    words = ("--personal", "mine.safetensors", "--pose", "dance.json", "--pose-body", "mine.safetensors")
+    words += ("--model", "wan", "--first", "A zuv woman.")
+    for memory in ("auto", "low"):
+        assert run(folder, *words, "--memory", memory, "--out", memory) == 0
+        assert "another base" not in capsys.readouterr().err
+    assert run(folder, "--first", "A woman.", "--out", "other") == 2
+    assert "image_encoder.safetensors is missing" in capsys.readouterr().err
+
+
+def test_the_documents_commands_make_videos_of_wans_size(desk):
+    for name in ("PERSONAL", "POSES"):
+        text = (Path(__file__).parents[2] / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+        commands = [shlex.split(line) for line in blocks.splitlines() if line.startswith("contextanyone generate")]
+        assert commands
+        for words in commands:
+            Path("pose_lora.safetensors").touch()
+            options = generate_parser().parse(words[2:])
+            assert (options.size, options.frames, options.device) == ((480, 832), 81, "cuda")
 
 
 @pytest.mark.parametrize(

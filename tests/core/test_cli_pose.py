@@ -22,6 +22,7 @@ from contextanyone_core.media.video_io import read_metadata, write_clip
 from contextanyone_core.pose.body import body_of, bone_lengths
 from contextanyone_core.pose.drawing import MINIATURE, PoseStyle, draw_poses
 from contextanyone_core.pose.fitting import fit_affine
+from contextanyone_core.pose.litert import DOWNLOAD
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.reading import PoseSource, read_poses
 from contextanyone_core.pose.sequence import BODY_18
@@ -283,7 +284,7 @@ def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
     write_clip(Path("plain.mp4"), np.full((5, 64, 64, 3), 50, np.uint8), {})
     write_clip(Path("photo.mp4"), np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8), {})
     write_clip(Path("drawn.mp4"), draw_poses(dance().placed((128, 208)), MINIATURE), {})
-    assert "mediapipe==0.10.21" in refused("plain.mp4", "--out", "out.json")
+    assert DOWNLOAD in refused("plain.mp4", "--out", "out.json")
     assert "holds no pose_detection.tflite" in refused("plain.mp4", "--models", desk, "--out", "out.json")
     assert "its own size and rate" in refused("plain.mp4", "--fps", 8, "--out", "out.json")
     assert "its own size and rate" in refused("plain.mp4", "--canvas", "64x64", "--out", "out.json")
@@ -297,6 +298,15 @@ def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
         assert f"{option} is for keypoints" in refused("drawn.mp4", "--drawn", option, value, "--out", "out.mp4")
     assert "--smooth is for keypoints" in refused("drawn.mp4", "--drawn", "--smooth", "--out", "out.mp4")
     assert "has its own rate" in refused("drawn.mp4", "--drawn", "--fps", 8, "--out", "out.mp4")
+
+
+def test_without_the_extra_the_package_to_install_is_named(refused, desk, monkeypatch):
+    write_clip(Path("plain.mp4"), np.full((5, 64, 64, 3), 50, np.uint8), {})
+    for name in ("pose_detection", "pose_landmark_full"):
+        Path(f"{name}.tflite").write_bytes(b"a network")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    said = refused("plain.mp4", "--models", desk, "--out", "out.json")
+    assert "needs the package ai-edge-litert, which is not installed. Run: pip install ai-edge-litert" in said
 
 
 def test_the_documents_commands_are_accepted():

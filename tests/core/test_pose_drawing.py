@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from pose_cases import dances, figure, sequence
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.media.read_video import open_video
+from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.pose.body import BONES
 from contextanyone_core.pose.drawing import (
     FULL_SIZE,
@@ -146,6 +148,21 @@ def test_a_drawing_on_another_background_is_recoloured_as_if_drawn_there(old, ne
     apart = np.abs(moved.astype(int) - draw_poses(poses, PoseStyle(new)))
     assert apart.mean() < 0.1
     assert (apart.max(axis=-1) > 24).mean() < 2e-3  # of edges between two colours
+
+
+@pytest.mark.parametrize("style", [FULL_SIZE, MINIATURE])
+def test_a_compressed_drawing_keeps_its_colours(tmp_path, style):
+    """A video of poses on black, as people have it: inside of limbs there is no background to exchange."""
+    poses = sequence([figure(neck=(300 + 9 * step, 140)) for step in range(5)]).placed((128, 208))
+    frames, wanted = (draw_poses(poses, PoseStyle(old, half_width=style.half_width)) for old in ((0, 0, 0), GREY))
+    write_clip(tmp_path / "drawn.mp4", frames, {})
+    given = np.stack(list(open_video(tmp_path / "drawn.mp4").frames))
+    inside = np.stack([cv2.erode((frame != GREY).any(axis=-1).astype(np.uint8), np.ones((3, 3))) for frame in wanted])
+    moved = recolour(given, GREY).astype(int)
+    changed = np.abs(moved - given).max(axis=-1) > 24
+    assert inside.mean() > 5e-3
+    assert changed[inside > 0].mean() < 0.1
+    assert np.abs(moved - wanted).mean() < 1.5 * np.abs(given.astype(int) - frames).mean()
 
 
 @given(dances(max_frames=2))

@@ -17,7 +17,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.pose.blazepose import BlazePose
 from contextanyone_core.pose.body import body_of
 from contextanyone_core.pose.estimation import PersonSegmenter, PoseEstimator, estimated
-from contextanyone_core.pose.litert import crop, model_bytes
+from contextanyone_core.pose.litert import DOWNLOAD, crop, model_bytes
 from contextanyone_core.pose.selfie import SelfieSegmenter
 from contextanyone_core.pose.sequence import BODY_18, SEEN
 
@@ -132,7 +132,8 @@ def test_models_that_are_not_there_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=message) as refused:
             model_bytes(place, "a.tflite")
-        assert "mediapipe==0.10.21" in str(refused.value)
+        assert DOWNLOAD in str(refused.value)
+    assert DOWNLOAD in (Path(__file__).parents[2] / "docs" / "POSES.md").read_text(encoding="utf-8").splitlines()
     (tmp_path / "junk.whl").write_bytes(b"junk")
     with pytest.raises(InputError, match="no wheel"):
         model_bytes(tmp_path / "junk.whl", "a.tflite")

@@ -308,7 +308,7 @@ def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys
         (("--pose", "dance.json", "--pose-body", "start.png"), "--pose-models PATH"),
         (("--pose", "dance.json", "--pose-body", "void.json"), "void.json is empty"),
         (("--pose", "dance.json", "--pose-body", "nan.json"), "nan.json: pose_keypoints_2d has numbers"),
-        (("--pose", "dance.json", "--pose-body", "two.json"), "a body is one person's"),
+        (("--pose", "dance.json", "--pose-body", "two.json"), "one person's: contextanyone pose FILE --person 1"),
         (("--pose", "dance.json", "--pose-body", "nobody.json"), "nobody.json shows nobody"),
         (("--pose", "dance.json", "--pose-strength", "nan"), "from 0 to 100"),
         (("--pose", "dance.json", "--pose-start", "0.6", "--pose-end", "0.5"), "lower share first"),

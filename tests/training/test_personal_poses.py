@@ -102,5 +102,18 @@ def test_frames_without_a_drawn_person_show_nobody(tmp_path):
     frames[6] = np.random.default_rng(0).integers(0, 256, frames[6].shape, np.uint8)
     found = poses_of_shot(pictures(tmp_path / "some", frames), None, None, drawn=True)
     assert (found.body[..., 2] > 0).any(axis=1).tolist() == [True] * 3 + [False] + [True] * 2 + [False] + [True] * 2
-    with pytest.raises(InputError, match=r"shows nobody .* knows the drawn people of its own world alone"):
+    with pytest.raises(InputError, match=r"shows nobody .* knows drawn people of its own world, one alone"):
         poses_of_shot(pictures(tmp_path / "none", np.full((9, 128, 128, 3), 90, np.uint8)), None, None, drawn=True)
+
+
+@pytest.mark.parametrize(("one", "other", "aside"), [(4, 40, 35), (5, 41, 35), (6, 42, 45)])
+def test_several_drawn_people_are_refused(tmp_path, one, other, aside):
+    """The pose reader, which knows one person, finds some joints of each."""
+    first, second = (posed_sample(TEST_SEED_START + seed, 9, (128, 128), free=True) for seed in (one, other))
+    beside, frames = np.roll(second.masks, aside, axis=2) > 127, first.video.copy()
+    beside[:, :, :aside] = False
+    frames[beside] = np.roll(second.video, aside, axis=2)[beside]
+    with pytest.raises(InputError, match="shows several people, or none of the miniature's world"):
+        poses_of_shot(pictures(tmp_path / "two", frames), None, None, drawn=True)
+    alone = poses_of_shot(pictures(tmp_path / "one", first.video), None, None, drawn=True)
+    assert (alone.body[..., 2] > 0).any(axis=1).all()

@@ -20,6 +20,7 @@ from contextanyone_core.encoders import on_demand
 from contextanyone_core.encoders.text import read_tokenizer
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip
+from contextanyone_core.pose.litert import DOWNLOAD
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes, read_pose_file
 from contextanyone_core.weights.personal_file import read_personal_file
@@ -151,6 +152,19 @@ def test_a_stopped_training_goes_on_bit_for_bit(given, tmp_path):
     assert halves.read_bytes() == straight.read_bytes() != first
 
 
+def test_consent_may_be_added_later_and_another_preset_wants_another_file(given, tmp_path, capsys):
+    out = tmp_path / "me.safetensors"
+    assert run(given, out) == 0
+    trained = load_file(out)
+    assert run(given, out, **{"--consent": "hers"}) == 0
+    assert read_personal_file(out).consent == "hers"
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in load_file(out).items())
+    assert run(given, out, **{"--consent": "hers", "--preset": "strong"}) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "part.personal.preset" in said
+    assert "with personalize.py another --out" in said
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(given, tmp_path, caplog):
     caplog.set_level("INFO")
     out = tmp_path / "me.safetensors"
@@ -251,8 +265,8 @@ WRONG = {
     "a picture": ({"--clip": picture}, "is a single picture"),
     "too short": ({"--clip": short}, "5 frames at 16 a second in its longest shot; at least 9"),
     "nobody": ({"--pose": nobody}, "shows nobody"),
-    "several people": ({"--pose": two_people}, "shows 2 people"),
-    "no poses": ({"--pose": None}, "give --pose FILE with keypoints, or --models PATH"),
+    "several people": ({"--pose": two_people}, "person out: contextanyone pose FILE --person 1 --out one.json"),
+    "no poses": ({"--pose": None}, f"--models PATH for the estimator, MediaPipe's wheel ({DOWNLOAD})"),
     "a small clip": ({"--clip": small}, "has 22 x 16 pixels, which would be enlarged 2.2 times; 2 times is the most"),
     "a long caption": ({"--caption": f"A zuv woman {'dances ' * 90}."}, "shorten it"),
     "a mask of another size": ({"--mask": masks(64, 20, 255)}, "has 64 x 32 pixels, the clip 48 x 32"),
@@ -264,8 +278,10 @@ WRONG = {
     "a caption of nobody": ({"--caption": "A woman at the beach."}, "does not name the person as 'zuv woman'"),
     "another base": ({"--base": other_base}, "a base of another size"),
     "no base": ({"--base": None}, "needs --base FILE"),
-    "a lost base": ({"--base": lambda f, g: f / "none.safetensors"}, "there is no such file"),
+    "a lost base": ({"--base": lambda f, g: f / "none.pth"}, "none.pth is not there; give the one file"),
+    "a folder as base": ({"--base": lambda f, g: g}, "is a folder; give the one file with the base's weights"),
     "no encoders": ({"--encoders": empty_encoders}, "holds no vae.safetensors"),
+    "no licence": ({"--license": ""}, "--license is empty"),
     "no folder": ({"--out": lambda f, g: f / "none" / "me.safetensors"}, "there is no folder"),
     "another ending": ({"--out": lambda f, g: f / "me.pt"}, "give the name of a .safetensors file"),
 }

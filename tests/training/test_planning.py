@@ -321,7 +321,9 @@ def test_fsdp_gathers_every_block_twice_and_the_rest_once(bf16):
 def test_cards_are_found_by_the_devices_name():
     assert card_of("NVIDIA H100 80GB HBM3") == CARDS["H100"]
     assert card_of("NVIDIA A100-SXM4-80GB") == CARDS["A100"]
-    assert card_of("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    assert card_of("NVIDIA GeForce RTX 3060") == CARDS["3060"]
+    for other in ("4090 Laptop GPU", "4090 D", "4070 Ti", "4070 SUPER"):
+        assert card_of(f"NVIDIA GeForce RTX {other}") is None
 
 
 def plannable() -> list[Path]:

@@ -132,6 +132,8 @@ def _checked(request: Request, preset: Preset) -> tuple[TrainConfig, ContextAnyo
         raise InputError(f"--out is {request.out}; give the name of a .safetensors file, such as me.safetensors.")
     if not request.clip.exists():
         raise InputError(f"--clip {request.clip}: there is no such file.")
+    if not request.license.strip():
+        raise InputError("--license is empty; say what allows the file's use, or leave it out for 'unknown'.")
     base, encoders = _networks(request, preset)
     tokenizer, width = read_tokenizer(encoders / "text_encoder.safetensors")
     check_class(request.class_name)
@@ -159,7 +161,8 @@ def _networks(request: Request, preset: Preset) -> tuple[Path, Path]:
             "FOLDER with its vae.safetensors and text_encoder.safetensors."
         )
     if not base.is_file():
-        raise InputError(f"--base {base}: there is no such file.")
+        what = "is a folder" if base.is_dir() else "is not there"
+        raise InputError(f"--base {base} {what}; give the one file with the base's weights.")
     for name in ("vae", "text_encoder"):
         if not (encoders / f"{name}.safetensors").is_file():
             raise InputError(f"--encoders {encoders} holds no {name}.safetensors.")

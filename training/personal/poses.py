@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.pose.estimation import estimated
+from contextanyone_core.pose.litert import DOWNLOAD
 from contextanyone_core.pose.reading import PoseSource, read_poses
 from contextanyone_core.pose.resample import at_places
 from contextanyone_core.pose.sequence import SEEN, PoseSequence
@@ -25,6 +26,9 @@ _LOG = logging.getLogger(__name__)
 _SURE = 0.8
 """How sure the pose reader is at least of a frame with somebody: 0.99 on the world's renderings, without a person in
 them, on noise and on photographs 0.35 to 0.7."""
+_ALONE = 0.94
+"""The same of the median frame with somebody: 0.97 and more of one of the world's people alone, 0.8 to 0.91 of two, of
+whom it then finds some joints each."""
 _FRAMES_OFF = 2.0  # of the lower rate, by which given poses may be shorter or longer than the clip
 ENOUGH = 6
 """Joints that a frame must show to be trained on as a picture."""
@@ -52,18 +56,18 @@ def poses_of_shot(shot: Shot, given: Path | None, models: Path | None, *, drawn:
         poses = replace(estimated(shot.frames(), shot.fps, BlazePose(models)), fps=shot.fps)
     else:
         raise InputError(
-            "poses are needed: give --pose FILE with keypoints, or --models PATH for the estimator: the wheel of "
-            "pip download --no-deps mediapipe==0.10.21."
+            "poses are needed: give --pose FILE with keypoints, or --models PATH for the estimator, MediaPipe's wheel "
+            f"({DOWNLOAD})."
         )
     if not (poses.body[..., 2] > SEEN).any():
-        drawn_only = "--preset miniature knows the drawn people of its own world alone: take another preset for others"
+        drawn_only = "--preset miniature knows drawn people of its own world, one alone: take another preset for others"
         advice = drawn_only if drawn else "film one person, head to feet, in even light"
         raise InputError(f"{shot.path} shows nobody whom the estimator finds in any of its frames; {advice}.")
     return poses
 
 
 def _given(shot: Shot, path: Path) -> PoseSequence:
-    choose = "crop the clip to one person, or take the others out of the file"
+    choose = "crop the clip to one, or take the person out: contextanyone pose FILE --person 1 --out one.json"
     read = read_poses(path, PoseSource(picture=(shot.height, shot.width), choose=choose))
     poses = _on_the_clip(read, shot, path)
     if poses.num_frames != shot.total:
@@ -109,8 +113,13 @@ def _read_off(shot: Shot) -> PoseSequence:
     frames = torch.from_numpy(np.stack(list(shot.frames())))[None]
     joints, sure = find_joints(load_pose_reader(MINIATURE / "pose_reader.safetensors"), frames)
     poses = world_poses(joints[0].numpy(), (shot.height, shot.width))
-    seen = poses.body * (sure[0] >= _SURE).numpy()[:, None, None]
-    return replace(poses, body=seen, fps=shot.fps)
+    shown = (sure[0] >= _SURE).numpy()
+    if shown.any() and np.median(sure[0].numpy()[shown]) < _ALONE:
+        raise InputError(
+            f"{shot.path} shows several people, or none of the miniature's world: the pose reader is not sure of one; "
+            "crop it to one, or give --pose of one."
+        )
+    return replace(poses, body=poses.body * shown[:, None, None], fps=shot.fps)
 
 
 def seen_enough(poses: PoseSequence) -> NDArray[np.bool_]:

@@ -31,10 +31,14 @@ CARDS: dict[str, Card] = {
     "5090": Card(209.5, 104.8, 32),
     "4090": Card(165.2, 82.6, 24),
     "3090": Card(71, 35.6, 24),
+    "4070": Card(58.3, 29.1, 12),
+    "3060": Card(25.5, 12.7, 12),
 }
+_OTHER_CARDS = {"Laptop", "Ti", "SUPER", "D"}
+"""Words after a card's number that make it another card, of another rate or memory."""
 
 
 def card_of(device_name: str) -> Card | None:
     """The card in a name such as `NVIDIA H100 80GB HBM3`; None for one that is not listed."""
     words = device_name.replace("-", " ").split()
-    return next((card for name, card in CARDS.items() if name in words and "Laptop" not in words), None)
+    return next((card for name, card in CARDS.items() if name in words and not _OTHER_CARDS & {*words}), None)
