@@ -56,7 +56,7 @@ def measure_knob(studio: Studio, knob: str, base: GenerationSettings, seeds: Seq
 
 
 def write_knobs(found: Mapping[str, list[Row]], record: Mapping[str, Any], out: Path) -> str:
-    """Write KNOB.json, KNOB.md and KNOB.png of each knob, each whole or not at all; returns the tables."""
+    """Write numbers, table and plot of each knob under its name, each whole or not at all; returns the tables."""
     texts = []
     for knob, rows in found.items():
         texts.append("\n".join([_table(knob, rows), describe(record), ""]))
