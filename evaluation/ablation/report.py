@@ -13,7 +13,7 @@ import numpy as np
 
 from contextanyone_core.atomic_file import whole_file, write_text
 from evaluation.ablation.plan import AblationPlan, Claim
-from evaluation.ablation.statistics import MEASURES, Runs, difference, judge, summary, values
+from evaluation.ablation.statistics import MEASURES, Runs, judge, of_both, summary, values
 from training.evaluation.accuracy import chance
 from training.world import ATTRIBUTES
 
@@ -52,10 +52,10 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
             cells[name] |= _numbers(measured[name])
             runs = [{key: value for key, value in result.items() if key not in _KEPT_APART} for result in results[name]]
             cells[name]["runs"] = runs
-            compared = None if name == first else difference(measured[name], measured.get(first, {}), "attributes")
+            compared = None if name == first else of_both(measured[name], measured.get(first, {}), "attributes")
             if compared is not None:
-                seeds, differences = compared
-                cells[name]["less_first"] = {**summary(differences), "compared": list(seeds)}
+                seeds, *both = compared
+                cells[name]["less_first"] = {**summary(*both), "compared": list(seeds)}
         if missing := _unfinished(name, plan, results):
             cells[name]["missing"] = missing
     claims = []

@@ -31,24 +31,28 @@ def values(results: Iterable[Mapping[str, Any]], measure: str) -> Values:
     return scale * np.asarray([result[name] for result in results], np.float64)
 
 
-def summary(cell: Values) -> dict[str, Any]:
-    """Mean, 95 % confidence interval, and the mean of each seed.
+def summary(cell: Values, less: Values | None = None) -> dict[str, Any]:
+    """Mean, 95 % confidence interval, and the mean of each seed; of cell - less, if that is given.
 
     The interval of one seed is a bootstrap over the characters, and knows nothing of other training runs. That of
     several is a t interval: a bootstrap of three seeds would be too narrow where they differ.
+
+    Args:
+        less: another cell's values of the same seeds and characters.
     """
-    mean = float(cell.mean())
-    if len(cell) == 1:
-        low, high = np.percentile(_resampled(cell[0]), [2.5, 97.5])
+    shown = cell if less is None else cell - less
+    mean = float(shown.mean())
+    if len(shown) == 1:
+        low, high = np.percentile(_resampled(shown[0]), [2.5, 97.5])
     else:
-        error, freedom = _standard_error(cell)
+        error, freedom = _standard_error(cell, less)
         reach = float(student.ppf(0.975, freedom)) * error
         low, high = mean - reach, mean + reach
-    return {"mean": mean, "ci95": [float(low), float(high)], "seeds": cell.mean(1).tolist()}
+    return {"mean": mean, "ci95": [float(low), float(high)], "seeds": shown.mean(1).tolist()}
 
 
-def difference(one: Runs, other: Runs, measure: str) -> tuple[tuple[int, ...], Values] | None:
-    """The seeds that both cells have, and one - other, of each seed and character; None where they share no seed.
+def of_both(one: Runs, other: Runs, measure: str) -> tuple[tuple[int, ...], Values, Values] | None:
+    """The seeds that both cells have, and each cell's values of them; None where they share no seed.
 
     Runs of one seed see the same pairs in the same order, and are measured from the same noise.
     """
@@ -56,14 +60,15 @@ def difference(one: Runs, other: Runs, measure: str) -> tuple[tuple[int, ...], V
     if not seeds:
         return None
     first, second = (values([cell[seed] for seed in seeds], measure) for cell in (one, other))
-    return seeds, first - second
+    return seeds, first, second
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Result of testing a claim: the difference better - worse over the seeds of both, its interval, and p.
 
-    p is the larger of the interval's and a t test's of the two cells' means by seed; of one seed it is 1.
+    p is the larger of the interval's and a t test's of the two cells' means by seed, for the former is too small where
+    seeds differ most and p matters most, in the tails; of one seed it is 1.
     """
 
     difference: float
@@ -94,48 +99,47 @@ def judge(claims: Sequence[Claim], cells: Mapping[str, Runs]) -> list[Verdict | 
 
 
 def _compare(claim: Claim, cells: Mapping[str, Runs]) -> Verdict | None:
-    better, worse = (cells.get(name, {}) for name in (claim.better, claim.worse))
-    found = difference(better, worse, claim.measure)
+    found = of_both(cells.get(claim.better, {}), cells.get(claim.worse, {}), claim.measure)
     if found is None:
         return None
-    seeds, differences = found
-    whole, p = summary(differences), 1.0
-    if len(seeds) > 1:
-        means = [values([cell[seed] for seed in seeds], claim.measure).mean(1) for cell in (better, worse)]
-        p = max(_p(differences), unpaired_p(*means))
+    seeds, better, worse = found
+    whole = summary(better, worse)
+    p = _p(better, worse) if len(seeds) > 1 else 1.0
     return Verdict(whole["mean"], (whole["ci95"][0], whole["ci95"][1]), seeds, p, "")
 
 
-def _p(differences: Values) -> float:
-    """Two-sided p of the mean of several seeds, by the t of its interval."""
-    error, freedom = _standard_error(differences)
-    mean = abs(float(differences.mean()))
+def _p(better: Values, worse: Values) -> float:
+    """Two-sided p of the difference of several seeds."""
+    error, freedom = _standard_error(better, worse)
+    mean = abs(float(better.mean() - worse.mean()))
     if error == 0:
         return 0.0 if mean else 1.0
-    return float(2 * student.sf(mean / error, freedom))
+    return max(float(2 * student.sf(mean / error, freedom)), unpaired_p(better.mean(1), worse.mean(1)))
 
 
-def _standard_error(cell: Values) -> tuple[float, float]:
+def _standard_error(cell: Values, less: Values | None) -> tuple[float, float]:
     """Standard error of the mean over seeds crossed with characters, both random, and its degrees of freedom.
 
     The variance is (MS of the seeds + MS of the characters - MS of the rest) / N, not below that of either alone; the
-    degrees of freedom are Satterthwaite's.
+    degrees of freedom are Satterthwaite's. The characters of two cells are paired; their runs count as independent, so
+    that three seeds of both have four degrees of freedom and not two.
     """
-    count, characters = cell.shape
-    of_seed, of_character, mean = cell.mean(1), cell.mean(0), cell.mean()
-    rest = cell - of_seed[:, None] - of_character + mean
+    shown = cell if less is None else cell - less
+    runs = [part.mean(1) for part in (cell, less) if part is not None]
+    count, characters = shown.shape
+    rest = shown - shown.mean(1)[:, None] - shown.mean(0) + shown.mean()
     squares = np.asarray(
         [
-            characters * of_seed.var(ddof=1),
-            count * of_character.var(ddof=1),
+            characters * sum(float(means.var(ddof=1)) for means in runs),
+            count * shown.mean(0).var(ddof=1),
             (rest**2).sum() / ((count - 1) * (characters - 1)),
         ]
     )
-    freedoms = np.asarray([count - 1, characters - 1, (count - 1) * (characters - 1)])
+    freedoms = np.asarray([len(runs) * (count - 1), characters - 1, (count - 1) * (characters - 1)])
     variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     if variance == 0:
-        return 0.0, float(count - 1)
-    return float(np.sqrt(variance / cell.size)), float(variance**2 / (squares**2 / freedoms).sum())
+        return 0.0, float(freedoms[0])
+    return float(np.sqrt(variance / shown.size)), float(variance**2 / (squares**2 / freedoms).sum())
 
 
 def _resampled(characters: Values) -> NDArray[np.float64]:
