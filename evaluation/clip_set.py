@@ -9,7 +9,7 @@
 | reference | the reference picture, relative to the set's own folder |
 | first, later | the two prompts; `first` may be left out |
 | seed | of the noise; whole number |
-| file | the clip's name in the folder of each system: a video file, or a folder of pictures |
+| file | the clip's name in the folder of each system: a video file, or a folder of pictures; unique |
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def read_set(path: Path) -> list[Item]:
     items = [_item(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not items:
         raise InputError(f"--set {path} has no line; each is a JSON object with {', '.join(_NEEDED)}.")
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            raise InputError(f"--set {path}: the id {item.id} occurs twice.")
-        seen.add(item.id)
+    for column in ("id", "file"):
+        seen: set[str] = set()
+        for item in items:
+            value = getattr(item, column)
+            if value in seen:
+                raise InputError(f"--set {path}: the {column} {value} occurs twice; each line is a clip of its own.")
+            seen.add(value)
     return items
 
 

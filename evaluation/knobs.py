@@ -2,8 +2,9 @@
 
     python evaluation/knobs.py --out DIR --count 32
 
-DIR gets knobs.json, knobs.md, gap.png, emphasis.png and guidance.png, of the shipped weights on test characters of the
-world. Every measured batch of clips is cached in --work: the same command resumes, and computes nothing twice.
+DIR gets the numbers, the table and the plot of each knob (gap.json, gap.md and gap.png, and so on), of the shipped
+weights on test characters of the world. Every measured batch of clips is cached in --work: the same command resumes,
+and computes nothing twice.
 """
 
 from __future__ import annotations

@@ -9,9 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from contextanyone_core.atomic_file import whole_file, write_text
 from evaluation.ablation.plan import AblationPlan, Claim
-from evaluation.ablation.statistics import MEASURES, judge, summary, values
+from evaluation.ablation.statistics import MEASURES, Runs, judge, of_both, summary, values
+from training.evaluation.accuracy import chance
+from training.world import ATTRIBUTES
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Results of every cell, one per finished seed."""
@@ -25,21 +29,33 @@ _INTERVALS = (
     "Motion: over the rendering's. In brackets: 95 % intervals over the characters, and over the seeds where a cell "
     "has several. What one seed shows, and a difference from it, says nothing of other training runs."
 )
+_DIFFERENCES = (
+    "Attributes kept, and each of them, in percent of frames. Less `{first}`: over the seeds and characters that both "
+    "have; where its interval holds 0 no difference is shown."
+)
 
 
 def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
     """The content of ablations.json: `cells.<cell>.{attributes,drift,copy,motion}.{mean,ci95,seeds}` and `claims`.
 
     `cells.<cell>.missing` has the seeds of the plan that are not finished; a cell without any has no numbers.
+    `less_first` is its difference in attributes from the plan's first cell, over the seeds that both have (`compared`).
     """
-    measured = {name: [result["measured"] for result in found] for name, found in results.items() if found}
+    measured: dict[str, Runs] = {
+        name: {result["seed"]: result["measured"] for result in found} for name, found in results.items() if found
+    }
+    first = next(iter(plan.cells))
     cells: dict[str, Any] = {}
     for name, cell in plan.cells.items():
         cells[name] = {"title": cell.title}
         if name in measured:
-            cells[name] |= {measure: summary(values(measured[name], measure)) for measure in MEASURES}
+            cells[name] |= _numbers(measured[name])
             runs = [{key: value for key, value in result.items() if key not in _KEPT_APART} for result in results[name]]
             cells[name]["runs"] = runs
+            compared = None if name == first else of_both(measured[name], measured.get(first, {}), "attributes")
+            if compared is not None:
+                seeds, *both = compared
+                cells[name]["less_first"] = {**summary(*both), "compared": list(seeds)}
         if missing := _unfinished(name, plan, results):
             cells[name]["missing"] = missing
     claims = []
@@ -50,6 +66,17 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
             row["settled_by"] = _settled_by(claim, plan, results)
         claims.append(row)
     return {"note": plan.note, "measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
+
+
+def _numbers(runs: Runs) -> dict[str, Any]:
+    """The measures of a cell, and the means over its seeds of each attribute and of what the prompt asks for."""
+    found = list(runs.values())
+    by_attribute = 100 * np.mean([run["by_attribute"] for run in found], axis=0)
+    return {
+        **{measure: summary(values(found, measure)) for measure in MEASURES},
+        "by_attribute": dict(zip(ATTRIBUTES, by_attribute.tolist(), strict=True)),
+        "scene": {name: 100 * float(np.mean([run["scene"][name] for run in found])) for name in found[0]["scene"]},
+    }
 
 
 def _settled_by(claim: Claim, plan: AblationPlan, results: Results) -> str:
@@ -101,37 +128,75 @@ def table(found: Mapping[str, Any]) -> str:
             digits = 2 if measure == "motion" else 1
             parts.append(f"{cell[measure]['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
         lines.append(f"| {name}: {cell['title']} | {' | '.join(parts)} | {_seeds(cell)} |")
-    lines += ["", _INTERVALS.format(**found["measuring"]), "", "| claim | difference | verdict |", "|---|---|---|"]
+    lines += ["", _INTERVALS.format(**found["measuring"]), "", *_by_attribute(found["cells"]), ""]
+    lines += ["| claim | difference | seeds | verdict |", "|---|---|---|---|"]
     for claim in found["claims"]:
-        difference = "not run"
-        if "difference" in claim:
-            low, high = claim["ci95"]
-            difference = f"{claim['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        compared = _difference(claim["difference"], claim["ci95"]) if "difference" in claim else "not run"
+        seeds = ", ".join(map(str, claim.get("seeds", ())))
         settle = f"; to settle: {claim['settled_by']}" if "settled_by" in claim else ""
-        lines.append(f"| {claim['text']} | {difference} | {claim['verdict']}{settle} |")
+        lines.append(f"| {claim['text']} | {compared} | {seeds} | {claim['verdict']}{settle} |")
     return "\n".join([*lines, ""])
 
 
+def _by_attribute(cells: Mapping[str, Any]) -> list[str]:
+    """A table of each attribute, of the difference from the first cell, and of what the training took."""
+    first = next(iter(cells))
+    names = " | ".join(name.replace("_", " ") for name in ATTRIBUTES)
+    lines = [
+        f"| cell | all | less `{first}` | {names} | FLOPs | minutes |",
+        "|---" * (len(ATTRIBUTES) + 5) + "|",
+    ]
+    for name, cell in cells.items():
+        if "attributes" not in cell:
+            continue
+        low, high = cell["attributes"]["ci95"]
+        less = cell.get("less_first")
+        numbers = [f"{cell['by_attribute'][attribute]:.0f}" for attribute in ATTRIBUTES]
+        flops, seconds = ([run.get(key) for run in cell["runs"]] for key in ("flops", "seconds"))
+        parts = [
+            f"`{name}`",
+            f"{cell['attributes']['mean']:.1f} ({low:.1f} to {high:.1f})",
+            "" if less is None else _difference(less["mean"], less["ci95"]),
+            *numbers,
+            "" if None in flops else f"{np.mean(flops):.1e}".replace("e+", "e"),
+            "" if None in seconds else f"{np.mean(seconds) / 60:.0f}",
+        ]
+        lines.append(f"| {' | '.join(parts)} |")
+    guessed = chance()
+    numbers = [f"{100 * guessed['per_attribute'][attribute]:.0f}" for attribute in ATTRIBUTES]
+    lines.append(f"| chance | {100 * guessed['mean']:.0f} | | {' | '.join(numbers)} | | |")
+    return [*lines, "", _DIFFERENCES.format(first=first)]
+
+
+def _difference(mean: float, interval: Sequence[float]) -> str:
+    return f"{mean:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})"
+
+
 def _seeds(cell: Mapping[str, Any]) -> str:
-    """How many seeds a cell's numbers are of, and of how many of the plan."""
+    """How many seeds a cell's numbers are of, of how many of the plan, and what each of several keeps."""
     done, missing = len(cell.get("runs", ())), len(cell.get("missing", ()))
-    return f"{done} of {done + missing}" if missing else str(done)
+    count = f"{done} of {done + missing}" if missing else str(done)
+    return f"{count}: {', '.join(f'{mean:.1f}' for mean in cell['attributes']['seeds'])}" if done > 1 else count
 
 
 def plot(found: Mapping[str, Any]) -> bytes:
-    """A PNG with the attributes kept by every measured cell and their intervals; dots are single seeds."""
+    """A PNG with the attributes kept by every measured cell and their intervals; dots are single seeds.
+
+    The interval of one seed is thin: it is over the characters alone.
+    """
     from matplotlib.figure import Figure
 
     rows = [(name, cell["attributes"]) for name, cell in found["cells"].items() if "attributes" in cell]
     figure = Figure(figsize=(8, 0.4 * max(len(rows), 2) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     for place, (_, numbers) in enumerate(rows):
-        axes.plot(numbers["ci95"], [place, place], color="#1f63b5", linewidth=2)
+        width = 2.5 if len(numbers["seeds"]) > 1 else 1
+        axes.plot(numbers["ci95"], [place, place], color="#1f63b5", linewidth=width)
         axes.plot(numbers["seeds"], [place] * len(numbers["seeds"]), "o", color="#d9661f", markersize=4)
         axes.plot(numbers["mean"], place, "|", color="#1f63b5", markersize=12)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    axes.set_xlabel("attributes kept, percent of frames (line: 95 % interval, dots: seeds)")
+    axes.set_xlabel("attributes kept, percent of frames (line: 95 % interval, thin: of one seed; dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=120)

@@ -56,14 +56,15 @@ def measure_knob(studio: Studio, knob: str, base: GenerationSettings, seeds: Seq
 
 
 def write_knobs(found: Mapping[str, list[Row]], record: Mapping[str, Any], out: Path) -> str:
-    """Write knobs.json, knobs.md and a plot for each knob, each whole or not at all; returns the tables."""
-    text = "\n".join([*(_table(knob, rows) for knob, rows in found.items()), describe(record), ""])
-    write_text(out / "knobs.json", json.dumps({"record": record, "knobs": found}, indent=1, allow_nan=False) + "\n")
-    write_text(out / "knobs.md", text)
+    """Write numbers, table and plot of each knob under its name, each whole or not at all; returns the tables."""
+    texts = []
     for knob, rows in found.items():
+        texts.append("\n".join([_table(knob, rows), describe(record), ""]))
+        write_text(out / f"{knob}.json", json.dumps({"record": record, "rows": rows}, indent=1, allow_nan=False) + "\n")
+        write_text(out / f"{knob}.md", texts[-1])
         with whole_file(out / f"{knob}.png") as path:
             path.write_bytes(grid_plot(rows) if knob == "guidance" else line_plot(knob, rows))
-    return text
+    return "\n".join(texts)
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -1,9 +1,8 @@
-"""Ablations: plans, variants, statistics, and a small one from nothing to its report."""
+"""Ablations: plans, variants, and a small one from nothing to its report."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,13 +11,12 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
 from evaluation import ablate
-from evaluation.ablation import runner, statistics
+from evaluation.ablation import runner
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import measure
 from evaluation.ablation.part import Settings
-from evaluation.ablation.plan import AblationPlan, Claim, job_hash, load_plan
+from evaluation.ablation.plan import AblationPlan, job_hash, load_plan
 from evaluation.ablation.report import describe, table
-from evaluation.ablation.statistics import judge, summary
 from evaluation.ablation.variants import as_variant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,89 +182,6 @@ def test_a_result_of_another_probe_is_computed_again(tmp_path, monkeypatch, capl
     (tmp_path / committed.name).write_text(json.dumps(kept))
     assert files._result(job) is None
     assert f"{committed.name} was computed with another probe.safetensors" in caplog.text
-
-
-def result(mean: float, seed: int, count: int = 60) -> dict[str, object]:
-    rng = np.random.default_rng(seed)
-    right = np.clip(rng.normal(mean, 0.05, count), 0, 1).tolist()
-    return {"attributes": right, "first": right, "last": right, "copied": right, "motion": right}
-
-
-def claim(better: str, worse: str) -> Claim:
-    return Claim(text=f"{better} > {worse}", better=better, worse=worse)
-
-
-def test_a_planted_difference_is_confirmed_a_reversed_one_refuted_a_tie_left_open():
-    cells = {
-        "high": [result(0.8, seed) for seed in range(3)],
-        "low": [result(0.5, seed) for seed in range(3)],
-        "same": [result(0.8, 10 + seed) for seed in range(3)],
-        "once": [result(0.3, 1)],
-    }
-    claims = [claim("high", "low"), claim("low", "high"), claim("high", "same"), claim("high", "once")]
-    assert [found.verdict for found in judge(claims, cells) if found] == ["confirmed", "refuted", "open", "open"]
-    assert judge([claim("high", "absent")], {**cells, "absent": []}) == [None]
-
-
-def test_what_would_settle_a_claim_follows_from_what_is_there():
-    plan = load_plan(PLAN)
-    place = {claim.text: index for index, claim in enumerate(plan.claims)}
-    emphasis = place["Emphasize-Attention keeps more of the character"]
-    phantom = place["The two streams keep more than Phantom's way"]
-
-    def settled_by(index: int, full: int, other: int) -> str:
-        found = {
-            "full": [{"seed": seed, "measured": result(0.5, seed)} for seed in range(full)],
-            "no_emphasis": [{"seed": seed, "measured": result(0.5, 10 + seed)} for seed in range(other)],
-        }
-        return describe(plan, found)["claims"][index]["settled_by"]
-
-    assert settled_by(emphasis, 0, 0) == "full with seeds 0, 1, 2; no_emphasis with seeds 0, 1, 2"
-    assert settled_by(emphasis, 3, 2) == "no_emphasis with seed 2"
-    assert settled_by(emphasis, 3, 3) == "more seeds than the plan's: the spread between them is too large for 3"
-    assert settled_by(phantom, 3, 0) == "phantom with seed 0; more seeds of phantom than the plan's one"
-
-
-def test_a_report_of_one_seed_says_so_and_which_seeds_are_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(statistics, "_RESAMPLES", 100)
-    plan, means = load_plan(COMPARISON), {"ours": 0.5, "phantom": 0.45, "vace": 0.6}
-    every = {
-        name: [{"seed": seed, "measured": result(mean, 10 * place + seed, 200)} for seed in range(3)]
-        for place, (name, mean) in enumerate(means.items())
-    }
-    first = {name: runs[:1] for name, runs in every.items()}
-    text = table(describe(plan, first))
-    assert text.count("| 1 of 3 |") == 3
-    assert "200 test characters" in text
-    assert "three seeds" not in text
-    assert "says nothing of other training runs" in text
-    assert describe(plan, first)["cells"]["vace"]["missing"] == [1, 2]
-    assert "missing" not in describe(plan, every)["cells"]["vace"]
-    assert table(describe(plan, {})).count("| not run | | | | 0 of 3 |") == 3
-    for found, code in (({}, 3), (first, 3), ({**every, "vace": every["vace"][:2]}, 3), (every, 0)):
-        monkeypatch.setattr(runner.Runner, "results", lambda self, found=found: found)
-        assert ablate.main([str(COMPARISON), "--out", str(tmp_path), "--report-only"]) == code
-    assert table(describe(plan, every)) == capsys.readouterr().out[-len(table(describe(plan, every))) :]
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_seeds_that_differ_much_confirm_nothing_even_if_they_do_not_overlap():
-    def cell(*means: float) -> list[dict[str, object]]:
-        return [{**result(0.5, 0), "attributes": [mean / 100] * 60} for mean in means]
-
-    apart = {"high": cell(52, 60, 68), "low": cell(44, 45, 51)}
-    found = judge([claim("high", "low")], apart)[0]
-    assert found.ci95[0] > 0
-    assert found.verdict == "open"
-    assert judge([claim("high", "low")], {"high": cell(59, 60, 61), "low": cell(44, 45, 46)})[0].verdict == "confirmed"
-
-
-def test_seeds_that_differ_widen_the_interval():
-    alike = summary(np.full((3, 40), 50.0))
-    apart = summary(np.repeat([[40.0], [50.0], [60.0]], 40, axis=1))
-    assert alike["ci95"] == [50.0, 50.0]
-    assert apart["ci95"][1] - apart["ci95"][0] > 5
-    assert apart["seeds"] == [40.0, 50.0, 60.0]
 
 
 def small_plan(tmp_path: Path) -> Path:

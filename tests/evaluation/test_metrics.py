@@ -245,8 +245,19 @@ def test_the_interval_is_over_references_not_items():
     assert clustered.mean == pytest.approx(levels.mean())
     assert (clustered.items, clustered.references) == (500, 10)
     assert clustered.high - clustered.low > 4 * (alone.high - alone.low)
-    expected = 2 * 1.96 * levels.std() / np.sqrt(10)
+    expected = 2 * 2.262 * levels.std(ddof=1) / np.sqrt(10)  # Student's t with 9 degrees of freedom
     assert clustered.high - clustered.low == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("references", [5, 10])
+def test_intervals_of_few_references_hold_the_truth_as_often_as_they_say(references):
+    """Plain percentiles of as few hold it in 84 and 90 % of the cases."""
+    rng, names = np.random.default_rng(0), {str(index): str(index) for index in range(references)}
+    held = 0
+    for _ in range(400):
+        found = summarise(dict(zip(names, rng.normal(size=references), strict=True)), names)
+        held += found.low <= 0 <= found.high
+    assert 0.915 * 400 <= held <= 0.98 * 400
 
 
 def test_a_single_reference_has_no_interval_and_tables_count_what_is_not_all():

@@ -9,13 +9,14 @@ import pytest
 from contextanyone_core.generation.pipeline import GenerationSettings
 from evaluation import knobs, robust
 from evaluation.shipped.cells import summarise_shares
-from evaluation.shipped.knobs import MEASURES, SCALES, cells, grid_plot, line_plot
+from evaluation.shipped.knobs import MEASURES, SCALES, cells, grid_plot, line_plot, write_knobs
 from evaluation.shipped.pictures import box, bust, covered, harsh
 from evaluation.shipped.robustness import BASE, _judge, _unseen_case, drawn_with, plan_of, trials
 from evaluation.shipped.unseen import UNSEEN_COLORS, with_shirt, with_topknot
 from training.world import KEYPOINTS, TEST_SEED_START, render_clip, sample
 from training.world.attributes import COLORS
 
+RESULTS = Path(__file__).resolve().parents[2] / "evaluation" / "results" / "knobs"
 SEED = TEST_SEED_START
 SMALL = GenerationSettings(num_frames=5, height=96, width=96)
 
@@ -122,6 +123,23 @@ def test_every_value_of_a_knob_is_a_cell_and_the_plots_are_small():
         assert len(plot) < 150_000
 
 
+def test_each_knob_has_files_of_its_own_as_the_documents_name_them(tmp_path):
+    """One knob measured after another, in one folder: the second leaves what the first wrote."""
+    kept = json.loads((RESULTS / "guidance.json").read_text())
+    numbers = {name: {"mean": 1.0, "low": 0.5, "high": 2.0, "n": 2} for name in MEASURES}
+    gaps = [{"value": value, **numbers} for value, _ in cells("gap", GenerationSettings())]
+    write_knobs({"guidance": kept["rows"]}, kept["record"], tmp_path)
+    assert json.loads((tmp_path / "guidance.json").read_text()) == kept
+    write_knobs({"gap": gaps}, kept["record"], tmp_path)
+    names = {f"{knob}.{ending}" for knob in ("gap", "guidance") for ending in ("json", "md", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    text = (tmp_path / "guidance.md").read_text()
+    both = next(row["attributes"] for row in kept["rows"] if row["value"] == [3.0, 3.0])
+    assert f"| 3, 3 | {both['mean']:.1f} ({both['low']:.1f} to {both['high']:.1f}) |" in text
+    said = (RESULTS.parents[2] / "docs" / "EVALUATION.md").read_text()
+    assert f"keeps {both['mean']:.1f} ({both['low']:.1f} to {both['high']:.1f})" in said
+
+
 def words(tmp_path: Path, *more: str) -> list[str]:
     settings = ["size=32", "num_frames=5", "steps=1", "batch_size=2", "dtype=float32", "vae_dtype=float32", "threads=1"]
     folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
@@ -131,8 +149,8 @@ def words(tmp_path: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 def test_the_knobs_command_computes_nothing_twice(tmp_path):
     assert knobs.main(words(tmp_path, "--only", "emphasis")) == 0
-    found = json.loads((tmp_path / "out" / "knobs.json").read_text())
-    assert [row["value"] for row in found["knobs"]["emphasis"]] == [0, 0.25, 0.5, 0.75, 1, 1.5, 2]
+    found = json.loads((tmp_path / "out" / "emphasis.json").read_text())
+    assert [row["value"] for row in found["rows"]] == [0, 0.25, 0.5, 0.75, 1, 1.5, 2]
     assert (tmp_path / "out" / "emphasis.png").read_bytes().startswith(b"\x89PNG")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*.json")}
     assert len(files) == 7

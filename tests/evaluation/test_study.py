@@ -366,6 +366,14 @@ def test_a_wrong_set_is_one_line(clips, tmp_path, line, said):
         read_set(tmp_path / "wrong.jsonl")
 
 
+@pytest.mark.parametrize(("column", "ending"), [("id", ""), ("file", ".mp4")])
+def test_two_lines_of_one_clip_are_refused(clips, tmp_path, column, ending):
+    lines = (tmp_path / "set.jsonl").read_text()
+    (tmp_path / "set.jsonl").write_text(lines.replace(f'"{column}": "1{ending}"', f'"{column}": "0{ending}"'))
+    with pytest.raises(InputError, match=f"the {column} 0{ending} occurs twice"):
+        read_set(tmp_path / "set.jsonl")
+
+
 def test_a_prompt_may_hold_any_character(clips, tmp_path):
     row = json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0]) | {
         "later": "She waves.\u2028At the\u0085sea."

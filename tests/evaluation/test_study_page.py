@@ -100,5 +100,37 @@ def test_raters_of_one_browser_keep_their_own_answers(clips, tmp_path):
         browser.close()
 
 
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
+@pytest.mark.parametrize("blocked", ["setItem", "getItem"])
+def test_a_browser_that_keeps_nothing_says_so_and_every_answer_is_of_the_trial_shown(clips, tmp_path, blocked):
+    """As in a frame of another site whose cookies are blocked."""
+    from playwright.sync_api import sync_playwright
+
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    data = tmp_path / "study" / "page" / "study-data.js"
+    data.write_text(data.read_text().replace('"min_seconds": 3.0', '"min_seconds": 0.2'))
+    throws = "() => { throw new DOMException('denied', 'SecurityError'); }"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
+        page = browser.new_context(accept_downloads=True).new_page()
+        names = {"setItem"} | {blocked}
+        page.add_init_script("".join(f"Storage.prototype.{name} = {throws};" for name in sorted(names)))
+        page.goto((tmp_path / "study" / "page" / "index.html").as_uri())
+        page.check("#consent")
+        page.click("#begin")
+        assert "do not close or reload it" in page.locator("#unsaved").inner_text()
+        shown = []
+        for _ in range(page.evaluate("trials.length")):
+            page.wait_for_selector("#choices button:not([disabled])")
+            shown.append(_trial_of(page, page.locator("#left").get_attribute("src")))
+            page.keyboard.press("3")
+        with page.expect_download() as download:
+            page.click("#save")
+        saved = json.loads(download.value.path().read_text())
+        assert [row["trial"] for row in saved["answers"]] == shown
+        browser.close()
+
+
 def _trial_of(page, left: str) -> str:
     return page.evaluate("source => window.STUDY.trials.find(t => t.first === source || t.second === source).id", left)

@@ -28,7 +28,11 @@ function loadState() {
 }
 
 function saveState() {
-  localStorage.setItem(key, JSON.stringify(state));
+  try {
+    localStorage.setItem(key, JSON.stringify(state));
+  } catch {
+    byId("unsaved").hidden = false; // blocked, as in a frame without cookies, or full: the answers are in this page alone
+  }
 }
 
 function plan(rater) {
@@ -121,8 +125,7 @@ function download() {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(result, null, 1)], { type: "application/json" }));
   link.download = `answers-${state.rater}.json`;
-  link.click();
-  URL.revokeObjectURL(link.href);
+  link.click(); // its address stays valid: some browsers read it only after this
 }
 
 byId("count").textContent = trials.length;
@@ -138,4 +141,4 @@ document.addEventListener("keydown", (event) => {
   const place = ["1", "2", "3", "4", "5"].indexOf(event.key);
   if (place >= 0) answer(2 - place);
 });
-if (localStorage.getItem(key) && state.answers.length) next();
+if (state.answers.length) next();
