@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import gc
 import io
 import multiprocessing
 import os
@@ -116,8 +117,19 @@ def batches(
     )
     if not workers:
         return _or_raise(iter(loader))
-    with _job_signals_wait():  # what is started inherits it, until it is ready
+    with _job_signals_wait(), no_garbage_in_forks():  # what is started inherits both, the first until it is ready
         return _or_raise(iter(loader))
+
+
+@contextmanager
+def no_garbage_in_forks() -> Iterator[None]:
+    """Forks made within never collect what this process has now: a video frame waits there for threads it has not."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

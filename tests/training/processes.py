@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from training.config import TrainConfig, parse_config, save_config
 from training.distributed import open_world
 from training.parts.base import Part
-from training.prefetch import _Batches
+from training.prefetch import _Batches, no_garbage_in_forks
 from training.state import Checkpoint, CheckpointStore
 from training.train import main
 from training.trainer import Trainer, build_trainer
@@ -54,8 +54,9 @@ def _fork(target: Callable[..., None], given: tuple[Any, ...], world: int, envir
     fork = multiprocessing.get_context("fork")
     ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
     processes = [fork.Process(target=target, args=(*given, place)) for place in ranks]
-    for process in processes:
-        process.start()
+    with no_garbage_in_forks():
+        for process in processes:
+            process.start()
     return processes
 
 

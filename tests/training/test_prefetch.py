@@ -1,5 +1,6 @@
 """Batches from worker processes: the order of the steps, OpenCV in forks, signals; and what the terminal shows."""
 
+import gc
 import io
 import json
 import logging
@@ -48,6 +49,33 @@ def test_workers_give_the_steps_in_order(workers: int) -> None:
         assert torch.equal(left["picture"], right["picture"])
         assert torch.equal(left["noise"], right["noise"])
     assert not torch.equal(here[0]["noise"], here[1]["noise"])
+
+
+class Collector(linear_part.LinearPart):
+    def batch(self, step: int) -> Any:
+        return gc.collect()
+
+
+class Freed:
+    """Garbage in a cycle, which says in which process it is freed."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.cycle = place, self
+
+    def __del__(self) -> None:
+        self.place.write_text(str(os.getpid()))
+
+
+def test_a_forked_worker_frees_nothing_of_this_process(tmp_path: Path) -> None:
+    """PyAV's frames in cycles would wait there for the threads of their scaler, which a fork has not: for ever."""
+    part = Collector(linear_part.Settings(), linear_part.PartContext(0, torch.device("cpu")))
+    gc.disable()
+    try:
+        Freed(tmp_path / "freed")
+        list(batches(part, 7, range(2), workers=1, pin_memory=False))
+    finally:
+        gc.enable()
+    assert (tmp_path / "freed").read_text() == str(os.getpid())
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])

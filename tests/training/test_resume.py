@@ -27,6 +27,7 @@ from training.loop import train
 from training.optim import make_optimizer, optimizer_tensors, restore_optimizer
 from training.parts import PARTS, PartEntry
 from training.parts.base import Metrics, PartContext
+from training.prefetch import no_garbage_in_forks
 from training.state import Checkpoint, CheckpointStore, Progress, only_trainer
 from training.train import main
 
@@ -131,7 +132,8 @@ class Started:
         self._errors = folder / "errors"
         words = ["--config", str(folder / "start.yaml")]
         self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(words,))
-        self._process.start()
+        with no_garbage_in_forks():
+            self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 

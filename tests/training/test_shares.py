@@ -25,6 +25,7 @@ from training.config import TrainConfig
 from training.distributed import World, full, open_world
 from training.loop import _export
 from training.parts.base import PartContext
+from training.prefetch import no_garbage_in_forks
 from training.randomness import seed_globals
 from training.saving import copy_own
 from training.shares import Shares, named_places
@@ -138,8 +139,9 @@ def hold(configs: list[TrainConfig]) -> list[list[tuple[int, int, int]]]:
     queue = fork.Queue()
     ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(WORLD)]
     processes = [fork.Process(target=_hold, args=(configs, rank, queue)) for rank in ranks]
-    for process in processes:
-        process.start()
+    with no_garbage_in_forks():
+        for process in processes:
+            process.start()
     try:
         return [queue.get(timeout=600) for _ in configs]
     finally:
