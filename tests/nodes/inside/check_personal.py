@@ -139,7 +139,7 @@ def check_a_batch_and_a_part_of_the_picture_have_theirs():
 
 
 def notes_of(**changed) -> list[str]:
-    told = mock.patch.object(pack("nodes.apply"), "note_on", lambda *words: list(filter(None, words[3:])))
+    told = mock.patch.object(pack("nodes.apply"), "reference_note", lambda *words: list(filter(None, words[3:])))
     with torch.inference_mode(), told:
         found = node("ContextAnyoneApply").execute(**_apply_inputs(**changed))
     return found.ui
