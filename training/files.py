@@ -1,7 +1,7 @@
 """Files of the trainer: tensors that are on disk whole or not at all, pictures, and what a file contains."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -40,14 +40,17 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
     return np.asarray(found, np.uint8)
 
 
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+def write_png(path: Path, picture: NDArray[np.uint8], options: Sequence[int] = ()) -> None:
     """Write a grey (H, W) or RGB (H, W, 3) picture.
+
+    Args:
+        options: OpenCV's for PNG, names and values in turn.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
     shown = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, content = cv2.imencode(".png", np.asarray(shown))
+    done, content = cv2.imencode(".png", np.asarray(shown), options)
     if not done:
         raise ValueError(f"{path}: the picture cannot be encoded.")
     path.write_bytes(content.tobytes())

@@ -110,9 +110,7 @@ def _load_transformer(
 
 
 def reads_clip(config: ContextAnyoneConfig, spec: ModelSpec) -> bool:
-    """Whether CLIP's tokens of pictures enter the network: a published backbone's branch for them stays unused where
-    the model takes no references.
-    """
+    """Whether CLIP's tokens enter the network; without references a backbone's branch for them is unused."""
     return config.image_dim is not None and spec.references
 
 

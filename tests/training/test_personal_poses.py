@@ -11,8 +11,8 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes
 from contextanyone_core.pose.sequence import PoseSequence
+from training.files import write_png
 from training.personal.poses import poses_of_shot
-from training.personal.prepare import write_png
 from training.personal.shot import open_clip
 from training.world import TEST_SEED_START, posed_sample
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from contextanyone_core.atomic_file import whole_file, write_text
 from training.evaluation.run import SHOWN, Outcome
+from training.files import write_png
 from training.world import ATTRIBUTES
 
 _TITLES = {
@@ -49,7 +50,7 @@ def write_report(outcome: Outcome, folder: Path) -> None:
     """
     write_text(folder / "table.md", table(outcome.metrics))
     with whole_file(folder / "contact_sheet.png") as beside:
-        _write_png(beside, contact_sheet(outcome))
+        write_png(beside, contact_sheet(outcome), [cv2.IMWRITE_PNG_COMPRESSION, 9])
     write_text(folder / "metrics.json", json.dumps(outcome.metrics, indent=1, allow_nan=False) + "\n")
 
 
@@ -154,10 +155,3 @@ def _header(titles: list[str]) -> Image:
         at = (index * (_TILE + _MARGIN) + 3, _HEADER - 5)
         cv2.putText(strip, title, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
     return strip
-
-
-def _write_png(path: Path, picture: Image) -> None:
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    if not done:
-        raise OSError(f"{path} could not be encoded.")
-    path.write_bytes(data.tobytes())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contextanyone_core.errors import ContextAnyoneError, InputError
+from training.files import write_png
 from training.world.attributes import TEST_SEED_START
 from training.world.render import WorldSample, sample
 
@@ -60,11 +61,8 @@ def save_png(picture: Image, path: Path) -> None:
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise InputError(f"--out is {path}; it must be a .png file in a folder that exists.")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
-    done, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise InputError(f"{path} could not be encoded.")
     try:
-        path.write_bytes(content.tobytes())
+        write_png(path, picture, options)
     except OSError as error:
         raise InputError(f"{path} could not be written: {error.strerror}.") from None
 
