@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from benchmarks.networks import VACE_CONDITION, diffusers_vace, diffusers_wan, plain, random_transformer
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, Guidance
 from contextanyone_core.sampling.reference_modes import InContext, SeparateStream, TemporalConcatenation
 from contextanyone_core.shapes import VideoShape

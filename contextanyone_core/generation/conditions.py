@@ -9,8 +9,8 @@ import torch
 
 from ..errors import InputError, ShapeError
 from ..model.condition import VideoCondition, present_frames
+from ..model.references import ReferenceInputs
 from ..model.regions import Regions
-from ..model.transformer import ReferenceInputs
 
 WHOLE_RUN = (0.0, 1.0)
 """The window of steps that a pose acts in by default: all of them."""

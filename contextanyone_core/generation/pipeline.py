@@ -18,8 +18,9 @@ from ..encoders.vae import VideoVAE
 from ..errors import InputError
 from ..model.condition import NO_CHANNELS, VideoCondition
 from ..model.losses import reconstruction
+from ..model.references import ReferenceInputs
 from ..model.rope import forget_tables
-from ..model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from ..model.transformer import ContextAnyoneTransformer
 from ..model_specs import MINIATURE, MODELS, ModelSpec
 from ..prompts import DEFAULT_NEGATIVE, TwoStagePrompt, check_prompts
 from ..runtime.devices import check_device, free_cached

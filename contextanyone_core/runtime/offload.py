@@ -9,7 +9,8 @@ import torch
 from ..late_import import host_class
 from ..model.attention import AttentionFunction
 from ..model.blocks import Mode
-from ..model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from ..model.references import ReferenceCache, ReferenceInputs
+from ..model.transformer import ContextAnyoneTransformer
 
 FP8 = torch.float8_e4m3fn
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.attention import KeysValues
 from ..model.blocks import BlockCache
-from ..model.transformer import ReferenceCache
+from ..model.references import ReferenceCache
 
 CACHE_DEVICES = ("auto", "gpu", "cpu", "off")
 CACHE_DTYPES = ("default", "int8")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 from ..model.condition import VideoCondition
-from ..model.transformer import ContextAnyoneTransformer, InContextReferences, ReferenceInputs
+from ..model.references import InContextReferences, ReferenceInputs
+from ..model.transformer import ContextAnyoneTransformer
 
 
 class SeparateStream:

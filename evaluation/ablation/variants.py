@@ -12,14 +12,9 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.model.attention import AttentionFunction, KeysValues
 from contextanyone_core.model.blocks import BlockCache, Stream, TransformerBlock, _gated, _modulated
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.references import InContextReferences, ReferenceCache, ReferenceInputs
 from contextanyone_core.model.rope import reference_table, video_table
-from contextanyone_core.model.transformer import (
-    ContextAnyoneTransformer,
-    InContextReferences,
-    ReferenceCache,
-    ReferenceInputs,
-    TransformerOutput,
-)
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, TransformerOutput
 from evaluation.ablation.vace import ContextBranch, VaceTransformer
 
 Variant = Literal[

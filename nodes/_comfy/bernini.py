@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, InContextReferences
+from ...contextanyone_core.model.references import InContextReferences
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from ...contextanyone_core.model_specs import MODELS
 from .network import ContextAnyoneNetwork, host_attention
 from .one_stream import OneStreamModel

@@ -20,7 +20,7 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.encoders.reference import fit_text_embeds
 from ...contextanyone_core.model.condition import pad_frames, present_frames
-from ...contextanyone_core.model.transformer import ReferenceInputs
+from ...contextanyone_core.model.references import ReferenceInputs
 from ...contextanyone_core.runtime.memory import cache_bytes, forward_bytes
 from ...contextanyone_core.runtime.reference_cache import CacheOptions
 from ...contextanyone_core.weights.recognition import FAMILY

@@ -17,8 +17,9 @@ import torch
 from ...contextanyone_core.config import ContextAnyoneConfig
 from ...contextanyone_core.generation.conditions import WHOLE_RUN, condition_at
 from ...contextanyone_core.model.condition import VideoCondition
+from ...contextanyone_core.model.references import ReferenceCache, ReferenceInputs
 from ...contextanyone_core.model.regions import Regions
-from ...contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from ...contextanyone_core.model.transformer import ContextAnyoneTransformer
 from .run import KeyedReferences, current_run
 
 _ROUNDED = 1e-4  # relative, of a noise level

@@ -18,8 +18,8 @@ import comfy.sampler_helpers
 import torch
 
 from ...contextanyone_core.model.losses import reconstruction
+from ...contextanyone_core.model.references import ReferenceCache, ReferenceInputs
 from ...contextanyone_core.model.rope import forget_tables
-from ...contextanyone_core.model.transformer import ReferenceCache, ReferenceInputs
 from ...contextanyone_core.runtime.reference_cache import CacheOptions, keep
 
 CACHE = "contextanyone_cache"

@@ -18,7 +18,8 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError, ShapeError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.video_io import read_metadata
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import DEFAULT_NEGATIVE, WAN_NEGATIVE, TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule

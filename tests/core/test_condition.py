@@ -11,7 +11,8 @@ from torch import nn
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from contextanyone_core.model.references import ReferenceCache, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import load_transformer
 from contextanyone_core.weights.name_tables import rename, transformer_table
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.sampling.guidance import Branch, CfgGuidance, DualGuidance, ProjectedDualGuidance, make_guidance
 from contextanyone_core.sampling.reference_modes import SeparateStream
 

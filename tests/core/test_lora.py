@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.lora import Lora, load_lora, merge_loras, save_lora
 from contextanyone_core.weights.lora_updates import LowRank
 from contextanyone_core.weights.name_tables import transformer_table

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.rope import forget_tables
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.memory import cache_bytes, forward_bytes, one_stream_bytes
 from contextanyone_core.sampling.reference_modes import REFERENCE_MODES
 

@@ -22,8 +22,9 @@ from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation import load
 from contextanyone_core.generation.pipeline import MINIATURE, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.media.video_io import read_metadata
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.rope import _cached_table
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.offload import FP8, StreamedTransformer, store_in_fp8, stream_text_encoder

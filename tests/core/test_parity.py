@@ -8,7 +8,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from contextanyone_core.model.references import ReferenceCache, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.name_tables import inverse, rename, transformer_table
 
 TINY = ContextAnyoneConfig.tiny()

@@ -28,7 +28,8 @@ from contextanyone_core.generation.pipeline import (
 )
 from contextanyone_core.media.video_io import read_metadata, write_clip
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.pose.drawing import MINIATURE, draw_poses
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.sampling.guidance import make_guidance

@@ -17,7 +17,8 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import CheckpointError
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import Lora, load_lora, merge_loras, save_lora

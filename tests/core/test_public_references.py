@@ -16,8 +16,9 @@ from contextanyone_core.encoders.reference import own_size_picture
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.references import InContextReferences, ReferenceInputs
 from contextanyone_core.model.rope import apply_rotary, grid_positions, in_context_positions, rotary_table
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, InContextReferences, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.flow import sigma_schedule

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.attention import KeysValues
 from contextanyone_core.model.blocks import BlockCache
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceCache, ReferenceInputs
+from contextanyone_core.model.references import ReferenceCache, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.memory import cache_bytes
 from contextanyone_core.runtime.reference_cache import CacheOptions, Int8Tensor, KeptBlocks, keep
 

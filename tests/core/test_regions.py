@@ -12,8 +12,9 @@ from contextanyone_core.generation.conditions import Conditions, condition_at, s
 from contextanyone_core.generation.pipeline import GenerationSettings, LatentSampler
 from contextanyone_core.model.attention import CrossAttention, torch_attention
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.references import InContextReferences, ReferenceInputs
 from contextanyone_core.model.regions import Regions
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, InContextReferences, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.sampling.guidance import DualGuidance
 from contextanyone_core.sampling.reference_modes import InContext, TemporalConcatenation

@@ -11,7 +11,7 @@ from contextanyone_core import cli
 from contextanyone_core.checkpoints.convert import convert
 from contextanyone_core.checkpoints.init import write_starting_checkpoint
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.transformer import ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.weights.checkpoint import describe, load_transformer
 from contextanyone_core.weights.comparison import Differences
 from contextanyone_core.weights.recognition import recognise

@@ -10,7 +10,8 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.media.video_io import read_metadata
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.runtime.compile import compile_blocks
 from contextanyone_core.runtime.options import Execution

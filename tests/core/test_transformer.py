@@ -10,7 +10,8 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError, ShapeError
 from contextanyone_core.model.attention import torch_attention
 from contextanyone_core.model.losses import dual_guidance_loss, reconstruction
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 
 CONFIG = ContextAnyoneConfig.tiny()
 BATCH = 2

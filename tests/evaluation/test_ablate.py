@@ -9,7 +9,8 @@ import yaml
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from evaluation import ablate
 from evaluation.ablation import runner
 from evaluation.ablation.fingerprint import agree, fingerprint

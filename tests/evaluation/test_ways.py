@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
 from evaluation.ablation.alignment import ReferenceAlignment, alignment_loss, at_places, centred
 from evaluation.ablation.fingerprint import fingerprint

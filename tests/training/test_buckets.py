@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.rope import _cached_table, forget_tables, reference_table, video_table
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.data.buckets import (
     Bucket,
     BucketSettings,

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from contextanyone_core import cli
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.weights.checkpoint import load_transformer, save_transformer
 from contextanyone_core.weights.lora import load_lora, merge_loras
 from training.config import load_config

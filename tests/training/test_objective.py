@@ -10,8 +10,9 @@ from tiny_transformer_part import short, tiny_transformer_part
 from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.regions import Regions
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs, TransformerOutput
+from contextanyone_core.model.transformer import ContextAnyoneTransformer, TransformerOutput
 from contextanyone_core.sampling.flow import sample_sigmas
 from training.parts.objective import (
     ConditionDraws,

@@ -9,7 +9,7 @@ from tiny_transformer_part import loss_of, tiny_transformer_part
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings
 from contextanyone_core.media.image_io import frames_to_images, picture_to_images
 from contextanyone_core.model.condition import VideoCondition
-from contextanyone_core.model.transformer import InContextReferences
+from contextanyone_core.model.references import InContextReferences
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.weights.checkpoint import load_transformer

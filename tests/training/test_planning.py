@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import load_image_encoder
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.rope import forget_tables
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.sampling.flow import sample_sigmas
 from contextanyone_core.weights.checkpoint import save_transformer
 from training.config import InitSettings, OptimSettings, load_config, parse_config

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contextanyone_core.config import ContextAnyoneConfig
-from contextanyone_core.model.transformer import ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
 from training.parts import PARTS, PartEntry
 from training.parts.base import Metrics, PartContext
 from training.parts.objective import Draws, EncodedClips, ReferenceDraws, dual_guidance_step

@@ -24,8 +24,8 @@ from contextanyone_core.generation.pipeline import Conditions, GenerationSetting
 from contextanyone_core.media.image_io import images_to_frames
 from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.model.condition import VideoCondition
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.regions import Regions
-from contextanyone_core.model.transformer import ReferenceInputs
 from contextanyone_core.runtime.processor import card_dtype
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets

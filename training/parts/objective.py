@@ -12,8 +12,9 @@ from torch import Tensor
 
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, per_sample_error, reconstruction
+from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.regions import Regions
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
 from contextanyone_core.sampling.reference_modes import REFERENCE_MODES

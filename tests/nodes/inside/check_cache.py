@@ -177,7 +177,7 @@ def check_no_rotary_table_outlives_the_run():
 
 
 def check_each_card_has_a_cache_of_its_own():
-    runs, core = pack("nodes._comfy.run"), pack("contextanyone_core.model.transformer")
+    runs, core = pack("nodes._comfy.run"), pack("contextanyone_core.model.references")
     run = runs.SamplingRun(reuse=True)
     inputs = core.ReferenceInputs([torch.zeros(1, 16, 1, 2, 2)], torch.zeros(1, 3, 8), [])
     references = runs.KeyedReferences(inputs, "key")

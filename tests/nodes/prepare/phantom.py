@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.generation.pipeline import Conditions, ContextAnyonePipeline, GenerationSettings, LatentSampler
 from contextanyone_core.media.image_io import picture_to_images, read_picture
-from contextanyone_core.model.transformer import ContextAnyoneTransformer, ReferenceInputs
+from contextanyone_core.model.references import ReferenceInputs
+from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.prompts import TwoStagePrompt
 from contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance
 from contextanyone_core.sampling.reference_modes import TemporalConcatenation
