@@ -65,5 +65,13 @@ def test_every_node_has_its_help_page(node):
     assert all((HELP / picture).is_file() for picture in pictures)
 
 
+@pytest.mark.parametrize("node", sorted(SCHEMA))
+def test_what_a_tip_calls_advanced_is(node):
+    advanced = {known["name"] for known in SCHEMA[node]["inputs"] if known.get("advanced")}
+    for line in (HELP / f"{node}.md").read_text(encoding="utf-8").splitlines():
+        if "advanced inputs" in line:
+            assert set(re.findall(r"\*\*(.+?)\*\*", line)) <= advanced
+
+
 def test_no_help_page_without_its_node():
     assert {path.stem for path in HELP.glob("*.md")} == set(SCHEMA)
