@@ -2,8 +2,8 @@
 
 python tests/nodes/refresh_workflows.py [NAME ...]
 
-The API form and the thumbnail of each workflow, apps and blueprints made of it, the pictures of the help pages, and
-docs/comfyui.jpg.
+The API form and the thumbnail of each workflow, apps and blueprints made of it, the pictures of the help pages in both
+languages, and docs/comfyui.jpg.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def refresh(browser: Any, server: Server, path: Path) -> int:
         thumbnail.save(path.with_suffix(".jpg"), quality=88)
         if path.stem == FIRST:
             Image.open(shot).convert("RGB").resize((1600, 889), Image.Resampling.LANCZOS).save(SCREENSHOT, quality=85)
-        help_pictures(tab, path, server.base / "node.png")
+        help_pictures(tab, path, server.base / "node.png", "{}.jpg")
         tab.close()
+        chinese_pictures(browser, server, path)
     sys.stderr.write(f"{path.stem} is refreshed\n")
     return 0
 
@@ -124,12 +125,31 @@ def clip_sheet(video: Path, poses: Path | None, prompt: workflow_files.Prompt) -
     return sheet
 
 
-def help_pictures(tab: page.Page, path: Path, scratch: Path) -> None:
-    """Pictures of the nodes that this workflow is the first to have."""
-    earlier = [other for other in workflow_files.workflows() if other < path]
-    for node_type in sorted(own_types(path) - set().union(*map(own_types, earlier))):
+def help_pictures(tab: page.Page, path: Path, scratch: Path, name: str) -> None:
+    """Pictures of the nodes that this workflow is the first to have, under a name with the node's in it."""
+    for node_type in sorted(first_types(path)):
         tab.node_picture(node_type, scratch)
-        Image.open(scratch).convert("RGB").save(HELP / f"{node_type}.jpg", quality=85)
+        Image.open(scratch).convert("RGB").save(HELP / name.format(node_type), quality=85)
+
+
+def chinese_pictures(browser: Any, server: Server, path: Path) -> None:
+    """The same for the Chinese help pages, from the page in Chinese; a graph that has run is not computed again."""
+    if not first_types(path):
+        return
+    server.set({"Comfy.Locale": "zh"})
+    tab = page.open_page(browser, server, vue_nodes=False)
+    tab.drop(path, nodes=len(workflow_files.read(path)["nodes"]))
+    if workflow_files.is_miniature(path):
+        server.wait(tab.run())
+    help_pictures(tab, path, server.base / "node.png", "{}/zh.jpg")
+    tab.close()
+    server.set({"Comfy.Locale": "en"})
+
+
+def first_types(path: Path) -> set[str]:
+    """The nodes of ours in a workflow that no earlier one has."""
+    earlier = [other for other in workflow_files.workflows() if other < path]
+    return own_types(path) - set().union(*map(own_types, earlier))
 
 
 def own_types(path: Path) -> set[str]:

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.comfy
 FLOWS = workflow_files.workflows()
 MINIATURE = [path for path in FLOWS if workflow_files.is_miniature(path)]
 FULL = [path for path in FLOWS if not workflow_files.is_miniature(path)]
-PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+HELP = ROOT / "web" / "docs"
+PAGES = sorted(path.relative_to(HELP).as_posix() for path in HELP.rglob("*.md"))
 
 
 def named(paths):
@@ -54,10 +55,10 @@ def test_blueprints_are_listed_as_files_of_the_pack(server):
         assert server.get(f"/global_subgraphs/{key}")["data"] == files[name].read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", named(PAGES))
+@pytest.mark.parametrize("page", PAGES)
 def test_help_page_and_its_pictures_are_served(server, page):
     folder = f"/extensions/{PACK_FOLDER}/docs"
-    text = server.request(f"{folder}/{page.name}").decode()
+    text = server.request(f"{folder}/{page}").decode()
     pictures = re.findall(r"!\[[^]]*]\(([^)\s]+)", text)
     assert pictures, "a help page has a picture"
     for picture in pictures:

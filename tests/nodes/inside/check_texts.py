@@ -36,9 +36,10 @@ def check_every_input_and_output_has_a_tooltip():
 def check_every_node_has_a_help_page_with_a_picture():
     missing = []
     for node_id in nodes_of_the_pack():
-        page = graph.PACK.path / "web" / "docs" / f"{node_id}.md"
-        if not page.is_file() or "![" not in page.read_text(encoding="utf-8"):
-            missing.append(page.name)
+        for name in (f"{node_id}.md", f"{node_id}/zh.md"):
+            page = graph.PACK.path / "web" / "docs" / name
+            if not page.is_file() or "![" not in page.read_text(encoding="utf-8"):
+                missing.append(name)
     assert missing == []
 
 
