@@ -188,7 +188,7 @@ def architecture_rules() -> dict[str, object]:
 
 
 def test_training_names_every_setting_of_a_run_and_of_the_transformer_and_every_preset():
-    text = read("docs/TRAINING.md")
+    text = read("docs/TRAINING_SETTINGS.md")
     sections = {"run": config.RunSettings, "optim": config.OptimSettings, "init": config.InitSettings}
     fields = {section: dict(model.model_fields) for section, model in sections.items()}
     fields["part"] = transformer.Settings.model_fields | manifest.Settings.model_fields
@@ -197,7 +197,27 @@ def test_training_names_every_setting_of_a_run_and_of_the_transformer_and_every_
         named = set(re.findall(rf"`({section}\.\w+)`", text))
         assert named - known == set()
         assert known - named == set()
-    assert [path.name for path in settings.presets() if f"`{path.name}`" not in text] == []
+    pages = "".join(read(f"docs/{name}.md") for name in ("TRAINING", "MINIATURE", "PERSONAL_TRAINING"))
+    assert [path.name for path in settings.presets() if path.name not in pages] == []
+
+
+def test_training_starts_with_the_commands_and_leads_to_every_page_about_it():
+    text = read("docs/TRAINING.md")
+    assert len(text.splitlines()) < 200
+    first = re.findall(r"```\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    scripts = [re.search(r"contextanyone \w+|training/\w+\.py", line) for line in first]
+    assert [script and script[0] for script in scripts] == [
+        "contextanyone init",
+        *(f"training/{name}.py" for name in ("make_manifest", "cache", "train", "export")),
+    ]
+    pages = {path.name for path in (ROOT / "docs").glob("*TRAINING*.md")} - {"TRAINING.md"}
+    assert pages - set(LINK.findall(text)) == set()
+
+
+def test_what_a_message_names_of_the_training_page_is_there():
+    named = re.search(r'docs/TRAINING\.md, "([^"]+)"', read("training/commands.py"))
+    assert named is not None
+    assert f"| {named[1]} |" in read("docs/TRAINING.md")
 
 
 CITED = re.compile(r"(?<![\w*/.-])((?:[\w-]+/)*[A-Z][\w-]*\.md)\b|\b([A-Z]{4,}) \d\b(?!\.)")
@@ -212,6 +232,7 @@ def test_every_document_that_is_cited_exists():
     documents = [path for path in ROOT.rglob("*.md") if not {".venv", ".git", "runs"} & set(path.parts)]
     names = {path.name for path in documents} | {path.relative_to(ROOT).as_posix() for path in documents}
     code = [path for folder in (*PACKAGES, "nodes", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    code += (ROOT / "training").rglob("*.yaml")
     missing = [
         f"{path.relative_to(ROOT)} cites {cited}"
         for path in [*code, *DOCUMENTS]

@@ -42,7 +42,7 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         except Exception as error:
             if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
                 raise  # a bug, which shows its traceback
-            less = 'docs/TRAINING.md, "Out of memory?", has what needs less'
+            less = 'docs/TRAINING.md, "Out of memory", has what needs less'
             sys.stderr.write(f"{name}: out of memory: {' '.join(str(error).split()) or 'of this machine'} ({less})\n")
             return 1
         return 0 if ended_by is None else 128 + ended_by

@@ -70,7 +70,6 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
         if checkpoint is not None:
             before = refuse_changes(folder, config)
             _note_rate(checkpoint.progress, before.optim.lr, config.optim.lr)
-        save_config(config, folder / "config.yaml")
         _describe_world(world, checkpoint)
         _warn_of_stages(config)
     trainer = build_trainer(config, checkpoint, world)
@@ -78,6 +77,7 @@ def _build_or_resume(config: TrainConfig, store: CheckpointStore, folder: Path, 
         trainer.progress.learning_rates.setdefault("0", config.optim.lr)
         _note_batches(trainer.progress, trainer.part)
         _refuse_other_data(folder, trainer.part, resumed=checkpoint is not None)
+        save_config(config, folder / "config.yaml")  # nothing is refused any more: the export reads this
         _describe_start(trainer, folder)
     return trainer
 

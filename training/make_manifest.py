@@ -1,7 +1,8 @@
 """Make a manifest of a folder of clips: `python training/make_manifest.py data/clips --out data/train.jsonl`.
 
 Captions, reference pictures and masks are found by name, long clips are cut into windows, sources are split into
-training and validation; docs/TRAINING.md has the names. Ends with the table of validate_data.py and the next command.
+training and validation; docs/TRAINING_DATA.md has the names. Ends with the table of validate_data.py and the next
+command.
 """
 
 import sys

@@ -3,7 +3,7 @@
 python training/personalize.py --clip me.mp4 --class woman --out me.safetensors --base BASE --encoders FOLDER \\
   --models mediapipe-0.10.21-*.whl
 
-The same command again goes on where it was stopped. docs/TRAINING.md has what is trained, and what to film.
+The same command again goes on where it was stopped. docs/PERSONAL_TRAINING.md has what is trained, and what to film.
 """
 
 import argparse

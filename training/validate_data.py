@@ -58,7 +58,7 @@ def validate(manifest: Path, settings: BucketSettings, dropped: Path | None) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 where any row can be used, else 2."""
     parser = Parser(prog="validate_data.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("manifest", type=Path, help="a JSONL file; docs/TRAINING.md has its columns")
+    parser.add_argument("manifest", type=Path, help="a JSONL file; docs/TRAINING_DATA.md has its columns")
     parser.add_argument("--config", type=Path, help="take the buckets from this configuration of a run")
     parser.add_argument("--dropped", type=Path, help="write the dropped rows here, one JSON object per line")
     arguments = parser.parse_args(argv)

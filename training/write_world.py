@@ -1,6 +1,6 @@
 """Write pairs of the character world as a manifest with its files: `python training/write_world.py --out DIR`.
 
-The same contract as filmed data (docs/TRAINING.md): clips, references, masks, poses and both prompts.
+The same contract as filmed data (docs/TRAINING_DATA.md): clips, references, masks, poses and both prompts.
 """
 
 import sys

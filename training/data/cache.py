@@ -110,9 +110,13 @@ def read_index(settings: DataSettings) -> CacheIndex:
             is not there is not missed: training needs no text encoder.
     """
     path = index_path(settings)
-    again = "run training/cache.py with this configuration"
+    own = "" if settings.split == "train" else f" and --set part.data.split={settings.split}"
+    again = f"run training/cache.py with this configuration{own}"
     if not path.is_file():
-        raise InputError(f"{settings.manifest} is not cached in {settings.cache} with these buckets: {again}.")
+        raise InputError(
+            f"The split {settings.split} of {settings.manifest} is not cached in {settings.cache} with these buckets: "
+            f"{again}."
+        )
     index = _parse_index(json.loads(path.read_text(encoding="utf-8")))
     for name, found in encoder_hashes(settings.encoders, FactStore(settings.cache)).items():
         if index.encoders.get(name) != found:

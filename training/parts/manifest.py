@@ -164,9 +164,14 @@ class ManifestPart(TransformerTraining):
         found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1]}
         if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
             found["image_dim"] = shape[1] if shape else None
-        for name, value in found.items():
-            if getattr(config, name) != value:
-                raise CheckpointError(f"{name} of the cache is {value}, the transformer needs {getattr(config, name)}.")
+        for (name, value), encoder in zip(found.items(), ("text_encoder", "image_encoder"), strict=False):
+            needed = getattr(config, name)
+            if needed != value:
+                do, where = ("take", "out of") if needed is None else ("put", "that it was made with into")
+                raise CheckpointError(
+                    f"{name} of the cache is {value}, the transformer needs {needed}: {do} the "
+                    f"{encoder}.safetensors {where} {self.encoders()}, and run training/cache.py again."
+                )
         for name in ("latents_mean", "latents_std"):
             pairs = zip(getattr(config, name), getattr(index, name), strict=True)
             if any(abs(ours - theirs) > 1e-4 for ours, theirs in pairs):

@@ -53,7 +53,7 @@ class TransformerSettings(ObjectiveSettings):
     emphasize: bool | None = None  # Emphasize-Attention in the blocks; None: as in `init.from`, true without one
     anchor: Literal["reference", "none"] = "reference"  # none: no reference stream, and plain backbones will do
     train: TrainSettings = TrainSettings()
-    compile: bool = False  # torch.compile of the blocks; for the C++ compiler that it needs, see docs/TRAINING.md
+    compile: bool = False  # torch.compile of the blocks; needs a C++ compiler: docs/TRAINING_SETTINGS.md
     recompute: Recompute = "none"  # activation checkpointing of the blocks; selective keeps the attentions' outputs
     explicit_attention: bool = False  # plain matrix products: on a CPU their backward is faster than the fused kernel's
 

@@ -58,7 +58,7 @@ class Settings(PartSettings):
     motion_weight: float = Field(0.0, ge=0)  # a pixel that jumps from black to white counts 1 + this, a still one 1
     train_encoder: bool = True  # False: only the decoder is trained, the latents do not change
     keep_stills: float = Field(0.0, ge=0)  # weight of how far first frames' latents move from those of `init.from`
-    compile: bool = False  # torch.compile of norms and activations; for the C++ compiler, see docs/TRAINING.md
+    compile: bool = False  # torch.compile of norms and activations; for the C++ compiler, see docs/MINIATURE.md
 
 
 class VaePart:
