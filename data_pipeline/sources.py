@@ -16,8 +16,8 @@ from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
 from data_pipeline.rows import Row, digest, file_sha256
 from data_pipeline.world_sources import WorldSet, write_source
+from training.data.video import VIDEO_ENDINGS
 
-ENDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"}
 _MOST_LETTERS = 180  # an id has the span too, and 200 at most
 _MOST_BYTES = 240  # a file's name has 255 at most, and .jsonl or .json follows
 _KEPT = 100  # bytes and letters of a name that is shortened
@@ -59,7 +59,7 @@ class FolderSources:
             if other != path:
                 raise InputError(f"sources.folder {self.folder}: {other} and {path} would have one name; rename one.")
         if not names:
-            raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(ENDINGS))}).")
+            raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(VIDEO_ENDINGS))}).")
         return sorted(names.keys() - self.removed)
 
     def row(self, name: str, root: Path) -> Row:
@@ -74,7 +74,7 @@ class FolderSources:
 
 
 def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 def _videos(folder: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ from contextanyone_core.media.video_io import write_clip
 from data_pipeline.commands import main
 from data_pipeline.sources import FolderSources
 from training.data.manifest import ManifestRow
+from training.data.video import VIDEO_ENDINGS
 
 PLAIN = ["a.mp4", "x" * 176 + ".mp4", "take #1 100%? ünï.mkv", "a_/b.mp4", "_/_c.mp4", "d__/e__f_.mp4"]
 KANA = "ロ" * 82 + ".mp4"  # 250 bytes
@@ -58,6 +59,11 @@ def test_a_hidden_file_is_not_taken_for_one_of_a_hidden_folder(tmp_path):
     sources = folder_of(tmp_path / "in", [".a/b.mp4", ".a__b.mp4"])
     (name,) = sources.names()
     assert json.loads((tmp_path / sources.row(name, tmp_path).video).read_text()) == ".a/b.mp4"
+
+
+def test_every_form_of_video_that_make_manifest_takes_is_a_source(tmp_path):
+    names = [f"a{ending}" for ending in VIDEO_ENDINGS]
+    assert folder_of(tmp_path, [*names, "B.MPG", "a.txt"]).names() == sorted([*names, "B.MPG"])
 
 
 def test_a_long_name_stops_no_run(tmp_path, capsys):
