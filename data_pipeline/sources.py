@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ENOENT
@@ -69,8 +70,20 @@ class FolderSources:
         if not link.is_symlink() or link.readlink() != path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(path)
+            _link(link, path)
         return Row(source=name, sha256=file_sha256(path), video=f"sources/{name}")
+
+
+def _link(link: Path, path: Path) -> None:
+    """Make a link to a file; where there can be none (Windows, exFAT, some shares), a hard link, and else a copy."""
+    try:
+        link.symlink_to(path)
+    except OSError:
+        try:
+            link.hardlink_to(path)
+        except OSError:
+            with whole_file(link) as beside:
+                shutil.copyfile(path, beside)
 
 
 def _is_video(path: Path) -> bool:
