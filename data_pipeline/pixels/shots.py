@@ -20,10 +20,13 @@ _THUMB = 16  # pixels: so small that people hardly count, and places do
 
 @dataclass(frozen=True)
 class Probe(Stage):
-    """Counts frames by decoding them. Drops what is no video, or not to be shown faithfully: `undecodable`."""
+    """Counts frames by decoding them.
+
+    Drops what is no video, not to be shown faithfully, or changes its size, as training does: `undecodable`.
+    """
 
     name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __call__(self, row: Row) -> Row | Drop:
         """The row of the whole video, with its size and rate as it is shown. Raises OSError if the file is missing."""
@@ -37,6 +40,9 @@ class Probe(Stage):
             return Drop("undecodable", why=str(error).replace(str(path), row.source))
         if not sizes:
             return Drop("no_frames")
+        changes = next((number for number, size in enumerate(sizes) if size != sizes[0]), None)
+        if changes is not None:
+            return Drop("undecodable", why=f"{row.source} has frames of different sizes, from frame {changes} on.")
         (height, width), count = sizes[0], len(sizes)
         row = row.span(0, count)
         return row.scored(self.name, frames=count, fps=rate, width=width, height=height)

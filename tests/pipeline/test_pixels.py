@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -198,3 +199,19 @@ print(Probe(root)(Row(source="cut_off", sha256="0" * 64, video="cut_off.mp4")).r
     )
     assert done.stderr == ""
     assert done.stdout.split() == ["no_frames"]
+
+
+def test_a_video_whose_size_changes_is_dropped_before_any_model_sees_it(tmp_path):
+    """Recordings of calls do so; training takes no clip of it."""
+    for number, size in enumerate((64, 96)):
+        with av.open(str(tmp_path / f"{number}.ts"), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=25, options={"bf": "0"})
+            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+            for value in range(12):
+                picture = np.full((size, size, 3), 10 * value, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode(None))
+    (tmp_path / "call.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+    found = Probe(tmp_path)(Row(source="call.ts", sha256="0" * 64, video="call.ts"))
+    assert found.reason == "undecodable"
+    assert found.why.startswith("call.ts has frames of different sizes, from frame 1")
