@@ -215,3 +215,17 @@ def test_a_video_whose_size_changes_is_dropped_before_any_model_sees_it(tmp_path
     found = Probe(tmp_path)(Row(source="call.ts", sha256="0" * 64, video="call.ts"))
     assert found.reason == "undecodable"
     assert found.why.startswith("call.ts has frames of different sizes, from frame 1")
+
+
+def test_the_rate_is_that_of_the_frames_times_not_what_the_file_states(tmp_path):
+    """Browsers record WebM of 1,000 frames a second by its header; its clips had forty times their motion."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number, moment in enumerate((0, 40, 80, 140, 160, 200)):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 30 * number, np.uint8))
+            frame.pts = moment
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = Probe(tmp_path)(Row(source="a.mkv", sha256="0" * 64, video="a.mkv"))
+    assert (found.scores["probe.frames"], found.scores["probe.fps"]) == (6, pytest.approx(25))
