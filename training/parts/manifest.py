@@ -164,6 +164,11 @@ class ManifestPart(TransformerTraining):
         found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1]}
         if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
             found["image_dim"] = shape[1] if shape else None
+            if config.image_dim and not shape:
+                raise CheckpointError(
+                    "The network has a CLIP branch, the cache no CLIP tokens: copy clip_vision_h.safetensors to "
+                    f"{self.settings.data.encoders / 'image_encoder.safetensors'} and run training/cache.py again."
+                )
         for name, value in found.items():
             if getattr(config, name) != value:
                 raise CheckpointError(f"{name} of the cache is {value}, the transformer needs {getattr(config, name)}.")
