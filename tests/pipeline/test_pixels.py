@@ -109,7 +109,7 @@ def test_videos_are_looked_at_as_training_reads_them(tmp_path):
         row = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video=name))
         assert isinstance(row, Row)
         measured = tuple(row.scores[f"probe.{key}"] for key in ("width", "height", "frames", "fps"))
-        assert measured == (*size, 6, 16)
+        assert measured == (*size, 6, pytest.approx(16, rel=0.01))  # some containers round times to milliseconds
         picture = next(frames_of(tmp_path / name, 256)).astype(int)
         assert picture.shape == (*size[::-1], 3)
         assert picture[red][0] > 200
