@@ -128,7 +128,7 @@ def _remember(root: Path, settings: PipelineSettings) -> None:
     """Keep the configuration beside the output; one folder holds one chain over one set of sources."""
     path = root / "settings.json"
     if path.is_file():
-        before = PipelineSettings.model_validate_json(path.read_text(encoding="utf-8"))
+        before = read_config(path)
         if (before.chain, before.sources) != (settings.chain, settings.sources):
             raise InputError(f"--out {root} holds a run of other sources or of another chain; choose another folder.")
     write_text(path, settings.model_dump_json(indent=1) + "\n")

@@ -96,9 +96,9 @@ class PipelineSettings(_Settings):
         reference: where a pair's reference is from. commercial: refuse models and sources that may not be used so.
         shots: what finds cuts. text: whether text recognition (RapidOCR) scores burnt-in text too.
         consent: of the people shown; it goes into the card.
+        source, license: where the videos are from and what allows their use; both go into the manifest and the card.
         filters: thresholds, as `<stage>: {min_<score>: x, max_<score>: y}`. They belong to the chain.
         gate: bounds as in `filters`, each there too and at least as tight: what breaks one enters no stage of models.
-        licence: of the sources; it goes into the manifest.
     """
 
     chain: Literal["pixels", "world", "small", "gpu"]

@@ -7,7 +7,10 @@ if __package__ in (None, ""):  # started as a script: its own folder would hide 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ == "__main__":
-    # Imported here, or every worker process would import it too, and torch with it.
-    from data_pipeline.commands import main
+    try:  # imported here, or every worker process would import it too, and torch with it
+        from data_pipeline.commands import main
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f'run.py: {error.name} is not installed. Run: pip install -e ".[pipeline]"\n')
+        sys.exit(2)
 
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ENOENT
@@ -16,8 +17,8 @@ from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
 from data_pipeline.rows import Row, digest, file_sha256
 from data_pipeline.world_sources import WorldSet, write_source
+from training.data.video import VIDEO_ENDINGS
 
-ENDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"}
 _MOST_LETTERS = 180  # an id has the span too, and 200 at most
 _MOST_BYTES = 240  # a file's name has 255 at most, and .jsonl or .json follows
 _KEPT = 100  # bytes and letters of a name that is shortened
@@ -59,7 +60,7 @@ class FolderSources:
             if other != path:
                 raise InputError(f"sources.folder {self.folder}: {other} and {path} would have one name; rename one.")
         if not names:
-            raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(ENDINGS))}).")
+            raise InputError(f"sources.folder {self.folder} holds no video ({', '.join(sorted(VIDEO_ENDINGS))}).")
         return sorted(names.keys() - self.removed)
 
     def row(self, name: str, root: Path) -> Row:
@@ -69,12 +70,24 @@ class FolderSources:
         if not link.is_symlink() or link.readlink() != path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(path)
+            _link(link, path)
         return Row(source=name, sha256=file_sha256(path), video=f"sources/{name}")
 
 
+def _link(link: Path, path: Path) -> None:
+    """Make a link to a file; where there can be none (Windows, exFAT, some shares), a hard link, and else a copy."""
+    try:
+        link.symlink_to(path)
+    except OSError:
+        try:
+            link.hardlink_to(path)
+        except OSError:
+            with whole_file(link) as beside:
+                shutil.copyfile(path, beside)
+
+
 def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 def _videos(folder: Path) -> Iterator[str]:

@@ -57,18 +57,18 @@ def _rules(account: Account) -> str:
 
 
 def _bias(rates: list[Rate]) -> str:
-    told = ["## Whom the filters drop", ""]
+    lines = ["## Whom the filters drop", ""]
     if not rates:
-        told += ["Skin tone, hair and body shape are not inferred, so drop rates by them are not known.", ""]
-        return "\n".join(told)
-    told += ["Rows without a planted fault, by the truth about the person; dropped with Wilson's 95 % interval.", ""]
-    told += ["| attribute | value | rows | dropped | rate |", "|---|---|---|---|---|"]
-    told += [
+        lines += ["Skin tone, hair and body shape are not inferred, so drop rates by them are not known.", ""]
+        return "\n".join(lines)
+    lines += ["Rows without a planted fault, by the truth about the person; dropped with Wilson's 95 % interval.", ""]
+    lines += ["| attribute | value | rows | dropped | rate |", "|---|---|---|---|---|"]
+    lines += [
         f"| {x.attribute} | {x.value} | {x.rows} | {x.dropped} "
         f"| {x.dropped / x.rows:.3f} ({x.low:.3f} to {x.high:.3f}) |"
         for x in rates
     ]
-    return "\n".join([*told, ""])
+    return "\n".join([*lines, ""])
 
 
 def _removal() -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,11 @@ class Progress:
     _gpu: float = 0.0
     _started: float = 0.0
     _written: float = 0.0
-    _told: float = 0.0
+    _logged: float = 0.0
 
     def begin(self) -> None:
         """Start the clock."""
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self.costs = costs_in(last_line(self.path))
 
     def add(self, outcome: Done | Failed) -> None:
@@ -65,8 +66,8 @@ class Progress:
         now = time.monotonic()
         if now - self._written >= _EVERY or self.done == self.total:
             self.write()
-        if now - self._told >= _WORDS_EVERY:
-            self._told = now
+        if now - self._logged >= _WORDS_EVERY:
+            self._logged = now
             _LOGGER.info("%s", progress_words(self._line()))
 
     def write(self) -> None:
@@ -93,25 +94,31 @@ class Progress:
 
 
 def last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a `progress.jsonl`, which may be being written; empty where there is none."""
+    """The last whole line of a `progress.jsonl`; empty where there is none.
+
+    It may be being written, and a full disk or a power failure leaves a part of a line, which the next one goes on.
+    """
     if not path.is_file():
         return {}
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read().split(b"\n")[:-1]
-    return dict(json.loads(lines[-1])) if lines else {}
+    for line in reversed(lines):
+        with suppress(ValueError):
+            return dict(json.loads(line))
+    return {}
 
 
 def costs_in(line: Mapping[str, Any]) -> dict[str, Cost]:
     """The costs of stages that a line of `progress.jsonl` has."""
-    return {name: Cost(*told) for name, told in line.get("costs", {}).items()}
+    return {name: Cost(*counted) for name, counted in line.get("costs", {}).items()}
 
 
 def progress_words(line: Mapping[str, Any]) -> str:
     """A line of `progress.jsonl` in words."""
     funnel = line["funnel"]
-    told = ", ".join(f"{count} {name}" for name, count in funnel.items()) if isinstance(funnel, dict) else ""
+    counts = ", ".join(f"{count} {name}" for name, count in funnel.items()) if isinstance(funnel, dict) else ""
     return (
         f"{line['done']} of {line['total']} sources, {line['failed']} failed, {line['rows_per_s']} rows/s, "
-        f"{line['eta_s']} s and {line['gpu_hours_left']} GPU-hours left; rows after {told}"
+        f"{line['eta_s']} s and {line['gpu_hours_left']} GPU-hours left; rows after {counts}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,7 @@ class _Worker:
         self._job = job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        outcome = self._tried(str(row["item"]))
-        if isinstance(outcome, Failed):
-            return {"outcome": json.dumps([outcome.source, outcome.stage, outcome.error, outcome.trace])}
-        return {"outcome": json.dumps([outcome.source, outcome.rows, outcome.computed, outcome.stages, "done"])}
+        return {"outcome": packed(self._tried(str(row["item"])))}
 
     def _tried(self, source: str) -> Done | Failed:
         """Ray starts a dead actor and its tasks again without end: a file for each attempt ends that."""
@@ -79,7 +77,7 @@ def run_ray(job: Job, names: Sequence[str], workers: int, progress: Progress) ->
             num_gpus=1 if any(stage.gpu for stage in job.stages) else 0,
         )
         for row in outcomes.iter_rows():
-            outcome = _outcome(json.loads(row["outcome"]))
+            outcome = unpacked(row["outcome"])
             progress.add(outcome)
             yield outcome
     finally:
@@ -87,7 +85,14 @@ def run_ray(job: Job, names: Sequence[str], workers: int, progress: Progress) ->
             ray.shutdown()
 
 
-def _outcome(told: list[Any]) -> Done | Failed:
-    if told[-1] == "done" and len(told) == 5:
-        return Done(told[0], told[1], told[2], tuple((out, computed, seconds) for out, computed, seconds in told[3]))
-    return Failed(*told)
+def packed(outcome: Done | Failed) -> str:
+    """An outcome as JSON, which a column of Ray Data can hold."""
+    return json.dumps(asdict(outcome))
+
+
+def unpacked(text: str) -> Done | Failed:
+    """The outcome that `packed` gave."""
+    fields = json.loads(text)
+    if "error" in fields:
+        return Failed(**fields)
+    return Done(**fields | {"stages": tuple((out, computed, seconds) for out, computed, seconds in fields["stages"])})

@@ -61,9 +61,9 @@ def last_words(path: Path) -> tuple[str, str, str]:
     """The stage in which a worker died, why, and the traceback where there is one; the file is removed."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     path.unlink(missing_ok=True)
-    told, found, trace = text.partition(_TIMEOUT)
-    stages = [line.removeprefix(_STAGE) for line in told.splitlines() if line.startswith(_STAGE)]
+    notes, timeout, trace = text.partition(_TIMEOUT)
+    stages = [line.removeprefix(_STAGE) for line in notes.splitlines() if line.startswith(_STAGE)]
     stage = stages[-1] if stages else "worker"
-    if not found:
+    if not timeout:
         return stage, _DIED, ""
-    return stage, "a row took longer than engine.row_seconds; the process was ended", found + trace
+    return stage, "a row took longer than engine.row_seconds; the process was ended", timeout + trace

@@ -206,7 +206,7 @@ def _run_stage(
     """
     stage, mark = job.stages[number], fingerprints(job.stages)[number]
     answers: dict[str, Answer] = {
-        row.key: Drop(*told) for row in rows if stage.expensive and (told := _refused(row, job.gate))
+        row.key: Drop(*refusal) for row in rows if stage.expensive and (refusal := _refused(row, job.gate))
     }
     entering = tuple(row for row in rows if row.key not in answers)
     computed: tuple[Row, ...]

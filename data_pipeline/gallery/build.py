@@ -173,8 +173,8 @@ def _row_html(found: Decision, rules: Sequence[Rule], review: dict[str, bool], s
     )
     frames = f'<img class="sheet" loading="lazy" src="{_sheet(row)}" alt="frames">'
     sheet = frames if _sheet(row) in sheets else ""
-    told = review.get(row.id)
-    state = "" if told is None else ("keep" if told else "drop")
+    keep = review.get(row.id)
+    state = "" if keep is None else ("keep" if keep else "drop")
     return (
         f'<article data-id="{escape(row.id)}" data-stored="{state}"><h2>{escape(row.id)}</h2>'
         f"{sheet}{f'<p>{escape(found.why)}</p>' if found.why else ''}"

@@ -11,6 +11,7 @@ import numpy as np
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.late_import import host_class
 from contextanyone_core.pose.blazepose import BlazePose
+from contextanyone_core.runtime.processor import card_dtype
 from data_pipeline.config import GpuModels
 from data_pipeline.engine.slots import own_card
 from data_pipeline.licences import ModelCard
@@ -112,7 +113,7 @@ class DiffusersEditor:
         import torch
 
         kind = host_class("diffusers", "DiffusionPipeline")
-        dtype = torch.bfloat16 if settings.device.startswith("cuda") else torch.float32
+        dtype = card_dtype(torch.device(settings.device))
         try:
             self._pipeline = kind.from_pretrained(settings.editor, revision=settings.revision, torch_dtype=dtype)
         except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -47,7 +48,7 @@ class Embedder(Protocol):
     """Euclidean distance below which two vectors are of one person."""
 
     def vector(self, picture: Picture, box: Box) -> Vector | None:
-        """Of the person of a box; None where nothing can be told."""
+        """(N,) float32, of the person of a box; None where nobody can be recognised."""
 
 
 class Captioner(Protocol):
@@ -118,8 +119,10 @@ def _loaded(kit: Kit) -> Parts:
     return kit.load()
 
 
-def _nearest(number: int, among: Iterable[int]) -> int:
-    return min(among, key=lambda other: (abs(other - number), other))
+def _nearest(number: int, among: Sequence[int]) -> int:
+    """Of ascending numbers the nearest one, of two the smaller."""
+    at = bisect_left(among, number)
+    return min(among[max(at - 1, 0) : at + 1], key=lambda other: abs(other - number))
 
 
 @dataclass(frozen=True)
@@ -178,11 +181,12 @@ class PictureModels:
 
     def _boxes(self, row: Row, track: str) -> list[Box]:
         """The box of a track in each frame, from the nearest frame where it is not seen."""
-        told = json.loads((self.root / row.paths["people"]).read_text(encoding="utf-8"))
-        boxes = {number: one["box"] for number, people in enumerate(told) for one in people if one["track"] == track}
+        frames = json.loads((self.root / row.paths["people"]).read_text(encoding="utf-8"))
+        boxes = {number: one["box"] for number, people in enumerate(frames) for one in people if one["track"] == track}
+        known = list(boxes)  # ascending
         found: list[Box] = []
-        for number in range(len(told)):
-            x0, y0, x1, y1 = boxes[_nearest(number, boxes)]
+        for number in range(len(frames)):
+            x0, y0, x1, y1 = boxes[_nearest(number, known)]
             found.append((x0, y0, x1, y1))
         return found
 
@@ -229,7 +233,7 @@ class PictureModels:
         return judge.verdict(second, first) if exchanged else judge.verdict(first, second)
 
     def identities(self, rows: Iterable[Row]) -> list[str]:
-        """As `Models.identities`: single linkage over the ground-truth frames; who cannot be told is alone."""
+        """As `Models.identities`: single linkage over the ground-truth frames; who is not recognised is alone."""
         parts = _loaded(self.kit)
         vectors: list[Vector | None] = []
         names = []

@@ -95,14 +95,14 @@ class VisionServer:
                 with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=self.seconds) as found:
                     return bytes(found.read()).decode("utf-8", errors="replace")
             except urllib.error.HTTPError as error:
-                told = f"{url} answered {error.code} {error.reason}"
+                problem = f"{url} answered {error.code} {error.reason}"
                 if error.code not in _BUSY:
-                    raise ServerError(f"{told}; check gpu.server, gpu.vlm and the key.") from None
+                    raise ServerError(f"{problem}; check gpu.server, gpu.vlm and the key.") from None
             except (OSError, http.client.HTTPException) as error:
-                told = f"{url} cannot be reached: {error}"
+                problem = f"{url} cannot be reached: {error}"
             if attempt < self.attempts:
                 time.sleep(self.backoff * 2 ** (attempt - 1))
-        raise ServerError(f"{told}, {self.attempts} times. Start the server, then run the same command again.")
+        raise ServerError(f"{problem}, {self.attempts} times. Start the server, then run the same command again.")
 
 
 def parse(answer: str, keys: Sequence[str]) -> dict[str, Any] | None:

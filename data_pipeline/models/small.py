@@ -182,11 +182,11 @@ class FacesAndColours:
 
     def verdict(self, first: Picture, second: Picture) -> Verdict | None:
         """As `Judge.verdict`; None where a picture has no face."""
-        told = [self._described(picture) for picture in (first, second)]
-        if told[0] is None or told[1] is None:
+        person, other = self._described(first), self._described(second)
+        if person is None or other is None:
             return None
-        (face, hair, outfit), (other, its_hair, its_outfit) = told[0], told[1]
-        near = float(np.linalg.norm(face - other)) < _FACE_LIMIT
+        (face, hair, outfit), (its_face, its_hair, its_outfit) = person, other
+        near = float(np.linalg.norm(face - its_face)) < _FACE_LIMIT
         return Verdict(near, _same(hair, its_hair), _same(outfit, its_outfit))
 
     def _described(self, picture: Picture) -> tuple[Vector, Vector, Vector] | None:

@@ -81,9 +81,9 @@ class Person(ModelStage):
             presence=len(mains) / len(frames),
             steady=times / len(mains),
         )
-        told = [[{"box": one.box, "track": one.track} for one in seen] for seen in frames]
+        boxes = [[{"box": one.box, "track": one.track} for one in seen] for seen in frames]
         path = self.path_for(row, "people.json")
-        write_text(self.place(path), json.dumps(told) + "\n")
+        write_text(self.place(path), json.dumps(boxes) + "\n")
         return row.labelled(self.name, track=track).with_paths(people=path)
 
 
@@ -134,10 +134,10 @@ class Poses(ModelStage):
         whole = np.zeros((row.stop - begin, *joints.shape[1:]), np.float32)
         whole[row.start - begin :] = joints
         size = {name: str(int(row.scores[f"probe.{name}"])) for name in ("width", "height")}
-        told = {"layout": self.models.layout, **size, "fps": f"{row.scores['probe.fps']:.12g}"}
+        metadata = {"layout": self.models.layout, **size, "fps": f"{row.scores['probe.fps']:.12g}"}
         path = self.path_for(row, "pose.safetensors")
         with whole_file(self.place(path)) as beside:
-            save_file({"keypoints": whole}, beside, told)
+            save_file({"keypoints": whole}, beside, metadata)
         seen = float((joints[..., 2] > 0.5).mean())
         return row.scored(self.name, seen=seen).with_paths(pose=path)
 

@@ -145,5 +145,5 @@ class WorldModels:
         if rng.random() < self.invalid:
             return None
         true = [mine == other, *(all(mine[x] == other[x] for x in names) for names in (_HAIR, _OUTFIT))]
-        told = [bool(answer) != bool(rng.random() < self.wrong_answers) for answer in true]
-        return Verdict(*told)
+        answers = [bool(answer) != bool(rng.random() < self.wrong_answers) for answer in true]
+        return Verdict(*answers)

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from contextanyone_core.media.video_io import FPS
 from data_pipeline.pixels.decode import frames_of
 from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
-from training.data.video import MediaError, open_stream, video_frames
+from training.data.video import MediaError, video_frames, video_times
 from training.data.video_cuts import hard_cuts
 
 _THUMB = 16  # pixels: so small that people hardly count, and places do
@@ -20,26 +21,32 @@ _THUMB = 16  # pixels: so small that people hardly count, and places do
 
 @dataclass(frozen=True)
 class Probe(Stage):
-    """Counts frames by decoding them. Drops what is no video, or not to be shown faithfully: `undecodable`."""
+    """Counts frames by decoding them.
+
+    Drops what is no video, not to be shown faithfully, or changes its size, as training does: `undecodable`.
+    """
 
     name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __call__(self, row: Row) -> Row | Drop:
-        """The row of the whole video, with its size and rate as it is shown. Raises OSError if the file is missing."""
+        """The row of the whole video, with its size and mean rate as it is shown. Raises OSError if it is missing."""
         path = self.place(row.video)
         path.stat()
         try:
-            with open_stream(path) as (_, stream):
-                rate = float(stream.average_rate or 0)
+            times = video_times(path)
             sizes = [picture.shape[:2] for picture in video_frames(path)]
         except MediaError as error:
             return Drop("undecodable", why=str(error).replace(str(path), row.source))
         if not sizes:
             return Drop("no_frames")
+        changes = next((number for number, size in enumerate(sizes) if size != sizes[0]), None)
+        if changes is not None:
+            return Drop("undecodable", why=f"{row.source} has frames of different sizes, from frame {changes} on.")
         (height, width), count = sizes[0], len(sizes)
-        row = row.span(0, count)
-        return row.scored(self.name, frames=count, fps=rate, width=width, height=height)
+        seconds = times[-1] - times[0]
+        rate = (len(times) - 1) / seconds if seconds > 0 else FPS  # what a file states may be 1000 (browsers' WebM)
+        return row.span(0, count).scored(self.name, frames=count, fps=rate, width=width, height=height)
 
 
 @dataclass(frozen=True)

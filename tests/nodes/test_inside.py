@@ -19,7 +19,7 @@ def checks(file):
 
 
 SKIPPED = "skipped: "  # as inside/run.py begins what this ComfyUI lacks
-SLOW = {"check_compiler"}  # minutes of tracing
+SLOW = {"check_compiler", "check_from_videos"}  # minutes of tracing, or of all commands one after the other
 CHECKS = [
     pytest.param(file, name, id=f"{file.stem}::{name}", marks=[pytest.mark.nightly] if file.stem in SLOW else [])
     for file in FILES

@@ -15,7 +15,8 @@ import pytest
 
 from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.local import run_local
-from data_pipeline.engine.progress import Progress
+from data_pipeline.engine.progress import Progress, costs_in, last_line
+from data_pipeline.engine.reckoning import Cost
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
 from data_pipeline.models.picture_files import encode_picture
 from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, read_part
@@ -306,3 +307,11 @@ def test_keys_tell_spans_and_sources_apart(tmp_path):
         run_source(work, source)
     keys = [row.key for source in "ab" for row in read_part(work.part_path(1, source)).rows]
     assert len(set(keys)) == 4
+
+
+def test_a_line_that_a_full_disk_cut_off_costs_that_line_only(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    whole = json.dumps({"done": 1, "costs": {"probe": [1, 2, 3.0]}})
+    path.write_text(f"{whole}\n{whole[:20]}{whole}\n")  # the next run went on behind what was cut off
+    assert last_line(path) == json.loads(whole)
+    assert costs_in(last_line(path)) == {"probe": Cost(1, 2, 3.0)}

@@ -132,6 +132,24 @@ def test_the_editor_hears_picture_words_and_seed(tmp_path):
         DiffusersEditor(settings(tmp_path, editor=str(tmp_path / "nowhere")))
 
 
+@pytest.mark.parametrize(("ampere", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_editor_computes_in_bfloat16_where_the_card_does(ampere, dtype, tmp_path, monkeypatch):
+    seen = []
+
+    def refused(place, *, torch_dtype, **_):
+        seen.append(torch_dtype)
+        raise OSError(place)
+
+    import diffusers
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: ampere or including_emulation)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", refused)
+    with pytest.raises(InputError):
+        DiffusersEditor(settings(tmp_path, device="cuda:1"))
+    assert seen == [dtype]
+
+
 def test_weights_that_are_not_there_are_an_error_of_one_line(tmp_path):
     (tmp_path / "detector").mkdir()
     with pytest.raises(InputError, match="detector") as refused:

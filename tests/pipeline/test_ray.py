@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from data_pipeline.commands import main
+from data_pipeline.engine.ray_data import packed, unpacked
+from data_pipeline.engine.work import Done, Failed
 
 CONFIG = Path(__file__).resolve().parents[2] / "data_pipeline" / "configs" / "world.yaml"
 needs_ray = pytest.mark.skipif(
@@ -52,6 +54,15 @@ def test_a_source_whose_actor_dies_each_time_fails_and_stops_nothing(tmp_path):
     assert json.loads((out / "funnel.json").read_text())["failed"] == 1
     assert main([str(path), "--out", str(out)]) == 0  # tried anew by the next run
     assert json.loads((out / "funnel.json").read_text())["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    "outcome", [Done("a", 2, 3, ((2, 3, 0.5), (2, 0, 0.0))), Failed("done", "probe", "OSError: x", "Traceback")]
+)
+def test_an_outcome_comes_back_as_it_was_sent(outcome):
+    found = unpacked(packed(outcome))
+    assert found == outcome
+    assert isinstance(found, Failed) or found.stages == outcome.stages
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")

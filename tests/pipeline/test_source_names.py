@@ -1,7 +1,10 @@
 """Names of sources: whatever a video is called, it can be named in files, paths and ids, and is found again."""
 
+import errno
+import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from contextanyone_core.media.video_io import write_clip
 from data_pipeline.commands import main
 from data_pipeline.sources import FolderSources
 from training.data.manifest import ManifestRow
+from training.data.video import VIDEO_ENDINGS
 
 PLAIN = ["a.mp4", "x" * 176 + ".mp4", "take #1 100%? ünï.mkv", "a_/b.mp4", "_/_c.mp4", "d__/e__f_.mp4"]
 KANA = "ロ" * 82 + ".mp4"  # 250 bytes
@@ -58,6 +62,31 @@ def test_a_hidden_file_is_not_taken_for_one_of_a_hidden_folder(tmp_path):
     sources = folder_of(tmp_path / "in", [".a/b.mp4", ".a__b.mp4"])
     (name,) = sources.names()
     assert json.loads((tmp_path / sources.row(name, tmp_path).video).read_text()) == ".a/b.mp4"
+
+
+def test_every_form_of_video_that_make_manifest_takes_is_a_source(tmp_path):
+    names = [f"a{ending}" for ending in VIDEO_ENDINGS]
+    assert folder_of(tmp_path, [*names, "B.MPG", "a.txt"]).names() == sorted([*names, "B.MPG"])
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_where_there_can_be_no_links_the_video_is_there_nevertheless(tmp_path, monkeypatch, hard):
+    """Windows, exFAT, some network shares; a hard link needs one disk for both."""
+
+    def refuse(link, path):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(link))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    if not hard:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    sources = folder_of(tmp_path / "in", ["a.mp4"])
+    for text in ("first", "another"):  # replaced, as by an editor: another file under the same name
+        (tmp_path / "in" / "a.mp4").unlink()
+        (tmp_path / "in" / "a.mp4").write_text(text)
+        row = sources.row("a.mp4", tmp_path)
+        assert (tmp_path / row.video).read_text() == text
+        assert (tmp_path / row.video).samefile(tmp_path / "in" / "a.mp4") == hard
+        assert row.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_long_name_stops_no_run(tmp_path, capsys):

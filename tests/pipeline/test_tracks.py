@@ -1,9 +1,14 @@
 """Tracks and clusters on boxes and vectors made by hand."""
 
+import json
+
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
+from data_pipeline.models.pictures import PictureModels
+from data_pipeline.models.small import SmallKit
 from data_pipeline.models.tracks import Found, cluster, overlap, tracked
+from data_pipeline.rows import Row
 
 
 def found(x, vector=None, y=0.2):
@@ -55,3 +60,12 @@ def test_clusters_of_many_vectors_are_the_components_of_their_graph():
     named = [int(name) for name in cluster(list(vectors), 0.05, [str(number) for number in range(300)])]
     assert 1 < count < 300
     assert named == [int(np.flatnonzero(components == components[number])[0]) for number in range(300)]
+
+
+def test_a_frame_has_the_box_of_the_nearest_frame_where_the_person_is_seen(tmp_path):
+    seen = {3, 4, 9, 20}
+    people = [[{"box": [number, 0, 1, 1], "track": "a"}] if number in seen else [] for number in range(25)]
+    (tmp_path / "people.json").write_text(json.dumps(people))
+    row = Row(source="s", sha256="0" * 64, video="v", paths={"people": "people.json"})
+    boxes = PictureModels(tmp_path, SmallKit(tmp_path))._boxes(row, "a")
+    assert [box[0] for box in boxes] == [min(seen, key=lambda one: (abs(one - number), one)) for number in range(25)]

@@ -81,6 +81,8 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
     manifest = read_manifest(tmp_path / "m.jsonl")
     assert [line.row for line in manifest.lines] == rows
     assert [line.row.id for line in manifest.of_split("val").lines] == ["b"]
+    with pytest.raises(InputError, match="no row of the split test, but 1 of train, 1 of val"):
+        manifest.of_split("test")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from typing import Any
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.read_video import PICTURES
 from training.data.manifest import ManifestRow
+from training.data.video import VIDEO_ENDINGS
 
-VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv"})
 _TABLES = ("captions", "metadata")
 _TABLE_FORMS = (".csv", ".tsv", ".jsonl", ".json")
 _ALIASES = {"file_name": "video", "caption": "prompt_later", "text": "prompt_later", "prompt": "prompt_later"}
@@ -69,9 +69,9 @@ def collect(folder: Path, apart: Path) -> Collected:
         raise InputError(f"{folder} is not a folder; give the one that holds the clips.")
     paths = [path for path in sorted(folder.rglob("*")) if _counts(path, folder, apart)]
     table = _read_table(folder, paths)
-    videos = [path for path in paths if path.suffix.lower() in VIDEOS and not _MASK.fullmatch(path.stem)]
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS and not _MASK.fullmatch(path.stem)]
     if not videos:
-        raise InputError(f"{folder} holds no video file ({', '.join(sorted(VIDEOS))}).")
+        raise InputError(f"{folder} holds no video file ({', '.join(sorted(VIDEO_ENDINGS))}).")
     pictures, masks = _pictures(paths, videos), _masks(paths)
     found = Collected()
     for video in videos:
@@ -99,7 +99,7 @@ def _masks(paths: Iterable[Path]) -> dict[Path, Path]:
     found = {}
     for path in paths:
         name = _MASK.fullmatch(path.name if path.is_dir() else path.stem)
-        if name and (path.is_dir() or path.suffix.lower() in (*PICTURES, *VIDEOS)):
+        if name and (path.is_dir() or path.suffix.lower() in (*PICTURES, *VIDEO_ENDINGS)):
             found[path.with_name(name[1])] = path
     return found
 

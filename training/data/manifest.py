@@ -250,8 +250,20 @@ class Manifest:
     dropped: list[Drop]
 
     def of_split(self, split: Split) -> Manifest:
-        """Only the rows of one split; what was dropped stays in the account."""
-        return Manifest(self.folder, [line for line in self.lines if line.row.split == split], self.dropped)
+        """Only the rows of one split; what was dropped stays in the account.
+
+        Raises:
+            InputError: there are rows, and all are of other splits.
+        """
+        lines = [line for line in self.lines if line.row.split == split]
+        if self.lines and not lines:
+            counts = Counter(line.row.split for line in self.lines)
+            others = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+            raise InputError(
+                f"The manifest in {self.folder} has no row of the split {split}, but {others}; choose one by "
+                "part.data.split, or change the column split of some rows."
+            )
+        return Manifest(self.folder, lines, self.dropped)
 
 
 def read_manifest(path: Path) -> Manifest:

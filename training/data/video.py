@@ -24,6 +24,11 @@ from contextanyone_core.media.image_io import over_white
 from contextanyone_core.media.video_io import FPS
 from training.data.seeking import frames_from, presentation_times
 
+VIDEO_ENDINGS = frozenset(
+    {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv"}
+)
+"""Endings, in small letters, of what is taken for a video in a folder."""
+
 _MAX_STRETCH = 4  # of a pixel's sides; beyond it the number is a mistake
 _HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their numbers in ITU-T H.273
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha of a WebM

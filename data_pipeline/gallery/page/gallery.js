@@ -15,14 +15,14 @@ function stored() {
 function show() {
   const review = stored();
   for (const article of articles) {
-    const told = review[article.dataset.id];
-    const state = told === undefined ? article.dataset.stored : told === null ? "" : told ? "keep" : "drop";
+    const keep = review[article.dataset.id];
+    const state = keep === undefined ? article.dataset.stored : keep === null ? "" : keep ? "keep" : "drop";
     article.dataset.state = state;
     for (const name of ["keep", "drop"]) {
       article.querySelector(`button.${name}`).setAttribute("aria-pressed", String(state === name));
     }
   }
-  const count = Object.values(review).filter((told) => told !== null).length;
+  const count = Object.values(review).filter((keep) => keep !== null).length;
   document.getElementById("count").textContent = `${count} decided in this browser`;
 }
 
