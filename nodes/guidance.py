@@ -221,7 +221,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             gap=own_number(settings["gap"]),
             names=_NAMES,
         )
-        values, cut = condition_values(config, following, reference, size, settings["length"])
+        values, told = condition_values(config, following, reference, size, settings["length"])
         positive, negative = follow(values, positive, negative)
         positive, nowhere = with_person(model, positive, following, size, settings["length"])
         video, redrawn = sample(
@@ -233,7 +233,7 @@ class ContextAnyoneSampler(io.ComfyNode):
             seed=settings["seed"],
         )
         shown = empty_latents(config, size, 1, 1) if redrawn is None else redrawn
-        note = reference_note(model, reference, "ContextAnyone Sampler", cut, nowhere)
+        note = reference_note(model, reference, "ContextAnyone Sampler", *told, nowhere)
         return io.NodeOutput({"samples": video}, {"samples": shown}, ui=note)
 
 

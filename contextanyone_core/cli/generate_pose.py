@@ -194,7 +194,6 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
 def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
     """Cut and placed for the clip; a cut and remarks are logged."""
     cut = pose.for_clip(options.frames, options.size)
-    for told in (*pose.remarks, pose.what_is_cut(options.frames)):
-        if told:
-            _log.warning(told)
+    for told in (*pose.remarks, *pose.told_of(options.frames)):
+        _log.warning(told)
     return cut
