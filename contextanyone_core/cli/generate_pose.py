@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..media.image_io import read_picture
+from ..media.image_io import read_shown
 from ..media.video_io import FPS
 from ..pose.drawing import STYLES
 from ..pose.driving import DrivingPose, default_fit, driven_by
@@ -96,7 +96,7 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
 
     Raises: InputError for what cannot be met.
     """
-    start = None if options.start_frame is None else read_picture(options.start_frame)
+    start = None if options.start_frame is None else read_shown(options.start_frame)
     path: Path | None = options.pose
     if path is None:
         for name in _WITH_POSE:
