@@ -7,7 +7,7 @@ from typing import Unpack
 from comfy_api.latest import io
 
 from ._comfy.given import require_conditioning
-from ._comfy.notes import reference_note
+from ._comfy.notes import reference_note, size_note
 from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
@@ -134,8 +134,8 @@ class ApplyContextAnyone(io.ComfyNode):
         )
         latents = empty_latents(config_of(model), size, settings["length"], settings["batch_size"])
         unconditional = unconditional_of(model, applied, negative)
-        values, cut = condition_values(config_of(model), following, reference, size, settings["length"])
+        values, told = condition_values(config_of(model), following, reference, size, settings["length"])
         applied, unconditional = follow(values, applied, unconditional)
         applied, nowhere = with_person(model, applied, following, size, settings["length"])
-        note = reference_note(model, reference, "Apply ContextAnyone", cut, nowhere)
+        note = reference_note(model, reference, "Apply ContextAnyone", size_note(model, size), *told, nowhere)
         return io.NodeOutput(model, applied, unconditional, {"samples": latents}, ui=note)

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..contextanyone_core.prompts import TwoStagePrompt
 from ..contextanyone_core.sampling.guidance import CfgGuidance, DualGuidance, check_interval, make_guidance
 from ..contextanyone_core.sampling.names import GUIDANCES
-from ._comfy.notes import reference_note
+from ._comfy.notes import reference_note, size_note
 from ._comfy.personal import with_person
 from ._comfy.poses import condition_values, follow
 from ._comfy.references import (
@@ -221,9 +221,10 @@ class ContextAnyoneSampler(io.ComfyNode):
             gap=own_number(settings["gap"]),
             names=_NAMES,
         )
-        values, cut = condition_values(config, following, reference, size, settings["length"])
+        values, told = condition_values(config, following, reference, size, settings["length"])
         positive, negative = follow(values, positive, negative)
         positive, nowhere = with_person(model, positive, following, size, settings["length"])
+        note = reference_note(model, reference, "ContextAnyone Sampler", size_note(model, size), *told, nowhere)
         video, redrawn = sample(
             ReferenceGuider(model, positive, negative, guidance),
             empty_latents(config, size, settings["length"], 1),
@@ -233,7 +234,6 @@ class ContextAnyoneSampler(io.ComfyNode):
             seed=settings["seed"],
         )
         shown = empty_latents(config, size, 1, 1) if redrawn is None else redrawn
-        note = reference_note(model, reference, "ContextAnyone Sampler", cut, nowhere)
         return io.NodeOutput({"samples": video}, {"samples": shown}, ui=note)
 
 

@@ -6,7 +6,16 @@ import logging
 
 from comfy_api.latest import io
 
-from ._comfy.loading import AUTO, MODEL_CHOICES, WEIGHT_DTYPES, file_state, load_by_name, model_names, model_path
+from ._comfy.loading import (
+    AUTO,
+    MODEL_CHOICES,
+    WEIGHT_DTYPES,
+    file_state,
+    half_of_a_model,
+    load_by_name,
+    model_names,
+    model_path,
+)
 from ._comfy.memory_line import memory_line
 from ._comfy.miniature import example_names, example_picture, load_miniature
 from ._comfy.notes import note
@@ -86,7 +95,8 @@ class LoadContextAnyone(io.ComfyNode):
         loaded, abilities = load_by_name(model_name, weight_dtype, model)
         line, fits = memory_line(loaded)
         _LOG.info("%s is %s %s", model_name, abilities, line)
-        return io.NodeOutput(loaded, ui=None if fits else note("Load ContextAnyone", line))
+        told = ("" if fits else line, half_of_a_model(model_name))
+        return io.NodeOutput(loaded, ui=note("Load ContextAnyone", *told))
 
 
 class LoadContextAnyoneMiniature(io.ComfyNode):

@@ -70,6 +70,8 @@ def write_starting_checkpoint(
     base = open_source(backbone)
     clip = None if clip_branch is None else _open_clip(clip_branch)
     config = _config(base, clip, condition)
+    if half := base.recognised.half:
+        _LOG.warning("%s; a training at all noise levels starts better from Wan 2.1", half)
     model = ContextAnyoneTransformer(config, device="meta")
     expected = expected_tensors(model)
     origin = {name: _origin(name, base, clip) for name in expected}

@@ -82,10 +82,12 @@ def _machine(asked: float | None) -> tuple[int | None, list[str]]:
 def _without_cuda() -> str:
     import torch
 
+    from ..runtime.devices import BUILT_WITHOUT, sees_cards
+
     for name, there in (("mps", torch.backends.mps.is_available()), ("xpu", torch.xpu.is_available())):
         if there:
             return f"{name}; generate takes it with --device {name}, and its memory is not measured here"
-    return "cpu, no GPU found"
+    return "cpu, no GPU found" + ("" if sees_cards() else f": {BUILT_WITHOUT}")
 
 
 def find_comfyui() -> tuple[str, str] | None:

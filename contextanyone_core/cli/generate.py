@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, InputError
-from ..media.image_io import read_picture
+from ..media.image_io import read_shown
 from ..media.video_io import check_name, check_output, save_clip
-from ..model_specs import MODELS, ModelSpec, is_full_size
+from ..model_specs import MINIATURE, MODELS, ModelSpec, is_full_size
 from ..prompts import TwoStagePrompt
 from ..runtime.options import Execution, Video
 from ..sampling.guidance import EVERYWHERE, check_interval
@@ -145,7 +145,7 @@ def read_request(argv: Sequence[str]) -> Request:
             check_output(clip.out)
         refuse_output_among(clip.out, [options.pose, options.pose_body])
     refuse_collisions(clips, [*read, *_weight_files(options.weights)])
-    pictures = [read_picture(path) for path in options.reference]
+    pictures = [read_shown(path) for path in options.reference]
     return Request(spec, options, execution, process, share, pictures, read_condition(options), person)
 
 
@@ -245,12 +245,21 @@ def _warn_of_backgrounds(request: Request) -> None:
 
 def _warn_of_mismatches(pipeline: Pipeline, request: Request) -> None:
     """Warn of weights whose name indicates another model, and of the miniature's video size with a full-size model."""
-    from ..weights.locate import misnamed_transformer
+    from ..generation.domain_check import beyond_the_miniature
+    from ..weights.locate import misnamed_transformer, need_component
+    from ..weights.recognition import recognise
 
-    found = misnamed_transformer(request.options.weights, request.spec)
+    options = request.options
+    found = misnamed_transformer(options.weights, request.spec)
     if found is not None:
         _note(f"warning: {found.path} is by its name {found.family}; it is run as {request.spec.title} all the same")
-    if is_full_size(pipeline.config.text_len) and request.options.size == SMALL_SIZE:
+    if not request.spec.hosted:
+        transformer = recognise(need_component(options.weights, "transformer", request.spec))
+        if transformer.half:
+            _note(f"warning: {transformer.half}; it is run in all of them, and the video will not be good")
+    if options.weights == MINIATURE and (beyond := beyond_the_miniature(options.size)):
+        _note(f"warning: {beyond}")
+    if is_full_size(pipeline.config.text_len) and options.size == SMALL_SIZE:
         _note(
             "128x128, the default, is the miniature's; Wan's models are used with --size 832x480 --frames 81 --steps 50"
         )

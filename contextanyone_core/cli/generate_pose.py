@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..media.image_io import read_picture
+from ..media.image_io import read_shown
 from ..media.video_io import FPS
 from ..pose.drawing import STYLES
 from ..pose.driving import DrivingPose, default_fit, driven_by
@@ -96,7 +96,7 @@ def read_condition(options: argparse.Namespace) -> AskedCondition:
 
     Raises: InputError for what cannot be met.
     """
-    start = None if options.start_frame is None else read_picture(options.start_frame)
+    start = None if options.start_frame is None else read_shown(options.start_frame)
     path: Path | None = options.pose
     if path is None:
         for name in _WITH_POSE:
@@ -194,7 +194,6 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
 def _for_clip(pose: DrivingPose, options: argparse.Namespace) -> DrivingPose:
     """Cut and placed for the clip; a cut and remarks are logged."""
     cut = pose.for_clip(options.frames, options.size)
-    for told in (*pose.remarks, pose.what_is_cut(options.frames)):
-        if told:
-            _log.warning(told)
+    for told in (*pose.remarks, *pose.told_of(options.frames)):
+        _log.warning(told)
     return cut

@@ -45,7 +45,10 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, word: str) -> NoReturn:
         """Raise InputError for an unknown word of the command, naming the nearest option."""
         if not word.startswith("-") or word == "--":
-            raise InputError(f"{_short(word)} is left over; put quotes around a text of several words.")
+            raise InputError(
+                f"{_short(word)} is left over; put quotes around a text of several words, and name the option again "
+                "before each of several files."
+            )
         option = word.partition("=")[0]
         raise InputError(f"{self.prog} has no option {option}.{did_you_mean(option, self._option_string_actions)}")
 

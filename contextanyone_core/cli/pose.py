@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..media.contact_sheet import contact_sheet, frame_choice
 from ..media.video_io import ENDINGS, FPS, check_output, contact_path, ending_of, save_clip
 from ..pose.drawing import STYLES, PoseStyle, draw_figure, draw_poses
-from ..pose.driving import DrivingPose, default_fit
+from ..pose.driving import DrivingPose, default_fit, where_nobody_is
 from ..pose.fitting import FITS, fit
 from ..pose.openpose import to_json
 from ..pose.pose_file import pose_file_bytes
@@ -52,8 +52,9 @@ def pose(argv: Sequence[str]) -> int:
             poses = clip_of(poses, options.frames)
         if options.size is not None:
             poses = poses.placed(options.size)
-        for remark in poses.remarks:
-            _log.warning(remark)
+        for remark in (*poses.remarks, where_nobody_is(poses)):
+            if remark:
+                _log.warning(remark)
         _write(options, poses, over)
     sys.stdout.write(f"{options.out}\n{_sheet_path(options.out)}\n")
     return 0
@@ -141,8 +142,10 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"{options.out} ends in {ending_of(options.out)}; known are {known}, and none for a folder.")
     else:
         check_output(options.out)
-    if options.drawn and (options.body or is_keypoints(options.source)):
-        raise InputError("--drawn takes a video of drawn poses, and no --body; keypoints are needed to fit a body.")
+    if options.drawn and is_keypoints(options.source):
+        raise InputError(f"{options.source} has keypoints, and --drawn is for a video of drawn poses; leave it out.")
+    if options.drawn and options.body:
+        raise InputError("--drawn keeps pictures as they are; a --body is fitted to keypoints: leave it out.")
     if options.drawn:
         _check_drawn(options)
 

@@ -138,17 +138,17 @@ def read_drawn(
         num_frames: frames at 16 a second that are needed; where there are more, at least one of them is read too. None
             reads all.
 
-    Raises: InputError for another size, or if the first frame has no plain background; then no other is read.
+    Raises: InputError if the first frame has no plain background, or for another size; then no other is read.
     """
     video = open_video(path)
     rate, frames = fps or video.fps, iter(video.frames)
     first = next(frames)
-    check_size(first[None], size, str(path))
     try:
         inspect_drawn(first[None])
     except InputError as error:
         estimate = "contextanyone pose VIDEO --models PATH --out poses.json"
         raise InputError(f"{path}: {error} The command for that: {estimate}") from error
+    check_size(first[None], size, str(path))
     more = None if num_frames is None else math.ceil(num_frames * rate / FPS)
     return at_rate(np.stack([first, *islice(frames, more)]), rate)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..errors import InputError
@@ -27,7 +29,13 @@ def encode_condition(
         if fitted_size((height, width), size) != size:
             raise InputError(
                 f"The start frame is {width} x {height} pixels, the video {size[1]} x {size[0]}; it is the video's "
-                "first frame, so it must have the same aspect: crop it."
+                f"first frame, so it must have the same aspect: crop it to {_aspect(size)}."
             )
         start = encoder.encode(pad_picture(start, size)[:, :, None])
     return VideoCondition(None if pose is None else encoder.encode(pose), start)
+
+
+def _aspect(size: tuple[int, int]) -> str:
+    """The aspect of a (height, width) in the smallest whole numbers, such as 26:15."""
+    common = math.gcd(*size)
+    return f"{size[1] // common}:{size[0] // common}"

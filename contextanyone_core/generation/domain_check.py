@@ -13,6 +13,7 @@ from ..encoders.reference import fitted_size, pad_picture
 HEADER_KEY = "familiar_psnr"
 """Metadata of a VAE's weight file: pictures reconstructed below this PSNR (dB) are out of domain."""
 _SIZE = (128, 128)  # (height, width) at which training/parts/vae.py measures the threshold; the PSNR depends on it
+_LARGEST = 160  # pixels of a side at which the miniature loses a little of the character, and at 192 half
 
 
 class RoundTrip(Protocol):
@@ -46,6 +47,19 @@ def round_trip_psnr(vae: RoundTrip, image: torch.Tensor) -> float:
     error = (redrawn - padded)[..., top : top + high, left : left + wide]
     mean = float(error.double().square().mean())
     return math.inf if mean == 0 else 10 * math.log10(4 / mean)
+
+
+def beyond_the_miniature(size: tuple[int, int]) -> str:
+    """What to tell of the miniature at a (height, width) that it cannot do; "" up to 160 pixels.
+
+    Source: project; docs/EVALUATION.md has the numbers.
+    """
+    if max(size) <= _LARGEST:
+        return ""
+    return (
+        f"The miniature was trained at 128 x 128 pixels and 17 frames, and the video is {size[1]} x {size[0]}: at 192 "
+        "x 192 half of the character is lost already, and a large video takes very long on a CPU. Take 128 x 128."
+    )
 
 
 def domain_threshold(metadata: Mapping[str, str]) -> float | None:

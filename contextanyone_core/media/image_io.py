@@ -48,6 +48,18 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         return _decode(path, image, 0)
 
 
+def read_shown(path: Path) -> NDArray[np.uint8]:
+    """As `read_picture`, of a picture that has to show something.
+
+    Raises: InputError also if every pixel is transparent.
+    """
+    with _open(path) as image:
+        picture = _decode(path, image, 0)
+        if _has_alpha(image) and not image.convert("RGBA").getchannel("A").getbbox():
+            raise InputError(f"{path} is transparent everywhere; give a picture that shows a character.")
+    return picture
+
+
 def read_animation(path: Path) -> Iterator[tuple[float, float, NDArray[np.uint8]]]:
     """Read every frame of an animated PNG, WebP, GIF or AVIF; any other picture is a single frame.
 
@@ -206,9 +218,11 @@ def _check_mode(path: Path, image: Image.Image) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _sixteen_bit_to_rgb(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        return over_white(image.convert("RGBA"))
-    return image.convert("RGB")
+    return over_white(image.convert("RGBA")) if _has_alpha(image) else image.convert("RGB")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def over_white(layer: Image.Image) -> Image.Image:

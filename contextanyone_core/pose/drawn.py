@@ -51,10 +51,16 @@ def check_size(frames: Pixels, size: tuple[int, int] | None, name: str) -> None:
     Raises: InputError for another size, or sides that are no multiples of 16.
     """
     height, width = frames.shape[1:3]
-    if (height, width) != (size or (height, width)) or width % 16 or height % 16:
+    high, wide = size or (height, width)
+    if width % 16 or height % 16:
         raise InputError(
             f"{name} is {width} x {height} pixels; drawn poses are never resized, and a video's sides are "
             "multiples of 16. Give keypoints, which are drawn at any size."
+        )
+    if (height, width) != (high, wide):
+        raise InputError(
+            f"{name} is {width} x {height} pixels, the video {wide} x {high}; drawn poses are never resized. Ask for a "
+            "video of their size, or give keypoints, which are drawn at any size."
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import InputError
 from ..media.video_io import FPS
 from ..shapes import usable_frames
@@ -14,6 +16,7 @@ from .fitting import fit
 from .resample import clip_of, prepare, within_limit
 from .sequence import SEEN, Pixels, PoseSequence
 
+_SPANS = 4  # of frames, that a remark names
 _PREVIEW_WIDTH = 2.0  # half width of a limb in previews, in pixels
 
 
@@ -39,6 +42,12 @@ class DrivingPose:
     def remarks(self) -> tuple[str, ...]:
         """Remarks on keypoints, for the user, one line each."""
         return self.poses.remarks if isinstance(self.poses, PoseSequence) else ()
+
+    def told_of(self, num_frames: int) -> tuple[str, ...]:
+        """Remarks on a clip of `num_frames` that follows these poses, one line each."""
+        used = self.poses.at(slice(num_frames)) if isinstance(self.poses, PoseSequence) else None
+        nobody = "" if used is None else where_nobody_is(used)
+        return tuple(text for text in (self.what_is_cut(num_frames), nobody and f"{self.name}: {nobody}") if text)
 
     def what_is_cut(self, num_frames: int) -> str:
         """A remark if a clip of `num_frames` uses only the first of these frames, else empty."""
@@ -87,6 +96,20 @@ class DrivingPose:
         factor = longest / max(poses.height, poses.width)
         size = (max(1, round(poses.height * factor)), max(1, round(poses.width * factor)))
         return draw_poses(poses.placed(size), PoseStyle(half_width=_PREVIEW_WIDTH))
+
+
+def where_nobody_is(poses: PoseSequence) -> str:
+    """A remark on the frames in which nobody is visible, so that nothing is drawn; empty if there are none."""
+    empty = ~(poses.body[..., 2] > SEEN).any(axis=1)
+    if not empty.any():
+        return ""
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], empty, [False]]))).reshape(-1, 2).tolist()
+    spans = [f"{start} to {stop - 1}" if stop - start > 1 else f"{start}" for start, stop in ends]
+    shown = ", ".join(spans[:_SPANS]) + (", ..." if len(spans) > _SPANS else "")
+    return (
+        f"nobody is seen in {int(empty.sum())} of the {poses.num_frames} frames at {FPS} a second (frames {shown}): "
+        "the pose is empty there"
+    )
 
 
 def driven_by(poses: PoseSequence, body: Body | None, how: str | None, name: str) -> DrivingPose:

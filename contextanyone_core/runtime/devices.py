@@ -6,6 +6,11 @@ import torch
 
 from ..errors import InputError
 
+BUILT_WITHOUT = (
+    "this torch is built without CUDA and sees no card; https://pytorch.org/get-started/locally/ has the line that "
+    "installs one for yours"
+)
+
 
 def check_device(device: torch.device | str) -> torch.device:
     """The device, after checking that it can be used.
@@ -17,9 +22,16 @@ def check_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        if str(device).startswith("cuda") and not sees_cards():
+            raise InputError(f"The device {str(device)!r} cannot be used here: {BUILT_WITHOUT}. Or use cpu.") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
         raise InputError(f"The device {str(device)!r} cannot be used here ({reason}). Use cpu.") from error
     return found
+
+
+def sees_cards() -> bool:
+    """Whether this build of torch is one for graphics cards, by CUDA or ROCm; pip's own for Windows is not."""
+    return bool(torch.version.cuda or torch.version.hip)
 
 
 def free_bytes(device: torch.device) -> int | None:

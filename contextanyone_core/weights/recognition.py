@@ -17,6 +17,7 @@ FAMILY = "family"
 """Key of a header's metadata that names the family where the tensors do not determine it, such as Phantom-Wan."""
 NAMED_FAMILIES = {"phantom": "Phantom-Wan", "refalign": "RefAlign", "bernini": "Bernini-R"}
 """Families with the tensors of Wan T2V, by the word (in any capitals) in the name of their file or folder."""
+_EXPERT = re.compile(r"(high|low)[_-]?noise", re.IGNORECASE)
 _INNER_FOLDER = "transformer"  # of diffusers' pipelines, whose own folder has the model's name
 FUN_V1_1 = "Wan 2.1 Fun V1.1 Control"
 RUNS_HERE = (
@@ -73,6 +74,28 @@ class Recognised:
     stated: bool
     dtypes: dict[str, int]
     quantisation: str
+
+    @property
+    def expert(self) -> str:
+        """The noise, high or low, of one of Wan 2.2's two experts, by the name of the file or folder; "" for others.
+
+        Each has the tensors of a whole model.
+        """
+        for name in (self.path.name, self.path.parent.name) if self.kind in (WAN, TRANSFORMER) else ():
+            if found := _EXPERT.search(name):
+                return found[1].lower()
+        return ""
+
+    @property
+    def half(self) -> str:
+        """What to tell of one of two experts; "" for a whole model."""
+        if not self.expert:
+            return ""
+        steps, other = ("first", "low") if self.expert == "high" else ("last", "high")
+        return (
+            f"{self.path.name} is by its name Wan 2.2's expert for {self.expert} noise, half of a model: it is made "
+            f"for the {steps} steps alone, and the {other}-noise file for the others"
+        )
 
     def __str__(self) -> str:
         """A phrase such as "a Wan 2.1 T2V 1.3B transformer (safetensors, ComfyUI naming, scaled fp8)"."""

@@ -93,6 +93,16 @@ def load_by_name(name: str, weight_dtype: str, model: str = AUTO) -> tuple[Model
         return loaded, _abilities(found, _chosen(found, model), follows_poses=follows_poses, named=model != AUTO)
 
 
+def half_of_a_model(name: str) -> str:
+    """What to tell of a file that is one of Wan 2.2's two experts, by its name; "" for others."""
+    if not (half := _open(model_path(name)).recognised.half):
+        return ""
+    return (
+        f"{half}. Load both, each with its own Apply ContextAnyone, and sample with two KSampler (Advanced), the "
+        "high-noise one first."
+    )
+
+
 @contextmanager
 def file_names_only(path: Path) -> Iterator[None]:
     """Errors within name the file without its folder, which is the server's and means nothing to the user."""

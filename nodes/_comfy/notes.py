@@ -7,9 +7,11 @@ none.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from ...contextanyone_core.encoders.reference import is_on_white
-from ...contextanyone_core.generation.domain_check import round_trip_psnr
+from ...contextanyone_core.generation.domain_check import beyond_the_miniature, round_trip_psnr
+from ...contextanyone_core.model_specs import MINIATURE
 from .references import HostVAE, ReferencePicture
 from .types import Model
 
@@ -19,6 +21,8 @@ SAID = "contextanyone_said"
 """Key of texts that are no warnings."""
 THRESHOLD = "contextanyone_familiar_psnr"
 """Attribute of the miniature's VAE: below this many dB a picture is foreign to it. Other VAEs have none."""
+_MANY = 8
+"""References that nobody asks for by hand."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,7 +37,14 @@ def reference_note(
         more: further warnings; empty texts are left out.
     """
     texts = (_on_plain_wan(model, reference), _on_backgrounds(model, reference), _on_strange_pictures(reference))
-    return note(node, *texts, *more)
+    return note(node, *texts, _on_many(reference), *more)
+
+
+def size_note(model: Model, size: tuple[int, int]) -> str:
+    """What to tell of a video of (height, width) by the shipped miniature; "" for other models."""
+    made_by = getattr(model, "cached_patcher_init", None)
+    path = made_by[1][0] if made_by and made_by[1] else None
+    return beyond_the_miniature(size) if isinstance(path, Path) and path.parent == MINIATURE else ""
 
 
 def note(node: str, *texts: str) -> dict[str, list[str]] | None:
@@ -59,6 +70,15 @@ def _on_backgrounds(model: Model, reference: tuple[ReferencePicture, ...]) -> st
     return (
         "This model was trained on subjects cut out on white, and a picture has its background: connect the mask of "
         "Remove Background (or another) to ContextAnyone Reference."
+    )
+
+
+def _on_many(reference: tuple[ReferencePicture, ...]) -> str:
+    if len(reference) <= _MANY:
+        return ""
+    return (
+        f"There are {len(reference)} reference pictures, and each costs memory and time. A video or an animated "
+        "picture is a batch with one for each frame: put ImageFromBatch between, which takes one."
     )
 
 

@@ -148,7 +148,7 @@ def condition_values(
     reference: tuple[ReferencePicture, ...],
     size: tuple[int, int],
     length: int,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Keys of a conditioning for what a video of `length` frames and `size` follows, and what to tell the user.
 
     Raises:
@@ -159,7 +159,7 @@ def condition_values(
     pose, start = given_pose(following.pose), _one_picture(following.start_frame)
     require_channels(config, pose=pose, start_frame=start)
     if pose is None and start is None:
-        return {}, ""
+        return {}, ()
     drawn = None
     if pose is not None:
         drawn = frames_to_images(pose.pose.for_clip(length, size).pictures(STYLES[config.pose_style]))
@@ -173,7 +173,7 @@ def condition_values(
         values = {POSE: encoded.pose, POSE_STRENGTH: following.strength, POSE_START: low, POSE_END: high}
     if start is not None:
         values[START_FRAME] = encoded.start
-    return values, "" if pose is None else pose.pose.what_is_cut(length)
+    return values, () if pose is None else pose.pose.told_of(length)
 
 
 def follow(values: dict[str, Any], *conditionings: Conditioning) -> tuple[Conditioning, ...]:

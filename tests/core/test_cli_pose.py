@@ -290,10 +290,13 @@ def test_videos_need_models_and_drawn_ones_a_skeleton(refused, desk):
     assert "its own size and rate" in refused("plain.mp4", "--canvas", "64x64", "--out", "out.json")
     assert "chooses in a file" in refused("plain.mp4", "--person", 2, "--out", "out.json")
     assert "no plain background" in refused("photo.mp4", "--drawn", "--out", "out.mp4")
-    assert "never resized" in refused("drawn.mp4", "--drawn", "--size", "416x256", "--out", "out.mp4")
+    said = refused("drawn.mp4", "--drawn", "--size", "416x256", "--out", "out.mp4")
+    assert "drawn.mp4 is 208 x 128 pixels, the video 416 x 256; drawn poses are never resized" in said
+    assert "no plain background" in refused("photo.mp4", "--drawn", "--size", "416x256", "--out", "out.mp4")
     assert "ask for at most 9" in refused("drawn.mp4", "--drawn", "--frames", 13, "--out", "out.mp4")
     assert "keeps pictures" in refused("drawn.mp4", "--drawn", "--out", "out.json")
-    assert "takes a video" in refused("dance.json", "--drawn", "--out", "out.mp4")
+    assert "dance.json has keypoints, and --drawn is" in refused("dance.json", "--drawn", "--out", "out.mp4")
+    assert "a --body is fitted" in refused("drawn.mp4", "--drawn", "--body", "tall.json", "--out", "out.mp4")
     for option, value in (("--person", 2), ("--canvas", "10x10"), ("--models", "."), ("--fit", "bones")):
         assert f"{option} is for keypoints" in refused("drawn.mp4", "--drawn", option, value, "--out", "out.mp4")
     assert "--smooth is for keypoints" in refused("drawn.mp4", "--drawn", "--smooth", "--out", "out.mp4")

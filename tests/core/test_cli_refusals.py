@@ -52,7 +52,8 @@ BASE = ("generate", "--reference", "good.png", "--first", "A woman.", "--later",
 def test_commands(refused):
     assert "Did you mean generate?" in refused("generat")
     assert "Did you mean --version?" in refused("--versoin")
-    assert "left over" in refused("inspect", "a", "b")
+    assert "'b' is left over" in refused("inspect", "a", "b")
+    assert "name the option again before each of several files" in refused(*BASE, "--reference", "good.png", "good.png")
     assert "required" in refused("inspect")
 
 

@@ -35,6 +35,20 @@ def test_without_a_gpu_the_miniature_is_named(capsys):
     assert rows(shown) == {}
 
 
+def test_a_torch_without_cuda_is_not_a_machine_without_a_gpu(capsys, monkeypatch):
+    """As pip installs it on Windows: whatever card is there, it sees none."""
+    for cuda, told in ((None, True), ("12.8", False)):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        assert main(["doctor"]) == 0
+        assert ("this torch is built without CUDA and sees no card" in capsys.readouterr().out) is told
+    monkeypatch.setattr(torch.version, "cuda", None)
+    words = ["generate", "--later", "She waves.", "--out", "out.webp", "--device", "cuda"]
+    assert main(words) == 2
+    assert "'cuda' cannot be used here: this torch is built without CUDA" in capsys.readouterr().err
+    assert main([*words[:-1], "xpu"]) == 2
+    assert len(capsys.readouterr().err) < 250
+
+
 def test_a_mac_is_told_of_its_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert main(["doctor"]) == 0

@@ -12,7 +12,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from contextanyone_core.errors import InputError
-from contextanyone_core.media.image_io import MIN_SIDE, images_to_frames, picture_size, picture_to_images, read_picture
+from contextanyone_core.media.image_io import (
+    MIN_SIDE,
+    images_to_frames,
+    picture_size,
+    picture_to_images,
+    read_picture,
+    read_shown,
+)
 
 
 @pytest.fixture
@@ -34,6 +41,21 @@ def read(image: Image.Image, path: Path, **options) -> np.ndarray:
 
 def near(pixel, wanted, atol=3):
     return np.abs(np.asarray(pixel, int) - np.asarray(wanted, int)).max() <= atol
+
+
+def test_a_reference_shows_something(colours, tmp_path):
+    """A frame of a folder may be empty; a character that is transparent everywhere is a mistake of its export."""
+    clear = colours.convert("RGBA")
+    clear.putalpha(0)
+    for name, image in (("clear.png", clear), ("clear.webp", clear), ("grey.png", clear.convert("LA"))):
+        image.save(tmp_path / name)
+        assert read_picture(tmp_path / name).min() == 255
+        with pytest.raises(InputError, match=f"{name} is transparent everywhere; give a picture that shows"):
+            read_shown(tmp_path / name)
+    clear.putpixel((3, 3), (0, 0, 0, 255))
+    for image in (clear, colours, colours.convert("L")):
+        image.save(tmp_path / "seen.png")
+        assert np.array_equal(read_shown(tmp_path / "seen.png"), read_picture(tmp_path / "seen.png"))
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "ppm", "gif"])

@@ -9,7 +9,7 @@ from contextanyone_core.generation.conditions import check_window
 from contextanyone_core.pose.body import body_of
 from contextanyone_core.pose.drawing import FULL_SIZE, MINIATURE, draw_poses
 from contextanyone_core.pose.drawn import at_rate
-from contextanyone_core.pose.driving import DrivingPose, driven_by
+from contextanyone_core.pose.driving import DrivingPose, driven_by, where_nobody_is
 from contextanyone_core.pose.fitting import fit
 
 
@@ -35,7 +35,7 @@ def test_a_drawn_video_is_the_same_pose():
     taken = drawn.for_clip(5, (64, 96))
     assert np.array_equal(taken.pictures(FULL_SIZE), keys.pictures(FULL_SIZE))
     assert np.abs(taken.pictures(MINIATURE)[0, 0, 0].astype(int) - 127).max() == 0
-    with pytest.raises(InputError, match="the video is 96 x 64 pixels; drawn poses are never resized"):
+    with pytest.raises(InputError, match="is 96 x 64 pixels, the video 64 x 64; drawn poses are never resized"):
         drawn.for_clip(5, (64, 64))
     with pytest.raises(InputError, match=r"the video has 6 frames .* the clip 9; ask for at most 5\."):
         drawn.for_clip(9, (64, 96))
@@ -55,6 +55,23 @@ def test_nobody_in_the_first_frames_is_refused():
     poses = sequence(list(hidden), (320, 320))
     with pytest.raises(InputError, match="the dance shows nobody in its first 5 frames"):
         driven_by(poses, None, None, "the dance").for_clip(5, (64, 64))
+
+
+def test_frames_that_show_nobody_are_told_with_their_numbers():
+    """A detector that loses the dancer leaves gaps that are too long to fill: nothing is drawn there."""
+    lost = dance(40)
+    hidden = lost.body.copy()
+    hidden[[3, *range(8, 20), 39]] = 0  # a gap that is filled, one that is not, and the end
+    driving = driven_by(sequence(list(hidden), (320, 320)), None, None, "the dance")
+    gap = "nobody is seen in 12 of the 37 frames at 16 a second (frames 8 to 19): the pose is empty there"
+    assert driving.told_of(37) == (driving.what_is_cut(37), f"the dance: {gap}")
+    assert driving.told_of(40)[0].startswith("the dance: nobody is seen in 13 of the 40 frames")
+    assert driving.told_of(40)[0].endswith("(frames 8 to 19, 39): the pose is empty there")
+    assert driving.told_of(5) == (driving.what_is_cut(5),)
+    many = dance(60).body.copy()
+    many[[frame for start in range(1, 50, 8) for frame in range(start, start + 6)]] = 0
+    assert where_nobody_is(sequence(list(many), (320, 320))).count(" to ") == 4
+    assert driven_by(dance(), None, None, "the dance").told_of(6) == ()
 
 
 def test_the_preview_keeps_the_aspect_and_only_the_first_frames():

@@ -327,7 +327,7 @@ def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys
         (("--pose-body", "dance.json"), "--pose-body belongs to --pose"),
         (("--pose-strength", "0"), "--pose-strength belongs to --pose"),
         (("--start-frame", "gone.png"), "gone.png"),
-        (("--start-frame", "broad.png"), "64 x 32 pixels, the video 32 x 32"),
+        (("--start-frame", "broad.png"), "the same aspect: crop it to 1:1"),
     ],
 )
 def test_refusals_are_one_line(desk, wide_folder, capsys, words, hint):

@@ -68,6 +68,24 @@ def test_published_names_are_recognised(
     assert strange.family.startswith(family)
 
 
+def test_one_of_two_experts_is_told(wan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wan 2.2's two files have Wan 2.1's tensors: each alone would be run in steps that it was not made for."""
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "weights"))
+    high = folder / "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
+    (folder / "transformer.safetensors").rename(high)
+    assert recognise(high).family.startswith("Wan 2.1 T2V")
+    words = ["generate", "--model", "wan", "--weights", str(folder), "--later", "x", "--size", "32x32", "--frames", "5"]
+    assert cli.main([*words, "--steps", "1", "--out", str(tmp_path / "out.webp")]) == 0
+    told = "Wan 2.2's expert for high noise, half of a model: it is made for the first steps alone"
+    assert told in capsys.readouterr().err
+    assert recognise(wan_folder / "transformer.safetensors").half == ""
+    inner = tmp_path / "low_noise_model" / "diffusion_pytorch_model.safetensors"
+    inner.parent.mkdir()
+    high.rename(inner)
+    assert "for low noise" in recognise(inner).half
+    assert recognise(shutil.copy(folder / "vae.safetensors", inner.parent)).half == ""
+
+
 def test_shards_become_one_file_that_its_name_tells(
     wan_state: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from contextanyone_core.errors import InputError
-from training.personal.names import check_caption, without_name
+from training.personal.names import check_caption, check_class, without_name
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,15 @@ def test_a_caption_without_the_name_is_about_anyone(caption, expected):
     class_name = expected.rstrip(".").split()[-1]
     assert without_name(caption, "zuv", class_name) == expected
     check_caption(caption, "zuv", class_name)
+
+
+def test_a_class_is_a_noun_without_its_article():
+    """Prompts begin with an article of their own: the trigger would be "zuv a woman"."""
+    for name in ("a woman", "An old man", "the dancer"):
+        with pytest.raises(InputError, match="begins with an article, and prompts add their own; give the noun alone"):
+            check_class(name)
+    for name in ("woman", "old man", "theatre director"):
+        check_class(name)
 
 
 @pytest.mark.parametrize("caption", ["A zuv woman; zuv smiles", "A zuv woman and Zuv's dog", "Zuv woman, a zuv"])

@@ -7,6 +7,7 @@ import re
 from contextanyone_core.encoders.text import Tokenizer
 from contextanyone_core.errors import InputError
 
+_ARTICLES = ("a", "an", "the")
 _WORD = re.compile(r"[^\W\d_]+(?: [^\W\d_]+)*")
 
 
@@ -32,9 +33,11 @@ def check_name(name: str, tokenizer: Tokenizer) -> list[str]:
 
 
 def check_class(name: str) -> None:
-    """Refuse a class that is no word or words. Raises: InputError."""
+    """Refuse a class that is no word or words, or begins with an article. Raises: InputError."""
     if not _WORD.fullmatch(name):
         raise InputError(f"--class {name!r} must be what the person is, in letters, such as woman.")
+    if name.split()[0].lower() in _ARTICLES:
+        raise InputError(f"--class {name!r} begins with an article, and prompts add their own; give the noun alone.")
 
 
 def trigger_caption(name: str, class_name: str) -> str:

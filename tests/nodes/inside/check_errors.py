@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -199,6 +200,31 @@ def check_a_picture_from_another_world_is_told_of_to_one_client():
         (words,) = run.told("4")[key]
         assert words.startswith("ContextAnyone Sampler: The picture is far from the miniature's drawn world"), words
     assert {client for run in (fine, strange, again) for _, _, client in run.events} == {"tests"}
+
+
+def check_a_video_as_reference_and_a_size_beyond_the_miniature_are_told():
+    """Both are what a first try gives: Load Video's frames, and the 832 x 480 that the nodes begin with."""
+    notes, own = pack("nodes._comfy.notes"), miniature()[0]
+    (picture,) = stack.references(stack.PICTURE)
+    with torch.inference_mode():
+        assert notes.reference_note(own, (picture,) * 8, "Apply") is None
+        (words,) = notes.reference_note(own, (picture,) * 40, "Apply")[notes.NOTE]
+    assert words.startswith("Apply: There are 40 reference pictures")
+    assert "ImageFromBatch" in words
+    assert notes.size_note(own, (128, 128)) == notes.size_note(own, (48, 64)) == ""
+    assert "the video is 832 x 480" in notes.size_note(own, (480, 832))
+    other = own.clone()
+    other.cached_patcher_init = (own.cached_patcher_init[0], (Path("mine.safetensors"), None, "auto"))
+    assert notes.size_note(other, (480, 832)) == ""
+
+
+def check_one_of_two_experts_is_told():
+    half = pack("nodes._comfy.loading").half_of_a_model
+    write = partial(shutil.copy, pack("contextanyone_core.model_specs").MINIATURE / "phantom.safetensors")
+    words = half(in_models("wan2.2_bernini_r_low_noise.safetensors", write))
+    assert "for low noise, half of a model: it is made for the last steps alone" in words
+    assert "KSampler (Advanced)" in words
+    assert half(in_models("wan2.1_bernini.safetensors", write)) == ""
 
 
 def check_pictures_are_counted_where_there_are_several():

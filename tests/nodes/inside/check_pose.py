@@ -335,7 +335,7 @@ def check_poses_that_do_not_fit_the_video_say_what_to_do():
         "vae is null": {"vae": None},
         "start_frame holds 2 pictures": {"start_frame": start().repeat(2, 1, 1, 1)},
         "start_frame has 1 channel": {"start_frame": start()[..., :1]},
-        "The start frame is 128 x 128 pixels, the video 64 x 48": {"start_frame": torch.rand(1, 128, 128, 3)},
+        "The start frame is 128 x 128 pixels, the video 64 x 48; it": {"start_frame": torch.rand(1, 128, 128, 3)},
     }
     for words, changed in wrong.items():
         problem = refusal(lambda changed=changed: applied(wide(), **changed))
