@@ -190,3 +190,33 @@ def test_the_documents_have_the_rows_of_the_committed_table(name):
     text = (ROOT / "docs" / "EVALUATION.md").read_text()
     assert len(wanted) > 2
     assert [row for row in wanted if row not in text.splitlines()] == []
+
+
+def test_the_table_warns_where_runs_that_are_taken_together_were_not_trained_alike():
+    """Results without a precision were all trained in bf16, and do not say on which processor."""
+    plan = load_plan(PLAN)
+    xeon, epyc = (
+        {"precision": precision, "processor": name} for precision, name in (("bf16", "Xeon"), ("fp32", "EPYC"))
+    )
+    old = {"processor": "x86_64"}
+
+    def warned(**trained: list[dict[str, str]]) -> list[str]:
+        found = {
+            name: [{"seed": seed, "measured": result(0.5, seed), **how} for seed, how in enumerate(runs)]
+            for name, runs in trained.items()
+        }
+        report = describe(plan, found)
+        assert table(report).count("**Warning.**") == len(report.get("warnings", []))
+        return report.get("warnings", [])
+
+    assert warned(full=[old, xeon, xeon], gap_0=[old, old, xeon], phantom=[old]) == []
+    assert warned(full=[old, epyc], gap_0=[xeon, epyc]) == [
+        "The seeds of `full` were not trained alike (bf16 on an unknown processor: 0; fp32 on EPYC: 1): "
+        "their spread has that in it.",
+        "The seeds of `gap_0` were not trained alike (bf16 on Xeon: 0; fp32 on EPYC: 1): their spread has that in it.",
+    ]
+    assert warned(full=[xeon], gap_0=[epyc], phantom=[xeon], aligned=[epyc]) == [
+        "With seed 0 cells that are compared were not trained alike (fp32 on EPYC: `gap_0`, `aligned`; "
+        "bf16 on Xeon: `full`): the difference between two of these has that in it."
+    ]
+    assert len(warned(full=[xeon], gap_0=[{**xeon, "processor": "EPYC"}])) == 1
