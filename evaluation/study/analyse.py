@@ -50,7 +50,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if not read.answers:
         reasons = "; ".join(f"{rater} {reason}" for rater, reason in read.excluded.items())
         raise InputError(f"No rater of --answers {arguments.answers} is left: {reasons}.")
-    found = {"raters_given": read.raters, "excluded": read.excluded, **analyse(read.answers, metrics)}
+    left_out = {"excluded": read.excluded, "not_shown": _not_shown(read.not_shown, key)}
+    found = {"raters_given": read.raters, **left_out, **analyse(read.answers, metrics)}
     for name, text in (("analysis.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
         write_text(out / name, text)
     sys.stdout.write(table(found))
@@ -83,11 +84,23 @@ def table(found: Mapping[str, Any]) -> str:
     if any(row["raters"] < LEAST_RATERS for row in found["pairs"]):
         lines.append(f"No preference is named from fewer than {LEAST_RATERS} raters.")
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
-    return "\n".join([*lines, *_exclusions(found["excluded"]), *_correlations(found.get("spearman", {}))])
+    return "\n".join([*lines, *_left_out(found), *_correlations(found.get("spearman", {}))])
 
 
-def _exclusions(excluded: Mapping[str, str]) -> list[str]:
-    return [*(f"- {rater} is left out: {reason}." for rater, reason in excluded.items()), ""] if excluded else []
+def _not_shown(counts: Mapping[str, int], key: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Trials that could not be shown, with whose clips they are and to how many raters."""
+    trials = {trial["id"]: trial for trial in key["trials"]}
+    rows = [{"trial": name, "raters": count} for name, count in counts.items()]
+    return [{**row, **{side: trials[row["trial"]][side] for side in ("first", "second")}} for row in rows]
+
+
+def _left_out(found: Mapping[str, Any]) -> list[str]:
+    """Raters who are left out, and pairs that browsers could not show."""
+    lines = [f"- {rater} is left out: {reason}." for rater, reason in found["excluded"].items()]
+    for row in found.get("not_shown", ()):
+        clips = " and ".join(f"{system}'s clip of {item}" for system, item in (row["first"], row["second"]))
+        lines.append(f"- {clips} could not be shown to {row['raters']} of the raters.")
+    return [*lines, ""] if lines else []
 
 
 def _correlations(spearman: Mapping[str, Any]) -> list[str]:
