@@ -1,5 +1,7 @@
 """The report of an ablation: means and differences of one seed or several, verdicts, the rows in the documents."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from evaluation.ablation import runner, statistics
 from evaluation.ablation.plan import Claim, load_plan
 from evaluation.ablation.report import describe, table
 from evaluation.ablation.statistics import judge, of_both, summary
+from evaluation.significance import holm, paired_p
 from training.world import ATTRIBUTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,3 +223,18 @@ def test_the_table_warns_where_runs_that_are_taken_together_were_not_trained_ali
         "bf16 on Xeon: `full`): the difference between two of these has that in it."
     ]
     assert len(warned(full=[xeon], gap_0=[{**xeon, "processor": "EPYC"}])) == 1
+
+
+def test_the_documents_name_the_differences_of_the_first_seed_that_a_correction_leaves():
+    kept = {}
+    for path in (ROOT / "evaluation" / "results" / "ablations").glob("*-0-*.json"):
+        found = json.loads(path.read_text())
+        kept[found["cell"]] = np.asarray(found["measured"]["attributes"])
+    full = kept.pop("full")
+    left = holm([paired_p(values - full) for values in kept.values()])
+    wanted = {name for name, certain in zip(kept, left, strict=True) if certain}
+    text = " ".join((ROOT / "docs" / "EVALUATION.md").read_text().split())
+    named = re.search(r"correction of paired t tests over the characters (\w+) differences are left: (.*?)\.", text)
+    assert named is not None
+    assert set(re.findall(r"`(\w+)`", named[2])) == wanted
+    assert (named[1], len(wanted), len(kept)) == ("six", 6, 17)
