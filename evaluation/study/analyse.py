@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run as a script: its own folder on sys.path wou
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from evaluation.json_file import read_object
+from evaluation.markdown import cell
 from training.commands import Parser, output_folder, run_command
 
 
@@ -69,10 +70,11 @@ def table(found: Mapping[str, Any]) -> str:
         signed = _interval(row["signed_mean"], 2, 1)
         wins = [_interval(row[name], 0, 100) for name in ("strict_win", "inclusive_win")]
         preferred = row["preferred"] or ("equal" if row["raters"] >= LEAST_RATERS else "too few raters")
-        lines.append(f"| {row['first']} | {row['second']} | {signed} | {wins[0]} | {wins[1]} | {preferred} |")
+        names = f"{cell(row['first'])} | {cell(row['second'])}"
+        lines.append(f"| {names} | {signed} | {wins[0]} | {wins[1]} | {cell(preferred)} |")
     lines += ["", "| system | Bradley-Terry strength |", "|---|---|"]
     for name, row in found["bradley_terry"].items():
-        lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
+        lines.append(f"| {cell(name)} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
     if found["bradley_terry_separated"]:
         lines += [
             "",

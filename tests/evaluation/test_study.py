@@ -104,6 +104,14 @@ def test_items_of_one_reference_are_no_more_persons():
     assert wide[1] - wide[0] > 0.5  # twelve persons, not 96
 
 
+def test_names_of_systems_do_not_break_the_table():
+    found = analyse([answer(f"r{r}", f"i{i}", "a|b", "<c>", 2) for r in range(5) for i in range(9)])
+    text = analyse_script.table({**found, "excluded": {}})
+    assert r"| a\|b | \<c> | 2.00 (2.00 to 2.00) |" in text
+    assert r"| a\|b |" in text.splitlines()[2][-8:]
+    assert r"| \<c> | -" in text
+
+
 def test_numbers_by_hand():
     scores = [2, 1, 0, -1]
     answers = [answer("a", f"i{index}", "x", "y", score) for index, score in enumerate(scores)]
