@@ -22,6 +22,7 @@ from evaluation.metrics.person import MaskFolder, cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
 from evaluation.metrics.tables import mean_cell, table
+from evaluation.significance import holm
 from evaluation.videos import read_frames
 
 SCORE = [Metric("score", "higher", ""), Metric("fault", "lower", ""), Metric("shown", "", "")]
@@ -294,6 +295,12 @@ def test_few_references_decide_nothing_and_holm_makes_many_comparisons_careful()
     many = [Metric(f"m{index}", "higher", "") for index in range(20)]
     rows = compare_all(many, {metric.name: scores for metric in many}, ["a", "b"], seven)
     assert {row.better for row in rows} == {"equal"}  # 2 ** -6 is above 0.05 / 20
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.02]) == [True, True, True]  # 0.05 / 3, / 2 and / 1, from the smallest on
+    assert holm([0.03, 0.04, 0.01]) == [False, False, True]  # what comes after the first that stays does not fall
+    assert holm([0.02, 0.03, 0.04]) == [False, False, False]
 
 
 def test_a_difference_inside_of_its_interval_is_equal_whatever_p_says():
