@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from evaluation import ablate
 from evaluation.ablation import runner, statistics
 from evaluation.ablation.plan import Claim, load_plan
 from evaluation.ablation.report import describe, table
-from evaluation.ablation.statistics import judge, of_both, summary
+from evaluation.ablation.statistics import judge, of_both, summary, values
 from evaluation.significance import holm, paired_p
 from training.world import ATTRIBUTES
 
@@ -149,6 +150,26 @@ def test_seeds_that_differ_widen_the_interval():
     assert alike["ci95"] == [50.0, 50.0]
     assert apart["ci95"] == pytest.approx([50 - 4.303 * 10 / np.sqrt(3), 50 + 4.303 * 10 / np.sqrt(3)], abs=0.01)
     assert apart["seeds"] == [40.0, 50.0, 60.0]
+
+
+def test_an_interval_is_never_narrower_than_that_of_the_characters_alone():
+    """Two seeds of one mean, whose characters vary by 18 (mean square), and seeds and characters together by 2."""
+    low, high = summary(np.asarray([[0.0, 4.0, 8.0], [2.0, 4.0, 6.0]]))["ci95"]
+    reach = student.ppf(0.975, 18**2 / (18**2 / 2 + 2**2 / 2)) * np.sqrt(18 / 6)
+    assert (low, high) == pytest.approx((4 - reach, 4 + reach))
+
+
+def test_drift_is_what_the_last_frame_has_less_and_less_of_it_is_better():
+    runs = {seed: {**result(0.5, seed), "first": [0.5, 0.6], "last": [0.4, 0.6]} for seed in range(3)}
+    steady = {seed: {**run, "last": [0.5, 0.6]} for seed, run in runs.items()}
+    assert values([runs[0]], "drift").tolist() == [pytest.approx([10.0, 0.0])]
+    less = Claim(text="drifts less", better="steady", worse="fades", measure="drift", direction="less")
+    more = less.model_copy(update={"direction": "more"})
+    for seed, run in runs.items():
+        run |= {"first": [0.5 + seed / 100] * 60, "last": [0.2] * 60}
+        steady[seed] |= {"first": [0.5 + seed / 100] * 60, "last": [0.5] * 60}
+    verdicts = judge([less, more], {"steady": steady, "fades": runs})
+    assert [found.verdict for found in verdicts] == ["confirmed", "refuted"]
 
 
 def test_cells_of_three_seeds_and_of_one_stand_in_one_report():

@@ -22,7 +22,7 @@ from evaluation.metrics.person import MaskFolder, cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
 from evaluation.metrics.tables import mean_cell, table
-from evaluation.significance import holm
+from evaluation.significance import bootstrap_p, holm
 from evaluation.videos import read_frames
 
 SCORE = [Metric("score", "higher", ""), Metric("fault", "lower", ""), Metric("shown", "", "")]
@@ -295,6 +295,12 @@ def test_few_references_decide_nothing_and_holm_makes_many_comparisons_careful()
     many = [Metric(f"m{index}", "higher", "") for index in range(20)]
     rows = compare_all(many, {metric.name: scores for metric in many}, ["a", "b"], seven)
     assert {row.better for row in rows} == {"equal"}  # 2 ** -6 is above 0.05 / 20
+
+
+def test_p_of_a_bootstrap_is_never_below_what_its_draws_can_tell():
+    assert bootstrap_p(np.ones(100)) == 0.01
+    assert bootstrap_p(np.asarray([-1.0] * 3 + [1.0] * 97)) == pytest.approx(0.06)
+    assert bootstrap_p(np.zeros(100)) == 1
 
 
 def test_holms_correction_by_hand():
