@@ -8,16 +8,17 @@ from typing import Any
 import torch
 
 from contextanyone_core.cli.parsing import package_version
+from contextanyone_core.runtime.processor import device_name
 
 GIB = 1 << 30
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
     """Name and memory of the device."""
-    found: dict[str, Any] = {"device": str(device), "name": platform.processor() or platform.machine()}
+    found: dict[str, Any] = {"device": str(device), "name": device_name(device)}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {"name": properties.name, "memory_gib": round(properties.total_memory / GIB, 1)}
+        found |= {"memory_gib": round(properties.total_memory / GIB, 1)}
         found |= {"cuda": torch.version.cuda, "sdpa": _sdpa_kernels()}
     else:
         found["threads"] = torch.get_num_threads()

@@ -1,7 +1,8 @@
-"""Which dtypes a processor or a card has instructions for, and so which one is fast."""
+"""What a processor or a card is called, which dtypes it has instructions for, and so which one is fast."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,18 +25,21 @@ class Processor:
 
     Attributes:
         flags: as in /proc/cpuinfo, such as `avx2` and `amx_bf16`.
+        name: its model; of one that the system does not name, as on Arm, the architecture.
     """
 
     flags: frozenset[str]
+    name: str = platform.machine()
 
     @classmethod
     def from_cpuinfo(cls, text: str) -> Processor:
         """Parse the first processor of a text in the format of /proc/cpuinfo (Intel, AMD or Arm)."""
+        first: dict[str, str] = {}
         for line in text.splitlines():
-            key, _, values = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                return cls(frozenset(values.split()))
-        return cls(frozenset())
+            key, _, value = line.partition(":")
+            first.setdefault(key.strip(), value.strip())
+        flags = first.get("flags", first.get("Features", ""))
+        return cls(frozenset(flags.split()), first.get("model name", cls.name))
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Whether it has instructions for a dtype; without them products take 6 to 50 times as long as in float32."""
@@ -49,6 +53,11 @@ def this_processor() -> Processor:
         return Processor.from_cpuinfo(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return Processor(frozenset())
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a card, or of this machine's processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else this_processor().name
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, processor: Processor | None = None) -> bool:

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from contextanyone_core.atomic_file import whole_file, write_text
+from evaluation.ablation.conditions import Results, warnings
 from evaluation.ablation.plan import AblationPlan, Claim
 from evaluation.ablation.statistics import MEASURES, Runs, judge, of_both, summary, values
 from training.evaluation.accuracy import chance
 from training.world import ATTRIBUTES
-
-Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Results of every cell, one per finished seed."""
 
 _KEPT_APART = ("measured", "config", "weights")
 """What is in a result's own file only, which is found by its cell, seed and hash."""
@@ -40,6 +38,7 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
 
     `cells.<cell>.missing` has the seeds of the plan that are not finished; a cell without any has no numbers.
     `less_first` is its difference in attributes from the plan's first cell, over the seeds that both have (`compared`).
+    `warnings` name runs that are taken together and were not trained alike; it is left out where there are none.
     """
     measured: dict[str, Runs] = {
         name: {result["seed"]: result["measured"] for result in found} for name, found in results.items() if found
@@ -65,7 +64,10 @@ def describe(plan: AblationPlan, results: Results) -> dict[str, Any]:
         if row["verdict"] == "open":
             row["settled_by"] = _settled_by(claim, plan, results)
         claims.append(row)
-    return {"note": plan.note, "measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
+    report = {"note": plan.note, "measuring": plan.measuring.model_dump(mode="json"), "cells": cells, "claims": claims}
+    pairs = [(name, first) for name in plan.cells] + [(claim.better, claim.worse) for claim in plan.claims]
+    unlike = warnings(results, pairs)
+    return {**report, "warnings": unlike} if unlike else report
 
 
 def _numbers(runs: Runs) -> dict[str, Any]:
@@ -128,7 +130,9 @@ def table(found: Mapping[str, Any]) -> str:
             digits = 2 if measure == "motion" else 1
             parts.append(f"{cell[measure]['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
         lines.append(f"| {name}: {cell['title']} | {' | '.join(parts)} | {_seeds(cell)} |")
-    lines += ["", _INTERVALS.format(**found["measuring"]), "", *_by_attribute(found["cells"]), ""]
+    lines += ["", _INTERVALS.format(**found["measuring"]), ""]
+    lines += [f"**Warning.** {text}\n" for text in found.get("warnings", ())]
+    lines += [*_by_attribute(found["cells"]), ""]
     lines += ["| claim | difference | seeds | verdict |", "|---|---|---|---|"]
     for claim in found["claims"]:
         compared = _difference(claim["difference"], claim["ci95"]) if "difference" in claim else "not run"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,13 +17,14 @@ from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
-from contextanyone_core.runtime.processor import fast_dtype
+from contextanyone_core.runtime.processor import device_name, fast_dtype
 from contextanyone_core.shapes import VideoShape
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import Tools, measure
 from evaluation.ablation.part import AblationPart, Settings
 from evaluation.ablation.plan import AblationPlan, Job, described, job_hash
-from training.config import TrainConfig
+from training.config import TrainConfig, load_config
+from training.distributed import one_process
 from training.evaluation.probe import load_probe
 from training.files import file_sha256
 from training.loop import train
@@ -103,7 +103,8 @@ class Runner:
             "samples": config.run.steps * settings.batch,
             "flops": _flops(config, settings),
             "seconds": _trained_seconds(export),
-            "processor": platform.processor() or platform.machine(),
+            "precision": load_config(config.run.folder / "config.yaml").precision,
+            "processor": device_name(one_process().device),
             "measured": measured,
         }
         text = json.dumps(result, allow_nan=False) + "\n"

@@ -5,14 +5,14 @@ The parts come from the benchmark's own models (a file of them is given), which 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from contextanyone_core.errors import InputError
+from evaluation.json_file import read_object
 from evaluation.metrics.catalogue import GIVEN_PARTS
 
 WEIGHTS = {
@@ -56,14 +56,11 @@ class Parts(BaseModel):
 def read_parts(path: Path) -> dict[str, dict[str, Parts]]:
     """Read {system: {item: parts}}. Raises InputError where the file cannot be read or a part is none."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, dict[str, Parts]]).validate_python(found)
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"--parts {path}, {where}: {first['msg']}.") from None
-        raise InputError(f"--parts {path} cannot be read: {error}.") from None
+        return TypeAdapter(dict[str, dict[str, Parts]]).validate_python(read_object("--parts", path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"--parts {path}, {where}: {first['msg']}.") from None
 
 
 def scores(parts: Parts) -> dict[str, float]:

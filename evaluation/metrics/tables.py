@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contextanyone_core.atomic_file import write_text
+from evaluation.markdown import cell
 from evaluation.metrics.catalogue import Metric
 from evaluation.metrics.evaluate import Results
 from evaluation.metrics.statistics import Summary
@@ -43,7 +44,7 @@ def table(results: Results, metrics: Sequence[Metric], record: Mapping[str, Any]
     """The numbers as Markdown: rows are metrics, columns are systems; then the comparisons and the notes."""
     shown = [metric for metric in metrics if metric.name in results.summaries]
     lines = [
-        "| metric | " + " | ".join(map(_cell, results.systems)) + " | |",
+        "| metric | " + " | ".join(map(cell, results.systems)) + " | |",
         "|---" * (len(results.systems) + 2) + "|",
     ]
     for metric in shown:
@@ -63,7 +64,7 @@ def table(results: Results, metrics: Sequence[Metric], record: Mapping[str, Any]
                 f"{row.difference:+.4f}{_bracketed(row.low, row.high, '+.4f')}{_counted(row.items, results.items)}"
             )
             lines.append(
-                f"| {row.metric} | {_cell(row.first)} | {_cell(row.second)} | {difference} | {_cell(row.better)} |"
+                f"| {row.metric} | {cell(row.first)} | {cell(row.second)} | {difference} | {cell(row.better)} |"
             )
         lines += [
             "",
@@ -88,8 +89,3 @@ def _bracketed(low: float | None, high: float | None, form: str) -> str:
 
 def _counted(number: int, items: int) -> str:
     return "" if number == items else f", n = {number}"
-
-
-def _cell(text: str) -> str:
-    """A name that a user gave, inside a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")

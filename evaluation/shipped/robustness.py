@@ -52,7 +52,7 @@ _ALL = tuple(ATTRIBUTES)
 
 @dataclass(frozen=True)
 class Trial:
-    """A cell, the attributes that count in it, and the base that it is compared with."""
+    """A cell, and the attributes that count in it and in the one as trained that it is compared with."""
 
     cell: Cell
     counted: tuple[str, ...] = _ALL

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run as a script: its own folder on sys.path wou
 from contextanyone_core.atomic_file import write_text
 from contextanyone_core.errors import InputError
 from evaluation.json_file import read_object
+from evaluation.markdown import cell
 from training.commands import Parser, output_folder, run_command
 
 
@@ -50,7 +51,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if not read.answers:
         reasons = "; ".join(f"{rater} {reason}" for rater, reason in read.excluded.items())
         raise InputError(f"No rater of --answers {arguments.answers} is left: {reasons}.")
-    found = {"raters_given": read.raters, "excluded": read.excluded, **analyse(read.answers, metrics)}
+    left_out = {"excluded": read.excluded, "not_shown": _not_shown(read.not_shown, key)}
+    found = {"raters_given": read.raters, **left_out, **analyse(read.answers, metrics)}
     for name, text in (("analysis.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
         write_text(out / name, text)
     sys.stdout.write(table(found))
@@ -68,10 +70,11 @@ def table(found: Mapping[str, Any]) -> str:
         signed = _interval(row["signed_mean"], 2, 1)
         wins = [_interval(row[name], 0, 100) for name in ("strict_win", "inclusive_win")]
         preferred = row["preferred"] or ("equal" if row["raters"] >= LEAST_RATERS else "too few raters")
-        lines.append(f"| {row['first']} | {row['second']} | {signed} | {wins[0]} | {wins[1]} | {preferred} |")
+        names = f"{cell(row['first'])} | {cell(row['second'])}"
+        lines.append(f"| {names} | {signed} | {wins[0]} | {wins[1]} | {cell(preferred)} |")
     lines += ["", "| system | Bradley-Terry strength |", "|---|---|"]
     for name, row in found["bradley_terry"].items():
-        lines.append(f"| {name} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
+        lines.append(f"| {cell(name)} | {row['strength']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}) |")
     if found["bradley_terry_separated"]:
         lines += [
             "",
@@ -83,11 +86,23 @@ def table(found: Mapping[str, Any]) -> str:
     if any(row["raters"] < LEAST_RATERS for row in found["pairs"]):
         lines.append(f"No preference is named from fewer than {LEAST_RATERS} raters.")
     lines += [f"Krippendorff's alpha: {'not defined' if alpha is None else f'{alpha:.2f}'}.", ""]
-    return "\n".join([*lines, *_exclusions(found["excluded"]), *_correlations(found.get("spearman", {}))])
+    return "\n".join([*lines, *_left_out(found), *_correlations(found.get("spearman", {}))])
 
 
-def _exclusions(excluded: Mapping[str, str]) -> list[str]:
-    return [*(f"- {rater} is left out: {reason}." for rater, reason in excluded.items()), ""] if excluded else []
+def _not_shown(counts: Mapping[str, int], key: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Trials that could not be shown, with whose clips they are and to how many raters."""
+    trials = {trial["id"]: trial for trial in key["trials"]}
+    rows = [{"trial": name, "raters": count} for name, count in counts.items()]
+    return [{**row, **{side: trials[row["trial"]][side] for side in ("first", "second")}} for row in rows]
+
+
+def _left_out(found: Mapping[str, Any]) -> list[str]:
+    """Raters who are left out, and pairs that browsers could not show."""
+    lines = [f"- {rater} is left out: {reason}." for rater, reason in found["excluded"].items()]
+    for row in found.get("not_shown", ()):
+        clips = " and ".join(f"{system}'s clip of {item}" for system, item in (row["first"], row["second"]))
+        lines.append(f"- {clips} could not be shown to {row['raters']} of the raters.")
+    return [*lines, ""] if lines else []
 
 
 def _correlations(spearman: Mapping[str, Any]) -> list[str]:

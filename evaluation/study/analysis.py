@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,10 @@ _MIN_COMPARISONS = 3
 
 
 class _Answered(BaseModel):
-    """A row of a rater's file."""
+    """A row of a rater's file; without a score where the browser could not show the pair."""
 
     trial: str
-    score: Literal[-2, -1, 0, 1, 2]
+    score: Literal[-2, -1, 0, 1, 2] | None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -56,18 +56,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Read:
-    """The valid answers, and the excluded raters with the reason."""
+    """The valid answers, and what is left out.
+
+    Attributes:
+        excluded: raters with the reason.
+        not_shown: trials that the browsers of raters who are not excluded could not show, with the number of these.
+        raters: how many files were given.
+    """
 
     answers: list[Answer]
     excluded: dict[str, str]
+    not_shown: dict[str, int]
     raters: int
 
 
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
     """Read the raters' files, and exclude raters by the study's rules.
 
-    Excluded are raters who passed less than 80 % of the attention checks (a check is passed if the clip of the right
-    person is preferred), whose median time is under 3 seconds, or who did not finish.
+    Excluded are raters who passed less than 80 % of the attention checks that they saw, or saw none (a check is passed
+    if the clip of the right person is preferred), whose median time is under 3 seconds, or who did not finish.
 
     Raises:
         InputError: a file belongs to another study or has another format, or two files are by the same rater.
@@ -75,6 +82,7 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
     trials = {trial["id"]: trial for trial in key["trials"]}
     answers: list[Answer] = []
     excluded: dict[str, str] = {}
+    not_shown: Counter[str] = Counter()
     raters: set[str] = set()
     for path in files:
         found = _read(path, key["id"], trials)
@@ -88,10 +96,12 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> Read:
             continue
         for row in found.answers:
             trial = trials[row.trial]
-            if not trial["check"]:
+            if row.score is None:
+                not_shown[row.trial] += 1
+            elif not trial["check"]:
                 pair = (trial["first"][0], trial["second"][0])
                 answers.append(Answer(rater, trial["item"], trial["reference"], *pair, row.score))
-    return Read(answers, excluded, len(raters))
+    return Read(answers, excluded, dict(not_shown), len(raters))
 
 
 def analyse(answers: Sequence[Answer], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -140,10 +150,10 @@ def _read(path: Path, identity: str, trials: Mapping[str, Any]) -> _RatersFile:
 def _reason_to_exclude(rows: Sequence[_Answered], trials: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     if len(rows) < len(trials):
         return f"answered {len(rows)} of {len(trials)} trials"
-    checks = [row.score > 0 for row in rows if trials[row.trial]["check"]]
-    if checks and float(np.mean(checks)) < rules["passed_share"]:
+    checks = [row.score > 0 for row in rows if trials[row.trial]["check"] and row.score is not None]
+    if not checks or float(np.mean(checks)) < rules["passed_share"]:
         return f"passed {sum(checks)} of {len(checks)} attention checks"
-    median = float(np.median([row.seconds for row in rows]))
+    median = float(np.median([row.seconds for row in rows if row.score is not None]))
     return f"median time {median:.1f} s" if median < rules["min_seconds"] else ""
 
 

@@ -1,5 +1,7 @@
 """What a processor computes in: read from /proc/cpuinfo, for processors with and without half precision."""
 
+import platform
+
 import pytest
 import torch
 
@@ -31,6 +33,11 @@ def test_a_processor_computes_in_what_it_lists(cpuinfo):
 def test_a_card_is_not_asked_for_the_processor():
     assert fast_dtype(CUDA, Processor(frozenset())) is torch.bfloat16
     assert not is_slow(torch.float16, CUDA, Processor(frozenset()))
+
+
+def test_a_processor_has_the_name_that_the_system_gives_it_or_its_architecture():
+    assert Processor.from_cpuinfo(HASWELL).name == "Xeon E5-2699"
+    assert Processor.from_cpuinfo(GRAVITON3).name == platform.machine()
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])

@@ -11,6 +11,7 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
 from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from contextanyone_core.runtime.processor import device_name
 from evaluation import ablate
 from evaluation.ablation import runner
 from evaluation.ablation.fingerprint import agree, fingerprint
@@ -19,6 +20,7 @@ from evaluation.ablation.part import Settings
 from evaluation.ablation.plan import AblationPlan, job_hash, load_plan
 from evaluation.ablation.report import describe, table
 from evaluation.ablation.variants import as_variant
+from training.distributed import one_process
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN, COMPARISON = (ROOT / "evaluation" / f"{name}.yaml" for name in ("ablations", "comparison"))
@@ -221,6 +223,7 @@ def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path,
         result = json.loads(path.read_text())
         assert not {"out", "pools", "weights"} & {*result["config"]["run"], *result["config"]["part"]}
         assert {len(digest) for digest in result["weights"].values()} == {64}
+        assert (result["precision"], result["processor"]) == ("fp32", device_name(one_process().device))
     assert ablate.main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,15 +1,19 @@
 """The report of an ablation: means and differences of one seed or several, verdicts, the rows in the documents."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from evaluation import ablate
 from evaluation.ablation import runner, statistics
 from evaluation.ablation.plan import Claim, load_plan
 from evaluation.ablation.report import describe, table
-from evaluation.ablation.statistics import judge, of_both, summary
+from evaluation.ablation.statistics import judge, of_both, summary, values
+from evaluation.significance import holm, paired_p
 from training.world import ATTRIBUTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +152,26 @@ def test_seeds_that_differ_widen_the_interval():
     assert apart["seeds"] == [40.0, 50.0, 60.0]
 
 
+def test_an_interval_is_never_narrower_than_that_of_the_characters_alone():
+    """Two seeds of one mean, whose characters vary by 18 (mean square), and seeds and characters together by 2."""
+    low, high = summary(np.asarray([[0.0, 4.0, 8.0], [2.0, 4.0, 6.0]]))["ci95"]
+    reach = student.ppf(0.975, 18**2 / (18**2 / 2 + 2**2 / 2)) * np.sqrt(18 / 6)
+    assert (low, high) == pytest.approx((4 - reach, 4 + reach))
+
+
+def test_drift_is_what_the_last_frame_has_less_and_less_of_it_is_better():
+    runs = {seed: {**result(0.5, seed), "first": [0.5, 0.6], "last": [0.4, 0.6]} for seed in range(3)}
+    steady = {seed: {**run, "last": [0.5, 0.6]} for seed, run in runs.items()}
+    assert values([runs[0]], "drift").tolist() == [pytest.approx([10.0, 0.0])]
+    less = Claim(text="drifts less", better="steady", worse="fades", measure="drift", direction="less")
+    more = less.model_copy(update={"direction": "more"})
+    for seed, run in runs.items():
+        run |= {"first": [0.5 + seed / 100] * 60, "last": [0.2] * 60}
+        steady[seed] |= {"first": [0.5 + seed / 100] * 60, "last": [0.5] * 60}
+    verdicts = judge([less, more], {"steady": steady, "fades": runs})
+    assert [found.verdict for found in verdicts] == ["confirmed", "refuted"]
+
+
 def test_cells_of_three_seeds_and_of_one_stand_in_one_report():
     plan = load_plan(PLAN)
     counts = {"full": 3, "no_emphasis": 3, "gap_0": 2, "phantom": 1}
@@ -190,3 +214,48 @@ def test_the_documents_have_the_rows_of_the_committed_table(name):
     text = (ROOT / "docs" / "EVALUATION.md").read_text()
     assert len(wanted) > 2
     assert [row for row in wanted if row not in text.splitlines()] == []
+
+
+def test_the_table_warns_where_runs_that_are_taken_together_were_not_trained_alike():
+    """Results without a precision were all trained in bf16, and do not say on which processor."""
+    plan = load_plan(PLAN)
+    xeon, epyc = (
+        {"precision": precision, "processor": name} for precision, name in (("bf16", "Xeon"), ("fp32", "EPYC"))
+    )
+    old = {"processor": "x86_64"}
+
+    def warned(**trained: list[dict[str, str]]) -> list[str]:
+        found = {
+            name: [{"seed": seed, "measured": result(0.5, seed), **how} for seed, how in enumerate(runs)]
+            for name, runs in trained.items()
+        }
+        report = describe(plan, found)
+        assert table(report).count("**Warning.**") == len(report.get("warnings", []))
+        return report.get("warnings", [])
+
+    assert warned(full=[old, xeon, xeon], gap_0=[old, old, xeon], phantom=[old]) == []
+    assert warned(full=[old, epyc], gap_0=[xeon, epyc]) == [
+        "The seeds of `full` were not trained alike (bf16 on an unknown processor: 0; fp32 on EPYC: 1): "
+        "their spread has that in it.",
+        "The seeds of `gap_0` were not trained alike (bf16 on Xeon: 0; fp32 on EPYC: 1): their spread has that in it.",
+    ]
+    assert warned(full=[xeon], gap_0=[epyc], phantom=[xeon], aligned=[epyc]) == [
+        "With seed 0 cells that are compared were not trained alike (fp32 on EPYC: `gap_0`, `aligned`; "
+        "bf16 on Xeon: `full`): the difference between two of these has that in it."
+    ]
+    assert len(warned(full=[xeon], gap_0=[{**xeon, "processor": "EPYC"}])) == 1
+
+
+def test_the_documents_name_the_differences_of_the_first_seed_that_a_correction_leaves():
+    kept = {}
+    for path in (ROOT / "evaluation" / "results" / "ablations").glob("*-0-*.json"):
+        found = json.loads(path.read_text())
+        kept[found["cell"]] = np.asarray(found["measured"]["attributes"])
+    full = kept.pop("full")
+    left = holm([paired_p(values - full) for values in kept.values()])
+    wanted = {name for name, certain in zip(kept, left, strict=True) if certain}
+    text = " ".join((ROOT / "docs" / "EVALUATION.md").read_text().split())
+    named = re.search(r"correction of paired t tests over the characters (\w+) differences are left: (.*?)\.", text)
+    assert named is not None
+    assert set(re.findall(r"`(\w+)`", named[2])) == wanted
+    assert (named[1], len(wanted), len(kept)) == ("six", 6, 17)

@@ -22,6 +22,7 @@ from evaluation.metrics.person import MaskFolder, cut_out
 from evaluation.metrics.similarity import at_gap, slope, subject_consistency, to_reference
 from evaluation.metrics.statistics import compare_all, summarise
 from evaluation.metrics.tables import mean_cell, table
+from evaluation.significance import bootstrap_p, holm
 from evaluation.videos import read_frames
 
 SCORE = [Metric("score", "higher", ""), Metric("fault", "lower", ""), Metric("shown", "", "")]
@@ -162,6 +163,14 @@ def test_the_person_is_cut_out_on_white_and_the_place_keeps_nothing_of_it():
     assert background(frame, np.ones_like(mask)) is None
 
 
+def test_a_place_of_which_less_than_a_tenth_is_left_is_none():
+    frame, mask = np.full((40, 60, 3), 10, np.uint8), np.zeros((40, 60), bool)
+    mask[:, :54] = True
+    assert (background(frame, mask) == 10).all(-1).sum() == 40 * 6
+    mask[:, 54] = True
+    assert background(frame, mask) is None
+
+
 def test_features_are_computed_once_and_a_damaged_file_again(tmp_path):
     cache, calls = FeatureCache(tmp_path / "features"), []
 
@@ -286,6 +295,28 @@ def test_few_references_decide_nothing_and_holm_makes_many_comparisons_careful()
     many = [Metric(f"m{index}", "higher", "") for index in range(20)]
     rows = compare_all(many, {metric.name: scores for metric in many}, ["a", "b"], seven)
     assert {row.better for row in rows} == {"equal"}  # 2 ** -6 is above 0.05 / 20
+
+
+def test_p_of_a_bootstrap_is_never_below_what_its_draws_can_tell():
+    assert bootstrap_p(np.ones(100)) == 0.01
+    assert bootstrap_p(np.asarray([-1.0] * 3 + [1.0] * 97)) == pytest.approx(0.06)
+    assert bootstrap_p(np.zeros(100)) == 1
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.02]) == [True, True, True]  # 0.05 / 3, / 2 and / 1, from the smallest on
+    assert holm([0.03, 0.04, 0.01]) == [False, False, True]  # what comes after the first that stays does not fall
+    assert holm([0.02, 0.03, 0.04]) == [False, False, False]
+
+
+def test_a_difference_inside_of_its_interval_is_equal_whatever_p_says():
+    """A t test does not know that one reference of twelve may lose much."""
+    lead = dict(enumerate([0.03, 0.66, 0.8, 0.74, 0.65, 0.27, 0.88, 0.8, 0.88, 0.28, -1.26, 0.31]))
+    values = {"a": {str(i): value for i, value in lead.items()}, "b": {str(i): 0.0 for i in lead}}
+    (row,) = compare_all(SCORE[:1], {"score": values}, ["a", "b"], {str(i): str(i) for i in lead})
+    assert row.p < 0.05
+    assert row.low < 0 < row.high
+    assert row.better == "equal"
 
 
 def test_comparisons_take_only_items_of_both_systems():

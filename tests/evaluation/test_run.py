@@ -17,8 +17,12 @@ from transformers import SiglipConfig, ViTConfig, ViTImageProcessor, ViTModel
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.video_io import write_clip as write_video
 from evaluation import run
+from evaluation.clip_set import read_set
 from evaluation.metrics.backbones import Backbone
-from evaluation.metrics.frames import positions
+from evaluation.metrics.evaluate import still
+from evaluation.metrics.feature_cache import FeatureCache
+from evaluation.metrics.frames import Source, positions
+from evaluation.metrics.measure import Instruments, measure
 from evaluation.study.analysis import Answer, analyse
 from evaluation.videos import read_frames
 from training.world.render import sample
@@ -168,6 +172,20 @@ def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(made, out,
     assert run.main(words(made, again, *models(made))) == 0
     assert 0 < len(calls) < len(files)
     assert (again / "table.md").read_bytes() == (out / "table.md").read_bytes()
+
+
+def test_a_clip_at_half_the_rate_moves_and_drifts_half_as_fast(made, tmp_path):
+    frames = read_frames(made / "blurred" / "0.mp4")
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    instruments = Instruments(FeatureCache(tmp_path / "features"), dino=Backbone("dino", str(made / "dino")))
+    item, found = read_set(made / "set.jsonl")[0], []
+    for rate in (16, 8):
+        path = tmp_path / f"{rate}.png"
+        first.save(path, save_all=True, append_images=rest, duration=1000 / rate)
+        found.append(measure(instruments, item, Source(path, ""), still(item)).numbers)
+    for name in ("motion", "drift_slope"):
+        assert found[1][name] == pytest.approx(found[0][name] / 2, rel=0.02)
+        assert found[0][name] != 0
 
 
 def test_the_study_reads_the_numbers(out):

@@ -132,5 +132,44 @@ def test_a_browser_that_keeps_nothing_says_so_and_every_answer_is_of_the_trial_s
         browser.close()
 
 
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
+def test_a_pair_that_cannot_be_shown_is_tried_again_or_left_out(clips, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
+    folder = tmp_path / "study" / "page"
+    data = folder / "study-data.js"
+    data.write_text(data.read_text().replace('"min_seconds": 3.0', '"min_seconds": 0.2'))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=SWITCHES)
+        page = browser.new_context(accept_downloads=True).new_page()
+        page.goto((folder / "index.html").as_uri())
+        first, second = (folder / page.evaluate(f"trials[{index}].trial.second") for index in range(2))
+        whole = second.read_bytes()
+        for broken in (first, second):
+            broken.write_bytes(b"no video")
+        page.evaluate("trials[2].trial.picture = 'media/none.png'")
+        page.check("#consent")
+        page.click("#begin")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert f"{first.name} cannot be played" in page.locator("#reason").inner_text()
+        page.keyboard.press("1")
+        assert page.evaluate("state.answers.length") == 0
+        page.click("#skip")
+        page.wait_for_function("state.answers.length === 1 && problem")
+        second.write_bytes(whole)
+        page.click("#again")
+        page.wait_for_selector("#choices button:not([disabled])")
+        assert page.locator("#problem").is_hidden()
+        page.keyboard.press("3")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert "The picture" in page.locator("#reason").inner_text()
+        saved = page.evaluate("JSON.parse(localStorage.getItem(key)).answers")
+        assert [row["score"] for row in saved] == [None, 0]
+        assert first.name in saved[0]["problem"]
+        browser.close()
+
+
 def _trial_of(page, left: str) -> str:
     return page.evaluate("source => window.STUDY.trials.find(t => t.first === source || t.second === source).id", left)

@@ -27,6 +27,7 @@ from training.evaluation.probe import Probe, read_clips
 from training.world import KEYPOINTS, neutral_prompts
 
 _NEAR = 0.05  # of the figure's height
+_CEILING = 16  # clips through the VAE
 _LIMBS = [index for index, ends in enumerate(BONES) if max(ends) < len(KEYPOINTS)]  # the bones that the world draws
 Joints = NDArray[np.float64]
 """(characters, frames, 14, 2), pixels."""
@@ -66,9 +67,6 @@ def measure_poses(maker: ClipMaker, reader: PoseReader, probe: Probe, seed: int,
     rows["none"] = _following(reader, _clips(maker, asked.chosen, None), asked.joints)
     rows |= _other_bodies(maker, reader, probe, subjects(seed, 2 * count, size, length, "asked"), count)
     return {"pose": rows, "start": _seam(maker, asked.chosen) | {"n": count}}
-
-
-_CEILING = 16  # clips through the VAE
 
 
 def driven_by_own(chosen: list[Subject]) -> Driven:

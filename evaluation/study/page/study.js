@@ -1,6 +1,7 @@
 // The page of the study. Everything stays in the browser until the rater saves the file with the answers.
 "use strict";
 
+const PATIENCE = 60; // seconds until a video counts as one that does not arrive
 const study = window.STUDY;
 const byId = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search).get("rater");
@@ -44,6 +45,7 @@ function plan(rater) {
 const state = loadState();
 const trials = plan(state.rater);
 let shownAt = 0;
+let problem = ""; // why the pair cannot be judged; empty of one that can
 
 function show(section) {
   for (const name of ["start", "trial", "end"]) byId(name).hidden = name !== section;
@@ -54,10 +56,16 @@ function sources(step) {
   return step.firstLeft ? [first, second] : [second, first];
 }
 
+async function shown(picture, source) {
+  picture.src = source;
+  await picture.decode().catch(() => { throw new Error(`The picture ${source} cannot be shown`); });
+}
+
 function ready(video, source) {
   return new Promise((resolve, reject) => {
     video.oncanplaythrough = resolve;
-    video.onerror = () => reject(new Error(`${source} cannot be played`));
+    video.onerror = () => reject(new Error(`The video ${source} cannot be played`));
+    setTimeout(() => reject(new Error(`The video ${source} has not arrived within ${PATIENCE} seconds`)), 1000 * PATIENCE);
     video.src = source;
     video.load();
   });
@@ -77,6 +85,7 @@ function enable(enabled) {
 }
 
 async function next() {
+  tell("");
   const index = state.answers.length;
   if (index >= trials.length) {
     show("end");
@@ -87,18 +96,16 @@ async function next() {
   const step = trials[index];
   byId("question").textContent = study.question;
   byId("progress").textContent = `${index + 1} of ${trials.length}`;
-  byId("picture").src = step.trial.picture;
   const videos = [byId("left"), byId("right")];
   try {
-    await Promise.all(videos.map((video, side) => ready(video, sources(step)[side])));
+    const loaded = videos.map((video, side) => ready(video, sources(step)[side]));
+    await Promise.all([shown(byId("picture"), step.trial.picture), ...loaded]);
     for (const video of videos) video.currentTime = 0;
     await Promise.all(videos.map((video) => video.play()));
   } catch (error) {
-    byId("problem").textContent = `${error.message}. Reload the page; if it stays so, tell whoever asked you.`;
-    byId("problem").hidden = false;
+    tell(error.message);
     return;
   }
-  byId("problem").hidden = true;
   shownAt = performance.now();
   setTimeout(() => {
     if (state.answers.length === index) enable(true);
@@ -106,16 +113,30 @@ async function next() {
   preload(trials[index + 1]);
 }
 
+function tell(reason) {
+  problem = reason;
+  byId("reason").textContent = `${reason}.`;
+  byId("problem").hidden = !reason;
+}
+
 function answer(score) {
   const step = trials[state.answers.length];
   const enabled = !byId("choices").children[0].disabled;
   if (!step || !enabled || byId("trial").hidden) return;
-  state.answers.push({
-    trial: step.trial.id,
+  keep(step, {
     score: step.firstLeft ? score : -score || 0, // for the first clip, whichever side it was on
     left: step.firstLeft ? "first" : "second",
     seconds: Math.round(performance.now() - shownAt) / 1000,
   });
+}
+
+// A pair that cannot be judged has no score: the analysis leaves it out, and counts it.
+function skip() {
+  if (problem) keep(trials[state.answers.length], { score: null, seconds: 0, problem });
+}
+
+function keep(step, row) {
+  state.answers.push({ trial: step.trial.id, ...row });
   saveState();
   next();
 }
@@ -133,6 +154,8 @@ byId("minutes").textContent = Math.max(1, Math.round((trials.length * 20) / 60))
 byId("consent").addEventListener("change", (event) => { byId("begin").disabled = !event.target.checked; });
 byId("begin").addEventListener("click", () => { saveState(); next(); });
 byId("save").addEventListener("click", download);
+byId("again").addEventListener("click", next);
+byId("skip").addEventListener("click", skip);
 for (const button of byId("choices").children) {
   button.addEventListener("click", () => answer(Number(button.dataset.score)));
 }
