@@ -16,7 +16,8 @@ from evaluation.shipped.unseen import UNSEEN_COLORS, with_shirt, with_topknot
 from training.world import KEYPOINTS, TEST_SEED_START, render_clip, sample
 from training.world.attributes import COLORS
 
-RESULTS = Path(__file__).resolve().parents[2] / "evaluation" / "results" / "knobs"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "evaluation" / "results" / "knobs"
 SEED = TEST_SEED_START
 SMALL = GenerationSettings(num_frames=5, height=96, width=96)
 
@@ -177,3 +178,11 @@ def test_a_trial_that_does_not_exist_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "upside_down" in error
     assert all(name in error for name in trials(GenerationSettings()))
+
+
+def test_the_documents_have_the_rows_of_the_committed_robustness():
+    rows = (RESULTS.parent / "robust" / "robustness.md").read_text().splitlines()
+    wanted = [row for row in rows if row.startswith("| ")]
+    text = (ROOT / "docs" / "EVALUATION.md").read_text().splitlines()
+    assert len(wanted) == 1 + 14  # a heading and the trials
+    assert [row for row in wanted if row not in text] == []
