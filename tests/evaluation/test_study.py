@@ -65,6 +65,15 @@ def test_tastes_of_raters_and_luck_of_references_are_no_preference(monkeypatch):
     assert [preferred(seed, 1.7) for seed in range(10)].count("x") >= 9
 
 
+def test_two_references_decide_nothing_however_many_raters_agree():
+    """Every draw of the two is in favour; a t test over them knows that they are two."""
+    agreed = [answer(f"r{r}", f"i{i}", "x", "y", 2 - i) for r in range(12) for i in range(2)]
+    row = analysis._preferences(agreed)[0]
+    assert row["signed_mean"]["ci95"][0] == 1
+    assert row["p"] == pytest.approx(0.205, abs=0.001)
+    assert row["preferred"] is None
+
+
 def test_pairs_are_corrected_together(monkeypatch):
     """Three pairs whose p lies between 0.05 / 3 and 0.05: none is named; alone each is."""
     monkeypatch.setattr(analysis, "_RESAMPLES", 400)
@@ -148,6 +157,12 @@ def test_strengths_that_only_the_prior_bounds_are_said_to_be():
     assert said not in analyse_script.table({**once, "excluded": {}})
     third = [answer("r0", f"i{i}", "z", "x", 1) for i in range(6)]
     assert analyse([*wins, answer("r2", "i0", "x", "y", -1), *third])["bradley_terry_separated"]
+
+
+def test_ties_are_half_a_win_of_each():
+    found = analyse([answer(f"r{r}", f"i{i}", "x", "y", 0) for r in range(3) for i in range(6)])
+    assert [row["strength"] for row in found["bradley_terry"].values()] == pytest.approx([0, 0])
+    assert not found["bradley_terry_separated"]
 
 
 def test_agreement_is_one_for_equal_raters_and_near_nothing_for_random_ones():

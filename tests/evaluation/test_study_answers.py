@@ -55,6 +55,9 @@ def test_raters_are_left_out_by_the_rules_and_wrong_files_refused(clips, tmp_pat
     unfinished = answers_file(tmp_path, key, "unfinished")
     data = json.loads(unfinished.read_text())
     unfinished.write_text(json.dumps({**data, "answers": data["answers"][:2]}))
+    pause = json.loads(hasty.read_text())
+    pause["answers"][0]["seconds"] = 600.0  # one break makes nobody careful
+    hasty.write_text(json.dumps(pause))
     read = read_answers(key, [good, careless, hasty, unfinished])
     assert set(read.excluded) == {"careless", "hasty", "unfinished"}
     assert {answer.rater for answer in read.answers} == {"good"}
