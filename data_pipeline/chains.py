@@ -44,11 +44,11 @@ def models_of(settings: PipelineSettings, root: Path) -> Models | None:
 
 def stages_of(settings: PipelineSettings, root: Path) -> tuple[Stage, ...]:
     """The stages of a configuration; `root` is the output folder."""
-    shots = TransNetShots(root) if settings.shots == "transnetv2" else Shots(root)
+    detector = TransNetShots if settings.shots == "transnetv2" else Shots
     cheap: tuple[Stage, ...] = (Blur(root), Dark(root), Static(root), Motion(root), Letterbox(root), Text(root))
     if settings.text:
         cheap = (*cheap, RecognisedText(root))
-    pixels = (Probe(root), shots, *cheap, Hashes(root))
+    pixels = (Probe(root), detector(root, lengths=settings.lengths), *cheap, Hashes(root))
     models = models_of(settings, root)
     if models is None:
         return pixels
