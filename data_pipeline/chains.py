@@ -8,7 +8,7 @@ from contextanyone_core.errors import InputError
 from data_pipeline.config import PipelineSettings
 from data_pipeline.decisions.rules import rules_of
 from data_pipeline.engine.work import Job, Selection
-from data_pipeline.licences import ModelCard, refuse_non_commercial
+from data_pipeline.licences import refuse_non_commercial
 from data_pipeline.models.gpu import GpuKit
 from data_pipeline.models.pictures import PictureModels
 from data_pipeline.models.protocols import Models
@@ -21,7 +21,7 @@ from data_pipeline.pixels.scores import Blur, Dark, Hashes, Letterbox, Motion, S
 from data_pipeline.pixels.shots import Probe, Shots
 from data_pipeline.rows import lines_of
 from data_pipeline.sources import FolderSources, Sources, WorldSources
-from data_pipeline.stage import Stage
+from data_pipeline.stage import Stage, cards_of
 
 _INSTRUCTIONS = (
     "Keep this person's face, hair, body and clothes exactly. The person walks in a sunny park.",
@@ -44,11 +44,11 @@ def models_of(settings: PipelineSettings, root: Path) -> Models | None:
 
 def stages_of(settings: PipelineSettings, root: Path) -> tuple[Stage, ...]:
     """The stages of a configuration; `root` is the output folder."""
-    shots = TransNetShots(root) if settings.shots == "transnetv2" else Shots(root)
+    detector = TransNetShots if settings.shots == "transnetv2" else Shots
     cheap: tuple[Stage, ...] = (Blur(root), Dark(root), Static(root), Motion(root), Letterbox(root), Text(root))
     if settings.text:
         cheap = (*cheap, RecognisedText(root))
-    pixels = (Probe(root), shots, *cheap, Hashes(root))
+    pixels = (Probe(root), detector(root, lengths=settings.lengths), *cheap, Hashes(root))
     models = models_of(settings, root)
     if models is None:
         return pixels
@@ -59,11 +59,6 @@ def stages_of(settings: PipelineSettings, root: Path) -> tuple[Stage, ...]:
         "self": SelfReference(root),
     }
     return (*pixels, *(stage(root, models) for stage in asked), references[settings.reference])
-
-
-def cards_of(stages: tuple[Stage, ...]) -> tuple[ModelCard, ...]:
-    """Every model of a chain once."""
-    return tuple(dict.fromkeys(card for stage in stages for card in stage.cards))
 
 
 def sources_of(settings: PipelineSettings, root: Path) -> Sources:

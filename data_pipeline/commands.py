@@ -6,6 +6,7 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import get_args
 
@@ -19,11 +20,13 @@ from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress, costs_in, last_line
 from data_pipeline.engine.ray_data import run_ray
 from data_pipeline.engine.reckoning import reckoning
-from data_pipeline.engine.work import Failed, Job, Selection
+from data_pipeline.engine.work import Done, Job, Selection
 from data_pipeline.output_commands import OVER_OUTPUT, over_output
+from data_pipeline.stage import UnavailableError
 from training.commands import Parser, output_folder, run_command
 
 EXIT_FAILED = 3
+_STOP_AFTER = 3  # sources: one request may bring a server down, and a server may start again
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -103,14 +106,27 @@ def _refuse_absent_stages(settings: PipelineSettings, known: Sequence[str]) -> N
 
 
 def _work_through(job: Job, settings: PipelineSettings, names: Sequence[str], engine: str) -> int:
-    """Run the engine; how many sources failed."""
+    """Run the engine; how many sources failed.
+
+    Raises:
+        UnavailableError: three sources in turn failed by what every source needs.
+    """
     progress = Progress(job.root / "progress.jsonl", len(names), job.stages)
-    failures = 0
+    failures = in_turn = 0
     run = run_ray if engine == "ray" else run_local
-    for outcome in run(job, names, settings.engine.workers, progress):
-        if isinstance(outcome, Failed):
+    with closing(run(job, names, settings.engine.workers, progress)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Done):
+                asked = any(stage.expensive and one[1] for stage, one in zip(job.stages, outcome.stages, strict=False))
+                in_turn = 0 if asked else in_turn  # one that asks no model says nothing about them
+                continue
             failures += 1
             _LOGGER.warning("%s failed in %s: %s", outcome.source, outcome.stage, " ".join(outcome.error.split()))
+            in_turn += outcome.unavailable
+            if in_turn == _STOP_AFTER:
+                raise UnavailableError(
+                    f"{in_turn} sources in turn failed, the last in {outcome.stage}: {outcome.error}"
+                )
     return failures
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from contextanyone_core.errors import InputError
+from contextanyone_core.shapes import frames_mistake
+from data_pipeline.pixels.shots import LENGTHS
 from data_pipeline.world_sources import WorldSet
 from training.settings import read_settings
 
@@ -94,7 +96,8 @@ class PipelineSettings(_Settings):
         chain: `pixels` scores shots and uses no model; `world` makes pairs of rendered sources; `small` uses real
             models that fit into packages; `gpu` full-size ones.
         reference: where a pair's reference is from. commercial: refuse models and sources that may not be used so.
-        shots: what finds cuts. text: whether text recognition (RapidOCR) scores burnt-in text too.
+        shots: what finds cuts. lengths: of a row, in frames at 16 a second: those of the buckets that the rows are to
+            train in, without 1. text: whether text recognition (RapidOCR) scores burnt-in text too.
         consent: of the people shown; it goes into the card.
         source, license: where the videos are from and what allows their use; both go into the manifest and the card.
         filters: thresholds, as `<stage>: {min_<score>: x, max_<score>: y}`. They belong to the chain.
@@ -109,12 +112,23 @@ class PipelineSettings(_Settings):
     reference: Reference = "edit"
     commercial: bool = False
     shots: Literal["pyscenedetect", "transnetv2"] = "pyscenedetect"
+    lengths: tuple[int, ...] = LENGTHS
     text: bool = False
     small: SmallModels | None = None
     gpu: GpuModels | None = None
     source: str = Field(min_length=1)
     license: str = Field(min_length=1)
     consent: Literal["documented", "not_needed", "unknown"] = "unknown"
+
+    @field_validator("lengths")
+    @classmethod
+    def _lengths_are_of_clips(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if not lengths or min(lengths) < 2:
+            raise ValueError("it needs at least one length of a clip, such as 33, and no single picture")
+        for frames in lengths:
+            if mistake := frames_mistake(frames):
+                raise ValueError(f"{frames}: {mistake}")
+        return lengths
 
     @field_validator("filters", "gate")
     @classmethod

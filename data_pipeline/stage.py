@@ -8,8 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from contextanyone_core.errors import ContextAnyoneError
 from data_pipeline.licences import ModelCard
 from data_pipeline.rows import Drop, Row, digest
+
+
+class UnavailableError(ContextAnyoneError):
+    """What a stage needs for every source is not there: its models cannot be loaded, or their server be used."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class Stage(ABC):
         folder = f"{row.files}/{self.name}-{mark}"
         self.place(folder).mkdir(parents=True, exist_ok=True)
         return f"{folder}/{name}"
+
+
+def cards_of(stages: tuple[Stage, ...]) -> tuple[ModelCard, ...]:
+    """Every model of a chain once."""
+    return tuple(dict.fromkeys(card for stage in stages for card in stage.cards))
 
 
 @lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ from data_pipeline.config import PipelineSettings
 from data_pipeline.decisions.bias import Rate, drop_rates
 from data_pipeline.decisions.outputs import Account, funnel_text
 from data_pipeline.engine.work import Job
+from data_pipeline.stage import cards_of
 
 _CONSENT = {
     "documented": "The people shown agreed to this use, and the agreements are on file.",
@@ -42,10 +43,9 @@ def _stages(job: Job) -> str:
 
 
 def _models(job: Job) -> str:
-    cards = list(dict.fromkeys(card for stage in job.stages for card in stage.cards))
     rows = [
         f"| {x.name} | {x.revision} | {x.purpose} | {x.licence.name} | {'yes' if x.licence.commercial else 'no'} |"
-        for x in cards
+        for x in cards_of(job.stages)
     ]
     head = ["## Models", "", "| model | revision | for | licence | commercial use |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows, ""]) if rows else "## Models\n\nNone.\n"

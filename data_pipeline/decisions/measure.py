@@ -67,7 +67,9 @@ def _shots(root: Path, rows: Sequence[Row], faults: dict[str, str]) -> dict[str,
     """
     spans: dict[str, list[tuple[int, int]]] = {}
     for row in rows:
-        spans.setdefault(row.source, []).append((row.start, row.stop))
+        shot = int(row.scores["shots.start"]), int(row.scores["shots.stop"])
+        if shot not in (known := spans.setdefault(row.source, [])):
+            known.append(shot)
     results: dict[str, float] = {}
     false = {"shaky": 0, "": 0}
     found = {"cut": 0, "dissolve": 0}

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +23,7 @@ _TASKS_OF_A_WORKER = 256  # then a new process takes its place: libraries that l
 _job: Job | None = None  # a worker's own
 
 
-def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) -> Iterator[Done | Failed]:
+def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) -> Generator[Done | Failed]:
     """Take every source through the chain in processes; outcomes come as they end.
 
     A source that was in a worker's hands when one died is tried again alone: if its worker dies again, it has failed.
@@ -44,20 +45,21 @@ def run_local(job: Job, names: Sequence[str], workers: int, progress: Progress) 
             alone = True
         else:
             todo, count, alone = waiting, workers, False
-        for ended in _until_broken(job, todo, count):
-            if isinstance(ended, str):  # its worker died
-                broken = True
-                if not alone:
-                    suspects.append(ended)
-                    continue
-                ended = died(job, ended)
-            progress.add(ended)
-            yield ended
+        with closing(_until_broken(job, todo, count)) as outcomes:
+            for ended in outcomes:
+                if isinstance(ended, str):  # its worker died
+                    broken = True
+                    if not alone:
+                        suspects.append(ended)
+                        continue
+                    ended = died(job, ended)
+                progress.add(ended)
+                yield ended
     if broken:
         remove_remains(job, everybody)
 
 
-def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | Failed | str]:
+def _until_broken(job: Job, todo: deque[str], workers: int) -> Generator[Done | Failed | str]:
     """Outcomes until nothing is left or a worker dies; then the names of those that were being worked on."""
     running: dict[Future[Done | Failed], str] = {}
     context = multiprocessing.get_context("spawn")
@@ -69,27 +71,31 @@ def _until_broken(job: Job, todo: deque[str], workers: int) -> Iterator[Done | F
             workers, context, initializer=_begin, initargs=given, max_tasks_per_child=_TASKS_OF_A_WORKER
         ) as pool,
     ):
-        while todo or running:
-            while todo and len(running) < 2 * workers:
-                try:
-                    running[pool.submit(_work, todo[0])] = todo[0]
-                except BrokenProcessPool:
-                    break
-                todo.popleft()
-            if not running:  # it broke while nothing was given to it: the caller starts another
-                return
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            broken = False
-            for future in ended:
-                name = running.pop(future)
-                if isinstance(future.exception(), BrokenProcessPool):
-                    broken = True
-                    yield name
-                else:
-                    yield future.result()
-            if broken:
-                yield from running.values()
-                return
+        try:
+            while todo or running:
+                while todo and len(running) < 2 * workers:
+                    try:
+                        running[pool.submit(_work, todo[0])] = todo[0]
+                    except BrokenProcessPool:
+                        break
+                    todo.popleft()
+                if not running:  # it broke while nothing was given to it: the caller starts another
+                    return
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                broken = False
+                for future in ended:
+                    name = running.pop(future)
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        broken = True
+                        yield name
+                    else:
+                        yield future.result()
+                if broken:
+                    yield from running.values()
+                    return
+        finally:
+            for future in running:  # where a run ends early
+                future.cancel()
 
 
 def _begin(job: Job, slots: Path, workers: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +46,7 @@ class _Worker:
         return outcome
 
 
-def run_ray(job: Job, names: Sequence[str], workers: int, progress: Progress) -> Iterator[Done | Failed]:
+def run_ray(job: Job, names: Sequence[str], workers: int, progress: Progress) -> Generator[Done | Failed]:
     """As `run_local`, by actors of Ray Data; with a GPU for each where the chain needs one.
 
     Raises:

@@ -17,7 +17,7 @@ from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.watch import Watch, last_words, watched
 from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, digest, read_part
 from data_pipeline.sources import Sources
-from data_pipeline.stage import Stage, fingerprints
+from data_pipeline.stage import Stage, UnavailableError, fingerprints
 
 GATE = "gate."
 """How the reason of a row begins that the gate refused; the rule's name follows."""
@@ -52,12 +52,17 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A source whose stage raised, or whose worker died, at every attempt."""
+    """A source whose stage raised, or whose worker died, at every attempt.
+
+    Attributes:
+        unavailable: whether it is no fault of the source, but of what every source needs.
+    """
 
     source: str
     stage: str
     error: str
     trace: str
+    unavailable: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def run_source(job: Job, source: str) -> Done | Failed:
         except Exception as error:  # a stage may raise anything, and no other source may suffer from it
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
-            failed = Failed(source, stage[0], f"{type(error).__name__}: {error}", traceback.format_exc())
+            what, unavailable = f"{type(error).__name__}: {error}", isinstance(error, UnavailableError)
+            failed = Failed(source, stage[0], what, traceback.format_exc(), unavailable)
             if attempt < job.retries:
                 time.sleep(job.backoff * 2**attempt)
         else:

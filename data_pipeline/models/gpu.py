@@ -11,7 +11,6 @@ import numpy as np
 from contextanyone_core.errors import InputError, MissingDependencyError
 from contextanyone_core.late_import import host_class
 from contextanyone_core.pose.blazepose import BlazePose
-from contextanyone_core.runtime.processor import card_dtype
 from data_pipeline.config import GpuModels
 from data_pipeline.engine.slots import own_card
 from data_pipeline.licences import ModelCard
@@ -111,6 +110,8 @@ class DiffusersEditor:
 
     def __init__(self, settings: GpuModels) -> None:
         import torch
+
+        from contextanyone_core.runtime.processor import card_dtype  # it imports torch
 
         kind = host_class("diffusers", "DiffusionPipeline")
         dtype = card_dtype(torch.device(settings.device))

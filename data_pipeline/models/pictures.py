@@ -14,12 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from contextanyone_core.errors import ContextAnyoneError
 from contextanyone_core.pose.estimation import PoseEstimator
 from data_pipeline.licences import ModelCard
 from data_pipeline.models.picture_files import read_picture, write_picture
 from data_pipeline.models.protocols import Box, Candidate, Seen, Verdict
 from data_pipeline.models.tracks import Found, cluster, tracked
 from data_pipeline.rows import Row
+from data_pipeline.stage import UnavailableError
 from training.data.video import video_frames
 
 Picture = NDArray[np.uint8]
@@ -116,7 +118,12 @@ class Kit(Protocol):
 
 @lru_cache(maxsize=1)
 def _loaded(kit: Kit) -> Parts:
-    return kit.load()
+    """Raises UnavailableError where they cannot be loaded, whatever the reason: a name, a package, the GPU's memory."""
+    try:
+        return kit.load()
+    except Exception as error:
+        what = str(error) if isinstance(error, ContextAnyoneError) else f"{type(error).__name__}: {error}"
+        raise UnavailableError(f"The models of the chain {kit.name} cannot be loaded: {what}") from error
 
 
 def _nearest(number: int, among: Sequence[int]) -> int:

@@ -108,8 +108,10 @@ class OtherShot(ReferenceStage):
         return Drop("no_other_shot")
 
     def over_source(self, rows: tuple[Row, ...]) -> list[Row | Drop | list[Row]]:
-        """Each row with the best of the others' pictures as its path `reference`."""
-        return [self._best(row, [other for other in rows if other is not row]) for row in rows]
+        """Each row with the best picture of the other shots' rows as its path `reference`."""
+        shots = [row.scores["shots.start"] for row in rows]
+        pairs = zip(rows, shots, strict=True)
+        return [self._best(row, [x for x, at in zip(rows, shots, strict=True) if at != own]) for row, own in pairs]
 
     def _best(self, row: Row, others: list[Row]) -> Row | Drop:
         if not others:

@@ -20,9 +20,12 @@ import numpy as np
 from contextanyone_core.errors import ContextAnyoneError
 from data_pipeline.models.pictures import Picture
 from data_pipeline.models.protocols import Verdict
+from data_pipeline.stage import UnavailableError
 
 _LONGEST = 768  # pixels of the longer side that the model is shown
-_BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that is starting, or has too much to do
+_BUSY = (408, 425, 429, 502, 503, 504)  # answers of a server that is starting, or has too much to do
+_BROKEN = 500  # asked again too, but it may be the request that the server cannot take
+_REFUSED = (401, 403, 404)  # the key, or the model's name
 _MOST_CHARACTERS = 1200  # of a caption; longer is a model that repeats itself
 
 VERDICT_KEYS = ("same_person", "same_hair", "same_outfit")
@@ -40,7 +43,7 @@ nothing else."""
 
 
 class ServerError(ContextAnyoneError):
-    """The server cannot be reached, or refuses: the source fails, and is tried again by the next run."""
+    """The server refuses this request: the source fails, and is tried again by the next run."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,13 @@ class VisionServer:
     seconds: float = 300.0
 
     def captions(self, frames: Sequence[Picture]) -> tuple[str, str]:
-        """As `Captioner.captions`: two requests. Raises: ServerError."""
+        """As `Captioner.captions`: two requests. Raises: ServerError, UnavailableError."""
         first = self._object(_FIRST, frames[:1], ("caption",))
         later = self._object(_LATER, frames, ("caption",))
         return _caption(first), _caption(later)
 
     def verdict(self, first: Picture, second: Picture) -> Verdict | None:
-        """As `Judge.verdict`. Raises: ServerError."""
+        """As `Judge.verdict`. Raises: ServerError, UnavailableError."""
         found = self._object(_VERDICT, (first, second), VERDICT_KEYS)
         if found is None or not all(isinstance(found[key], bool) for key in VERDICT_KEYS):
             return None
@@ -91,18 +94,21 @@ class VisionServer:
             headers["Authorization"] = f"Bearer {os.environ.get(self.key_variable, '')}"
         url = f"{self.url.rstrip('/')}/chat/completions"
         for attempt in range(1, self.attempts + 1):
+            kind: type[ContextAnyoneError] = UnavailableError
             try:
                 with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=self.seconds) as found:
                     return bytes(found.read()).decode("utf-8", errors="replace")
             except urllib.error.HTTPError as error:
                 problem = f"{url} answered {error.code} {error.reason}"
-                if error.code not in _BUSY:
-                    raise ServerError(f"{problem}; check gpu.server, gpu.vlm and the key.") from None
+                if error.code not in (*_BUSY, *_REFUSED):
+                    kind = ServerError
+                if error.code not in (*_BUSY, _BROKEN):
+                    raise kind(f"{problem}; check gpu.server, gpu.vlm and the key.") from None
             except (OSError, http.client.HTTPException) as error:
                 problem = f"{url} cannot be reached: {error}"
             if attempt < self.attempts:
                 time.sleep(self.backoff * 2 ** (attempt - 1))
-        raise ServerError(f"{problem}, {self.attempts} times. Start the server, then run the same command again.")
+        raise kind(f"{problem}, {self.attempts} times. Start the server, then run the same command again.")
 
 
 def parse(answer: str, keys: Sequence[str]) -> dict[str, Any] | None:

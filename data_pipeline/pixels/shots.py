@@ -1,7 +1,8 @@
-"""Probe and shots: hard cuts by PySceneDetect, dissolves by a second pass over 8 to 16 frames."""
+"""Probe and shots: hard cuts by PySceneDetect, dissolves by a second pass over 8 to 16 frames; long shots in rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,10 @@ from data_pipeline.rows import Drop, Row
 from data_pipeline.stage import Stage
 from training.data.video import MediaError, video_frames, video_times
 from training.data.video_cuts import hard_cuts
+from training.data.video_windows import cut_windows, frames_available
 
+LENGTHS = (33, 49, 81)
+"""Frames at 16 a second that a row has: the default buckets of training that are clips."""
 _THUMB = 16  # pixels: so small that people hardly count, and places do
 
 
@@ -34,12 +38,12 @@ class Probe(Stage):
         path = self.place(row.video)
         path.stat()
         try:
-            times = video_times(path)
             sizes = [picture.shape[:2] for picture in video_frames(path)]
+            if not sizes:
+                return Drop("no_frames")
+            times = video_times(path)
         except MediaError as error:
             return Drop("undecodable", why=str(error).replace(str(path), row.source))
-        if not sizes:
-            return Drop("no_frames")
         changes = next((number for number, size in enumerate(sizes) if size != sizes[0]), None)
         if changes is not None:
             return Drop("undecodable", why=f"{row.source} has frames of different sizes, from frame {changes} on.")
@@ -51,9 +55,10 @@ class Probe(Stage):
 
 @dataclass(frozen=True)
 class Shots(Stage):
-    """One row for each shot. Frames of a dissolve belong to none.
+    """The rows of each shot, as `shot_rows` cuts them. Frames of a dissolve belong to none.
 
     Attributes:
+        lengths: of a row, in frames at 16 a second.
         threshold: of PySceneDetect's ContentDetector.
         min_length: frames; a shorter shot joins the next one, and the last one may be shorter.
         windows: lengths in frames in which a dissolve is looked for.
@@ -70,9 +75,10 @@ class Shots(Stage):
     shortest: int = 6
     min_change: float = 18.0
     max_residual: float = 0.25
+    lengths: tuple[int, ...] = LENGTHS
 
     def __call__(self, row: Row) -> list[Row]:
-        """The shots in order; a video without cuts is one."""
+        """The shots' rows in order; a video without cuts is one shot."""
         path = self.place(row.video)
         cuts = hard_cuts(video_frames(path), self.threshold, self.min_length)
         thumbs = np.stack([_thumb(picture) for picture in frames_of(path, 128)])
@@ -82,7 +88,7 @@ class Shots(Stage):
         starts = [row.start, *(after for _, after in gaps)]
         stops = [*(before for before, _ in gaps), row.stop]
         spans = [(a, b) for a, b in zip(starts, stops, strict=True) if b > a]
-        return [row.span(a, b).scored(self.name, frames=b - a, count=len(spans)) for a, b in spans]
+        return shot_rows(row, spans, video_times(path), self.lengths)
 
     def dissolves(self, thumbs: NDArray[np.float32]) -> list[tuple[int, int]]:
         """Spans (last whole frame + 1, first whole frame) in which one place is blended into another.
@@ -98,6 +104,25 @@ class Shots(Stage):
                 if change >= self.min_change and residual <= self.max_residual:
                     found.append((-change, start, stop))
         return [(start, stop) for start, stop in _disjoint(found, thumbs) if stop - start >= self.shortest]
+
+
+def shot_rows(row: Row, spans: Sequence[tuple[int, int]], times: Sequence[float], lengths: Sequence[int]) -> list[Row]:
+    """The rows of shots, cut as `make_manifest.py` cuts clips: what describes a row is of what training uses of it.
+
+    Scores: `frames` of the row at 16 a second, `start` and `stop` of the whole shot in frames of the video, `count` of
+    the video's shots. A shot that fills none of the lengths is one row.
+
+    Args:
+        row: of the whole video. spans: shots (first frame, after the last). times: seconds of the video's frames.
+    """
+    rows = []
+    for start, stop in spans:
+        whole = row.scored("shots", start=start, stop=stop, count=len(spans))
+        for first, count in cut_windows(times[start:stop], lengths).parts:
+            after = stop if count is None else start + first + count
+            part = whole.span(start + first, after)
+            rows.append(part.scored("shots", frames=frames_available(times[part.start : after])))
+    return rows
 
 
 def _thumb(picture: NDArray[np.uint8]) -> NDArray[np.float32]:

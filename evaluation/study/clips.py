@@ -12,7 +12,8 @@ from PIL import Image
 from contextanyone_core.media.image_io import read_picture
 from contextanyone_core.media.read_video import open_video
 from contextanyone_core.media.video_io import write_clip
-from training.data.frames import frames_available, resample
+from training.data.frames import resample
+from training.data.video_windows import frames_available
 
 _HELD = 33  # frames
 

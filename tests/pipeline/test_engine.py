@@ -8,11 +8,13 @@ import signal
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from data_pipeline.commands import _work_through
 from data_pipeline.decisions.rules import Rule
 from data_pipeline.engine.local import run_local
 from data_pipeline.engine.progress import Progress, costs_in, last_line
@@ -20,7 +22,7 @@ from data_pipeline.engine.reckoning import Cost
 from data_pipeline.engine.work import Done, Failed, Job, Selection, run_source
 from data_pipeline.models.picture_files import encode_picture
 from data_pipeline.rows import Drop, Dropped, Part, Row, count_part, read_part
-from data_pipeline.stage import Stage, fingerprints
+from data_pipeline.stage import Stage, UnavailableError, fingerprints
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Measure(Stage):
         if text == "once" and not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if text == "no server":
+            raise UnavailableError("the server cannot be reached")
         if text == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "mask")
         if text == "drop":
@@ -163,6 +167,20 @@ def test_a_full_disk_ends_the_run_and_is_no_fault_of_a_source(tmp_path):
     assert not work.failure_path("b").exists()
     (tmp_path / "in" / "b.txt").write_text("")  # there is room again
     assert {type(one) for one in run_local(work, work.sources.names(), 1, progress)} == {Done}
+
+
+def test_what_every_source_needs_and_is_not_there_ends_the_run(tmp_path):
+    """A wrong name of a model, or a server that is not started: else all would fail, each after its attempts."""
+    settings = SimpleNamespace(engine=SimpleNamespace(workers=1))
+    work = job(tmp_path / "x", dict.fromkeys("abcdefghijkl", "no server"))
+    with pytest.raises(UnavailableError, match=r"3 sources in turn failed, the last in measure: .*cannot be reached"):
+        _work_through(work, settings, work.sources.names(), "local")
+    assert len(calls(tmp_path / "x")) <= 6
+    assert "cannot be reached" in json.loads(work.failure_path("a").read_text())["error"]
+    texts = {name: "" if name in "ceg" else "no server" for name in "abcdefgh"}  # it is there again and again
+    root = tmp_path / "y"
+    work = job(root, texts, stages=(Split(root), Measure(root), Model(root)))
+    assert _work_through(work, settings, work.sources.names(), "local") == 5
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

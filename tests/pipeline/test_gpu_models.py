@@ -9,6 +9,8 @@ from contextanyone_core.errors import InputError
 from data_pipeline.config import GpuModels
 from data_pipeline.licences import ModelCard
 from data_pipeline.models.gpu import DiffusersEditor, DinoVectors, GpuKit, SamMasks, TransformersDetector
+from data_pipeline.models.pictures import _loaded
+from data_pipeline.stage import UnavailableError
 
 
 def settings(folder, **changed):
@@ -155,6 +157,12 @@ def test_weights_that_are_not_there_are_an_error_of_one_line(tmp_path):
     with pytest.raises(InputError, match="detector") as refused:
         TransformersDetector(settings(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def test_models_that_cannot_be_loaded_are_no_fault_of_a_source(tmp_path):
+    kit = GpuKit(settings(tmp_path, detector=str(tmp_path / "misspelt")))
+    with pytest.raises(UnavailableError, match=r"chain gpu cannot be loaded: .*misspelt"):
+        _loaded(kit)
 
 
 def test_the_mark_changes_with_a_model_and_not_with_where_it_runs(tmp_path):

@@ -14,7 +14,7 @@ from data_pipeline.models.references import EditAndVerify, OtherShot
 from data_pipeline.models.stages import Masks, Poses, TargetFrame, companions_start
 from data_pipeline.pixels import decode
 from data_pipeline.pixels.scores import Blur, Dark
-from data_pipeline.rows import Row
+from data_pipeline.rows import Drop, Row
 from training.data import video
 
 FRAMES, SHOT = 360, 40
@@ -49,7 +49,8 @@ def shown(monkeypatch):
 
 def rows():
     whole = Row(source="a.mp4", sha256="0" * 64, video="a.mp4").scored("probe", fps=16, frames=FRAMES)
-    return [whole.span(start, start + SHOT).model_copy(update={"key": str(start)}) for start in range(0, FRAMES, SHOT)]
+    shots = [whole.span(start, start + SHOT).scored("shots", start=start) for start in range(0, FRAMES, SHOT)]
+    return [shot.model_copy(update={"key": str(shot.start)}) for shot in shots]
 
 
 def test_a_late_shot_is_found_by_seeking_and_has_the_same_frames(film, shown):
@@ -134,3 +135,12 @@ def test_verifying_decodes_a_shot_once_however_many_pictures_there_are(film, sho
     answers = OtherShot(root, Same()).over_source(tuple(with_pictures(root)))
     assert len(answers) == FRAMES // SHOT
     assert shown[0] <= FRAMES + len(answers)
+
+
+def test_rows_of_the_same_shot_are_no_other_shot(film):
+    root = Path(film)
+    first, second, other = with_pictures(root)[:3]
+    second = second.scored("shots", start=0)
+    answers = OtherShot(root, Same()).over_source((first, second, other))
+    assert [row.paths["reference"] for row in answers] == [other.paths["target"]] * 2 + [first.paths["target"]]
+    assert OtherShot(root, Same()).over_source((first, second)) == [Drop("no_other_shot")] * 2

@@ -23,9 +23,10 @@ from data_pipeline.pixels.scores import (
     hash_distance,
     perceptual_hash,
 )
-from data_pipeline.pixels.shots import Probe, Shots
+from data_pipeline.pixels.shots import LENGTHS, Probe, Shots
 from data_pipeline.rows import Drop, Row
 from data_pipeline.world_sources import FAULTS, WorldSet, read_truth, write_source
+from training.data.buckets import BucketSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CHEAP = (Blur, Dark, Static, Motion, Letterbox, Text)
@@ -229,3 +230,35 @@ def test_the_rate_is_that_of_the_frames_times_not_what_the_file_states(tmp_path)
         container.mux(stream.encode(None))
     found = Probe(tmp_path)(Row(source="a.mkv", sha256="0" * 64, video="a.mkv"))
     assert (found.scores["probe.frames"], found.scores["probe.fps"]) == (6, pytest.approx(25))
+
+
+def write_at(path, rate, count):
+    """Frames that slowly become brighter, at a rate."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(count):
+            picture = np.full((64, 64, 3), 60 + number // 8, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode(None))
+
+
+def test_a_long_shot_becomes_rows_as_long_as_the_buckets(tmp_path):
+    """Of ten seconds in one row a training would use five at most, and the caption would tell of all ten."""
+    write_at(tmp_path / "a.mp4", 30, 300)
+    rows = Shots(tmp_path)(Probe(tmp_path)(Row(source="a.mp4", sha256="0" * 64, video="a.mp4")))
+    assert [(row.start, row.stop) for row in rows] == [(0, 151), (152, 243)]  # 5 s, then 3 s; the rest fills no bucket
+    scores = [{name: row.scores[f"shots.{name}"] for name in ("frames", "start", "stop", "count")} for row in rows]
+    assert scores == [{"frames": frames, "start": 0, "stop": 300, "count": 1} for frames in (81, 49)]
+
+
+def test_lengths_are_counted_at_16_frames_a_second(tmp_path):
+    """33 frames of a phone's 30 a second are 18 of training's: no bucket of clips takes them."""
+    write_at(tmp_path / "a.mp4", 30, 33)
+    row = Probe(tmp_path)(Row(source="a.mp4", sha256="0" * 64, video="a.mp4"))
+    assert [(x.start, x.stop, x.scores["shots.frames"]) for x in Shots(tmp_path)(row)] == [(0, 33, 18)]
+    assert [row.stop for row in Shots(tmp_path, lengths=(17,))(row)] == [31]
+
+
+def test_the_lengths_are_training_s_default_buckets():
+    assert (1, *LENGTHS) == BucketSettings().frames

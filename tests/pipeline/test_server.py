@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_pipeline.models.protocols import Verdict
 from data_pipeline.models.server import ServerError, VisionServer, parse
+from data_pipeline.stage import UnavailableError
 
 YES = {"same_person": True, "same_hair": True, "same_outfit": False}
 
@@ -123,13 +124,21 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server):
     assert client(server).verdict(*pictures()) == Verdict(True, True, False)
     assert len(server.asked) == 3
     server.answers = [(404, "no such model")]
-    with pytest.raises(ServerError, match="404"):
+    with pytest.raises(UnavailableError, match="404"):
         client(server).verdict(*pictures())
     assert len(server.asked) == 4
 
 
+@pytest.mark.parametrize(("status", "times"), [(400, 1), (500, 4)])
+def test_a_request_that_the_server_cannot_take_is_a_fault_of_its_source(status, times, server):
+    server.answers = [(status, "the prompt is too long")]
+    with pytest.raises(ServerError, match=str(status)):
+        client(server).verdict(*pictures())
+    assert len(server.asked) == times
+
+
 def test_a_server_that_is_not_there_is_an_error_after_its_attempts():
-    with pytest.raises(ServerError, match="2 times"):
+    with pytest.raises(UnavailableError, match="2 times"):
         VisionServer("http://127.0.0.1:9/v1", "m", attempts=2, backoff=0.0).verdict(*pictures())
 
 

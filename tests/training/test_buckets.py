@@ -21,10 +21,10 @@ from training.data.buckets import (
     best_placement,
     bucket_flops,
     bucket_tokens,
-    longest,
     plan_buckets,
 )
 from training.data.sampler import BucketSampler
+from training.data.video_windows import longest
 from training.flops import forward_flops
 
 TINY = ContextAnyoneConfig.tiny()
@@ -58,8 +58,8 @@ def test_flops_of_wan_1_3b_are_those_of_the_arithmetic():
 
 def test_a_clip_goes_to_the_longest_length_and_the_size_that_shows_most():
     settings = BucketSettings()
-    assert [longest(settings, count) for count in (1, 32, 33, 80, 500)] == [1, 1, 33, 49, 81]
-    assert longest(BucketSettings(frames=(17,)), 16) is None
+    assert [longest(settings.frames, count) for count in (1, 32, 33, 80, 500)] == [1, 1, 33, 49, 81]
+    assert longest((17,), 16) is None
     assert best_placement(settings, (0, 0, 1920, 1080)).size == (480, 832)
     assert best_placement(settings, (0, 0, 1080, 1920)).size == (832, 480)
     assert best_placement(settings, (0, 0, 700, 700)).size == (624, 624)

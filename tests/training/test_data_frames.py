@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextanyone_core.media.video_io import FPS
-from training.data.frames import Placement, frames_available, latent_masks, resample, to_images
+from training.data.frames import Placement, latent_masks, resample, to_images
+from training.data.video_windows import frames_available
 
 
 def times(count, fps):

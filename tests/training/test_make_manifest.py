@@ -17,7 +17,7 @@ from training.data.check import check_files
 from training.data.collect import _table_rows, collect
 from training.data.from_folder import ManifestSettings, make_manifest
 from training.data.manifest import read_manifest
-from training.data.windows import cut_windows
+from training.data.video_windows import cut_windows
 from training.data.work import Share
 from training.make_manifest import main
 
@@ -99,13 +99,13 @@ def test_long_clips_are_cut_into_windows_that_fill_their_buckets(folder: Path) -
 @pytest.mark.parametrize("fps", [16, 24, 25, 30000 / 1001, 50, 60])
 def test_windows_at_any_rate_lose_nothing_but_the_end(fps: float) -> None:
     times = [index / fps for index in range(round(12 * fps))]
-    windows = cut_windows(times, SMALL)
+    windows = cut_windows(times, SMALL.frames)
     assert all(count is not None and start + count <= len(times) for start, count in windows.parts)
     assert windows.available - 5 < windows.used <= windows.available
     for (start, count), (following, _) in zip(windows.parts, windows.parts[1:], strict=False):
         assert count is not None
         assert 0 < times[following] - times[start + count - 1] < 2.1 / 16
-    assert cut_windows(times[:2], SMALL).parts == [(0, None)]
+    assert cut_windows(times[:2], SMALL.frames).parts == [(0, None)]
 
 
 def test_a_table_gives_columns_and_windows(folder: Path) -> None:

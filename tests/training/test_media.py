@@ -15,9 +15,9 @@ from contextanyone_core.media.image_io import read_picture
 from contextanyone_core.media.video_io import write_clip
 from training.data.buckets import BucketSettings
 from training.data.check import check_files
-from training.data.frames import frames_available
 from training.data.manifest import ManifestRow, read_manifest, write_manifest
 from training.data.media import MediaError, check_frames, content_hash, probe, read_frames
+from training.data.video_windows import frames_available
 
 RED, GREEN, BLUE, GREY = (220, 30, 30), (30, 180, 40), (40, 60, 210), (120, 120, 120)
 STEP = 8  # by which a frame is darker

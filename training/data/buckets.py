@@ -105,11 +105,6 @@ def _some(values: tuple[str, ...] | tuple[int, ...]) -> tuple:  # type: ignore[t
     return values
 
 
-def longest(settings: BucketSettings, available: int) -> int | None:
-    """The longest length that a clip of `available` frames (at 16 a second) fills, None where there is none."""
-    return max((count for count in settings.frames if count <= available), default=None)
-
-
 def best_placement(settings: BucketSettings, box: Box) -> Placement | None:
     """The size that shows the most of `box` without enlarging it too much, None where every size would."""
     placements = [Placement(box, shape) for shape in settings.shapes()]

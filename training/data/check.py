@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from training.data.buckets import Bucket, BucketSettings, best_placement, longest
+from training.data.buckets import Bucket, BucketSettings, best_placement
 from training.data.examine import FileCheck, Unknown, needed_frames
 from training.data.facts import Facts, FactStore
-from training.data.frames import Box, Placement, frames_available, resample
+from training.data.frames import Box, Placement, resample
 from training.data.manifest import Drop, Line, Manifest, ManifestRow
 from training.data.media import Probe, picture_files
+from training.data.video_windows import frames_available, longest
 from training.data.work import Share
 
 
@@ -143,7 +144,7 @@ def _check(line: Line, settings: BucketSettings, store: FactStore) -> CheckedCli
     if row.fps is not None:
         times = [index / row.fps for index in range(row.start_frame, stop)]
     available = frames_available(times)
-    length = longest(settings, available)
+    length = longest(settings.frames, available)
     if length is None:
         shortest = min(settings.frames)
         raise Unusable("too_short", f"{available} frames at 16 a second; the shortest bucket has {shortest}")

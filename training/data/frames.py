@@ -22,11 +22,6 @@ def on_white(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.
     return np.asarray(np.round(picture * share + 255.0 * (1.0 - share)), np.uint8)
 
 
-def frames_available(times: Sequence[float]) -> int:
-    """How many frames at 16 a second the time between the first and the last of `times` (seconds) holds."""
-    return int((times[-1] - times[0]) * FPS + 1e-3) + 1 if times else 0
-
-
 def resample(times: Sequence[float], num_frames: int) -> list[int]:
     """For each of `num_frames` moments at 16 a second from the first frame on, the index of the nearest frame.
 

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from contextanyone_core.atomic_file import whole_file
 from contextanyone_core.errors import InputError
-from training.data.buckets import BucketSettings, longest
+from training.data.buckets import BucketSettings
 from training.data.collect import FoundClip
-from training.data.frames import frames_available
 from training.data.manifest import ManifestRow, parse_row
 from training.data.media import MediaError, probe, read_frames, read_masks
 from training.data.progress import Progress
+from training.data.video_windows import Windows, cut_windows
 from training.data.work import Share, in_threads, thread_count
 
-_SLACK = 5e-4  # of a frame at 16 a second: times are rounded
 _MARGIN = 0.1  # around the person, of the person's size
 _PERSON = 0.005  # share of the picture that a person has at least
 _QUALITY = 95  # of the JPEG files
@@ -49,21 +48,6 @@ class RowSettings:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Parts of a clip as (first frame, number of frames), the number None for all to the end.
-
-    They lie in the `length` frames from `first` on; `available` is those at 16 a second, and `used` how many of them
-    the windows have.
-    """
-
-    parts: list[tuple[int, int | None]]
-    first: int
-    length: int
-    available: int
-    used: int
-
-
-@dataclass(frozen=True)
 class Made:
     """The rows; what is left out and why; frames at 16 a second, and how many of them the rows have."""
 
@@ -71,31 +55,6 @@ class Made:
     left_out: list[tuple[Path, str]]
     available: int
     used: int
-
-
-def cut_windows(times: Sequence[float], settings: BucketSettings) -> Windows:
-    """One part after the other, each as long as the longest bucket that what is left of the clip fills.
-
-    A clip that fills no bucket of several frames is one part, and so is one of a single frame. What is left at the end
-    and fills none is not used.
-    """
-    available = frames_available(times)
-    several = settings.model_copy(update={"frames": tuple(count for count in settings.frames if count > 1)})
-    if longest(several, available) is None:
-        return Windows([(0, None)], 0, len(times), available, longest(settings, available) or 0)
-    source = np.asarray(times, np.float64)
-    parts: list[tuple[int, int | None]] = []
-    start = used = 0
-    while start < len(times) and (length := longest(several, frames_available(times[start:]))) is not None:
-        last = int(np.searchsorted(source, source[start] + (length - 1 - _SLACK) / 16))
-        parts.append((start, last - start + 1))
-        used += length
-        after = int(np.searchsorted(source, source[0] + used / 16))  # or the one before, if nearer to the moment
-        nearer = (
-            0 < after < len(times) and source[0] + used / 16 - source[after - 1] < source[after] - source[0] - used / 16
-        )
-        start = max(last + 1, after - 1 if nearer else after)
-    return Windows(parts, 0, len(times), available, used)
 
 
 def make_rows(clips: Sequence[FoundClip], settings: RowSettings, share: Share) -> Made:
@@ -186,7 +145,7 @@ def _windows(clip: FoundClip, settings: RowSettings) -> Windows:
         raise InputError(f"{clip.video}: start_frame, num_frames and fps must be numbers.") from None
     if not 0 <= start < stop <= len(times):
         return Windows([(start, count)], 0, len(times), 0, 0)  # the check names what is wrong with the part
-    found = cut_windows(times[start:stop], settings.buckets)
+    found = cut_windows(times[start:stop], settings.buckets.frames)
     parts = [(start + at, count if length is None else length) for at, length in found.parts]
     return Windows(parts, start, stop - start, found.available, found.used)
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contextanyone_core.pose.sequence import SEEN, PoseSequence
-from training.data.buckets import BucketSettings, longest
+from training.data.buckets import BucketSettings
+from training.data.video_windows import longest
 
 _FEWEST, _MOST = 16, 48  # pictures
 _CLIPS = 16  # stretches at most
@@ -55,7 +56,7 @@ def choose_clips(frames: int, fps: float, at_16: int, buckets: BucketSettings) -
     Args:
         frames: of the shot. fps: its rate. at_16: its frames at 16 a second, 9 at least.
     """
-    length = longest(buckets, at_16) or at_16
+    length = longest(buckets.frames, at_16) or at_16
     needed = min(frames, math.ceil((length - 1) / 16 * fps) + 1)
     count = max(1, min(_CLIPS, 1 + 2 * (frames - needed) // needed))
     starts = sorted({round(place) for place in np.linspace(0, frames - needed, count)})
