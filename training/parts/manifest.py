@@ -149,9 +149,10 @@ class ManifestPart(TransformerTraining):
 
     def _fresh_config(self) -> ContextAnyoneConfig:
         """The chosen sizes with the widths and statistics of what the cache was encoded by."""
-        index, shape = self.data.index, self.data.image_embeds_shape()
+        index, shape, preset = self.data.index, self.data.image_embeds_shape(), CONFIGS[self.settings.model]()
         return replace(
-            CONFIGS[self.settings.model](),
+            preset,
+            text_len=index.text_len or preset.text_len,
             text_dim=self.data.empty_text.shape[1],
             image_dim=None if shape is None else shape[1],
             latents_mean=index.latents_mean,
@@ -161,11 +162,12 @@ class ManifestPart(TransformerTraining):
     def _check_fit(self) -> None:
         """Refuse a network whose encoders, or drawn poses, are not those of the cache."""
         config, index, shape = self.config, self.data.index, self.data.image_embeds_shape()
-        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1]}
+        text_len = index.text_len or config.text_len  # an index of an older version does not state it
+        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1], "text_len": text_len}
         if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
             found["image_dim"] = shape[1] if shape else None
-        for (name, value), encoder in zip(found.items(), ("text_encoder", "image_encoder"), strict=False):
-            needed = getattr(config, name)
+        for name, value in found.items():
+            needed, encoder = getattr(config, name), f"{name.partition('_')[0]}_encoder"
             if needed != value:
                 do, where = ("take", "out of") if needed is None else ("put", "that it was made with into")
                 raise CheckpointError(
