@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..errors import InputError, did_you_mean
 from ..shapes import frames_mistake, side_mistake
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # torch's, and so ComfyUI's
 _LARGEST_SIDE = 4096
 COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """Weight files of a model's folder, without the extension .safetensors."""

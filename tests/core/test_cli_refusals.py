@@ -79,7 +79,7 @@ def test_commands(refused):
         (("--steps", "-1"), "from 1 to"),
         (("--steps", "1e9"), "from 1 to"),
         (("--seed", "-1"), "from 0 to"),
-        (("--seed", str(2**63)), "from 0 to"),
+        (("--seed", str(2**64)), "from 0 to"),
         (("--guidance-scale", "nan"), "from 0 to 100"),
         (("--guidance-scale", "inf"), "from 0 to 100"),
         (("--guidance-scale", "-1"), "from 0 to 100"),
