@@ -17,6 +17,15 @@ MAX_SEED = 2**64 - 1  # torch's, and so ComfyUI's
 _LARGEST_SIDE = 4096
 COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """Weight files of a model's folder, without the extension .safetensors."""
+EXAMPLES = {
+    "generate": '--reference P.png --first "..." --later "..." --out out.mp4',
+    "pose": "dance.json --out dance.mp4",
+    "inspect": "FILE",
+    "init": "--backbone FILE --out FILE",
+    "convert": "FILE --naming diffusers --out FILE",
+    "doctor": "--memory-gb 8",
+}
+"""What follows the name of each command, for help and for messages."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ")
         if message.endswith("expected one argument"):
             message += f"; write {message.partition(':')[0]}=TEXT for a text that begins with a dash"
+        if "arguments are required" in message and (example := EXAMPLES.get(self.prog.rpartition(" ")[2])):
+            message += f"; an example: {self.prog} {example}"
         raise InputError(message + ("" if message.endswith((".", "?")) else "."))
 
 

@@ -54,7 +54,9 @@ def test_commands(refused):
     assert "Did you mean --version?" in refused("--versoin")
     assert "'b' is left over" in refused("inspect", "a", "b")
     assert "name the option again before each of several files" in refused(*BASE, "--reference", "good.png", "good.png")
-    assert "required" in refused("inspect")
+    assert "required: file; an example: contextanyone inspect FILE." in refused("inspect")
+    said = refused(*BASE[:-2])
+    assert 'required: --out; an example: contextanyone generate --reference P.png --first "..."' in said
 
 
 @pytest.mark.parametrize(
