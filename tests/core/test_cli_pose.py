@@ -252,6 +252,7 @@ def test_mistakes_are_one_line(refused, desk):
     assert "such as 1920x1080" in refused("dance.json", "--canvas", "0x5", "--out", "out.json")
     assert "states a canvas" in refused("dance.json", "--canvas", "64x48", "--out", "out.json")
     assert "states 16 frames" in refused("dance.json", "--fps", 30, "--out", "out.json")
+    assert "as a folder's name does" in refused("dance.json", "--out", "out.json/")
     assert "person 2 is asked for" in refused("dance.json", "--person", 2, "--out", "out.json")
     (desk / "folder.json").mkdir()
     assert "is a folder" in refused("dance.json", "--out", "folder.json")

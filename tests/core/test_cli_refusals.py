@@ -185,6 +185,7 @@ def test_pictures(refused, desk, name, hint):
         ("/proc/self/out.mp4", "cannot write"),
         ("out.avi", ".mp4"),
         ("good.png", ".mp4"),
+        ("o.mp4/", "as a folder's name does, and in .mp4 as a file's"),
         (".", "plain file name"),
         ("full", "not empty"),
     ],
