@@ -53,6 +53,11 @@ def usable_frames(available: int) -> int:
     return available - (available - 1) % FRAME_STEP
 
 
+def counted_frames(number: int) -> str:
+    """A number of frames in words."""
+    return f"{number} frame{'' if number == 1 else 's'}"
+
+
 def frames_mistake(frames: int) -> str | None:
     """The error for a number of frames that is not 4k + 1, naming the two nearest valid ones; None if it is valid."""
     if frames % FRAME_STEP == 1:

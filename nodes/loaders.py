@@ -18,7 +18,7 @@ from ._comfy.loading import (
 )
 from ._comfy.memory_line import memory_line
 from ._comfy.miniature import example_names, example_picture, load_miniature
-from ._comfy.notes import note
+from ._comfy.notes import note, said
 from .inputs import CATEGORY, check_choice
 
 _LOG = logging.getLogger(__name__)
@@ -95,8 +95,9 @@ class LoadContextAnyone(io.ComfyNode):
         loaded, abilities = load_by_name(model_name, weight_dtype, model)
         line, fits = memory_line(loaded)
         _LOG.info("%s is %s %s", model_name, abilities, line)
-        told = ("" if fits else line, half_of_a_model(model_name))
-        return io.NodeOutput(loaded, ui=note("Load ContextAnyone", *told))
+        name = "Load ContextAnyone"
+        ui = (note(name, "" if fits else line) or {}) | (said(name, half_of_a_model(model_name)) or {})
+        return io.NodeOutput(loaded, ui=ui or None)
 
 
 class LoadContextAnyoneMiniature(io.ComfyNode):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io
 
 from ._comfy.loading import file_state
-from ._comfy.notes import SAID, note
+from ._comfy.notes import note, said
 from ._comfy.personal import body_keypoints, described, load_person
 from ._comfy.personal_files import personal_names, personal_path
 from ._comfy.types import Model
 from .inputs import CATEGORY, RANGES, Keypoints, check_numbers
 
-_LOG = logging.getLogger(__name__)
 _NAME = "Load Personal Model"
 
 
@@ -76,8 +73,5 @@ class LoadPersonalModel(io.ComfyNode):
         """
         check_numbers(strength=strength)
         loaded, person, odd = load_person(model, file, strength)
-        said = [f"{_NAME}: {text}" for text in described(file, person)]
-        for text in said:
-            _LOG.info(text)
-        ui: dict[str, list[str]] = {SAID: said, **(note(_NAME, odd) or {})}
+        ui = (said(_NAME, *described(file, person)) or {}) | (note(_NAME, odd) or {})
         return io.NodeOutput(loaded, person.trigger, body_keypoints(person), ui=ui)

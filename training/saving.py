@@ -29,6 +29,7 @@ _Copies = dict[str, dict[str, Tensor | Rows]]
 THREAD = "checkpoint"
 """Name of the thread that saves."""
 _SHARE = 0.025  # of the cores that this process has
+_PIECE, _ALIGNED = 2**28, 64  # bytes
 
 
 class Pace:
@@ -62,7 +63,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._pace = Pace()
-        self._buffers: dict[str, Tensor] = {}  # of the copies, kept: memory is slower to get than to fill
+        self._buffers = Buffers()
         self._error: Exception | None = None
         self._writers: Writers | None = None  # None: this process writes nothing
         if world.sharded:
@@ -149,7 +150,38 @@ class Saver:
             self._join()
 
 
-def copy_own(tensors: _Files, writers: Writers, stream: Any, buffers: dict[str, Tensor]) -> _Copies:
+class Buffers:
+    """Memory of the copies, kept between checkpoints: it is slower to get than to fill.
+
+    Memory that a card can write to by itself torch gets in powers of two bytes, for each tensor up to twice its own. So
+    tensors share pieces of such sizes: each lies in the first that has room.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._rests: dict[bool, list[Tensor]] = {True: [], False: []}  # of the pieces, for a card or not
+        self._held = {True: 0, False: 0}
+
+    def like(self, tensor: Tensor, key: str) -> Tensor:
+        """A tensor of the same shape and dtype on the CPU; the same one for the same key."""
+        found = self._tensors.get(key)
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            room = self._room(tensor.numel() * tensor.element_size(), pinned=tensor.device.type == "cuda")
+            found = self._tensors[key] = room.view(tensor.dtype).view(tensor.shape)
+        return found
+
+    def _room(self, size: int, *, pinned: bool) -> Tensor:
+        needed, rests = -(-size // _ALIGNED) * _ALIGNED, self._rests[pinned]
+        index = next((index for index, rest in enumerate(rests) if len(rest) >= needed), len(rests))
+        if index == len(rests):
+            least = max(needed, min(_PIECE, self._held[pinned]))  # of small checkpoints smaller pieces
+            rests.append(torch.empty(1 << (least - 1).bit_length(), dtype=torch.uint8, pin_memory=pinned))
+            self._held[pinned] += len(rests[index])
+        found, rests[index] = rests[index][:size], rests[index][needed:]
+        return found
+
+
+def copy_own(tensors: _Files, writers: Writers, stream: Any, buffers: Buffers) -> _Copies:
     """What this process writes, on the CPU: its own rows of shards, and the first process all that is whole.
 
     Args:
@@ -171,9 +203,6 @@ def copy_own(tensors: _Files, writers: Writers, stream: Any, buffers: dict[str, 
     return found
 
 
-def _copy(tensor: Tensor, key: str, buffers: dict[str, Tensor]) -> Tensor:
+def _copy(tensor: Tensor, key: str, buffers: Buffers) -> Tensor:
     """A copy in memory that the card can write to by itself, where the tensor is on one."""
-    pinned, buffer = tensor.device.type == "cuda", buffers.get(key)
-    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-        buffer = buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-    return buffer.copy_(tensor, non_blocking=pinned)
+    return buffers.like(tensor, key).copy_(tensor, non_blocking=tensor.device.type == "cuda")

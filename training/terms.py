@@ -71,7 +71,11 @@ def read_step(results: Sequence[BatchResult], norm: Tensor) -> tuple[list[Sums],
 
 
 def means(found: Sequence[Sums]) -> dict[str, float]:
-    """The means over all batches of all processes; a term counts in the batches that have it."""
+    """The means over the samples of all batches and processes; a term counts in the batches that have it.
+
+    The gradient is the mean over the batches (docs/TRAINING_CLUSTER.md, Rules): how many samples a batch has follows
+    from its bucket, and a small batch of long clips is as much work as a large one of short clips.
+    """
     names = dict.fromkeys(name for sums in found for name in sums)
     having = {name: [sums[name] for sums in found if name in sums] for name in names}
     return {name: sum(total for total, _ in have) / sum(count for _, count in have) for name, have in having.items()}

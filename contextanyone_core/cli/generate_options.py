@@ -18,6 +18,7 @@ from .parsing import (
     frame_count,
     frame_size,
     one_of,
+    output_path,
     prompt_text,
     real,
     whole,
@@ -75,7 +76,7 @@ def generate_parser() -> Parser:
     )
     add(
         "--out",
-        type=file_path,
+        type=output_path,
         required=True,
         help=".mp4, .gif or .webp; without an ending a folder of PNG, a new or empty one; an existing file is replaced",
     )

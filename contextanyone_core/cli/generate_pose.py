@@ -184,7 +184,8 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
     if options.pose_models is not None and options.pose_body is None:
         raise InputError("--pose-models estimates the body of --pose-body; give a picture or clip, or leave it out.")
     choose, rate = "choose one, such as --pose-person 1", "state it, such as --pose-fps 30"
-    read = read_poses(path, PoseSource(None, options.pose_fps, options.pose_person, choose, rate))
+    source = PoseSource(None, options.pose_fps, options.pose_person, choose, rate=rate, own_rate="leave --pose-fps out")
+    read = read_poses(path, source)
     body = None
     if options.pose_body is not None:
         body = read_body(options.pose_body, options.pose_models, option="--pose-models")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from ..atomic_file import is_disk_full
 from ..errors import ContextAnyoneError, InputError, did_you_mean
-from .parsing import Parser, package_version
+from .parsing import EXAMPLES, Parser, package_version
 from .streams import steady_streams
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -25,16 +25,17 @@ _NO_MEMORY = re.compile(  # from Python, CUDA, MPS, C++, the dynamic loader, thr
 _LEAST_MEMORY = 10**9  # bytes of address space needed to load torch
 _COMPILERS = ("torch._inductor", "torch._dynamo", "triton")
 
-SUMMARY = """One picture of a character and two prompts become a video of that same character.
-
-commands:
-  generate   make a video: contextanyone generate --reference P.png --first "..." --later "..." --out out.mp4
-  pose       poses of a video or a file of keypoints, fitted to a body: contextanyone pose dance.json --out dance.mp4
-  inspect    say what a weight file is, or how a video was made: contextanyone inspect FILE
-  init       make a starting checkpoint for training: contextanyone init --backbone FILE --out FILE
-  convert    weights under other names, in another dtype: contextanyone convert FILE --naming diffusers --out FILE
-  doctor     say what this machine has and which models fit its GPU: contextanyone doctor --memory-gb 8
-"""
+_PURPOSES = {
+    "generate": "make a video",
+    "pose": "poses of a video or a file of keypoints, fitted to a body",
+    "inspect": "say what a weight file is, or how a video was made",
+    "init": "make a starting checkpoint for training",
+    "convert": "weights under other names, in another dtype",
+    "doctor": "say what this machine has and which models fit its GPU",
+}
+SUMMARY = "One picture of a character and two prompts become a video of that same character.\n\ncommands:\n" + "".join(
+    f"  {name:<10} {purpose}: contextanyone {name} {EXAMPLES[name]}\n" for name, purpose in _PURPOSES.items()
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -13,10 +14,20 @@ from typing import NoReturn
 from ..errors import InputError, did_you_mean
 from ..shapes import frames_mistake, side_mistake
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # torch's, and so ComfyUI's
 _LARGEST_SIDE = 4096
+_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder")
 """Weight files of a model's folder, without the extension .safetensors."""
+EXAMPLES = {
+    "generate": '--reference P.png --first "..." --later "..." --out out.mp4',
+    "pose": "dance.json --out dance.mp4",
+    "inspect": "FILE",
+    "init": "--backbone FILE --out FILE",
+    "convert": "FILE --naming diffusers --out FILE",
+    "doctor": "--memory-gb 8",
+}
+"""What follows the name of each command, for help and for messages."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +68,8 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ")
         if message.endswith("expected one argument"):
             message += f"; write {message.partition(':')[0]}=TEXT for a text that begins with a dash"
+        if "arguments are required" in message and (example := EXAMPLES.get(self.prog.rpartition(" ")[2])):
+            message += f"; an example: {self.prog} {example}"
         raise InputError(message + ("" if message.endswith((".", "?")) else "."))
 
 
@@ -117,6 +130,16 @@ def file_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give the path of a file or folder")
     return Path(text)
+
+
+def output_path(text: str) -> Path:
+    """The path of a file or folder to write; a file's name that ends as a folder's does is refused."""
+    path = file_path(text)
+    if text.endswith(_SEPARATORS) and path.suffix and not path.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text} ends in a slash as a folder's name does, and in {path.suffix} as a file's; leave out one of them"
+        )
+    return path
 
 
 def frame_count(text: str) -> int:

@@ -24,7 +24,17 @@ from ..pose.reading import PoseSource, is_keypoints, read_poses
 from ..pose.resample import clip_of, prepare, within_limit
 from ..pose.sequence import Pixels, PoseSequence
 from .clips import refuse_output_among
-from .parsing import Parser, file_path, frame_count, frame_size, one_of, package_version, real, whole
+from .parsing import (
+    Parser,
+    file_path,
+    frame_count,
+    frame_size,
+    one_of,
+    output_path,
+    package_version,
+    real,
+    whole,
+)
 from .pose_inputs import estimate_clip, read_body, read_drawn, require_content, warn_without_skeleton
 
 KEYPOINTS = (".json", ".safetensors")
@@ -75,7 +85,7 @@ def command_parser() -> Parser:
     )
     add(
         "--out",
-        type=file_path,
+        type=output_path,
         required=True,
         metavar="FILE",
         help="the file to write: .json, .safetensors, or a drawn video",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..runtime.options import DTYPES
 from ..weights.name_tables import OUTPUT_NAMINGS
-from .parsing import Parser, file_path, one_of, regular_path
+from .parsing import Parser, one_of, output_path, regular_path
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def convert(argv: Sequence[str]) -> int:
 
 def _weight_output(text: str) -> Path:
     """A type for `add_argument`: a .safetensors file in a folder that exists."""
-    path = file_path(text)
+    path = output_path(text)
     if path.suffix != ".safetensors":
         raise argparse.ArgumentTypeError(f"{text!r} is given; a name that ends in .safetensors is needed")
     if not path.parent.is_dir():

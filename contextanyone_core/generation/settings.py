@@ -55,8 +55,8 @@ class GenerationSettings:
         require_whole("seed", self.seed, 0)
         if self.steps > _MAX_STEPS:
             raise InputError(f"steps is {self.steps}; at most {_MAX_STEPS} are possible, and 20 to 50 are usual.")
-        if self.seed >= 2**63:
-            raise InputError(f"seed is {self.seed}; it must be below 2^63.")
+        if self.seed >= 2**64:
+            raise InputError(f"seed is {self.seed}; it must be below 2^64.")
         check_sampler_name(self.sampler)
         require_number("emphasis", self.emphasis, zero=True)
         require_number("pose_strength", self.pose_strength, zero=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -36,7 +37,8 @@ _STATES_ORIENTATION = {"exif", "xmp", "XML:com.adobe.xmp"}
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Read the first frame of a picture as upright RGB, with transparency composited over white.
 
-    Grey, palette, transparent, 16-bit and CMYK pictures are converted to 8-bit RGB; the EXIF orientation is applied.
+    Grey, palette, transparent, 16-bit and CMYK pictures are converted to 8-bit RGB, the colours of an embedded profile
+    to sRGB; the EXIF orientation is applied.
     The size is checked in the header before decoding; a picture with a side above 4096 pixels is reduced by an integer
     factor (box average).
 
@@ -218,7 +220,27 @@ def _check_mode(path: Path, image: Image.Image) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _sixteen_bit_to_rgb(image)
-    return over_white(image.convert("RGBA")) if _has_alpha(image) else image.convert("RGB")
+    if _has_alpha(image):
+        return over_white(_to_srgb(image.convert("RGBA")))
+    return _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB")).convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """The colours that an embedded profile means, such as a phone's Display P3, in sRGB.
+
+    A picture without a profile is sRGB; a profile that is damaged or of another number of channels is ignored, as
+    viewers do.
+    """
+    if not (embedded := image.info.get("icc_profile")):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(embedded))
+        if ImageCms.getProfileDescription(profile).startswith("sRGB"):  # rounding alone would change
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode) or image
+    except (ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):
+        return image
 
 
 def _has_alpha(image: Image.Image) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..media.video_io import FPS
-from ..shapes import usable_frames
+from ..shapes import counted_frames, usable_frames
 from .body import Body
 from .drawing import PoseStyle, draw_poses
 from .drawn import check_size, recolour
@@ -73,8 +73,8 @@ class DrivingPose:
         check_size(poses, size, self.name)
         if len(poses) < num_frames:
             raise InputError(
-                f"{self.name} has {len(poses)} frames at {FPS} a second, the clip {num_frames}; ask for at most "
-                f"{usable_frames(len(poses))}."
+                f"{self.name} has {counted_frames(len(poses))} at {FPS} a second, the clip {num_frames}; ask for at "
+                f"most {usable_frames(len(poses))}."
             )
         return DrivingPose(self.name, poses[:num_frames])
 

@@ -19,8 +19,9 @@ from .sequence import SEEN, PoseSequence, sequence_of
 class PoseSource:
     """What a file of keypoints may not state: canvas (height, width) in pixels, frames per second, and which person.
 
-    `choose` explains how to choose one of several people, and `rate` how to state the rate, for messages. `picture` is
-    the canvas of a file that states none, where one that states another keeps its own.
+    `choose` explains how to choose one of several people, `rate` how to state the rate, and `own_rate` how to leave it
+    to the file, for messages. `picture` is the canvas of a file that states none, where one that states another keeps
+    its own.
     """
 
     canvas: tuple[int, int] | None = None
@@ -28,6 +29,7 @@ class PoseSource:
     person: int | None = None
     choose: str = "choose one, such as --person 1"
     rate: str = "state it, such as --fps 30"
+    own_rate: str = "leave --fps out"
     picture: tuple[int, int] | None = None
 
 
@@ -98,9 +100,11 @@ def _json_files(path: Path) -> Sequence[Path]:
 def _agree(size: tuple[int, int] | None, fps: float | None, source: PoseSource, name: str) -> None:
     """Refuse a canvas or frame rate that contradicts the file."""
     if size and source.canvas and size != source.canvas:
-        raise InputError(f"{name} states a canvas of {_wide(size)}, asked for is {_wide(source.canvas)}; leave it out.")
+        raise InputError(
+            f"{name} states a canvas of {_wide(size)}, asked for is {_wide(source.canvas)}; leave --canvas out."
+        )
     if fps and source.fps and fps != source.fps:
-        raise InputError(f"{name} states {fps:g} frames a second, asked for are {source.fps:g}; leave it out.")
+        raise InputError(f"{name} states {fps:g} frames a second, asked for are {source.fps:g}; {source.own_rate}.")
 
 
 def _wide(size: tuple[int, int]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..media.video_io import FPS
-from ..shapes import usable_frames
+from ..shapes import counted_frames, usable_frames
 from .sequence import SEEN, Points, PoseSequence
 
 MAX_GAP = 5  # frames, a third of a second
@@ -120,8 +120,8 @@ def clip_of(poses: PoseSequence, num_frames: int) -> PoseSequence:
     """
     if poses.num_frames < num_frames:
         raise InputError(
-            f"the pose has {poses.num_frames} frames at {FPS} a second, the clip {num_frames}; "
-            f"ask for at most {usable_frames(poses.num_frames)} frames."
+            f"the pose has {counted_frames(poses.num_frames)} at {FPS} a second, the clip {num_frames}; "
+            f"ask for at most {counted_frames(usable_frames(poses.num_frames))}."
         )
     return poses.at(slice(num_frames))
 

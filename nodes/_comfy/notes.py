@@ -55,6 +55,14 @@ def note(node: str, *texts: str) -> dict[str, list[str]] | None:
     return {NOTE: shown} if shown else None
 
 
+def said(node: str, *texts: str) -> dict[str, list[str]] | None:
+    """The same of texts that are no warnings."""
+    shown = [f"{node}: {text}" for text in texts if text]
+    for text in shown:
+        _LOG.info(text)
+    return {SAID: shown} if shown else None
+
+
 def _on_plain_wan(model: Model, reference: tuple[ReferencePicture, ...]) -> str:
     if not reference or model.model.follows_references:
         return ""

@@ -216,7 +216,8 @@ def _read(keypoints: Keypoints, name: str, settings: KeypointSettings, choose: s
     found = frames_of(keypoints, name)
     if found.size is None:
         raise InputError(f"{name} does not say how large its picture is; connect SDPose or DWPose, which do.")
-    source = PoseSource(None, settings.fps or None, settings.person or None, choose, "connect the video's rate to fps")
+    rate, own_rate = "connect the video's rate to fps", "set fps to 0"
+    source = PoseSource(None, settings.fps or None, settings.person or None, choose, rate=rate, own_rate=own_rate)
     return poses_of(found, source, name)
 
 

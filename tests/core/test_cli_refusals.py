@@ -54,7 +54,9 @@ def test_commands(refused):
     assert "Did you mean --version?" in refused("--versoin")
     assert "'b' is left over" in refused("inspect", "a", "b")
     assert "name the option again before each of several files" in refused(*BASE, "--reference", "good.png", "good.png")
-    assert "required" in refused("inspect")
+    assert "required: file; an example: contextanyone inspect FILE." in refused("inspect")
+    said = refused(*BASE[:-2])
+    assert 'required: --out; an example: contextanyone generate --reference P.png --first "..."' in said
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_commands(refused):
         (("--steps", "-1"), "from 1 to"),
         (("--steps", "1e9"), "from 1 to"),
         (("--seed", "-1"), "from 0 to"),
-        (("--seed", str(2**63)), "from 0 to"),
+        (("--seed", str(2**64)), "from 0 to"),
         (("--guidance-scale", "nan"), "from 0 to 100"),
         (("--guidance-scale", "inf"), "from 0 to 100"),
         (("--guidance-scale", "-1"), "from 0 to 100"),
@@ -183,6 +185,7 @@ def test_pictures(refused, desk, name, hint):
         ("/proc/self/out.mp4", "cannot write"),
         ("out.avi", ".mp4"),
         ("good.png", ".mp4"),
+        ("o.mp4/", "as a folder's name does, and in .mp4 as a file's"),
         (".", "plain file name"),
         ("full", "not empty"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from contextanyone_core.errors import InputError
@@ -37,6 +37,19 @@ def read(image: Image.Image, path: Path, **options) -> np.ndarray:
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     return picture
+
+
+P3_TO_SRGB = np.array([[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]])  # of light
+
+
+def display_p3() -> bytes:
+    """littleCMS's sRGB profile with the primaries of a phone's screen, of which it says so."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {b"rXYZ": (0.51512, 0.24120, -0.00105), b"gXYZ": (0.29198, 0.69225, 0.04189)}
+    for tag, xyz in (primaries | {b"bXYZ": (0.15710, 0.06657, 0.78407)}).items():
+        (place,) = struct.unpack_from(">I", profile, profile.index(tag) + 4)
+        struct.pack_into(">3i", profile, place + 8, *(round(65536 * value) for value in xyz))
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "P3 D".encode("utf-16-be"))
 
 
 def near(pixel, wanted, atol=3):
@@ -125,6 +138,39 @@ def test_floating_point_is_refused(tmp_path):
 def test_cmyk(colours, tmp_path):
     picture = read(colours.convert("CMYK"), tmp_path / "cmyk.jpg", quality=95)
     assert near(picture[4, 4], (230, 120, 20), 15)
+
+
+def in_srgb(pixel) -> np.ndarray:
+    """What a Display P3 colour is in sRGB, by the two curves and the matrix between."""
+    value = np.asarray(pixel) / 255
+    light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    light = (P3_TO_SRGB @ light).clip(0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff"])
+def test_the_colours_of_an_embedded_profile_become_srgb(tmp_path, ending):
+    """Phones save Display P3: skin and clothes would be paler than they are seen."""
+    skin = (214, 160, 138)
+    assert not near(in_srgb(skin), skin, 6)
+    image = Image.new("RGB", (32, 32), skin)
+    options = {"quality": 100} | ({"lossless": True} if ending == "webp" else {})
+    assert near(read(image, tmp_path / f"p3.{ending}", icc_profile=display_p3(), **options)[5, 5], in_srgb(skin), 2)
+    if ending in ("png", "webp", "tiff"):
+        image.putalpha(255)
+        image.putpixel((0, 0), (*skin, 0))
+        layer = read(image, tmp_path / f"alpha.{ending}", icc_profile=display_p3(), **options)
+        assert near(layer[5, 5], in_srgb(skin), 2)
+        assert near(layer[0, 0], (255, 255, 255), 0)
+
+
+def test_a_profile_that_says_nothing_changes_nothing(colours, tmp_path):
+    """sRGB's own, a damaged one, one of another number of channels."""
+    own, broken = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), display_p3()[:300]
+    for name, profile in (("own", own), ("broken", broken), ("nonsense", b"icc")):
+        assert np.array_equal(read(colours, tmp_path / f"{name}.png", icc_profile=profile), np.asarray(colours))
+    grey = colours.convert("L")
+    assert np.array_equal(read(grey, tmp_path / "grey.png", icc_profile=display_p3())[..., 0], np.asarray(grey))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

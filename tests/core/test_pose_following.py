@@ -322,7 +322,7 @@ def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys
         (("--pose", "drawn", "--pose-models", "."), "--pose-models is for keypoints"),
         (("--pose-models", "."), "--pose-models belongs to --pose"),
         (("--pose-fps", "30"), "--pose-fps belongs to --pose"),
-        (("--pose", "dance.json", "--pose-fps", "30"), "states 16 frames a second, asked for are 30"),
+        (("--pose", "dance.json", "--pose-fps", "30"), "asked for are 30; leave --pose-fps out"),
         (("--pose", "start.png", "--pose-fps", "30"), "start.png has its own rate"),
         (("--pose-body", "dance.json"), "--pose-body belongs to --pose"),
         (("--pose-strength", "0"), "--pose-strength belongs to --pose"),

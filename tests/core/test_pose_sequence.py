@@ -227,3 +227,5 @@ def test_a_pose_that_is_shorter_than_the_clip_is_refused_with_the_longest_clip()
     assert clip_of(poses, 17).num_frames == 17
     with pytest.raises(InputError, match="at most 17 frames"):
         clip_of(poses, 21)
+    with pytest.raises(InputError, match=r"has 1 frame at .* at most 1 frame\."):
+        clip_of(poses.at(slice(1)), 5)

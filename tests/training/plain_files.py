@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, ContextAnyoneConfig
+from contextanyone_core.encoders.text import load_text_encoder, save_text_encoder
 from contextanyone_core.encoders.vae import build_vae, mini_vae_config, save_vae
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 
@@ -38,10 +39,12 @@ def write_backbone(path: Path, *, control: bool, text_dim: int = 32) -> Path:
 
 
 def write_encoders(folder: Path, tiny: Path) -> Path:
-    """The encoders of the tiny stack, with a VAE of Wan's statistics, which published backbones imply."""
+    """The encoders of the tiny stack, with texts and latents as long and wide as published backbones imply."""
     folder.mkdir(exist_ok=True)
-    for name in ("text_encoder", "image_encoder"):
-        shutil.copy(tiny / f"{name}.safetensors", folder)
+    shutil.copy(tiny / "image_encoder.safetensors", folder)
+    text = load_text_encoder(tiny / "text_encoder.safetensors")
+    text.text_len = ContextAnyoneConfig.wan_1_3b().text_len
+    save_text_encoder(text, folder / "text_encoder.safetensors", dtype=torch.float32)
     statistics = {"latents_mean": list(WAN_LATENTS_MEAN), "latents_std": list(WAN_LATENTS_STD)}
     torch.manual_seed(6)
     vae = build_vae(mini_vae_config() | {"base_dim": 4} | statistics)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
-from training.saving import copy_own
+from training.saving import Buffers, copy_own
 from training.state import Writers
 from training.tensor_files import Rows
 from training.trainer import Trainer
@@ -41,7 +41,7 @@ def _steps(trainer: Trainer) -> list[list[int]]:
         counts.append(gathers.sizes)
     with Gathers() as gathers:  # a checkpoint gathers nothing: every process copies its own rows
         writers = Writers(world.rank, world.size, world.gather)
-        copies = copy_own(trainer.tensors(), writers, None, {})
+        copies = copy_own(trainer.tensors(), writers, None, Buffers())
     assert gathers.sizes == []
     shards = {file: [rows for rows in named.values() if isinstance(rows, Rows)] for file, named in copies.items()}
     sizes = [sum(rows.tensor.numel() for rows in shards[file]) for file in ("model", "ema", "optimizer")]

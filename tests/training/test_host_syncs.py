@@ -1,4 +1,4 @@
-"""A step reads the device once: for its line in the log and the decision whether it is finite."""
+"""A step waits for the device once: for its line in the log and the decision whether it is finite."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from training.trainer import build_trainer
 _READS = {"item", "tolist", "cpu", "numpy", "nonzero", "equal", "__bool__", "__float__", "__int__", "__index__"}
 
 
+_CARD = torch.device("cuda")
+
+
 class OnDevice(Tensor):
     """A tensor that a card would have; so is whatever is computed from one. What makes the host wait is noted."""
 
@@ -28,6 +31,12 @@ class OnDevice(Tensor):
         if (name in _READS or masked) and isinstance(args[0], cls):
             cls.reads.append(name)
         return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class OnCard(OnDevice):
+    """One that says so."""
+
+    device = property(lambda _: _CARD)  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +70,33 @@ def test_the_host_waits_once_in_a_step(trainer: Any, monkeypatch: pytest.MonkeyP
     record = trainer.step(*batches)
     assert {"loss", "video", "reference", "grad_norm"} < record.keys()
     assert OnDevice.reads == ["tolist"]
+
+
+def test_what_a_step_sends_to_a_card_is_pinned(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of other memory waits for all that the card has to do before; what every step needs is there already."""
+    pinned: list[Tensor] = []
+    sent: list[tuple[Tensor, dict[str, Any]]] = []
+    move = Tensor.to
+
+    def sending(self: Tensor, *given: Any, **options: Any) -> Tensor:
+        if given[:1] != (_CARD,):
+            return move(self, *given, **options)
+        sent.append((self, options))
+        return self
+
+    def pin(self: Tensor) -> Tensor:
+        pinned.append(self)
+        return self
+
+    monkeypatch.setattr(Tensor, "to", sending)
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    part, batch = trainer.part, trainer.part.batch(0)
+    batch |= {k: v.as_subclass(OnCard) for k, v in batch.items() if isinstance(v, Tensor)}
+    clips = part.encoded(batch)
+    draws = part.draws(clips, 0, torch.Generator().manual_seed(0))
+    part.texts(batch, draws)
+    each = (len(clips.latents),)  # noise levels, and who keeps the text
+    wanted = [clips.latents.shape, each, each, clips.reference_latents.shape, each]
+    assert [tensor.shape for tensor, _ in sent] == wanted
+    assert all(options == {"non_blocking": True} for _, options in sent)
+    assert all(any(tensor is one for one in pinned) for tensor, _ in sent)

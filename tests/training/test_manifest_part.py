@@ -333,14 +333,15 @@ def test_the_log_counts_the_rows_that_could_not_be_read(data, tmp_path, tiny_fol
     assert trainer.step(batch | {"unreadable": ["a", "b"]}, batch, batch | {"unreadable": ["c"]})["unreadable"] == 3
 
 
-def test_prompts_that_are_longer_than_the_network_reads_are_refused_at_the_start(make):
+def test_another_length_of_texts_and_prompts_beyond_it_are_refused_at_the_start(make):
     part = make()
     longest = part.data.longest_text()
-    assert longest == max(
-        len(part.data._stores["text"].read(key)["text_embeds"])
-        for row in part.data.rows
-        for key in (row.keys.first, row.keys.video)
-    )
+    keys = {key for row in part.data.rows for key in (row.keys.first, row.keys.video)}
+    assert longest == max(len(part.data._stores["text"].read(key)["text_embeds"]) for key in keys)
+    part.config = replace(part.config, text_len=65)
+    with pytest.raises(CheckpointError, match="text_len of the cache is 64, the transformer needs 65: put"):
+        part._check_fit()
+    part.data.index = replace(part.data.index, text_len=0)  # of an older version, which states none
     part.config = replace(part.config, text_len=longest - 1)
     with pytest.raises(CheckpointError, match=rf"has {longest} tokens, the transformer reads {longest - 1}: shorten"):
         part._check_fit()
@@ -365,15 +366,11 @@ def test_a_step_that_is_not_finite_names_its_samples(data, tmp_path, tiny_folder
     assert record["ids"] == batch["ids"]
 
 
-def test_what_does_not_belong_together_is_refused(data, make, tmp_path, tiny_folder):
-    fresh = PartContext(3, torch.device("cpu"))
+def test_what_does_not_belong_together_is_refused(data, make, tmp_path):
     with pytest.raises(InputError, match="is not cached"):
-        ManifestPart(Settings(data=data.model_copy(update={"cache": tmp_path})), fresh)
-    init = load_config(config_of(data, tmp_path, tiny_folder)).init.from_
-    transformer = load_transformer(init, dtype=torch.float32)
-    other = transformer.config.__class__.from_dict(transformer.config.to_dict() | {"latents_mean": [0.5] * 16})
+        ManifestPart(Settings(data=data.model_copy(update={"cache": tmp_path})), PartContext(3, torch.device("cpu")))
     part = make()
-    part.config = other
+    part.config = replace(part.config, latents_mean=(0.5,) * 16)
     with pytest.raises(CheckpointError, match="latents_mean of the cache's VAE"):
         part._check_fit()
 
@@ -396,5 +393,5 @@ def test_without_a_clip_tower_there_are_no_clip_tokens(data, tmp_path, tiny_fold
 
 def test_a_fresh_network_takes_its_widths_from_the_cache(data):
     part = ManifestPart(Settings(data=data, model="miniature"), PartContext(3, torch.device("cpu")))
-    assert (part.config.text_dim, part.config.image_dim) == (32, 24)
+    assert (part.config.text_dim, part.config.text_len, part.config.image_dim) == (32, 64, 24)
     assert part.config.latents_mean == part.data.index.latents_mean

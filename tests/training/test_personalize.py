@@ -266,7 +266,7 @@ WRONG = {
     "several people": ({"--pose": two_people}, "person out: contextanyone pose FILE --person 1 --out one.json"),
     "no poses": ({"--pose": None}, f"--models PATH for the estimator, MediaPipe's wheel ({DOWNLOAD})"),
     "a small clip": ({"--clip": small}, "has 22 x 16 pixels, which would be enlarged 2.2 times; 2 times is the most"),
-    "a long caption": ({"--caption": f"A zuv woman {'dances ' * 90}."}, "shorten it"),
+    "a long caption": ({"--caption": f"A zuv woman {'dances ' * 600}."}, "shorten it"),
     "a mask of another size": ({"--mask": masks(64, 20, 255)}, "has 64 x 32 pixels, the clip 48 x 32"),
     "masks of another number": ({"--mask": masks(48, 7, 255)}, "has 7 frames, the clip 20"),
     "an empty mask": ({"--mask": masks(48, 20, 0)}, "is empty in every frame"),

@@ -15,7 +15,7 @@ from training.config import parse_config
 from training.distributed import one_process
 from training.files import file_sha256
 from training.loop import train
-from training.saving import Pace, Saver
+from training.saving import Buffers, Pace, Saver, copy_own
 from training.state import CheckpointStore, Progress, ShareError, Writers
 from training.tensor_files import Rows, TensorFiles, write_hashed
 
@@ -112,6 +112,25 @@ def test_a_process_that_cannot_write_leaves_the_checkpoint_before(
     assert isinstance(first, ShareError)
     assert "model-00002-of-00002.safetensors cannot be written" in str(second)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_copies_take_little_more_memory_than_they_have_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gets memory that a card writes to in powers of two; the copies are the same memory at the next save."""
+    monkeypatch.setattr(saving, "_PIECE", 1 << 20)
+    shapes = [(33, 260), (0, 3), (), (7,), (130, 260)] * 20
+    tensors = {str(index): torch.randn(shape) for index, shape in enumerate(shapes)}
+    tensors |= {f"half {name}": tensor.half() for name, tensor in tensors.items()} | {"bytes": torch.arange(5).byte()}
+    buffers, held = Buffers(), set[int]()
+    for _ in range(2):
+        copies: Any = copy_own({"model": tensors}, Writers(), None, buffers)["model"]
+        assert all(torch.equal(copies[name], tensor) for name, tensor in tensors.items())
+        pieces = {copy.untyped_storage().data_ptr(): copy.untyped_storage().nbytes() for copy in copies.values()}
+        assert not held or held == set(pieces)
+        held = set(pieces)
+        tensors = {name: tensor + 1 for name, tensor in tensors.items()}
+    assert all(size.bit_count() == 1 for size in pieces.values())
+    own = sum(tensor.nbytes for tensor in tensors.values())
+    assert own <= sum(pieces.values()) <= 1.05 * own + (1 << 20)
 
 
 def make_config(out: Path, **run: Any) -> Any:

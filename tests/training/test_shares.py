@@ -27,7 +27,7 @@ from training.loop import _export
 from training.parts.base import PartContext
 from training.prefetch import no_garbage_in_forks
 from training.randomness import seed_globals
-from training.saving import copy_own
+from training.saving import Buffers, copy_own
 from training.shares import Shares, named_places
 from training.state import CheckpointStore, Progress, Writers
 from training.trainer import build_trainer
@@ -119,7 +119,7 @@ def _hold(configs: list[TrainConfig], environment: dict[str, str], found: Any) -
                 assert all(torch.equal(whole[name], parameter) for name, parameter in alone.trained.items())
             store = CheckpointStore(config.run.folder / "checkpoints")
             writers = Writers(world.rank, world.size, world.gather)
-            store.save(Progress(step=6), copy_own(trainer.tensors(), writers, None, {}), writers)
+            store.save(Progress(step=6), copy_own(trainer.tensors(), writers, None, Buffers()), writers)
             checkpoint = store.load_latest(writers=writers)
             with Held() as resumed:
                 trainer = build_trainer(config, checkpoint, world)

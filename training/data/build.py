@@ -241,7 +241,8 @@ class CacheBuilder:
         packed = base64.b85encode(empty.numpy().tobytes()).decode()
         hashes = self.encoders.hashes
         prompts = self.prior, self.elsewhere
-        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, packed, len(empty), *prompts)
+        found = (packed, len(empty), *prompts, self.encoders.text_len)
+        index = CacheIndex(list(rows), list(dropped), hashes, self.empty, mean, std, *found)
         write_index(self.settings, index)
 
 

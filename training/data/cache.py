@@ -52,6 +52,7 @@ class CacheIndex:
         empty_text: its embeddings, float16 as base 85, and their number of rows: without it no row could be trained on,
             so it does not hang on one shard. "" in indexes of older versions.
         latents_mean, latents_std: of the VAE.
+        text_len: of the text encoder; 0 in indexes of older versions.
         prior: keys of the prompts of the class, where the settings name one. elsewhere: of those of the person.
     """
 
@@ -65,6 +66,7 @@ class CacheIndex:
     empty_tokens: int = 0
     prior: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    text_len: int = 0
 
     def empty_embeds(self) -> Tensor | None:
         """The empty prompt's embeddings (tokens, D) float16, where the index holds them."""
@@ -138,7 +140,8 @@ def _parse_index(data: dict[str, Any]) -> CacheIndex:
     statistics = (tuple(data["latents_mean"]), tuple(data["latents_std"]))
     empty = data.get("empty_text", ""), data.get("empty_tokens", 0)
     prompts = [tuple(data.get(name, ())) for name in ("prior", "elsewhere")]
-    return CacheIndex(rows, dropped, data["encoders"], data["empty"], *statistics, *empty, *prompts)
+    given = (*statistics, *empty, *prompts, data.get("text_len", 0))
+    return CacheIndex(rows, dropped, data["encoders"], data["empty"], *given)
 
 
 def _keys(data: dict[str, Any]) -> RowKeys:

@@ -18,7 +18,7 @@ from torch import Tensor
 from contextanyone_core.encoders.image import ImageEncoder, load_image_encoder
 from contextanyone_core.encoders.on_demand import load_fitting_text_encoder
 from contextanyone_core.encoders.reference import check_picture, clip_picture, pad_picture
-from contextanyone_core.encoders.text import TextEncoder
+from contextanyone_core.encoders.text import TextEncoder, read_tokenizer
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
 from contextanyone_core.media.image_io import frames_to_images
@@ -91,6 +91,11 @@ class Encoders:
     def text(self) -> TextEncoder:
         """The text encoder."""
         return load_fitting_text_encoder(self._path("text_encoder"), self.dtype, self.device)
+
+    @property
+    def text_len(self) -> int:
+        """Tokens that the text encoder reads at most, from the file's header."""
+        return read_tokenizer(self._path("text_encoder"))[0].text_len
 
     def batch_size(self, bucket: Bucket) -> int:
         """How many clips of a bucket the VAE encodes at once; it holds four frames of each at a time."""

@@ -37,7 +37,7 @@ from training.data.settings import DataSettings
 from training.files import file_sha256, write_png
 from training.lora import lora_at
 from training.parts.base import Metrics, PartContext
-from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step, moved, prior_step
 from training.parts.personal import PersonalSettings
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import torch_generator
@@ -124,7 +124,8 @@ class ManifestPart(TransformerTraining):
             self.data.prior_texts(self.config.text_len).float() if settings.prior or settings.prior_beside else None
         )
         self.elsewhere = self.data.elsewhere_texts(self.config.text_len).float() if settings.elsewhere else None
-        self.empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
+        empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
+        self.empty_text = empty_text.to(context.device)  # once: every step needs it
         buckets = [row.bucket for row in self.data.rows]
         shape = self.data.image_embeds_shape()
         tokens, rank, world = shape[0] if shape else 0, context.rank, context.world
@@ -149,9 +150,10 @@ class ManifestPart(TransformerTraining):
 
     def _fresh_config(self) -> ContextAnyoneConfig:
         """The chosen sizes with the widths and statistics of what the cache was encoded by."""
-        index, shape = self.data.index, self.data.image_embeds_shape()
+        index, shape, preset = self.data.index, self.data.image_embeds_shape(), CONFIGS[self.settings.model]()
         return replace(
-            CONFIGS[self.settings.model](),
+            preset,
+            text_len=index.text_len or preset.text_len,
             text_dim=self.data.empty_text.shape[1],
             image_dim=None if shape is None else shape[1],
             latents_mean=index.latents_mean,
@@ -161,11 +163,12 @@ class ManifestPart(TransformerTraining):
     def _check_fit(self) -> None:
         """Refuse a network whose encoders, or drawn poses, are not those of the cache."""
         config, index, shape = self.config, self.data.index, self.data.image_embeds_shape()
-        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1]}
+        text_len = index.text_len or config.text_len  # an index of an older version does not state it
+        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1], "text_len": text_len}
         if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
             found["image_dim"] = shape[1] if shape else None
-        for (name, value), encoder in zip(found.items(), ("text_encoder", "image_encoder"), strict=False):
-            needed = getattr(config, name)
+        for name, value in found.items():
+            needed, encoder = getattr(config, name), f"{name.partition('_')[0]}_encoder"
             if needed != value:
                 do, where = ("take", "out of") if needed is None else ("put", "that it was made with into")
                 raise CheckpointError(
@@ -287,7 +290,7 @@ class ManifestPart(TransformerTraining):
         draws = self.draws(clips, step, generator)
         if prior is not None and of_prior:
             prompts = self._prior_prompts(prior, len(clips.latents), generator)
-            losses, metrics = prior_step(self.transformer, clips, draws, prompts.to(clips.latents.device))
+            losses, metrics = prior_step(self.transformer, clips, draws, moved(prompts, clips.latents.device))
             return settings.prior_weight * losses, metrics
         losses, metrics = dual_guidance_step(self.transformer, settings, clips, draws, self.texts(batch, draws))
         if prior is None or not settings.prior_beside:
@@ -305,7 +308,8 @@ class ManifestPart(TransformerTraining):
         if "places" in batch:
             place = batch["places"][:count]
             chosen = torch.where((place >= 0)[:, None, None], texts[place.clamp(min=0)], chosen)
-        return prior_step(self.transformer, clips.first(count), draws.first(count), chosen.to(clips.latents.device))
+        texts = moved(chosen, clips.latents.device)
+        return prior_step(self.transformer, clips.first(count), draws.first(count), texts)
 
     def _in_other_places(self, batch: Any, generator: torch.Generator) -> Any:
         """The batch with the captions of some samples replaced by prompts of the person elsewhere.
@@ -316,16 +320,16 @@ class ManifestPart(TransformerTraining):
         if self.elsewhere is None:
             return batch
         own = batch["video_text"].float()
-        count, texts = len(own), self.elsewhere.to(own.device, non_blocking=True)
-        moved = torch.rand(count, generator=generator) < self.settings.elsewhere
+        count, device = len(own), own.device
+        elsewhere = torch.rand(count, generator=generator) < self.settings.elsewhere
         if self.named is not None:  # what shows somebody else keeps its caption
-            moved &= torch.tensor([bool(rows) for rows in batch["named"]])
-        chosen = torch.randint(len(texts), (count,), generator=generator)
-        drawn = texts[chosen.to(own.device, non_blocking=True)]
-        found = batch | {"places": torch.where(moved, chosen, -1)}
-        found |= {"video_text": torch.where(moved.to(own.device, non_blocking=True)[:, None, None], drawn, own)}
+            elsewhere &= torch.tensor([bool(rows) for rows in batch["named"]])
+        chosen = torch.randint(len(self.elsewhere), (count,), generator=generator)
+        drawn = moved(self.elsewhere[chosen], device)
+        found = batch | {"places": torch.where(elsewhere, chosen, -1)}
+        found |= {"video_text": torch.where(moved(elsewhere, device)[:, None, None], drawn, own)}
         if self.named is not None:
-            rows = zip(moved.tolist(), chosen.tolist(), batch["named"], strict=True)
+            rows = zip(elsewhere.tolist(), chosen.tolist(), batch["named"], strict=True)
             found["named"] = [self.named.elsewhere[place] if other else named for other, place, named in rows]
         return found
 
@@ -350,9 +354,8 @@ class ManifestPart(TransformerTraining):
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """The cached embeddings; where the text is dropped, the empty prompt's."""
         video_text = batch["video_text"].float()
-        device = video_text.device
-        keep = torch.tensor(draws.keep_text).to(device, non_blocking=True)[:, None, None]
-        video_text = torch.where(keep, video_text, self.empty_text.to(device, non_blocking=True))
+        keep = moved(torch.tensor(draws.keep_text), video_text.device)[:, None, None]
+        video_text = torch.where(keep, video_text, self.empty_text)
         return video_text, batch["first_text"].float() if draws.reference else None
 
     def _weights(self, mask: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def draw(
             the steps then take equally long, and FSDP needs all processes to use the same layers.
     """
     count, device = len(clips.latents), clips.latents.device
-    noise = _moved(torch.randn(clips.latents.shape, generator=generator), device)
+    noise = moved(torch.randn(clips.latents.shape, generator=generator), device)
     drawn = sample_sigmas(
         count,
         shift=settings.shift,
@@ -152,7 +152,7 @@ def draw(
         distribution=settings.sigmas,
         generator=generator,
     )
-    sigma, quarters = _moved(drawn, device), tuple((drawn * 4).long().clamp(max=3).tolist())
+    sigma, quarters = moved(drawn, device), tuple((drawn * 4).long().clamp(max=3).tolist())
     draws = torch.rand(count + 1, generator=generator)
     keep_text = (draws[1:] >= settings.drop_text).tolist()
     dropping = draws[0] if common is None else torch.rand((), generator=common)
@@ -161,14 +161,17 @@ def draw(
         return Draws(sigma, noise, keep_text, None, condition, quarters)
     coin, level = torch.rand(2, count, generator=generator)
     # Half of the references clean, half with sigma in (0, 0.1].
-    reference_sigma = _moved(torch.where(coin < 0.5, torch.zeros(count), 0.1 * (1.0 - level)), device)
-    reference_noise = _moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
+    reference_sigma = moved(torch.where(coin < 0.5, torch.zeros(count), 0.1 * (1.0 - level)), device)
+    reference_noise = moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
     return Draws(sigma, noise, keep_text, ReferenceDraws(reference_sigma, reference_noise), condition, quarters)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, copied without waiting for the device's earlier work."""
-    return tensor.to(device, non_blocking=True)
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, copied without waiting for the device's earlier work: a card reads pinned memory alone.
+
+    torch keeps the pinned memory until it is copied.
+    """
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _draw_condition(
@@ -183,7 +186,7 @@ def _draw_condition(
     start_frames = torch.where(start < settings.drop_start, torch.zeros_like(one_or_two), one_or_two)
     device = clips.latents.device
     kept = pose >= settings.drop_pose
-    return ConditionDraws(_moved(kept, device), _moved(start_frames, device), tuple(kept.tolist()))
+    return ConditionDraws(moved(kept, device), moved(start_frames, device), tuple(kept.tolist()))
 
 
 def fixed_draws(clips: EncodedClips, sigma: float, generator: torch.Generator) -> Draws:

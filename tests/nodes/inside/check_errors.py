@@ -218,13 +218,16 @@ def check_a_video_as_reference_and_a_size_beyond_the_miniature_are_told():
     assert notes.size_note(other, (480, 832)) == ""
 
 
-def check_one_of_two_experts_is_told():
-    half = pack("nodes._comfy.loading").half_of_a_model
+def check_one_of_two_experts_is_told_without_a_warning():
+    """Whoever loads both has done the right thing."""
+    notes, load = pack("nodes._comfy.notes"), node("ContextAnyoneLoader").execute
     write = partial(shutil.copy, pack("contextanyone_core.model_specs").MINIATURE / "phantom.safetensors")
-    words = half(in_models("wan2.2_bernini_r_low_noise.safetensors", write))
+    found = load(model_name=in_models("wan2.2_bernini_r_low_noise.safetensors", write)).ui
+    assert found.keys() == {notes.SAID}
+    (words,) = found[notes.SAID]
     assert "for low noise, half of a model: it is made for the last steps alone" in words
     assert "KSampler (Advanced)" in words
-    assert half(in_models("wan2.1_bernini.safetensors", write)) == ""
+    assert load(model_name=in_models("wan2.1_bernini.safetensors", write)).ui is None
 
 
 def check_pictures_are_counted_where_there_are_several():

@@ -293,7 +293,7 @@ def check_keypoints_that_are_none_say_what_to_do():
         "The body at body shows 2 people": {"body": people(2)},
         "connected and body_file chosen": {"body": keypoints("walk"), "body_file": "me.safetensors"},
         "me.safetensors is no longer in models/loras": {"body_file": "me.safetensors"},
-        "states 16 frames a second, asked for are 30": {"fps": 30.0},
+        "states 16 frames a second, asked for are 30; set fps to 0": {"fps": 30.0},
         "Neither keypoints nor image is connected": {"keypoints": None},
         "or both are": {"image": torch.zeros(5, 48, 64, 3), "keypoints": keypoints()},
         "body, fit and person are for keypoints": {"image": torch.zeros(5, 48, 64, 3), "body": keypoints("walk")},
