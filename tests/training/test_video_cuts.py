@@ -51,7 +51,8 @@ def test_a_cut_has_its_frame_whatever_the_times_of_the_frames(name, ending, tmp_
     path = tmp_path / f"x.{ending}"
     write_at(path, two_shots(), STEPS[name])
     row = Probe(tmp_path)(Row(source="x", sha256="0" * 64, video=path.name))
-    assert [(shot.start, shot.stop) for shot in Shots(tmp_path)(row)] == [(0, 60), (60, 120)]
+    shots = [(part.scores["shots.start"], part.scores["shots.stop"]) for part in Shots(tmp_path)(row)]
+    assert list(dict.fromkeys(shots)) == [(0, 60), (60, 120)]  # a long shot has several rows
     assert open_clip(path).stop in (60, 120)
 
 

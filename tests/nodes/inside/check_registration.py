@@ -23,7 +23,7 @@ NODE_IDS = [
     "ContextAnyoneCache",
 ]
 # ComfyUI itself, and what it cannot run without.
-OF_COMFYUI = ("comfy", "comfy_api", "comfy_extras", "torch", "safetensors")
+OF_COMFYUI = ("comfy", "comfy_api", "comfy_extras", "torch", "safetensors", "PIL")
 # What the command line and the trainer need and a ComfyUI may lack, or what takes long to import.
 HEAVY = ("diffusers", "transformers", "accelerate", "cv2", "imageio", "peft", "pydantic", "sentencepiece", "scipy")
 
