@@ -47,7 +47,9 @@ def catalogue(faces: str = "", judge: bool = False) -> list[Metric]:
         Metric("dino_i_person", "higher", "the same of the person, cut out on white"),
         *_face_metrics(faces),
         Metric(
-            "drift_slope", "higher", "DINO: change of the similarity to the reference per second; below 0 it is lost"
+            "drift_slope",
+            "",
+            "DINO: change of the similarity to the reference per second; below 0 it is lost, a still clip has 0",
         ),
         *(Metric(f"consistency_{gap}", "", f"DINO: cosine of frames {gap} apart; a still clip has 1") for gap in GAPS),
         Metric("subject_consistency", "", "VBench's formula on these DINO features; a still clip has 1"),

@@ -134,6 +134,15 @@ def test_a_still_reference_is_the_ceiling_and_freezing_does_not_win_where_motion
     assert (out / "table.md").read_text().count("| dino_i |") >= 1
 
 
+def test_what_a_still_clip_is_perfect_in_is_compared_at_matched_motion_too_or_not_at_all(out):
+    compared = {row["metric"] for row in json.loads((out / "summary.json").read_text())["comparisons"]}
+    similar = {"clip_i", "clip_i_person", "dino_i", "dino_i_person"}
+    assert {f"{name}{motion}" for name in similar for motion in ("", "_matched")} <= compared
+    shown = {"drift_slope", "consistency_1", "consistency_20", "subject_consistency"}
+    assert shown <= numbers(out).keys()
+    assert not shown & compared
+
+
 def test_the_base_wins_nothing_where_its_own_motion_is_the_measure(made, out):
     """Its clips match themselves: 1 by construction."""
     assert run.main([*words(made, made / "based", *models(made)), "--base", "blurred"]) == 0
