@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
     record = _record(instruments, arguments, systems)
     write_tables(results, metrics, record, out)
     write_page(results, metrics, record, (items, folders), out)
-    sys.stdout.write(table(results, metrics, record))
+    sys.stdout.write(f"{table(results, metrics, record)}\nThe page: {out / 'report.html'}\n")
 
 
 def _instruments(arguments: argparse.Namespace, out: Path) -> Instruments:

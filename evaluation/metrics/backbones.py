@@ -57,7 +57,8 @@ class Backbone:
             if kind == "clip":
                 self._tokenizer = host_class("transformers", "AutoTokenizer").from_pretrained(name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"--{kind} {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+            taken = "" if Path(name).is_dir() else " (there is no such folder, so it was taken as a name of the hub)"
+            raise InputError(f"--{kind} {name} cannot be loaded{taken}: {str(error).splitlines()[0]}") from None
         self._model = model.to(device=device, dtype=torch.float32).eval()
         self.revision = _revision(name, model.config)
 

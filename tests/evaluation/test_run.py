@@ -204,10 +204,11 @@ def test_the_study_reads_the_numbers(out):
     assert correlated["dino_i"]["comparisons"] == ITEMS
 
 
-def test_without_backbones_only_what_needs_none_is_computed(made, tmp_path):
+def test_without_backbones_only_what_needs_none_is_computed(made, tmp_path, capsys):
     systems = [f"{name}={made / name}" for name in ("blurred", "frozen")]
     line = ["--set", str(made / "set.jsonl"), "--videos", *systems, "--out", str(tmp_path / "out")]
     assert run.main(line) == 0
+    assert capsys.readouterr().out.endswith(f"The page: {tmp_path / 'out' / 'report.html'}\n")
     assert set(numbers(tmp_path / "out")) == {"motion", "copy_frame"}
     text = (tmp_path / "out" / "table.md").read_text()
     assert "CLIP: not run" in text
@@ -219,7 +220,7 @@ def test_without_backbones_only_what_needs_none_is_computed(made, tmp_path):
     [
         (["--base", "none"], "--base is none"),
         (["--batch", "0"], "--batch is 0"),
-        (["--dino", "there/is/none"], "--dino there/is/none cannot be loaded"),
+        (["--dino", "there/is/none"], "--dino there/is/none cannot be loaded (there is no such folder, so"),
         (["--masks", "there_is_none"], "is no folder"),
         (["--masks", ".", "--segmenter", "."], "name one of them"),
         (["--segmenter", "there_is_none"], "there_is_none"),
