@@ -23,6 +23,7 @@ from evaluation.metrics.evaluate import still
 from evaluation.metrics.feature_cache import FeatureCache
 from evaluation.metrics.frames import Source, positions
 from evaluation.metrics.measure import Instruments, measure
+from evaluation.metrics.person import cut_out
 from evaluation.study.analysis import Answer, analyse
 from evaluation.videos import read_frames
 from training.world.render import sample
@@ -116,6 +117,66 @@ def test_clip_i_and_dino_i_by_hand(made, out):
                 features = AutoModel.from_pretrained(made / kind)(**pixels).pooler_output
         cosines = torch.nn.functional.cosine_similarity(features[:-1], features[-1:])
         assert numbers(out)[name]["truth"]["i1"] == pytest.approx(float(cosines.mean()), abs=1e-5)
+
+
+def test_clip_t_and_the_person_alone_by_hand(made, out):
+    """Both prompts joined, and the cut-outs on white, from transformers' own calls."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+
+    frames, masks = (read_frames(made / place)[positions(FRAMES)] for place in ("truth/1.mp4", "masks/truth/1"))
+    reference = np.asarray(Image.open(made / "references" / "1.png"))
+    mask = np.asarray(Image.open(made / "masks" / "references" / "i1.png"))
+    people = [cut_out(frame, one.mean(-1) > 127) for frame, one in zip(frames, masks, strict=True)]
+    people.append(cut_out(reference, mask > 127))
+
+    def features(kind: str, pictures: list[np.ndarray]) -> torch.Tensor:
+        images = [Image.fromarray(picture) for picture in pictures]
+        pixels = AutoImageProcessor.from_pretrained(made / kind)(images=images, return_tensors="pt")
+        if kind == "dino":
+            return AutoModel.from_pretrained(made / kind)(**pixels).pooler_output
+        model = CLIPModel.from_pretrained(made / kind)
+        return model.visual_projection(model.vision_model(**pixels).pooler_output)
+
+    with torch.inference_mode():
+        model = CLIPModel.from_pretrained(made / "clip")
+        tokens = AutoTokenizer.from_pretrained(made / "clip")("A person. It walks.", return_tensors="pt")
+        text = model.text_projection(model.text_model(**tokens).pooler_output)
+        of_people = {f"{kind}_i_person": features(kind, people) for kind in ("clip", "dino")}
+        pairs = {name: (of[:-1], of[-1:]) for name, of in of_people.items()}
+        pairs["clip_t"] = features("clip", list(frames)), text
+        for name, (one, other) in pairs.items():
+            cosines = torch.nn.functional.cosine_similarity(one, other)
+            assert numbers(out)[name]["truth"]["i1"] == pytest.approx(float(cosines.mean()), abs=1e-5), name
+
+
+def test_items_of_one_picture_are_one_reference(made, tmp_path):
+    """Two items whose reference is the same picture, under two names, are no two independent ones."""
+    rows = [json.loads(line) for line in (made / "set.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        name = "again.png" if number == 2 else f"{number}.png"
+        shutil.copy(made / "references" / f"{number % 2}.png", tmp_path / name)
+        row["reference"] = name
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    systems = [f"{name}={made / name}" for name in ("blurred", "frozen")]
+    assert run.main(["--set", str(tmp_path / "set.jsonl"), "--videos", *systems, "--out", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    found = summary["metrics"]["copy_frame"]["blurred"]
+    assert (found["items"], found["references"]) == (3, 2)
+    assert min(row["p"] for row in summary["comparisons"]) >= 0.5  # the least that two references allow
+
+
+def test_a_clip_that_is_made_anew_is_measured_anew(made, out, tmp_path):
+    """Under the same name in the same folder; what did not change is read from the cache."""
+    shutil.copytree(out, tmp_path / "out")
+    systems = [f"{name}={made / name}" for name in ("frozen", "truth")]
+    shutil.copytree(made / "blurred", tmp_path / "blurred")
+    shutil.copy(made / "truth" / "0.mp4", tmp_path / "blurred" / "0.mp4")
+    line = ["--set", str(made / "set.jsonl"), "--videos", f"blurred={tmp_path / 'blurred'}", *systems]
+    assert run.main([*line, "--out", str(tmp_path / "out"), *models(made)]) == 0
+    before, after = numbers(out), numbers(tmp_path / "out")
+    for name in ("motion", "copy_frame", "clip_i", "dino_i", "dino_i_person"):
+        assert after[name]["blurred"] == {**before[name]["blurred"], "i0": before[name]["truth"]["i0"]}
+        assert after[name]["blurred"]["i0"] != before[name]["blurred"]["i0"]
 
 
 def test_a_still_reference_is_the_ceiling_and_freezing_does_not_win_where_motion_is_matched(out):
