@@ -1,30 +1,39 @@
 """Ablations: plans, variants, and a small one from nothing to its report."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.errors import InputError
+from contextanyone_core.generation.pipeline import MINIATURE
 from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.runtime.processor import device_name
 from evaluation import ablate
+from evaluation.ablation import measure as measuring
 from evaluation.ablation import runner
 from evaluation.ablation.fingerprint import agree, fingerprint
-from evaluation.ablation.measure import measure
-from evaluation.ablation.part import Settings
-from evaluation.ablation.plan import AblationPlan, job_hash, load_plan
+from evaluation.ablation.measure import Tools, measure
+from evaluation.ablation.part import AblationPart, Settings
+from evaluation.ablation.plan import AblationPlan, Measuring, job_hash, load_plan
 from evaluation.ablation.report import describe, table
 from evaluation.ablation.variants import as_variant
+from training.data.pool import Pool
 from training.distributed import one_process
+from training.evaluation.probe import load_probe
+from training.parts.base import PartContext
+from training.world import ACTIONS, ATTRIBUTES, LIGHTS, PLACES
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN, COMPARISON = (ROOT / "evaluation" / f"{name}.yaml" for name in ("ablations", "comparison"))
 RESULTS = ROOT / "evaluation" / "results" / "ablations"
+COMPARED = RESULTS.parent / "comparison"
 CELLS = ("full", "joint_attention", "clip_frame", "aligned", "vace")
 
 
@@ -90,6 +99,77 @@ def test_a_variant_has_the_same_weights(network, variant):
         assert torch.equal(built.state_dict()[name], tensor)
 
 
+def numbered(variant: str, weights: Path, pools: Path) -> AblationPart:
+    """A part of forty pairs, each with its number as latents, 100 more as reference and 200 more as CLIP tokens."""
+    small = {"num_frames": 5, "size": 32, "batch": 200, "pairs": 40, "drop_reference": 0.0, "drop_text": 0.0}
+    settings = Settings(weights=weights, pools=pools, variant=variant, **small)
+    part = AblationPart(settings, PartContext(5, torch.device("cpu"), weights / "transformer.safetensors"))
+    rng, number = np.random.default_rng(0), torch.arange(40.0)
+    values = [*ATTRIBUTES.values(), ACTIONS, PLACES, LIGHTS]
+    latents = number.view(-1, 1, 1, 1, 1).expand(-1, 16, 2, 4, 4)
+    labels = torch.from_numpy(np.stack([rng.integers(len(one), size=40) for one in values], 1))
+    tokens = 200 + number.view(-1, 1, 1).expand(-1, 5, part.image_encoder.image_dim)
+    part.__dict__["pool"] = Pool(latents, latents[:, :1], 100 + latents[:, :, :1], tokens, labels)
+    part._frames = {"image_embeds": 300 + tokens - 200}
+    return part
+
+
+def test_each_cells_pairs_are_what_its_title_says(tiny_folder, tmp_path):
+    parts = {
+        name: numbered(name, tiny_folder, tmp_path)
+        for name in ("none", "wrong_people", "clip_frame", "plain_captions", "text_only", "one_prompt")
+    }
+    own = parts["none"].batch(3)
+    pair = own["latents"][:, 0, 0, 0, 0]
+    shown = {name: part.batch(3)["reference_latents"][:, 0, 0, 0, 0] for name, part in parts.items()}
+    tokens = {name: part.batch(3)["image_embeds"][:, 0, 0] for name, part in parts.items()}
+    for name, part in parts.items():
+        assert torch.equal(part.batch(3)["latents"][:, 0, 0, 0, 0], pair), name
+        assert torch.equal(part.batch(3)["labels"], own["labels"]), name
+        if name not in ("wrong_people", "clip_frame"):
+            assert torch.equal(shown[name], 100 + pair), name
+            assert torch.equal(tokens[name], 200 + pair), name
+    swapped = shown["wrong_people"] != 100 + pair
+    assert 0.04 < swapped.float().mean() < 0.18  # a tenth
+    assert torch.equal(tokens["wrong_people"], shown["wrong_people"] + 100)  # both of the same other person
+    assert torch.equal(shown["clip_frame"], pair)
+    assert torch.equal(tokens["clip_frame"], 300 + pair)
+    told = re.compile(r"hair|skin|shirt|trousers|pigtails|afro|wearing|accessor")
+    for name, some in (("none", True), ("plain_captions", False)):
+        captions = [*parts[name].batch(3)["first"], *parts[name].batch(3)["later"]]
+        assert any(map(told.search, captions)) is some, name
+    read: dict[str, list[list[str]]] = {}
+    for name in ("none", "one_prompt", "text_only"):
+        part, read[name] = parts[name], []
+        part._encode = lambda texts, kept=read[name]: kept.append(texts)
+        draws = part.draws(part.encoded(own), 3, torch.Generator().manual_seed(0))
+        assert (draws.reference is None) is (name == "text_only")
+        part.texts(own, draws)
+    joined = [f"{first} {later}" for first, later in zip(own["first"], own["later"], strict=True)]
+    assert read == {"none": [joined, own["first"]], "one_prompt": [own["later"]] * 2, "text_only": [joined]}
+
+
+def test_renderings_are_measured_as_true_and_the_held_picture_as_a_copy(monkeypatch):
+    """What a cell's numbers say of clips whose truth is known; measured on 96 pixels, as the cells are."""
+    settings, shown = Settings(size=96, num_frames=5, weights=MINIATURE), {}
+    shown["true"] = lambda batch: np.stack([subject.drawn.video for subject in batch])
+    shown["held"] = lambda batch: np.stack([np.repeat(subject.drawn.reference[None], 5, axis=0) for subject in batch])
+    monkeypatch.setattr(measuring, "_pipeline", lambda *rest: None)
+    tools, found = Tools(None, None, None, load_probe(MINIATURE / "probe.safetensors")), {}
+    for name, clips in shown.items():
+        monkeypatch.setattr(measuring, "_clips", lambda *given, clips=clips: clips(given[-1]))
+        found[name] = measure(Path("none"), settings, Measuring(count=5, batch_size=2), tools)
+    true, held = found["true"], found["held"]
+    assert np.mean(true["attributes"]) > 0.9
+    assert np.mean(held["attributes"]) > 0.8  # the same person
+    assert np.mean(true["copied"]) < 0.1 < 0.9 < np.mean(held["copied"])
+    assert true["motion"] == pytest.approx([1] * 5)
+    assert max(held["motion"]) < 0.001
+    assert held["first"] == held["last"]
+    assert true["scene"]["place"] > 0.9 > 0.1 > held["scene"]["place"]
+    assert len(true["by_attribute"]) == len(ATTRIBUTES)
+
+
 def test_fingerprints_tell_cells_apart_and_repeat():
     found = {
         "none": fingerprint(Settings()),
@@ -112,8 +192,12 @@ def test_the_shipped_plan_is_what_the_paper_and_the_open_choices_ask_for():
         *("full", "no_emphasis", "gap_0", "gap_30", "joint_attention", "no_reconstruction", "clip_frame"),
         "plain_captions",
     }
-    steps = {job.config(plan, Path("x")).run.steps for job in plan.jobs()}
-    assert len(steps) == 1
+    once = {"gap_1", "gap_5", "reconstruct_reference", "no_clip", "clip_only", "one_prompt", "phantom", "wrong_people"}
+    assert plan.cells.keys() >= {*once, "aligned", "text_only"}
+    configs = [job.config(plan, Path("x")) for job in plan.jobs()]
+    assert {config.run.steps * config.part.batch for config in configs} == {40_000}
+    assert {(config.part.num_frames, config.part.size, config.part.pairs) for config in configs} == {(9, 96, 4096)}
+    assert {config.part.attribute_weight for config in configs} == {0}
     assert [job.seed for job in plan.jobs()[: len(plan.cells)]] == [0] * len(plan.cells)
 
 
@@ -158,19 +242,21 @@ def test_a_hash_knows_what_counts_and_forgets_where_it_runs():
     assert job_hash(full, AblationPlan.model_validate(data), "data") != job_hash(full, plan, "data")
 
 
-def test_the_committed_results_are_of_this_plan_and_code(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("path", "results"), [(PLAN, RESULTS), (COMPARISON, COMPARED)])
+def test_the_committed_results_are_of_this_plan_and_code(tmp_path, monkeypatch, path, results):
     """A result that other code computed is to be computed again, and the table made anew."""
     monkeypatch.chdir(ROOT)
-    plan, files = load_plan(PLAN), runner.Runner(load_plan(PLAN), RESULTS, tmp_path)
+    plan, files = load_plan(path), runner.Runner(load_plan(path), results, tmp_path)
     found: dict[str, list[dict[str, object]]] = {name: [] for name in plan.cells}
     for job in plan.jobs():
-        if any(RESULTS.glob(f"{job.name}-{job.seed}-*.json")):
+        if any(results.glob(f"{job.name}-{job.seed}-*.json")):
             kept = files._result(job)
             assert kept is not None, f"{job.name}-{job.seed} is not of this plan and code"
             assert not {"out", "pools", "weights"} & {*kept["config"]["run"], *kept["config"]["part"]}
             found[job.name].append(kept)
-    assert sum(map(len, found.values())) == len([*RESULTS.glob("*-[0-9]-*.json")]) > 0
-    assert (RESULTS / "table.md").read_text() == table(describe(plan, found))
+    assert sum(map(len, found.values())) == len([*results.glob("*-[0-9]-*.json")]) > 0
+    assert (results / "table.md").read_text() == table(describe(plan, found))
+    assert (results / "table.md").read_text() == table(json.loads((results / "ablations.json").read_text()))
 
 
 def test_a_result_of_another_probe_is_computed_again(tmp_path, monkeypatch, caplog):
@@ -203,10 +289,13 @@ def small_plan(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path, monkeypatch):
+def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(ROOT)
+    caplog.set_level("INFO")
     words = [str(small_plan(tmp_path)), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     assert ablate.main([*words, "--cells", "full"]) == 3
+    said = caplog.text
+    assert said.index("1 cells and seeds are missing. One trains for") < said.index("full, seed 0: the model")
     assert ablate.main(words) == 0
     found = json.loads((tmp_path / "out" / "ablations.json").read_text())
     assert set(found["cells"]) == set(CELLS)
