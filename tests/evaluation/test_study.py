@@ -258,6 +258,24 @@ def test_trials_are_fixed_by_the_seed_and_checks_show_another_person(clips, tmp_
         make_trials(items, ["good", "bad"], "ugly", 0)
 
 
+def test_a_study_has_as_many_references_as_are_asked_for_drawn_by_the_seed(clips, tmp_path):
+    """With every item of each."""
+    row = json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0])
+    with (tmp_path / "set.jsonl").open("a") as file:
+        file.write(json.dumps({**row, "id": "again", "file": "again.mp4"}) + "\n")
+    for system in ("good", "bad"):
+        shutil.copy(tmp_path / system / "0.mp4", tmp_path / system / "again.mp4")
+    drawn = set()
+    for seed in range(4):
+        words = [*clips, "--references", "2", "--seed", str(seed), "--out", str(tmp_path / f"study{seed}")]
+        assert build.main(words) == 0
+        trials = json.loads((tmp_path / f"study{seed}" / "key.json").read_text())["trials"]
+        assert len({trial["reference"] for trial in trials}) == 2
+        drawn.add(frozenset(trial["item"] for trial in trials if not trial["check"]))
+    assert drawn <= {frozenset({"0", "again", "1"}), frozenset({"0", "again", "2"}), frozenset({"1", "2"})}
+    assert len(drawn) > 1
+
+
 def test_the_right_clip_of_a_check_shows_the_person_and_is_of_no_system_under_test(clips, tmp_path):
     """Of `bad`, as of a base without references, no clip does."""
     items = read_set(tmp_path / "set.jsonl")

@@ -18,7 +18,9 @@ BROWSER = next(
 
 @pytest.mark.browser
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on PATH")
-def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_path):
+@pytest.mark.parametrize("planted", ["preference", "tie"])
+def test_raters_in_a_browser_lead_to_the_planted_preference_and_to_none_of_a_tie(clips, tmp_path, planted):
+    """In the tie each presses the left clip's key whatever it shows: what decides are the sides that the page draws."""
     from playwright.sync_api import sync_playwright
 
     assert build.main([*clips, "--out", str(tmp_path / "study")]) == 0
@@ -45,7 +47,8 @@ def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_pat
                 left = page.locator("#left").get_attribute("src")
                 trial = _trial_of(page, left)
                 first_left = page.evaluate("id => window.STUDY.trials.find(t => t.id === id).first", trial) == left
-                page.keyboard.press("1" if first_left else "5")  # the first is `good`, or the right person's
+                tied = planted == "tie" and not key[trial]["check"]
+                page.keyboard.press("1" if tied or first_left else "5")  # the first is `good`, or the right person's
                 if index == 2:  # closed in the middle: the next visit goes on
                     page.wait_for_function("n => JSON.parse(localStorage.getItem(key)).answers.length === n", arg=3)
                     page.close()
@@ -67,8 +70,13 @@ def test_three_raters_in_a_browser_lead_to_the_planted_preference(clips, tmp_pat
     assert analyse_script.main(words) == 0
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert found["excluded"] == {}
-    assert found["pairs"][0]["preferred"] == found["pairs"][0]["first"] == "good"
-    assert found["pairs"][0]["signed_mean"]["mean"] == 2.0
+    row = found["pairs"][0]
+    assert (row["first"], row["answers"], row["raters"]) == ("good", 15, 5)
+    if planted == "tie":
+        assert row["preferred"] is None
+        assert abs(row["signed_mean"]["mean"]) < 1
+    else:
+        assert (row["preferred"], row["signed_mean"]["mean"]) == ("good", 2.0)
 
 
 @pytest.mark.browser
