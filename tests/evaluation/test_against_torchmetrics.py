@@ -1,4 +1,4 @@
-"""CLIP-I, CLIP-T and the cosines against torchmetrics' own (`pip install torchmetrics`; it needs no torchvision)."""
+"""CLIP-I, CLIP-T and the cosines against torchmetrics' own (of the extra `dev`; it needs no torchvision)."""
 
 from pathlib import Path
 
