@@ -216,6 +216,47 @@ def test_the_documents_have_the_rows_of_the_committed_table(name):
     assert [row for row in wanted if row not in text.splitlines()] == []
 
 
+def committed(name: str) -> dict[str, dict[str, object]]:
+    """The cells of a plan's committed results."""
+    return json.loads((ROOT / "evaluation" / "results" / name / "ablations.json").read_text())["cells"]
+
+
+def test_the_readme_has_the_numbers_of_the_committed_comparison():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| | attributes kept, percent of frames"))
+    numbers = [row.split("|", 2)[2] for row in lines[start + 2 : start + 5]]
+    rows = [[int(number) for number in re.findall(r"\d+", row)] for row in numbers]
+    wanted = []
+    for cell in committed("comparison").values():
+        kept, minutes = cell["attributes"], np.mean([run["seconds"] for run in cell["runs"]]) / 60
+        wanted.append([round(number) for number in (kept["mean"], *kept["ci95"], minutes)])
+    assert rows == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "results", "cells"),
+    [
+        ("PAPER_MAP", "ablations", "joint_attention no_clip clip_only gap_0 gap_1 gap_5 no_reconstruction"),
+        ("PAPER_MAP", "ablations", "plain_captions no_emphasis reconstruct_reference one_prompt"),
+        ("EVALUATION", "ablations", "text_only joint_attention no_clip gap_0 gap_1 gap_5 gap_30 no_reconstruction"),
+        ("EVALUATION", "ablations", "plain_captions reconstruct_reference one_prompt phantom wrong_people aligned"),
+        ("EVALUATION", "ablations", "no_emphasis"),
+        ("PAPER_MAP", "comparison", "phantom vace"),
+        ("EVALUATION", "comparison", "phantom vace"),
+    ],
+)
+def test_sentences_of_the_documents_have_the_committed_differences(name, results, cells):
+    """Their intervals, as of more or of fewer; the tables of docs/EVALUATION.md are held by another test."""
+    lines = (ROOT / "docs" / f"{name}.md").read_text().splitlines()
+    text = "\n".join(line for line in lines if name == "PAPER_MAP" or not line.startswith("|"))
+    for cell in cells.split():
+        less = committed(results)[cell]["less_first"]
+        sides = [f"{number:.1f}".replace("-0.0", "0.0") for number in less["ci95"]]
+        turned = [f"{-number:.1f}".replace("-0.0", "0.0") for number in less["ci95"]]
+        forms = {" to ".join(pair) for pair in (sides, sides[::-1], turned, turned[::-1])}
+        assert any(form in text for form in forms), (cell, forms)
+
+
 def test_the_table_warns_where_runs_that_are_taken_together_were_not_trained_alike():
     """Results without a precision were all trained in bf16, and do not say on which processor."""
     plan = load_plan(PLAN)
