@@ -181,6 +181,9 @@ def _keypoints(options: argparse.Namespace) -> DrivingPose:
     path: Path = options.pose
     if options.pose_body is not None and _fit(options) == "none":
         raise InputError("--pose-body is given and --pose-fit none ignores it; give one of them.")
+    if options.pose_body is None and _fit(options) != "none":
+        wanted = "keypoints, a picture or a clip of the person"
+        raise InputError(f"--pose-fit {options.pose_fit} needs --pose-body FILE: {wanted}.")
     if options.pose_models is not None and options.pose_body is None:
         raise InputError("--pose-models estimates the body of --pose-body; give a picture or clip, or leave it out.")
     choose, rate = "choose one, such as --pose-person 1", "state it, such as --pose-fps 30"

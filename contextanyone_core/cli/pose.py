@@ -158,6 +158,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--drawn keeps pictures as they are; a --body is fitted to keypoints: leave it out.")
     if options.drawn:
         _check_drawn(options)
+    elif options.fit != "none" and options.body is None:
+        raise InputError(f"--fit {options.fit} needs --body FILE: keypoints, a picture or a clip of the person.")
 
 
 def _check_drawn(options: argparse.Namespace) -> None:

@@ -245,7 +245,7 @@ def test_mistakes_are_one_line(refused, desk):
     assert "does not exist" in refused("dance.json", "--out", "no/out.json")
     assert "does not exist" in refused("dance.json", "--out", "no/out.mp4")
     assert "Did you mean bones?" in refused("dance.json", "--fit", "bone", "--out", "out.json")
-    assert "needs a body" in refused("dance.json", "--fit", "bones", "--out", "out.json")
+    assert "--fit affine needs --body FILE: keypoints" in refused("dance.json", "--fit", "affine", "--out", "out.json")
     assert "ignores it" in refused("dance.json", "--body", "tall.json", "--fit", "none", "--out", "out.json")
     assert "at most 9 frames" in refused("dance.json", "--frames", 13, "--out", "out.json")
     assert "4k + 1" in refused("dance.json", "--frames", 12, "--out", "out.json")

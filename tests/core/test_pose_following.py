@@ -304,7 +304,7 @@ def test_a_drawn_video_without_a_skeleton_is_a_warning(desk, wide_folder, capsys
         (("--pose", "drawn", "--size", "48x32"), "drawn poses are never resized"),
         (("--pose", "drawn", "--pose-fit", "bones"), "--pose-fit is for keypoints"),
         (("--pose", "dance.json", "--pose-fit", "bone"), "Did you mean bones?"),
-        (("--pose", "dance.json", "--pose-fit", "bones"), "needs a body"),
+        (("--pose", "dance.json", "--pose-fit", "bones"), "--pose-fit bones needs --pose-body FILE: keypoints"),
         (("--pose", "dance.json", "--pose-fit", "none", "--pose-body", "dance.json"), "ignores it"),
         (("--pose", "dance.json", "--pose-body", "start.png"), "--pose-models PATH"),
         (("--pose", "dance.json", "--pose-body", "void.json"), "void.json is empty"),

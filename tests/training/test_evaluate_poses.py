@@ -10,12 +10,21 @@ from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
+from contextanyone_core.generation import pipeline
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from training.evaluation.characters import subjects
 from training.evaluation.clips import ClipMaker
 from training.evaluation.pose_reader import PoseReader, PoseReaderConfig
-from training.evaluation.poses import _bones_off, _does_as, driven_by_others, driven_by_own, following, measure_poses
+from training.evaluation.poses import (
+    _does_as,
+    _seam,
+    _whose_bones,
+    driven_by_others,
+    driven_by_own,
+    following,
+    measure_poses,
+)
 from training.evaluation.probe import Probe, ProbeConfig
 from training.evaluation.report import _pose_items
 from training.evaluation.settings import EvaluateSettings
@@ -28,6 +37,8 @@ def test_joints_that_are_found_where_they_are_count_and_others_do_not():
     assert following(joints, joints, 64)["mean_px"] == 0.0
     height = (joints[..., 1].max(2) - joints[..., 1].min(2)).max(1).min()
     assert following(joints + np.array([0.049 * height, 0.0]), joints, 64)["within_5_percent"] == 1.0
+    tallest = (joints[..., 1].max(2) - joints[..., 1].min(2)).max()
+    assert following(joints + np.array([0.051 * tallest, 0.0]), joints, 64)["within_5_percent"] == 0.0
     far = joints.copy()
     far[:, :, 4] += 0.2 * 64
     assert following(far, joints, 64)["within_5_percent"] == pytest.approx(13 / 14, abs=0.01)
@@ -48,9 +59,13 @@ def test_another_bodys_pose_has_the_characters_bones_and_not_the_drivers():
     chosen = [subject for subject in subjects(0, 12, 128, 9, "asked") if subject.drawn.scene.action != "sitting"]
     drivers = [*chosen[1:], chosen[0]]
     driven = driven_by_others(chosen, drivers)
-    own, other = _bones_off(driven.joints, chosen), _bones_off(driven.joints, drivers)
-    assert own < 0.05
-    assert other > 2 * own
+    found = _whose_bones(driven.joints, chosen, drivers)
+    assert found["reference"] < 0.05
+    assert found["driver"] > 2 * found["reference"]
+    low, high = found["driver_less_reference"]["ci95"]
+    assert 0 < low < found["driver_less_reference"]["mean"] < high
+    drivers_own = _whose_bones(driven_by_own(drivers).joints, chosen, drivers)["driver_less_reference"]
+    assert drivers_own["ci95"][1] < 0
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +79,8 @@ def maker(tiny_folder):
     text.text_len = config.text_len
     vae = VideoVAE(load_vae(tiny_folder / "vae.safetensors"))
     image = load_image_encoder(tiny_folder / "image_encoder.safetensors")
-    pipeline = ContextAnyonePipeline(network, vae, text, image)
-    return ClipMaker(pipeline, EvaluateSettings(size=32, num_frames=5, steps=1, batch_size=3))
+    made = ContextAnyonePipeline(network, vae, text, image)
+    return ClipMaker(made, EvaluateSettings(size=32, num_frames=5, steps=1, batch_size=3))
 
 
 def test_every_promised_row_is_measured(maker):
@@ -78,13 +93,23 @@ def test_every_promised_row_is_measured(maker):
     for row in rows.values():
         assert 0 <= row["ci95"][0] <= row["ci95"][1] <= 1
         assert np.isfinite(row["mean_px"])
-    assert rows["asked"]["mean_px"] != rows["none"]["mean_px"]  # the pose reached the clips
-    assert set(rows["other_body"]["bones"]) == {"reference", "driver"}
+    assert len({row["mean_px"] for row in rows.values()}) == len(rows)  # each has a pose, or joints, of its own
+    bones = rows["other_body"]["bones"]
+    assert bones["driver"] - bones["reference"] == pytest.approx(bones["driver_less_reference"]["mean"])
+    assert bones["driver"] != bones["reference"]
     assert rows["other_body"]["attributes"]["n"] == rows["other_body"]["n"]
     assert found["start"]["seam_ratio"] < 0.05  # the clip begins with the picture
     assert found["start"]["first_step_ratio"] > 0
     titles = [title for title, _, _ in _pose_items(found)]
-    assert "first frame off the start picture" in titles
+    assert {"first frame off the start picture", "the driver's less the reference's"} <= set(titles)
+
+
+def test_a_clip_that_does_not_begin_with_its_start_has_a_seam(maker, monkeypatch):
+    chosen = subjects(0, 2, 32, 5, "asked")
+    kept = _seam(maker, chosen)
+    monkeypatch.setattr(pipeline, "lead_to_start", lambda velocity, *_: velocity)
+    left = _seam(maker, chosen)
+    assert kept["seam_ratio"] < 0.05 < left["seam_ratio"]
 
 
 def test_another_bodys_pose_comes_with_its_own_action():

@@ -119,6 +119,15 @@ def test_poses_that_the_network_is_not_shown_are_refused(data, manifest, tiny_fo
     assert part_of(tiny_folder, data=plain, condition=True).conditioned  # first frames alone
 
 
+@pytest.mark.parametrize(("style", "frames"), [("full", 1), ("miniature", 2)])
+def test_one_first_frame_is_shown_at_full_size_as_fun_does(manifest, tiny_folder, style, frames):
+    plain = settings_for(manifest, tiny_folder)
+    assert build(plain)
+    part = part_of(tiny_folder, data=plain, condition=True)
+    part.transformer.config = replace(part.transformer.config, pose_style=style)
+    assert part.encoded(part.data.batch([0], part.config.text_len)).start_frames == frames
+
+
 def test_poses_of_another_style_than_the_network_draws_are_refused(manifest, tiny_folder):
     full = settings_for(manifest, tiny_folder, poses="full")
     assert build(full)

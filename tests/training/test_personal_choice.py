@@ -21,8 +21,9 @@ def test_pictures_are_of_different_poses_and_only_usable_frames():
     assert sum(index < 61 for index in chosen) == 1  # of sixty equal frames one is enough
     few = choose_stills(poses, np.arange(90) < 5)
     assert few == [0, 1, 2, 3, 4]
-    moved = world_poses(standing * 0.5 + 20, (128, 128))
-    assert choose_stills(moved, usable) == chosen  # neither place nor size count
+    walk = standing * 0.5 + np.stack([np.linspace(0, 60, 90), np.zeros(90)], axis=1)[:, None]
+    walked = choose_stills(world_poses(walk, (128, 128)), usable)
+    assert (walked[0] < 61, walked[1:]) == (True, chosen[1:])  # a place, or a smaller picture, is no pose
 
 
 @pytest.mark.parametrize(

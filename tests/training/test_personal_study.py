@@ -10,6 +10,9 @@ from PIL import Image
 from contextanyone_core.errors import InputError
 from training.config import load_config
 from training.evaluate_personal import main
+from training.evaluation.accuracy import chance
+from training.evaluation.pose_reader import load_pose_reader
+from training.evaluation.probe import load_probe
 from training.personal.presets import PRESETS
 from training.personal_study.arms import ARMS, PAIRS
 from training.personal_study.measures import (
@@ -19,12 +22,14 @@ from training.personal_study.measures import (
     improvable,
     leak_rank,
     mean_of,
+    measure,
     paired,
     summary,
 )
-from training.personal_study.people import Person
+from training.personal_study.people import FRAMES, SIDE, Person
 from training.personal_study.study import Cost, Study, _seconds_of, table
-from training.world import ATTRIBUTES
+from training.settings import MINIATURE
+from training.world import ATTRIBUTES, draw_shot, render_clip
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -89,6 +94,57 @@ def test_the_rank_is_first_for_the_clips_own_backdrop_alone():
     shown = (np.stack([_backdrop(asked.scene, seed)] * 3).astype(np.uint8) for seed in range(8))
     ranks = [leak_rank(person, asked, clip) for clip in shown]
     assert min(ranks) > 1
+
+
+@pytest.fixture(scope="module")
+def readers():
+    return load_probe(MINIATURE / "probe.safetensors"), load_pose_reader(MINIATURE / "pose_reader.safetensors")
+
+
+@pytest.fixture(scope="module")
+def requests():
+    """A person and four prompts, of which the last asks for the clip's own place."""
+    person = Person(1)
+    return person, person.asked(4)
+
+
+def test_what_is_shown_as_asked_has_the_best_of_every_measure(readers, requests):
+    person, asked = requests
+    clips = np.stack([one.rendering for one in asked])
+    found = measure(person, asked, clips, clips, *readers)
+    assert found["identity"] > 95
+    assert found["identity"] == pytest.approx(np.mean([found[name] for name in BY_ATTRIBUTE]))
+    assert found["pose"] < 1.5
+    assert (found["context"], found["leak_class"]) == (100, 0)
+    assert found["bleed"] == pytest.approx(found["identity"] - 100 * chance()["mean"])
+    assert measure(person, asked, clips, None, *readers)["bleed"] is None
+
+
+def test_the_clips_own_place_and_light_are_leaks_elsewhere_alone(readers, requests):
+    person, asked = requests
+    own = person.shot.scene
+
+    def rendered(one, **scene):
+        shot = draw_shot(replace(one.scene, **scene), np.random.default_rng(0))
+        return render_clip(person.character, shot, np.arange(FRAMES, dtype=np.float64), (SIDE, SIDE)).video
+
+    clips = [one.rendering for one in asked]
+    clips[0] = rendered(asked[0], place=own.place)
+    clips[1] = rendered(asked[1], light=own.light)
+    clips[3] = rendered(asked[3], place=own.place, light=own.light)  # its place is asked for, so it says nothing
+    found = measure(person, asked, np.stack(clips), None, *readers)
+    assert found["context"] == pytest.approx(100 / 3)
+    assert found["leak_class"] == pytest.approx(200 / 3)
+
+
+def test_somebody_else_is_not_the_person(readers, requests):
+    person, asked = requests
+    stranger = next(one for one in map(Person, range(2, 40)) if not (one.labels == person.labels).any())
+    clips = np.stack([one.rendering for one in stranger.asked(4)])
+    found = measure(person, asked, clips, clips, *readers)
+    assert found["identity"] < 15  # the probe errs
+    assert found["bleed"] < 0
+    assert found["pose"] > 5
 
 
 def test_intervals_are_over_characters_and_pairs_share_them():

@@ -76,18 +76,18 @@ def run(given, out, *overrides, **changes):
     return main([*options(given, out, **changes), "--set", *TINY, *overrides])
 
 
-@pytest.mark.parametrize("base", ["t2v", "control"])
-def test_a_clip_becomes_a_personal_file_and_a_sheet(given, tmp_path, capsys, base):
+@pytest.mark.parametrize(("base", "preset"), [("t2v", "paper"), ("control", "paper"), ("control", "strong")])
+def test_a_clip_becomes_a_personal_file_and_a_sheet(given, tmp_path, capsys, base, preset):
     out = tmp_path / "me.safetensors"
-    assert run(given, out, base=base, **{"--consent": "hers", "--license": "CC0"}) == 0
+    assert run(given, out, base=base, **{"--preset": preset, "--consent": "hers", "--license": "CC0"}) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [str(out), str(tmp_path / "me.sheet.png")]
     person = read_personal_file(out)
-    assert (person.trigger, person.caption, person.preset) == ("zuv woman", "A zuv woman", "paper")
+    assert (person.trigger, person.caption, person.preset) == ("zuv woman", "A zuv woman", preset)
     assert (person.consent, person.license) == ("hers", "CC0")
     assert person.base_hash == file_sha256(given / f"{base}.safetensors")
     assert np.isfinite(person.body.lengths).sum() >= 12
     names = {name.split(".")[3] for name in load_file(out)}
-    assert names == {"cross_attn"}
+    assert names == ({"cross_attn"} if preset == "paper" else {"cross_attn", "self_attn", "ffn"})
     with Image.open(tmp_path / "me.sheet.png") as sheet:
         assert sheet.width > 5 * 48
     rows = [line.row for line in read_manifest(tmp_path / "me.work" / "data" / "manifest.jsonl").lines]

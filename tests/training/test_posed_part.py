@@ -89,6 +89,11 @@ def test_poses_and_starts_are_dropped_by_sample_and_a_still_has_no_start(posed_p
     assert abs(shown.keep_pose.float().mean() - 0.85) < 0.04
     assert abs((shown.start_frames == 0).float().mean() - 0.5) < 0.05
     assert set(shown.start_frames.tolist()) == {0, 1}  # two latent frames at most one of which is given
+    longer = replace(many, latents=many.latents.repeat(1, 1, 2, 1, 1))
+    frames = draw(posed_part.settings, longer, generator).condition.start_frames
+    assert [abs((frames == count).float().mean() - 0.25) < 0.05 for count in (1, 2)] == [True, True]
+    one = draw(posed_part.settings, replace(longer, start_frames=1), generator).condition.start_frames
+    assert set(one.tolist()) == {0, 1}
     still = replace(many, latents=many.latents[:, :, :1])
     assert not draw(posed_part.settings, still, generator).condition.start_frames.any()
 

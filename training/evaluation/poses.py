@@ -103,10 +103,7 @@ def _other_bodies(
             labels = np.stack([subject.labels for subject in some])
             rows[name]["attributes"] = summary(attributes_right(read_clips(probe, torch.from_numpy(clips)), labels))
             found = read_joints(reader, torch.from_numpy(clips)).numpy()
-            rows[name]["bones"] = {
-                "reference": _bones_off(found, some),
-                "driver": _bones_off(found, [drivers[subject.seed] for subject in some]),
-            }
+            rows[name]["bones"] = _whose_bones(found, some, [drivers[subject.seed] for subject in some])
     return rows
 
 
@@ -175,13 +172,27 @@ def following(found: NDArray[np.float32], joints: Joints, side: int) -> dict[str
     }
 
 
-def _bones_off(found: NDArray[np.float32], bodies: Sequence[Subject]) -> float:
-    """Mean difference of a clip's bone lengths from a body's, as a share, both as multiples of their median."""
+def _whose_bones(
+    found: NDArray[np.float32], chosen: Sequence[Subject], drivers: Sequence[Subject]
+) -> dict[str, float | dict[str, Any]]:
+    """How far the clips' bone lengths are off the characters' own and off their drivers', and how much farther.
+
+    `driver_less_reference` is the difference with its interval over the characters: above 0 the clips have the
+    characters' bones, and not the drivers'.
+    """
+    own, others = _bones_off(found, chosen), _bones_off(found, drivers)
+    low, high = confidence(others - own)
+    farther = {"mean": float((others - own).mean()), "ci95": [low, high]}
+    return {"reference": float(own.mean()), "driver": float(others.mean()), "driver_less_reference": farther}
+
+
+def _bones_off(found: NDArray[np.float32], bodies: Sequence[Subject]) -> NDArray[np.float64]:
+    """(B,) mean difference of a clip's bone lengths from a body's, as a share, both as multiples of their median."""
     differences = []
     for joints, subject in zip(found, bodies, strict=True):
         shown = _proportions(world_poses(joints, (subject.size, subject.size)))
         differences.append(np.nanmean(np.abs(shown / _proportions(_poses(subject)) - 1.0)))
-    return float(np.mean(differences))
+    return np.asarray(differences, np.float64)
 
 
 def _proportions(poses: PoseSequence) -> NDArray[np.float64]:

@@ -106,6 +106,11 @@ def _pose_items(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     bones = poses["other_body"]["bones"]
     items.append(("bone lengths off the reference's", f"{_percent(bones['reference'])} %", "the lower"))
     items.append(("bone lengths off the driver's", f"{_percent(bones['driver'])} %", "the higher"))
+    if "driver_less_reference" in bones:  # tables of before lack it
+        farther = bones["driver_less_reference"]
+        low, high = (_percent(value) for value in farther["ci95"])
+        points = f"{_percent(farther['mean'])} points ({low} to {high})"
+        items.append(("the driver's less the reference's", points, "above 0"))
     start = metrics["start"]
     items.append(
         ("first frame off the start picture", f"{start['seam_ratio']:.2f}", "0: a given start is kept exactly")

@@ -270,6 +270,7 @@ class ManifestPart(TransformerTraining):
             conditioned=self.conditioned,
             regions=self._regions(batch),
             regions_of_pose=settings.regions == "pose",
+            start_frames=self.start_frames,
         )
 
     def _regions(self, batch: Any) -> Regions | None:

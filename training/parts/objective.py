@@ -36,7 +36,7 @@ class ObjectiveSettings(PartSettings):
     drop_reference: float = Field(default=0.15, ge=0, lt=1)  # of the batches
     drop_text: float = Field(default=0.1, ge=0, lt=1)  # of the samples
     drop_pose: float = Field(default=0.15, ge=0, le=1)  # of the samples, where the network has condition channels
-    drop_start: float = Field(default=0.5, ge=0, le=1)  # likewise; the others show their first one or two latent frames
+    drop_start: float = Field(default=0.5, ge=0, le=1)  # likewise; the others show their first latent frames
     sigmas: SigmaDistribution = "logit_normal"
     shift: float = Field(default=2.0, gt=0)
     uniform: float = Field(default=0.2, ge=0, le=1)
@@ -59,6 +59,7 @@ class EncodedClips:
             weights, None for equal ones.
         poses: (B, 16, t, h, w), latents of the drawn poses; None without them.
         conditioned: whether the network has condition channels, and so is shown poses and first frames.
+        start_frames: how many first latent frames a sample may be shown, 1 or 2.
         regions: where the person named in the prompts is, for mask-guided attention; None without it.
         regions_of_pose: whether the regions come from the poses: they are then dropped with a sample's pose.
     """
@@ -73,6 +74,7 @@ class EncodedClips:
     conditioned: bool = False
     regions: Regions | None = None
     regions_of_pose: bool = False
+    start_frames: int = 2
 
     def first(self, count: int) -> EncodedClips:
         """The first clips, as `prior_step` needs them: their videos and poses."""
@@ -182,8 +184,8 @@ def _draw_condition(
         return None
     count, frames = clips.latents.shape[0], clips.latents.shape[2]
     pose, start, second = torch.rand(3, count, generator=generator)
-    one_or_two = (1 + (second < 0.5).long()).clamp(max=frames - 1)
-    start_frames = torch.where(start < settings.drop_start, torch.zeros_like(one_or_two), one_or_two)
+    shown = (1 + (second < 0.5).long()).clamp(max=min(clips.start_frames, frames - 1))
+    start_frames = torch.where(start < settings.drop_start, torch.zeros_like(shown), shown)
     device = clips.latents.device
     kept = pose >= settings.drop_pose
     return ConditionDraws(moved(kept, device), moved(start_frames, device), tuple(kept.tolist()))

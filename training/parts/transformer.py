@@ -228,6 +228,7 @@ class TransformerPart(TransformerTraining):
             target_weights=weights[:, :, :1] if ground_truth else None,
             poses=batch["poses"].float() if self.conditioned else None,
             conditioned=self.conditioned,
+            start_frames=self.start_frames,
         )
 
     def texts(self, batch: Any, draws: Draws) -> tuple[Tensor, Tensor | None]:

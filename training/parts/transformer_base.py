@@ -126,6 +126,11 @@ class TransformerTraining:
         """Whether the network has channels for poses and first frames."""
         return self.transformer.config.condition_dim > 0
 
+    @property
+    def start_frames(self) -> int:
+        """How many first latent frames a sample may be shown: one as Wan2.1-Fun-Control, in the miniature two."""
+        return 1 if self.transformer.config.pose_style == "full" else 2
+
     def modules(self) -> dict[str, nn.Module]:
         """The transformer; its encoders stay frozen."""
         return {"transformer": self.transformer}

@@ -18,12 +18,12 @@ _CLIPS = 16  # stretches at most
 def choose_stills(poses: PoseSequence, usable: NDArray[np.bool_]) -> list[int]:
     """Frames of the most different poses, in the order of the clip: 16 to 48 of those that are usable.
 
-    Farthest points in the space of the joints without place and size: near duplicates teach nothing and are overfitted.
-    The first is the one nearest to the mean pose.
+    Farthest points in the space of the joints around their middle: near duplicates teach nothing and are overfitted.
+    Where the person comes nearer, the size counts too. The first is the one nearest to the mean pose.
     """
     candidates = np.flatnonzero(usable)
     count = min(len(candidates), max(_FEWEST, min(_MOST, len(candidates) // 3)))
-    space = _normalised(poses)[candidates]
+    space = _around_the_middle(poses)[candidates]
     chosen = [int(np.linalg.norm(space - space.mean(axis=0), axis=1).argmin())] if count else []
     nearest = np.full(len(candidates), np.inf)
     while len(chosen) < count:
@@ -33,13 +33,11 @@ def choose_stills(poses: PoseSequence, usable: NDArray[np.bool_]) -> list[int]:
     return sorted(int(candidates[index]) for index in chosen)
 
 
-def _normalised(poses: PoseSequence) -> NDArray[np.float64]:
-    """Joints (T, 36) around their middle, in units of the figure's size; what is not seen is as in the mean."""
+def _around_the_middle(poses: PoseSequence) -> NDArray[np.float64]:
+    """Joints (T, 36) around their middle, in pixels; what is not seen is as in the mean."""
     points = poses.body[..., :2].copy()
     points[poses.body[..., 2] <= SEEN] = np.nan
-    with np.errstate(invalid="ignore"):
-        points -= _mean(points, 1)[:, None]
-        points /= max(float(np.nan_to_num(np.nanstd(points))), 1e-6) if np.isfinite(points).any() else 1.0
+    points -= _mean(points, 1)[:, None]
     return np.where(np.isnan(points), _mean(points, 0)[None], points).reshape(len(points), -1)
 
 
