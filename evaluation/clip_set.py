@@ -6,7 +6,7 @@
 | column | meaning |
 |---|---|
 | id | names the clip in every table; unique |
-| reference | the reference picture, relative to the set's own folder |
+| reference | the reference picture, a path below the set's own folder |
 | first, later | the two prompts; `first` may be left out |
 | seed | of the noise; whole number |
 | file | the clip's name in the folder of each system: a video file, or a folder of pictures; unique |
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from contextanyone_core.errors import InputError
+from training.data.manifest import inside
 
 _NEEDED = ("id", "reference", "later", "seed", "file")
 _KNOWN = (*_NEEDED, "first")
@@ -103,6 +104,14 @@ def _item(path: Path, number: int, line: str) -> Item:
     texts = {name: row.get(name, "") for name in _KNOWN if name != "seed"}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise InputError(f"--set {path}, line {number}: {wrong[0]} is {texts[wrong[0]]!r}; it must be a text.")
+    for name, start in (("reference", "the set's folder"), ("file", "each system's folder")):
+        try:
+            inside(texts[name])
+        except ValueError:
+            raise InputError(
+                f"--set {path}, line {number}: {name} is {texts[name]!r}; it must be a path below {start}, with / "
+                "between names."
+            ) from None
     reference = path.parent / texts["reference"]
     if not reference.is_file():
         raise InputError(f"--set {path}, line {number}: there is no picture {reference}.")

@@ -114,7 +114,7 @@ def _record(instruments: Instruments, arguments: argparse.Namespace, systems: Sy
 
     backbones = {"CLIP": instruments.clip, "DINO": instruments.dino}
     found = {
-        name: "not run" if backbone is None else f"{backbone.name}, revision {backbone.revision}"
+        name: "not run" if backbone is None else f"{_shown(backbone.name)}, revision {backbone.revision}"
         for name, backbone in backbones.items()
     }
     faces, judge = instruments.faces, instruments.judge
@@ -123,11 +123,16 @@ def _record(instruments: Instruments, arguments: argparse.Namespace, systems: Sy
         **found,
         "faces": "not run" if faces is None else f"{faces.name}, revision {faces.revision}",
         "judge": "not run" if judge is None else f"{judge.model}, prompt SHA-256 {judge.prompt_hash}",
-        "masks": "none: no metric of the person alone" if masks is None else str(masks),
+        "masks": "none: no metric of the person alone" if masks is None else _shown(masks),
         "base": systems.measure_of_motion or "none",
         "set": f"{arguments.set.name}, SHA-256 {file_digest(arguments.set)}",
         "frames": f"{COUNT} of each clip, the middles of as many equal parts; of DINO's consistency all",
     }
+
+
+def _shown(place: str | Path) -> str:
+    """A file or folder by its name alone: results are published, and its place may say who ran them."""
+    return Path(place).resolve().name if Path(place).exists() else str(place)
 
 
 if __name__ == "__main__":

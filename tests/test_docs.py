@@ -20,7 +20,7 @@ from training.parts import manifest, transformer
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_MAP = ROOT / "docs" / "PAPER_MAP.md"
 PACKAGES = ("contextanyone_core", "training", "evaluation")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / ".github" / "SECURITY.md"])
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 SYMBOL = re.compile(rf"`((?:{'|'.join((*PACKAGES, 'data_pipeline'))})\.[\w.]+)`")
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")

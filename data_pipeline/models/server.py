@@ -89,14 +89,11 @@ class VisionServer:
         return parse(self._post(json.dumps(body).encode()), keys)
 
     def _post(self, body: bytes) -> str:
-        headers = {"Content-Type": "application/json"}
-        if self.key_variable:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.key_variable, '')}"
         url = f"{self.url.rstrip('/')}/chat/completions"
         for attempt in range(1, self.attempts + 1):
             kind: type[ContextAnyoneError] = UnavailableError
             try:
-                with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=self.seconds) as found:
+                with urllib.request.urlopen(self._request(url, body), timeout=self.seconds) as found:
                     return bytes(found.read()).decode("utf-8", errors="replace")
             except urllib.error.HTTPError as error:
                 problem = f"{url} answered {error.code} {error.reason}"
@@ -109,6 +106,13 @@ class VisionServer:
             if attempt < self.attempts:
                 time.sleep(self.backoff * 2 ** (attempt - 1))
         raise kind(f"{problem}, {self.attempts} times. Start the server, then run the same command again.")
+
+    def _request(self, url: str, body: bytes) -> urllib.request.Request:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        if self.key_variable:  # for this server alone, also where it redirects to another
+            key = os.environ.get(self.key_variable, "")
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        return request
 
 
 def parse(answer: str, keys: Sequence[str]) -> dict[str, Any] | None:

@@ -82,11 +82,9 @@ class Judge:
 
     def _post(self, body: Mapping[str, Any]) -> str:
         """The server's whole answer as text."""
-        headers = {
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-        }
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        if self._key:  # for this server alone, also where it redirects to another
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as found:
                 return bytes(found.read()).decode("utf-8", errors="replace")

@@ -304,6 +304,9 @@ def test_the_right_clip_of_a_check_shows_the_person_and_is_of_no_system_under_te
         ('{"id":"1","reference":"0.png","later":"x","seed":"3","file":"0.mp4"}', "seed"),
         ('{"id":"1","reference":"no.png","later":"x","seed":3,"file":"0.mp4"}', "no.png"),
         ('{"id":"1","reference":"0.png","later":"x","seed":3,"file":"0.mp4","refrence":"a"}', "refrence"),
+        ('{"id":"1","reference":"/etc/0.png","later":"x","seed":3,"file":"0.mp4"}', "below the set's folder"),
+        ('{"id":"1","reference":"../0.png","later":"x","seed":3,"file":"0.mp4"}', "below the set's folder"),
+        ('{"id":"1","reference":"0.png","later":"x","seed":3,"file":"../0.mp4"}', "below each system's folder"),
     ],
 )
 def test_a_wrong_set_is_one_line(clips, tmp_path, line, said):

@@ -94,6 +94,8 @@ def test_raters_of_one_browser_keep_their_own_answers(clips, tmp_path):
         for rater, answered in (("?rater=one", 2), ("?rater=two", 1), ("", 1)):
             page = context.new_page()
             page.goto(address + rater)
+            named = f"the name {rater[7:]}, which is in the link to this page" if rater else "a random number, no name"
+            assert f"The file holds {named}, your answers" in page.locator("#start").inner_text()
             page.check("#consent")
             page.click("#begin")
             for _ in range(answered):

@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipeline.models.protocols import Verdict
 from data_pipeline.models.server import ServerError, VisionServer, parse
 from data_pipeline.stage import UnavailableError
+from evaluation.metrics.vlm import Judge
 
 YES = {"same_person": True, "same_hair": True, "same_outfit": False}
 
@@ -37,6 +38,8 @@ def server():
             answers = self.server.answers
             status, text = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", text)
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -45,6 +48,28 @@ def server():
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.answers, running.asked = [(200, completion(json.dumps(YES)))], []
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.fixture
+def elsewhere():
+    """Another server, to which a request may be redirected; `keys` are the headers Authorization that it gets."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.keys.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.keys = []
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
     yield running
@@ -73,6 +98,15 @@ def test_a_verdict_is_asked_for_with_both_pictures_in_order(server, monkeypatch)
     assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret")
     assert (body["model"], body["temperature"]) == ("m", 0)
     assert [picture.mean() for picture in shown(body)] == [10, 200]
+
+
+def test_the_key_does_not_follow_a_redirection_to_another_server(server, elsewhere, monkeypatch, tmp_path):
+    monkeypatch.setenv("A_KEY", "secret")
+    server.answers = [(302, f"http://localhost:{elsewhere.server_port}/")]
+    client(server, key_variable="A_KEY").verdict(*pictures())
+    Judge(f"http://127.0.0.1:{server.server_port}/v1", "m", tmp_path, "secret")._post({})
+    assert [headers["Authorization"] for _, headers, _ in server.asked] == ["Bearer secret"] * 2
+    assert elsewhere.keys == [None] * 2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from contextanyone_core.pose.litert import DOWNLOAD
 from contextanyone_core.pose.openpose import to_json
 from contextanyone_core.pose.pose_file import pose_file_bytes, read_pose_file
 from contextanyone_core.weights.personal_file import read_personal_file
+from contextanyone_core.weights.safetensors_file import read_header
 from training.config import load_config
 from training.data.manifest import read_manifest
 from training.data.world_poses import world_poses
@@ -95,6 +96,8 @@ def test_a_clip_becomes_a_personal_file_and_a_sheet(given, tmp_path, capsys, bas
     assert len([row for row in rows if row.num_frames == 1]) == 16
     assert {row.prompt_first for row in rows} == {"A zuv woman."}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["me.safetensors", "me.sheet.png", "me.work"]
+    stated = str(read_header(out).metadata)  # what goes with the file names neither the clip nor a folder
+    assert not [place for place in (str(given), str(tmp_path), "me.mp4") if place in stated]
 
 
 def test_the_sheet_is_generated_as_the_training_conditions(given, tmp_path):

@@ -40,7 +40,8 @@ REASONS = {
 }
 
 
-def _inside(path: str) -> str:
+def inside(path: str) -> str:
+    """A path that stays below the folder it starts from, as it is. Raises: ValueError for any other."""
     parts = PurePosixPath(path).parts
     drive = PureWindowsPath(path).drive  # C:/x leaves the folder on Windows
     if not path or drive or path.startswith(("/", "~")) or ".." in parts or "\\" in path or "\0" in path:
@@ -48,7 +49,7 @@ def _inside(path: str) -> str:
     return path
 
 
-RelativePath = Annotated[str, AfterValidator(_inside)]
+RelativePath = Annotated[str, AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

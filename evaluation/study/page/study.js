@@ -149,6 +149,7 @@ function download() {
   link.click(); // its address stays valid: some browsers read it only after this
 }
 
+if (asked) byId("who").textContent = `the name ${asked}, which is in the link to this page`;
 byId("count").textContent = trials.length;
 byId("minutes").textContent = Math.max(1, Math.round((trials.length * 20) / 60));
 byId("consent").addEventListener("change", (event) => { byId("begin").disabled = !event.target.checked; });
