@@ -25,6 +25,7 @@ from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.regions import Regions
+from contextanyone_core.model.transfer import moved
 from contextanyone_core.runtime.processor import card_dtype
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
@@ -37,7 +38,7 @@ from training.files import file_sha256, write_png
 from training.lora import lora_at
 from training.parts.base import Metrics, PartContext
 from training.parts.cache_fit import check_encoders, check_length, check_poses
-from training.parts.objective import Draws, EncodedClips, dual_guidance_step, moved, prior_step
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
 from training.parts.person_prompts import PersonPrompts
 from training.parts.personal import PersonalSettings
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network

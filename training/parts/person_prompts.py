@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contextanyone_core.model.transfer import moved
 from training.data.batches import CachedData
 from training.data.named import NamedRows, named_rows
 from training.data.settings import DataSettings
-from training.parts.objective import moved
 from training.parts.personal import PersonalSettings
 
 
