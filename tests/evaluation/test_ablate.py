@@ -130,6 +130,16 @@ def test_a_plan_like_another_changes_what_it_names_and_its_report_says_so(tmp_pa
     assert "a tenth" in table(describe(short, {}))
 
 
+def test_plans_that_are_like_each_other_are_one_line(tmp_path, capsys):
+    for name, like in (("itself", "itself"), ("one", "two"), ("two", "../plans/one")):
+        (tmp_path / "plans").mkdir(exist_ok=True)
+        (tmp_path / "plans" / f"{name}.yaml").write_text(f"like: {like}.yaml\n")
+    for name, circle in (("itself", "itself.yaml -> itself.yaml"), ("one", "one.yaml -> two.yaml -> one.yaml")):
+        assert ablate.main([str(tmp_path / "plans" / f"{name}.yaml"), "--out", str(tmp_path)]) == 2
+        said = f"ablate.py: like goes in a circle ({circle}): one of these plans must do without the key.\n"
+        assert capsys.readouterr().err == said
+
+
 def test_the_comparison_has_three_ways_on_equal_samples():
     plan = load_plan(COMPARISON)
     configs = {job.name: job.config(plan, Path("x")) for job in plan.jobs()}
