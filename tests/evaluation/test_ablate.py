@@ -212,6 +212,25 @@ def small_plan(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_cost_is_that_of_steps_of_the_trainer_on_its_device(tmp_path, monkeypatch, caplog):
+    """A card trains many times faster than the processor beside it."""
+    monkeypatch.chdir(ROOT)
+    caplog.set_level("INFO")
+    plan = load_plan(small_plan(tmp_path))
+    built, seen = runner.build_trainer, []
+
+    def noted(config, checkpoint, world):
+        trainer = built(config, checkpoint, world)
+        trainer.before_update = lambda: seen.append(world.device)
+        return trainer
+
+    monkeypatch.setattr(runner, "build_trainer", noted)
+    cost = runner.Runner(plan, tmp_path, tmp_path)._cost(plan.jobs()[:1])
+    assert seen == [one_process().device] * 4
+    assert cost > 0
+    assert "1 cells and seeds are missing. One trains for about" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_small_ablation_from_nothing_to_its_report_and_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
