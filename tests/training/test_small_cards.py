@@ -123,6 +123,21 @@ def test_blocks_in_host_memory_change_no_bit(config, tmp_path, recompute):
     assert losses(path, away, 4) == losses(path, same, 4)
 
 
+def test_a_resume_may_change_what_costs_memory_alone(config, tmp_path):
+    ways = (["part.recompute=none"], ["part.recompute=selective"])
+    ways += (["part.recompute=full", "part.train.lora.offload=true"],)
+    found = {}
+    for name, starts in (("straight", [(3, ways[0])]), ("changed", list(enumerate(ways, 1)))):
+        path = config(tmp_path / name)
+        for steps, way in starts:
+            assert main(["--config", str(path), "--set", *way, f"run.steps={steps}"]) == 0
+        found[name] = CheckpointStore(tmp_path / name / "run" / "checkpoints").load_latest()
+    for file, tensors in found["straight"].tensors.items():
+        others = found["changed"].tensors[file]
+        assert tensors.keys() == others.keys()
+        assert [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])] == []
+
+
 def test_no_more_than_three_blocks_are_on_the_device(config, tmp_path, monkeypatch):
     path = config(tmp_path)
     trainer = build_trainer(load_config(path, ["part.train.lora.offload=true"]), None)
