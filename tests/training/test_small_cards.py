@@ -285,5 +285,7 @@ def test_the_plan_has_less_memory_by_what_is_stored_otherwise():
     count, rows = (sum(f(layer) for layer in layers) for f in (lambda m: m.weight.numel(), lambda m: m.out_features))
     assert plain.weights - int8.weights == 3 * count - 2 * rows
     assert plain.weights - away.weights == 4 * count
+    assert (plain.host, int8.host) == (0, 0)
+    assert away.host == sum(1 << (4 * layer.weight.numel() - 1).bit_length() for layer in layers) >= 4 * count
     assert small.optimizer < plain.optimizer
     assert (plain.ema, plain.forward_flops) == (int8.ema, int8.forward_flops) == (away.ema, away.forward_flops)
