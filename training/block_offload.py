@@ -34,8 +34,14 @@ class BlockOffload:
             block.forward = partial(self._run, index, block.forward)
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace every stored tensor by a function of it."""
-        self._stored = [[function(stored) for stored in block] for block in self._stored]
+        """Replace every stored tensor by a function of it, one after the other, so that not all are there twice."""
+        for block in self._stored:
+            for index, stored in enumerate(block):
+                block[index] = function(stored)
+
+    def pinned_bytes(self) -> int:
+        """Host memory that the stored tensors take once they are pinned: of each a power of two, as torch allocates."""
+        return sum(1 << (stored.nbytes - 1).bit_length() for block in self._stored for stored in block)
 
     def _run(self, index: int, forward: Callable[..., Any], x: Tensor, *inputs: Any, **options: Any) -> Any:
         self._fill(index, self._take(index, x.device))

@@ -23,6 +23,7 @@ _CHANGEABLE = frozenset({"run.steps", "part.pairs", "optim.lr"})
 FREE_ON_RESUME = _CHANGEABLE | frozenset(
     {"part.pools"}  # the folder of the pairs, not their content
     | {"part.personal.consent"}  # words of the exported header, which a person may add later
+    | {"part.train.lora.offload"}  # where frozen weights are
     | {f"part.data.{key}" for key in ("manifest", "cache", "encoders")}  # data.sha256 has their content
     | {f"part.{key}" for key in ("sample_steps", "sample_clips", "validation_clips", "validation_pairs")}  # display
     | {
@@ -173,7 +174,19 @@ def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
     """
     old, new = _flatten(before.to_dict()), _flatten(now.to_dict())
     free = FREE_ON_RESUME | ({"init.from"} if any(key.startswith("part.train.lora.") for key in old) else set())
+    free |= {"part.recompute"} if _recomputed_alike(old, new) else set()
     return sorted(k for k in old.keys() | new.keys() if k not in free and old.get(k) != new.get(k))
+
+
+def _recomputed_alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two ways of `part.recompute` give the same gradients, bit for bit.
+
+    In bf16 a pass that is not recomputed keeps the casts of weights, in which the gradients of both streams meet; where
+    it is, they meet in float32. Compiled blocks are other kernels.
+    """
+    in_float32 = old["precision"] == new["precision"] == "fp32"
+    always = "none" not in (old.get("part.recompute"), new.get("part.recompute"))
+    return not new.get("part.compile") and (in_float32 or always)
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..late_import import host_class
+from ..model.transfer import moved
 from ..weights.checkpoint import save_safetensors
 from ..weights.naming import TEXT_ENCODER
 from ..weights.source import open_source
@@ -139,8 +140,8 @@ class TextEncoder(Tokenizer):
                     f"that fit; shorten it: {prompt[:60]!r} ..."
                 )
         length = max(map(len, tokens))
-        input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids in tokens], device=self.device)
-        lengths = torch.tensor([len(ids) for ids in tokens], device=self.device)
+        input_ids = moved(torch.tensor([ids + [0] * (length - len(ids)) for ids in tokens]), self.device)
+        lengths = moved(torch.tensor([len(ids) for ids in tokens]), self.device)
         mask = torch.arange(length, device=self.device)[None] < lengths[:, None]
         with torch.no_grad():
             hidden = self.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state

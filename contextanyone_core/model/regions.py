@@ -16,6 +16,7 @@ from einops import reduce
 from torch import Tensor
 
 from ..errors import ShapeError
+from .transfer import moved
 
 # Paper: "weights on the original attention" by masks; neither a formula nor which attention is stated. Here it is the
 # text cross-attention, as the name is in the text: a query with share m gets m * (whole text) + (1 - m) * (text without
@@ -72,8 +73,8 @@ class Regions:
         for count in counts:  # texts with equally many tokens left can be one batch
             videos = [index for index, tokens in enumerate(named) if len(tokens) == count]
             left = [[token for token in range(text_len) if token not in named[index]] for index in videos]
-            every = None if len(videos) == batch else torch.tensor(videos, device=latents.device)
-            groups.append(TextGroup(every, torch.tensor(left, device=latents.device)))
+            every = None if len(videos) == batch else moved(torch.tensor(videos), latents.device)
+            groups.append(TextGroup(every, moved(torch.tensor(left), latents.device)))
         sizes = dict(zip("ijk", patch, strict=True))
         shares = reduce(self.person.to(latents), "b 1 (t i) (h j) (w k) -> b (t h w) 1", "mean", **sizes)
         return TextGuide(shares.expand(batch, -1, -1), tuple(groups))

@@ -21,6 +21,7 @@ from data_pipeline.stage import Stage
 
 _SEEN = 0.3  # score of a joint that is compared
 _QUESTIONS = 3
+_ASKED = 50  # pictures of other shots at most that a row is compared with
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,15 @@ class Shot:
 
     joints: NDArray[np.float32]
     hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A row's ground-truth frame as the reference of other rows: its hash, and the joints (K, 3) in it."""
+
+    row: Row
+    hash: str
+    joints: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,16 @@ class ReferenceStage(ModelStage):
     name: ClassVar[str] = "verify"
 
     def scores(
-        self, shot: Shot, picture: NDArray[np.uint8], joints: NDArray[np.float32], ask: Callable[[bool], Verdict | None]
+        self, shot: Shot, found: str, joints: NDArray[np.float32], ask: Callable[[bool], Verdict | None]
     ) -> dict[str, float]:
-        """The scores of one picture (H, W, 3) with joints (K, 2 or more); `ask` takes whether they are exchanged."""
+        """The scores of one picture by its hash and joints (K, 2 or more); `ask` takes whether they are exchanged."""
         replies = [ask(exchanged) for exchanged in (False, True)]
         yes = sum(x.same_person + x.same_hair + x.same_outfit for x in replies if x is not None)
-        found = perceptual_hash(picture)
         return {
             "same": yes / (_QUESTIONS * len(replies)),
             "invalid": float(sum(x is None for x in replies)),
             "pose": pose_shift(shot.joints, joints),
-            "place": min(hash_distance(found, one) for one in shot.hashes),
+            "place": place_distance(shot, found),
         }
 
     def shot(self, row: Row) -> Shot:
@@ -86,7 +95,7 @@ class EditAndVerify(ReferenceStage):
             def ask(exchanged: bool, number: int = number) -> Verdict | None:
                 return self.models.judge(row, number, exchanged=exchanged)
 
-            judged.append((self.scores(shot, one.picture, one.joints, ask), one))
+            judged.append((self.scores(shot, perceptual_hash(one.picture), one.joints, ask), one))
         scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].seed))
         path = self.path_for(row, "reference.png")
         write_picture(self.place(path), best.picture)
@@ -96,7 +105,13 @@ class EditAndVerify(ReferenceStage):
 
 @dataclass(frozen=True)
 class OtherShot(ReferenceStage):
-    """The ground-truth frame of another shot of the same source. Drops `no_other_shot`."""
+    """The ground-truth frame of another shot of the same source. Drops `no_other_shot`.
+
+    What is farthest from the shot is asked about first, and nothing more once all answers are yes, as nothing behind it
+    would be better: a long film has thousands of rows.
+    """
+
+    version: ClassVar[int] = 2
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,21 +125,28 @@ class OtherShot(ReferenceStage):
     def over_source(self, rows: tuple[Row, ...]) -> list[Row | Drop | list[Row]]:
         """Each row with the best picture of the other shots' rows as its path `reference`."""
         shots = [row.scores["shots.start"] for row in rows]
+        if len(set(shots)) < 2:
+            return [Drop("no_other_shot")] * len(rows)
+        targets = list(zip([self._target(row) for row in rows], shots, strict=True))
         pairs = zip(rows, shots, strict=True)
-        return [self._best(row, [x for x, at in zip(rows, shots, strict=True) if at != own]) for row, own in pairs]
+        return [self._best(row, [target for target, at in targets if at != own]) for row, own in pairs]
 
-    def _best(self, row: Row, others: list[Row]) -> Row | Drop:
-        if not others:
-            return Drop("no_other_shot")
-        judged, shot = [], self.shot(row)
-        for other in others:
+    def _target(self, row: Row) -> Target:
+        index = int(row.scores["target.index"]) - row.start
+        return Target(row, perceptual_hash(read_picture(self.place(row.paths["target"]))), self.joints(row)[index])
 
-            def ask(exchanged: bool, other: Row = other) -> Verdict | None:
+    def _best(self, row: Row, others: list[Target]) -> Row:
+        shot = self.shot(row)
+        others.sort(key=lambda other: (place_distance(shot, other.hash), -other.row.start), reverse=True)
+        judged: list[tuple[dict[str, float], Row]] = []
+        for other in others[:_ASKED]:
+
+            def ask(exchanged: bool, other: Row = other.row) -> Verdict | None:
                 return self.models.compare(row, other, exchanged=exchanged)
 
-            index = int(other.scores["target.index"]) - other.start
-            picture = read_picture(self.place(other.paths["target"]))
-            judged.append((self.scores(shot, picture, self.joints(other)[index], ask), other))
+            judged.append((self.scores(shot, other.hash, other.joints, ask), other.row))
+            if judged[-1][0]["same"] == 1:
+                break
         scores, best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].start))
         return row.scored(self.name, **scores).with_paths(reference=best.paths["target"])
 
@@ -143,6 +165,11 @@ class SelfReference(Stage):
     def __call__(self, row: Row) -> Row:
         """The row with the path `reference`."""
         return row.with_paths(reference=row.paths["target"])
+
+
+def place_distance(shot: Shot, found: str) -> float:
+    """How far a picture's hash is from that of the shot's nearest frame."""
+    return min(hash_distance(found, one) for one in shot.hashes)
 
 
 def pose_shift(joints: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -124,7 +124,7 @@ def load_plan(path: Path) -> AblationPlan:
     """Read and check a plan. With the key `like`, it is another plan beside it with the values of this file in place.
 
     Raises:
-        InputError: a file cannot be read, or holds an unknown key or an invalid value.
+        InputError: a file cannot be read, holds an unknown key or an invalid value, or is `like` itself.
     """
     data = _read(path)
     try:
@@ -160,10 +160,15 @@ def described(config: TrainConfig) -> dict[str, Any]:
     return data
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A plan's data in place of those that it is `like`; `above` are the plans that are like it."""
+    chain = (*above, path.resolve())
+    if chain[-1] in above:
+        circle = " -> ".join(each.name for each in chain[above.index(chain[-1]) :])
+        raise InputError(f"like goes in a circle ({circle}): one of these plans must do without the key.")
     data = read_settings(path)
     like = data.pop("like", None)
-    return data if like is None else _merged(_read(path.parent / str(like)), data)
+    return data if like is None else _merged(_read(path.parent / str(like), chain), data)
 
 
 def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from contextanyone_core.atomic_file import whole_file, write_text
 from evaluation.ablation.conditions import Results, warnings
 from evaluation.ablation.plan import AblationPlan, Claim
-from evaluation.ablation.statistics import MEASURES, Runs, judge, of_both, summary, values
+from evaluation.ablation.statistics import MEASURES, SHARES, Runs, judge, of_both, summary, values
 from training.evaluation.accuracy import chance
 from training.world import ATTRIBUTES
 
@@ -75,7 +75,7 @@ def _numbers(runs: Runs) -> dict[str, Any]:
     found = list(runs.values())
     by_attribute = 100 * np.mean([run["by_attribute"] for run in found], axis=0)
     return {
-        **{measure: summary(values(found, measure)) for measure in MEASURES},
+        **{measure: summary(values(found, measure), share=measure in SHARES) for measure in MEASURES},
         "by_attribute": dict(zip(ATTRIBUTES, by_attribute.tolist(), strict=True)),
         "scene": {name: 100 * float(np.mean([run["scene"][name] for run in found])) for name in found[0]["scene"]},
     }

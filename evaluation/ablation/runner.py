@@ -17,7 +17,7 @@ from contextanyone_core.encoders.image import load_image_encoder
 from contextanyone_core.encoders.text import load_text_encoder
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.errors import InputError
-from contextanyone_core.runtime.processor import device_name, fast_dtype
+from contextanyone_core.runtime.processor import device_name
 from contextanyone_core.shapes import VideoShape
 from evaluation.ablation.fingerprint import agree, fingerprint
 from evaluation.ablation.measure import Tools, measure
@@ -29,6 +29,8 @@ from training.evaluation.probe import load_probe
 from training.files import file_sha256
 from training.loop import train
 from training.parts.base import PartContext
+from training.precision import settle_precision
+from training.trainer import build_trainer
 
 _LOG = logging.getLogger(__name__)
 _TIMED_STEPS = 4
@@ -115,25 +117,21 @@ class Runner:
         return None, time.monotonic() - began
 
     def _cost(self, missing: Sequence[Job]) -> float:
-        """Estimated seconds of one cell, measured on a few steps of the first; logged for all before training."""
-        job = missing[0]
-        config = job.config(self.plan, self._folder(job))
-        torch.manual_seed(0)
-        if config.run.threads is not None:
-            torch.set_num_threads(config.run.threads)
-        settings = _settings(config)
-        part = AblationPart(settings, PartContext(job.seed, torch.device("cpu")))
+        """Estimated seconds of one cell, measured on a few steps of the first; logged for all before training.
+
+        They are steps of the trainer on the device that it trains on, which each wait for the one before.
+        """
+        job, world = missing[0], one_process()
+        config = settle_precision(job.config(self.plan, self._folder(job)), world, None)
+        trainer = build_trainer(config, None, world)
+        part, settings, count = trainer.part, _settings(config), config.optim.accumulate
+        assert isinstance(part, AblationPart)
         part.open_data()
-        generator = torch.Generator().manual_seed(0)
-        cpu = torch.device("cpu")
-        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(config.precision, fast_dtype(cpu))
         seconds = []
         for step in range(_TIMED_STEPS):
-            batch = part.batch(step)
+            batches = [part.batch(step * count + index) for index in range(count)]
             began = time.monotonic()
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-                losses, _ = part.loss(batch, step, generator)
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            trainer.step(*batches)
             seconds.append(time.monotonic() - began)
         cost = config.run.steps * min(seconds[1:])
         _LOG.info(

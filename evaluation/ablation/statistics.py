@@ -14,6 +14,8 @@ from evaluation.ablation.plan import Claim
 from evaluation.significance import holm, unpaired_p
 
 MEASURES = ("attributes", "drift", "copy", "motion")
+SHARES = ("attributes", "copy")
+"""The measures that are shares, in percent."""
 _RESAMPLES = 4000
 
 Values = NDArray[np.float64]
@@ -31,7 +33,7 @@ def values(results: Iterable[Mapping[str, Any]], measure: str) -> Values:
     return scale * np.asarray([result[name] for result in results], np.float64)
 
 
-def summary(cell: Values, less: Values | None = None) -> dict[str, Any]:
+def summary(cell: Values, less: Values | None = None, *, share: bool = False) -> dict[str, Any]:
     """Mean, 95 % confidence interval, and the mean of each seed; of cell - less, if that is given.
 
     The interval of one seed is a bootstrap over the characters, and knows nothing of other training runs. That of
@@ -39,6 +41,7 @@ def summary(cell: Values, less: Values | None = None) -> dict[str, Any]:
 
     Args:
         less: another cell's values of the same seeds and characters.
+        share: whether these are percentages of something: their interval ends at 0 and 100, as a t interval does not.
     """
     shown = cell if less is None else cell - less
     mean = float(shown.mean())
@@ -48,6 +51,8 @@ def summary(cell: Values, less: Values | None = None) -> dict[str, Any]:
         error, freedom = _standard_error(cell, less)
         reach = float(student.ppf(0.975, freedom)) * error
         low, high = mean - reach, mean + reach
+        if share:
+            low, high = max(low, 0.0), min(high, 100.0)
     return {"mean": mean, "ci95": [float(low), float(high)], "seeds": shown.mean(1).tolist()}
 
 

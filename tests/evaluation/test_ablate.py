@@ -214,6 +214,16 @@ def test_a_plan_like_another_changes_what_it_names_and_its_report_says_so(tmp_pa
     assert "a tenth" in table(describe(short, {}))
 
 
+def test_plans_that_are_like_each_other_are_one_line(tmp_path, capsys):
+    for name, like in (("itself", "itself"), ("one", "two"), ("two", "../plans/one")):
+        (tmp_path / "plans").mkdir(exist_ok=True)
+        (tmp_path / "plans" / f"{name}.yaml").write_text(f"like: {like}.yaml\n")
+    for name, circle in (("itself", "itself.yaml -> itself.yaml"), ("one", "one.yaml -> two.yaml -> one.yaml")):
+        assert ablate.main([str(tmp_path / "plans" / f"{name}.yaml"), "--out", str(tmp_path)]) == 2
+        said = f"ablate.py: like goes in a circle ({circle}): one of these plans must do without the key.\n"
+        assert capsys.readouterr().err == said
+
+
 def test_the_comparison_has_three_ways_on_equal_samples():
     plan = load_plan(COMPARISON)
     configs = {job.name: job.config(plan, Path("x")) for job in plan.jobs()}
@@ -286,6 +296,25 @@ def small_plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+def test_the_cost_is_that_of_steps_of_the_trainer_on_its_device(tmp_path, monkeypatch, caplog):
+    """A card trains many times faster than the processor beside it."""
+    monkeypatch.chdir(ROOT)
+    caplog.set_level("INFO")
+    plan = load_plan(small_plan(tmp_path))
+    built, seen = runner.build_trainer, []
+
+    def noted(config, checkpoint, world):
+        trainer = built(config, checkpoint, world)
+        trainer.before_update = lambda: seen.append(world.device)
+        return trainer
+
+    monkeypatch.setattr(runner, "build_trainer", noted)
+    cost = runner.Runner(plan, tmp_path, tmp_path)._cost(plan.jobs()[:1])
+    assert seen == [one_process().device] * 4
+    assert cost > 0
+    assert "1 cells and seeds are missing. One trains for about" in caplog.text
 
 
 @pytest.mark.slow

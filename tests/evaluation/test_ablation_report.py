@@ -152,6 +152,15 @@ def test_seeds_that_differ_widen_the_interval():
     assert apart["seeds"] == [40.0, 50.0, 60.0]
 
 
+def test_the_interval_of_a_share_ends_where_shares_do():
+    few = np.asarray([[0.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    low, high = summary(few)["ci95"]
+    assert low < 0
+    assert summary(few, share=True)["ci95"] == [0.0, high]
+    assert summary(100 - few, share=True)["ci95"] == pytest.approx([100.0 - high, 100.0])
+    assert summary(few, 100 - few)["ci95"][0] < -100, "a difference is no share"
+
+
 def test_an_interval_is_never_narrower_than_that_of_the_characters_alone():
     """Two seeds of one mean, whose characters vary by 18 (mean square), and seeds and characters together by 2."""
     low, high = summary(np.asarray([[0.0, 4.0, 8.0], [2.0, 4.0, 6.0]]))["ci95"]

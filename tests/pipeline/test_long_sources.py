@@ -1,6 +1,6 @@
 """Sources of many shots: what one shot costs does not grow with the length of the video around it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from contextanyone_core.media.video_io import write_clip
+from data_pipeline.models import references
 from data_pipeline.models.protocols import Candidate, Verdict
 from data_pipeline.models.references import EditAndVerify, OtherShot
 from data_pipeline.models.stages import Masks, Poses, TargetFrame, companions_start
@@ -135,6 +136,54 @@ def test_verifying_decodes_a_shot_once_however_many_pictures_there_are(film, sho
     answers = OtherShot(root, Same()).over_source(tuple(with_pictures(root)))
     assert len(answers) == FRAMES // SHOT
     assert shown[0] <= FRAMES + len(answers)
+
+
+@dataclass(frozen=True)
+class Asked(Same):
+    """Says no about some rows, and notes every question."""
+
+    refused: tuple = ()
+    asked: list = field(default_factory=list, compare=False)
+
+    def compare(self, row, other, *, exchanged):
+        self.asked.append((row.start, other.start))
+        yes = other.start not in self.refused
+        return Verdict(yes, yes, yes)
+
+
+def chosen_among_all(stage, films):
+    """The reference of each row after all questions, whatever the answers are."""
+    paths, targets = [], [stage._target(row) for row in films]
+    for row in films:
+        shot, judged = stage.shot(row), []
+        for other in targets:
+            if other.row != row:
+
+                def ask(exchanged, row=row, other=other.row):
+                    return stage.models.compare(row, other, exchanged=exchanged)
+
+                judged.append((stage.scores(shot, other.hash, other.joints, ask), other.row))
+        best = max(judged, key=lambda pair: (pair[0]["same"], pair[0]["place"], -pair[1].start))
+        paths.append(best[1].paths["target"])
+    return paths
+
+
+@pytest.mark.parametrize("refused", [(), (0, 80, 120, 200, 320), range(0, FRAMES, SHOT)])
+def test_no_more_is_asked_about_other_shots_once_nothing_can_be_better(film, monkeypatch, refused):
+    root, films, rng = Path(film), with_pictures(Path(film)), np.random.default_rng(0)
+    for row in films:
+        cv2.imwrite(str(root / row.paths["target"]), cv2.resize(rng.integers(0, 255, (3, 4, 3), np.uint8), (64, 48)))
+    stage = OtherShot(root, Asked(refused=tuple(refused)))
+    wanted, questions = chosen_among_all(stage, films), stage.models.asked
+    assert len(questions) == 2 * len(films) * (len(films) - 1)
+    questions.clear()
+    assert [row.paths["reference"] for row in stage.over_source(tuple(films))] == wanted
+    if not refused:
+        assert len(questions) == 2 * len(films)
+    questions.clear()
+    monkeypatch.setattr(references, "_ASKED", 3)
+    stage.over_source(tuple(films))
+    assert len(questions) <= 2 * 3 * len(films)
 
 
 def test_rows_of_the_same_shot_are_no_other_shot(film):

@@ -158,6 +158,19 @@ def test_places_may_change_on_a_resume_where_the_contents_are_known() -> None:
     assert changed_keys(*map(parse_config, world)) == []
 
 
+def test_what_costs_memory_alone_may_change_on_a_resume_where_no_bit_does() -> None:
+    def world(recompute: str, precision: str = "fp32", **part: Any) -> TrainConfig:
+        part |= {"name": "transformer", "recompute": recompute}
+        return parse_config({"run": {"name": "w", "steps": 6}, "precision": precision, "part": part})
+
+    assert changed_keys(world("none"), world("full")) == []
+    assert changed_keys(world("full", "bf16"), world("selective", "bf16")) == []
+    assert changed_keys(world("none", "bf16"), world("full", "bf16")) == ["part.recompute"]
+    assert changed_keys(world("full", compile=True), world("none", compile=True)) == ["part.recompute"]
+    stored, away = (world("full", train={"lora": {"offload": offload}}) for offload in (False, True))
+    assert changed_keys(stored, away) == []
+
+
 @pytest.mark.parametrize(
     ("text", "key", "lines"),
     [

@@ -13,6 +13,7 @@ from contextanyone_core.encoders.vae import VideoVAE, load_vae
 from contextanyone_core.generation import pipeline
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
+from training.evaluation.accuracy import confidence, confidence_of_share
 from training.evaluation.characters import subjects
 from training.evaluation.clips import ClipMaker
 from training.evaluation.pose_reader import PoseReader, PoseReaderConfig
@@ -45,6 +46,20 @@ def test_joints_that_are_found_where_they_are_count_and_others_do_not():
     outside = joints.copy()
     outside[:, :, 4] = -5  # not in the frame: it can be found nowhere
     assert following(far, outside, 64)["within_5_percent"] == 1.0
+
+
+def test_the_interval_is_that_of_the_share_of_all_joints():
+    """Where joints leave the frame, clips have unequal weight in the share: here a tenth of the others' in half."""
+    joints = np.zeros((40, 2, 14, 2))
+    joints[..., 0], joints[..., 1] = 10, np.linspace(5, 60, 14)
+    joints[::2, :, 1:, 0] = -5
+    found = joints.copy()
+    found[1::2, ..., 0] += 30
+    row = following(found, joints, 64)
+    assert row["within_5_percent"] == pytest.approx(1 / 15)
+    assert row["ci95"][0] < 1 / 15 < row["ci95"][1] < 0.2
+    near, inside = np.asarray([28, 14, 0, 7]), np.full(4, 28)
+    assert confidence_of_share(near, inside) == pytest.approx(confidence(near / inside))
 
 
 def test_the_motions_differ_and_a_free_one_is_not_named():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from on_card import OnDevice
 
 from contextanyone_core.errors import InputError
 from contextanyone_core.weights.checkpoint import load_transformer
@@ -111,6 +112,10 @@ def test_only_samples_with_a_pose_are_asked(make_part, monkeypatch):
     expected = without.detach() + 0.5 * torch.stack([torch.zeros(()), metrics["joints"][0]])
     torch.testing.assert_close(loss.detach(), expected)
     assert metrics["placed"].shape == (1,)
+
+    OnDevice.reads.clear()
+    asked.loss(batch | {"joints": batch["joints"].as_subclass(OnDevice)}, 2, torch.Generator().manual_seed(1))
+    assert OnDevice.reads == []
 
     (loss - without.detach()).sum().backward()
     head = asked.modules()["attribute_heads"]

@@ -86,15 +86,15 @@ def test_a_share_of_the_captions_is_replaced_and_nothing_else(part_of):
     batch = part.batch(0)
     many = batch | {name: torch.cat([batch[name]] * 400) for name in ("video_text", "latents")}
     many["named"] = batch["named"] * 400
-    found = part._in_other_places(many, generator())
+    found = part.prompts.in_other_places(many, generator())
     changed = (found["video_text"] != many["video_text"].float()).flatten(1).any(1)
     assert 0.4 < changed.float().mean() < 0.6
-    texts = {row.numpy().tobytes() for row in part.elsewhere}
+    texts = {row.numpy().tobytes() for row in part.prompts.elsewhere}
     drawn = {row.numpy().tobytes() for row in found["video_text"][changed]}
     assert drawn <= texts
     assert len(drawn) > 40
     assert found["latents"] is many["latents"]
-    assert part_of()._in_other_places(batch, generator()) is batch
+    assert part_of().prompts.in_other_places(batch, generator()) is batch
 
 
 @pytest.mark.parametrize("regions", ["none", "mask"])
@@ -102,7 +102,7 @@ def test_rows_of_somebody_else_keep_their_captions(part_of, regions):
     part = part_of(elsewhere=1.0, regions=regions)
     batch = part.batch(0)
     others = batch | {"named": [(), *batch["named"][1:]]}
-    found = part._in_other_places(others, generator())
+    found = part.prompts.in_other_places(others, generator())
     assert torch.equal(found["video_text"][0], batch["video_text"][0].float())
     changed = (found["video_text"] != batch["video_text"].float()).flatten(1).any(1)
     assert changed.tolist() == [False] + [True] * (len(changed) - 1)
@@ -116,11 +116,11 @@ def test_the_prior_beside_asks_for_the_same_places_without_the_name(part_of):
     assert set(more) - set(terms) == {"prior"}
     assert len(more["prior"]) == -(-len(one) // 2)
     torch.testing.assert_close(both, one + 2.0 * more["prior"].mean())
-    batch = beside._in_other_places(beside.batch(0), generator())
+    batch = beside.prompts.in_other_places(beside.batch(0), generator())
     clips = beside.encoded(batch)
     drawn = clips, beside.draws(clips, 0, generator())
-    there = beside._prior_beside(beside.prior_texts, batch, drawn, generator())[0]
-    other = beside._prior_beside(beside.prior_texts, batch | {"places": batch["places"] - 1}, drawn, generator())[0]
+    there = beside._prior_beside(batch, drawn, generator())[0]
+    other = beside._prior_beside(batch | {"places": batch["places"] - 1}, drawn, generator())[0]
     assert not torch.equal(there, other)
 
 
@@ -139,10 +139,10 @@ def test_regions_say_where_the_person_is_and_which_tokens_name_them(part_of, dat
 def test_prompts_of_other_places_bring_their_own_tokens(part_of, data):
     part = part_of(elsewhere=1.0, regions="mask")
     batch = part.batch(0)
-    found = part._in_other_places(batch, generator())
+    found = part.prompts.in_other_places(batch, generator())
     named = named_rows(data, "zuv", "woman")
     for text, rows in zip(found["video_text"], found["named"], strict=True):
-        place = next(index for index, one in enumerate(part.elsewhere) if torch.equal(one, text))
+        place = next(index for index, one in enumerate(part.prompts.elsewhere) if torch.equal(one, text))
         assert rows == named.elsewhere[place]
 
 
@@ -187,7 +187,7 @@ def test_samples_of_a_run_are_generated_as_it_conditions(part_of, regions):
     found = guided._generate(rows[1], rows[0])
     with_prompt = [one for one in seen if one is not None]
     assert len(with_prompt) == len(seen) / 2, "the negative prompt names nobody"
-    wanted = guided.encoded(guided._named(rows[1], guided.named)).regions
+    wanted = guided.encoded(guided._named(rows[1], guided.prompts.named)).regions
     for one in with_prompt:
         torch.testing.assert_close(one.person.float(), wanted.person)
         assert one.named == wanted.named

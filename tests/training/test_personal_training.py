@@ -175,8 +175,8 @@ def test_the_prior_takes_its_share_of_the_steps_and_the_classs_prompts(config, d
     drawn = [set(part.loss(part.batch(0), step, torch.Generator().manual_seed(step))[1]) for step in range(24)]
     share = sum(metrics == {"prior"} for metrics in drawn)
     assert 2 <= share <= 11
-    assert part.prior_texts.shape == (50, 512, 32)
-    assert len({row.numpy().tobytes() for row in part.prior_texts}) == 50
+    assert part.prompts.prior.shape == (50, 512, 32)
+    assert len({row.numpy().tobytes() for row in part.prompts.prior}) == 50
     assert data.prior_prompts()[0] == "A woman at the beach in daylight."
 
 
@@ -197,9 +197,9 @@ def test_half_of_the_prior_are_captions_without_the_name(config, data):
     settings = data.model_copy(update={"prior_captions": ("A woman.", "A woman waves.")})
     assert build(settings)
     part = trainer_of(config(prior=0.25, data=json.loads(settings.model_dump_json()))).part
-    assert part.prior_texts.shape[0] == 52
-    drawn = part._prior_prompts(part.prior_texts, 400, torch.Generator().manual_seed(1))
-    own = sum(any(torch.equal(row, caption) for caption in part.prior_texts[50:]) for row in drawn)
+    assert part.prompts.prior.shape[0] == 52
+    drawn = part.prompts.of_class(400, torch.Generator().manual_seed(1))
+    own = sum(any(torch.equal(row, caption) for caption in part.prompts.prior[50:]) for row in drawn)
     assert 150 < own < 250
 
 

@@ -123,6 +123,21 @@ def test_blocks_in_host_memory_change_no_bit(config, tmp_path, recompute):
     assert losses(path, away, 4) == losses(path, same, 4)
 
 
+def test_a_resume_may_change_what_costs_memory_alone(config, tmp_path):
+    ways = (["part.recompute=none"], ["part.recompute=selective"])
+    ways += (["part.recompute=full", "part.train.lora.offload=true"],)
+    found = {}
+    for name, starts in (("straight", [(3, ways[0])]), ("changed", list(enumerate(ways, 1)))):
+        path = config(tmp_path / name)
+        for steps, way in starts:
+            assert main(["--config", str(path), "--set", *way, f"run.steps={steps}"]) == 0
+        found[name] = CheckpointStore(tmp_path / name / "run" / "checkpoints").load_latest()
+    for file, tensors in found["straight"].tensors.items():
+        others = found["changed"].tensors[file]
+        assert tensors.keys() == others.keys()
+        assert [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])] == []
+
+
 def test_no_more_than_three_blocks_are_on_the_device(config, tmp_path, monkeypatch):
     path = config(tmp_path)
     trainer = build_trainer(load_config(path, ["part.train.lora.offload=true"]), None)
@@ -270,5 +285,7 @@ def test_the_plan_has_less_memory_by_what_is_stored_otherwise():
     count, rows = (sum(f(layer) for layer in layers) for f in (lambda m: m.weight.numel(), lambda m: m.out_features))
     assert plain.weights - int8.weights == 3 * count - 2 * rows
     assert plain.weights - away.weights == 4 * count
+    assert (plain.host, int8.host) == (0, 0)
+    assert away.host == sum(1 << (4 * layer.weight.numel() - 1).bit_length() for layer in layers) >= 4 * count
     assert small.optimizer < plain.optimizer
     assert (plain.ema, plain.forward_flops) == (int8.ema, int8.forward_flops) == (away.ema, away.forward_flops)

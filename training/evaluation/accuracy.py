@@ -48,6 +48,14 @@ def confidence(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def confidence_of_share(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> tuple[float, float]:
+    """95 % interval of sum(parts) / sum(wholes), a count of each per character, by bootstrap over them as above."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(parts), size=(_RESAMPLES, len(parts)))
+    low, high = np.percentile(parts[drawn].sum(1) / wholes[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def drift(right: Right) -> dict[str, float]:
     """Accuracy on the first and on the last frame, and how many percentage points the last one is lower."""
     first, last = float(right[:, 0].mean()), float(right[:, -1].mean())

@@ -18,7 +18,7 @@ from contextanyone_core.pose.fitting import fit_bones
 from contextanyone_core.pose.sequence import PoseSequence
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.world_poses import world_poses
-from training.evaluation.accuracy import attributes_right, confidence, summary
+from training.evaluation.accuracy import attributes_right, confidence_of_share, summary
 from training.evaluation.characters import Motion, Subject, neighbour, subjects
 from training.evaluation.clips import ClipMaker, Clips
 from training.evaluation.fidelity import vae_round_trip
@@ -149,7 +149,7 @@ def _generate(
 
 
 def _following(reader: PoseReader, clips: Clips, joints: Joints) -> dict[str, Any]:
-    """Mean distance of the joints, and the share within 5 % of the figure's height, with its interval."""
+    """Mean distance of the joints, and the share within 5 % of the figure's height, with its interval over clips."""
     return following(read_joints(reader, torch.from_numpy(clips)).numpy(), joints, clips.shape[2])
 
 
@@ -162,8 +162,7 @@ def following(found: NDArray[np.float32], joints: Joints, side: int) -> dict[str
     inside = ((joints >= 0) & (joints < side)).all(axis=-1)
     height = (joints[..., 1].max(axis=2) - joints[..., 1].min(axis=2)).max(axis=1)
     near = (distance <= _NEAR * height[:, None, None]) & inside
-    count = inside.sum(axis=(1, 2))
-    low, high = confidence(near.sum(axis=(1, 2)) / count)
+    low, high = confidence_of_share(near.sum(axis=(1, 2)), inside.sum(axis=(1, 2)))
     return {
         "mean_px": float(distance[inside].mean()),
         "within_5_percent": float(near.sum() / inside.sum()),

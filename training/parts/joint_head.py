@@ -43,7 +43,7 @@ class JointHead(nn.Module):
         maps = maps.permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5)  # (B, t, 4, 14, y, x)
         maps = torch.cat([maps[:, :1, 0], maps[:, 1:].flatten(1, 2)], dim=1)  # the first token shows one frame
         height, width = maps.shape[-2:]
-        places = joints * joints.new_tensor([width, height])
+        places = torch.stack([joints[..., 0] * width, joints[..., 1] * height], dim=-1)
         inside = ((joints >= 0) & (joints < 1)).all(-1).float()
         count = inside.sum((1, 2)).clamp(min=1)
         target = _near(places[..., 1], height)[..., :, None] * _near(places[..., 0], width)[..., None, :]

@@ -19,25 +19,27 @@ from torch import Tensor
 
 from contextanyone_core.config import ContextAnyoneConfig
 from contextanyone_core.encoders.vae import VideoVAE, load_vae
-from contextanyone_core.errors import CheckpointError, InputError
 from contextanyone_core.generation.pipeline import Conditions, GenerationSettings, LatentSampler
 from contextanyone_core.media.image_io import images_to_frames
 from contextanyone_core.media.video_io import write_clip
 from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.regions import Regions
+from contextanyone_core.model.transfer import moved
 from contextanyone_core.runtime.processor import card_dtype
 from training.data.batches import CachedData, padded_text
 from training.data.buckets import Bucket, plan_buckets
 from training.data.cache import data_hash
 from training.data.frames import dilated
-from training.data.named import NamedRows, named_rows
+from training.data.named import NamedRows
 from training.data.sampler import BucketSampler, StagedSampler
 from training.data.settings import DataSettings
 from training.files import file_sha256, write_png
 from training.lora import lora_at
 from training.parts.base import Metrics, PartContext
-from training.parts.objective import Draws, EncodedClips, dual_guidance_step, moved, prior_step
+from training.parts.cache_fit import check_encoders, check_length, check_poses
+from training.parts.objective import Draws, EncodedClips, dual_guidance_step, prior_step
+from training.parts.person_prompts import PersonPrompts
 from training.parts.personal import PersonalSettings
 from training.parts.transformer_base import TransformerSettings, TransformerTraining, starting_network
 from training.randomness import torch_generator
@@ -120,10 +122,15 @@ class ManifestPart(TransformerTraining):
         super().__init__(settings, starting_network(settings, context, self._fresh_config), context.shares)
         self.config = self.transformer.config
         self._check_fit()
-        self.prior_texts = (
-            self.data.prior_texts(self.config.text_len).float() if settings.prior or settings.prior_beside else None
+        named = settings.regions != "none" or settings.elsewhere > 0  # whether something needs who is named
+        self.prompts = PersonPrompts(
+            self.data,
+            settings.data,
+            self.config.text_len,
+            settings.personal if named else None,
+            elsewhere=settings.elsewhere,
+            prior=settings.prior > 0 or settings.prior_beside > 0,
         )
-        self.elsewhere = self.data.elsewhere_texts(self.config.text_len).float() if settings.elsewhere else None
         empty_text = padded_text(self.data.empty_text, self.config.text_len).float()[None]
         self.empty_text = empty_text.to(context.device)  # once: every step needs it
         buckets = [row.bucket for row in self.data.rows]
@@ -162,52 +169,10 @@ class ManifestPart(TransformerTraining):
 
     def _check_fit(self) -> None:
         """Refuse a network whose encoders, or drawn poses, are not those of the cache."""
-        config, index, shape = self.config, self.data.index, self.data.image_embeds_shape()
-        text_len = index.text_len or config.text_len  # an index of an older version does not state it
-        found: dict[str, object] = {"text_dim": self.data.empty_text.shape[1], "text_len": text_len}
-        if self.settings.anchor == "reference":  # else the network is given no CLIP tokens
-            found["image_dim"] = shape[1] if shape else None
-        for name, value in found.items():
-            needed, encoder = getattr(config, name), f"{name.partition('_')[0]}_encoder"
-            if needed != value:
-                do, where = ("take", "out of") if needed is None else ("put", "that it was made with into")
-                raise CheckpointError(
-                    f"{name} of the cache is {value}, the transformer needs {needed}: {do} the "
-                    f"{encoder}.safetensors {where} {self.encoders()}, and run training/cache.py again."
-                )
-        for name in ("latents_mean", "latents_std"):
-            pairs = zip(getattr(config, name), getattr(index, name), strict=True)
-            if any(abs(ours - theirs) > 1e-4 for ours, theirs in pairs):
-                raise CheckpointError(
-                    f"{name} of the cache's VAE and of the transformer differ: another VAE's latents."
-                )
-        self._check_poses()
-        self._check_length(self.data)
-
-    def _check_poses(self) -> None:
-        """Refuse poses that the network is not shown, or that are drawn in another style than those it generates by."""
-        poses, style = self.settings.data.poses, self.config.pose_style
-        if poses is None:
-            return
-        if not self.conditioned and self.settings.regions != "pose":
-            raise InputError(
-                f"part.data.poses is {poses}, and the network has no condition channels to show them in: set "
-                "part.condition=true, which adds them, or leave part.data.poses out."
-            )
-        if poses != style:
-            raise InputError(
-                f"part.data.poses is {poses}, and the network's pose_style is {style}: set part.data.poses={style} and "
-                "run training/cache.py again."
-            )
-
-    def _check_length(self, data: CachedData) -> None:
-        """Refuse prompts that are longer than what the network reads."""
-        longest, text_len = data.longest_text(), self.config.text_len
-        if longest > text_len:
-            raise CheckpointError(
-                f"The longest prompt of the cache has {longest} tokens, the transformer reads {text_len}: shorten such "
-                "prompts in the manifest and run training/cache.py again, or take a network that reads as many."
-            )
+        settings, config = self.settings, self.config
+        check_encoders(self.data, settings.data, config, clip_tokens=settings.anchor == "reference")
+        check_poses(settings.data, config, hulls=settings.regions == "pose")
+        check_length(self.data, config)
 
     def data_hash(self) -> str:
         """A hash of the rows and of the contents that they were encoded from."""
@@ -219,22 +184,11 @@ class ManifestPart(TransformerTraining):
 
     def batch(self, step: int) -> Any:
         """The entries of this process's rows of a step."""
-        return self._named(self.data.batch(self.sampler.rows(step), self.config.text_len), self.named)
+        return self._named(self.data.batch(self.sampler.rows(step), self.config.text_len), self.prompts.named)
 
     def _named(self, batch: dict[str, Any], named: NamedRows | None) -> dict[str, Any]:
         """The batch with the tokens of each prompt that name the person, where something needs them."""
         return batch if named is None else batch | {"named": [named.captions[name] for name in batch["ids"]]}
-
-    def _named_rows(self, data: DataSettings) -> NamedRows | None:
-        person = self.settings.personal
-        if person is None or (self.settings.regions == "none" and not self.settings.elsewhere):
-            return None
-        return named_rows(data, person.name, person.class_name)
-
-    @cached_property
-    def named(self) -> NamedRows | None:
-        """What names the person in the run's prompts, where regions or prompts of other places need it."""
-        return self._named_rows(self.settings.data)
 
     @property
     def _held_out_settings(self) -> DataSettings:
@@ -244,12 +198,12 @@ class ManifestPart(TransformerTraining):
     def held_out(self) -> CachedData:
         """The manifest's split `val`, as of its first use."""
         found = CachedData(self._held_out_settings, hulls=self.settings.regions == "pose")
-        self._check_length(found)
+        check_length(found, self.config)
         return found
 
     def validation_batches(self) -> Iterator[Any]:
         """The first rows of the manifest's split `val`, one by one; None for one that can no longer be read."""
-        named = self._named_rows(self._held_out_settings)
+        named = self.prompts.named_in(self._held_out_settings)
         for number in range(min(self.settings.validation_clips, len(self.held_out.rows))):
             batch = self.held_out.row(number, self.config.text_len)
             yield None if batch is None else self._named(batch, named)
@@ -284,64 +238,29 @@ class ManifestPart(TransformerTraining):
     def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The dual-guidance loss; in a share of the steps, of all processes alike, that of the prior."""
         drawn = torch.rand((), generator=torch_generator(self.context.seed, step, "prior"))
-        settings, prior = self.settings, self.prior_texts
-        of_prior = prior is not None and drawn < settings.prior
-        batch = batch if of_prior else self._in_other_places(batch, generator)
+        settings, prompts = self.settings, self.prompts
+        of_prior = bool(drawn < settings.prior)
+        batch = batch if of_prior else prompts.in_other_places(batch, generator)
         clips = self.encoded(batch)
         draws = self.draws(clips, step, generator)
-        if prior is not None and of_prior:
-            prompts = self._prior_prompts(prior, len(clips.latents), generator)
-            losses, metrics = prior_step(self.transformer, clips, draws, moved(prompts, clips.latents.device))
+        if of_prior:
+            of_class = moved(prompts.of_class(len(clips.latents), generator), clips.latents.device)
+            losses, metrics = prior_step(self.transformer, clips, draws, of_class)
             return settings.prior_weight * losses, metrics
         losses, metrics = dual_guidance_step(self.transformer, settings, clips, draws, self.texts(batch, draws))
-        if prior is None or not settings.prior_beside:
+        if not settings.prior_beside:
             return losses, metrics
-        beside, terms = self._prior_beside(prior, batch, (clips, draws), generator)
+        beside, terms = self._prior_beside(batch, (clips, draws), generator)
         return losses + settings.prior_weight * beside.mean(), metrics | terms
 
     def _prior_beside(
-        self, texts: Tensor, batch: Any, drawn: tuple[EncodedClips, Draws], generator: torch.Generator
+        self, batch: Any, drawn: tuple[EncodedClips, Draws], generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
         """The prior of the first samples: the same noisy clips under the same prompts without the name."""
         clips, draws = drawn
         count = math.ceil(self.settings.prior_beside * len(clips.latents))
-        chosen = self._prior_prompts(texts, count, generator)
-        if "places" in batch:
-            place = batch["places"][:count]
-            chosen = torch.where((place >= 0)[:, None, None], texts[place.clamp(min=0)], chosen)
-        texts = moved(chosen, clips.latents.device)
+        texts = moved(self.prompts.beside(batch, count, generator), clips.latents.device)
         return prior_step(self.transformer, clips.first(count), draws.first(count), texts)
-
-    def _in_other_places(self, batch: Any, generator: torch.Generator) -> Any:
-        """The batch with the captions of some samples replaced by prompts of the person elsewhere.
-
-        The loss is the person's alone where the background weighs nothing, so a place that the clip does not show costs
-        nothing, and only the name is there in every prompt.
-        """
-        if self.elsewhere is None:
-            return batch
-        own = batch["video_text"].float()
-        count, device = len(own), own.device
-        elsewhere = torch.rand(count, generator=generator) < self.settings.elsewhere
-        if self.named is not None:  # what shows somebody else keeps its caption
-            elsewhere &= torch.tensor([bool(rows) for rows in batch["named"]])
-        chosen = torch.randint(len(self.elsewhere), (count,), generator=generator)
-        drawn = moved(self.elsewhere[chosen], device)
-        found = batch | {"places": torch.where(elsewhere, chosen, -1)}
-        found |= {"video_text": torch.where(moved(elsewhere, device)[:, None, None], drawn, own)}
-        if self.named is not None:
-            rows = zip(elsewhere.tolist(), chosen.tolist(), batch["named"], strict=True)
-            found["named"] = [self.named.elsewhere[place] if other else named for other, place, named in rows]
-        return found
-
-    def _prior_prompts(self, texts: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Prompts of the class for a batch; where there are captions without the name, half of them are of these."""
-        captions = len(self.settings.data.prior_captions)
-        chosen = torch.randint(len(texts) - captions, (count,), generator=generator)
-        if captions:
-            own = torch.randint(len(texts) - captions, len(texts), (count,), generator=generator)
-            chosen = torch.where(torch.rand(count, generator=generator) < 0.5, own, chosen)
-        return texts[chosen]
 
     def lora_strength(self) -> float:
         """Of a personal model, its preset's."""
@@ -393,7 +312,7 @@ class ManifestPart(TransformerTraining):
         pictures = list(torch.split(on_device["reference_latents"], 1, dim=2))
         references = ReferenceInputs(pictures, on_device["first_text"], tokens)
         pose = on_device["poses"] if self.conditioned and "poses" in on_device else None
-        regions = self._regions(self._named(batch, self.named))
+        regions = self._regions(self._named(batch, self.prompts.named))
         regions = None if regions is None else regions.to(sampler.device, sampler.dtype)
         video = None if pose is None and regions is None else VideoCondition(pose, None, regions)
         empty = self.empty_text.to(sampler.device, sampler.dtype)

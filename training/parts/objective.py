@@ -14,6 +14,7 @@ from contextanyone_core.model.condition import VideoCondition
 from contextanyone_core.model.losses import DualGuidanceLoss, dual_guidance_loss, per_sample_error, reconstruction
 from contextanyone_core.model.references import ReferenceInputs
 from contextanyone_core.model.regions import Regions
+from contextanyone_core.model.transfer import moved
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.sampling.flow import SigmaDistribution, add_noise, sample_sigmas, velocity_target
@@ -166,14 +167,6 @@ def draw(
     reference_sigma = moved(torch.where(coin < 0.5, torch.zeros(count), 0.1 * (1.0 - level)), device)
     reference_noise = moved(torch.randn(clips.reference_latents.shape, generator=generator), device)
     return Draws(sigma, noise, keep_text, ReferenceDraws(reference_sigma, reference_noise), condition, quarters)
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, copied without waiting for the device's earlier work: a card reads pinned memory alone.
-
-    torch keeps the pinned memory until it is copied.
-    """
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _draw_condition(

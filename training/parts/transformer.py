@@ -25,6 +25,7 @@ from contextanyone_core.errors import InputError
 from contextanyone_core.generation.pipeline import ContextAnyonePipeline, GenerationSettings, stack_conditions
 from contextanyone_core.media.image_io import frames_to_images, picture_to_images
 from contextanyone_core.model.blocks import TransformerBlock
+from contextanyone_core.model.transfer import moved
 from contextanyone_core.model.transformer import ContextAnyoneTransformer
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.pose.drawing import MINIATURE as MINIATURE_POSES
@@ -151,8 +152,8 @@ class TransformerPart(TransformerTraining):
                 metrics |= {f"attributes_{name}": entropy.detach(), f"told_{name}": right}
         shown = [] if draws.condition is None else [i for i, posed in enumerate(draws.condition.with_pose) if posed]
         if self.settings.joint_weight > 0 and shown:
-            entropy, placed = self.heads["joints"](video[shown], self._grid(clips.latents), batch["joints"][shown])
-            rows = torch.tensor(shown, device=losses.device)
+            rows = moved(torch.tensor(shown), losses.device)
+            entropy, placed = self.heads["joints"](video[rows], self._grid(clips.latents), batch["joints"][rows])
             losses = losses.index_add(0, rows, entropy.to(losses.dtype), alpha=self.settings.joint_weight)
             metrics |= {"joints": entropy.detach(), "placed": placed}
         return losses, metrics

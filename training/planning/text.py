@@ -99,15 +99,17 @@ def _card_table(plan: RunPlan, cards: Mapping[str, Card]) -> str:
 
 
 def _disk(plan: RunPlan) -> str:
-    """What the run writes, and the host memory that a process copies its share of a checkpoint to."""
+    """What the run writes; the host memory of offloaded blocks and of a process's share of a checkpoint."""
     size, kept, disk = plan.checkpoint_bytes() / 1e9, plan.config.run.keep_last, plan.disk_bytes()
     entry = plan.entry_bytes(plan.shape.bucket) / 1e6
     rows = f"; the cache's rows at most {disk.cache / 1e9:.1f} GB" if plan.from_data else ""
+    blocks = f"Host memory of the offloaded blocks: {plan.cost.host / 1e9:.1f} GB in each process, pinned\n"
     share = f", {size / plan.world:.1f} GB with FSDP2" if plan.world > 1 else ""
     return (
         f"Disk: a checkpoint {size:.1f} GB, {kept} kept and one being written {disk.checkpoints / 1e9:.1f} GB; export "
         f"{disk.export / 1e9:.1f} GB; a cached clip of {plan.shape.bucket} at most {entry:.1f} MB{rows}; in all "
         f"{disk.total / 1e9:.1f} GB{'' if plan.from_data else ' and the cache'}\n"
+        f"{blocks if plan.cost.host else ''}"
         f"Host memory while a checkpoint is written: {size:.1f} GB in the process that writes{share}\n"
     )
 

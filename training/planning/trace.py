@@ -52,6 +52,7 @@ class StepCost:
         gradients, activations: both as they are at the widest moment; activations are everything that is not named.
         optimizer: its state.
         ema: the average of what is trained.
+        host: pinned memory of the host, with `offload`; not part of `peak`.
     """
 
     forward_flops: int
@@ -61,10 +62,11 @@ class StepCost:
     optimizer: int
     ema: int
     activations: int
+    host: int = 0
 
     @property
     def peak(self) -> int:
-        """All bytes at the widest moment."""
+        """All bytes of the device at the widest moment."""
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
@@ -114,8 +116,10 @@ def run_step(
     part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="meta"))
     with FakeTensorMode(), _no_tables_kept():
         _materialise(part.transformer)
+        host = 0
         if part.offload is not None:
             part.offload.change(lambda stored: torch.empty(stored.shape, dtype=stored.dtype))
+            host = part.offload.pinned_bytes()
         regions = isinstance(settings, manifest.Settings) and settings.regions != "none"
         inputs = _inputs(config, shape, anchored=settings.anchor == "reference", regions=regions)
         in_8_bits = optim.optimizer == "adamw8bit"
@@ -153,6 +157,7 @@ def run_step(
         optimizer=state,
         ema=4 * sum(parameter.numel() for parameter in trained),
         activations=max(0, widest.bytes - widest.gradients),
+        host=host,
     )
 
 
