@@ -18,7 +18,7 @@ from contextanyone_core.pose.fitting import fit_bones
 from contextanyone_core.pose.sequence import PoseSequence
 from contextanyone_core.prompts import TwoStagePrompt
 from training.data.world_poses import world_poses
-from training.evaluation.accuracy import attributes_right, confidence_of_share, summary
+from training.evaluation.accuracy import attributes_right, confidence, confidence_of_share, summary
 from training.evaluation.characters import Motion, Subject, neighbour, subjects
 from training.evaluation.clips import ClipMaker, Clips
 from training.evaluation.fidelity import vae_round_trip
