@@ -107,7 +107,9 @@ def _add_sampling(parser: Parser) -> None:
     add("--size", type=frame_size, default=SMALL_SIZE, metavar="WIDTHxHEIGHT", help="multiples of 16 (128x128)")
     add("--steps", type=whole(1, 1000), default=20, help="denoising steps (20)")
     add("--seed", type=whole(0, MAX_SEED), default=0, help="seed of the noise, the same for every clip (0)")
-    add("--guidance", type=one_of("guidance", *GUIDANCES), help="cfg or dual (cfg; dual for phantom, refalign)")
+    add(
+        "--guidance", type=one_of("guidance", *GUIDANCES), help="cfg or dual (cfg; dual for phantom, refalign, bernini)"
+    )
     add("--guidance-scale", type=real(0, MAX_SCALE), metavar="S", help="weight of the prompt (the model's own)")
     add(
         "--reference-scale",

@@ -250,4 +250,9 @@ def fit_text_embeds(text_embeds: torch.Tensor, config: ContextAnyoneConfig, name
 
 
 def _text_encoder_name(config: ContextAnyoneConfig) -> str:
-    return "umt5_xxl" if config.text_dim == 4096 else "the text encoder that belongs to it"
+    if config.text_dim != 4096:
+        return "the text encoder that belongs to it"
+    return (
+        "ComfyUI's own umt5_xxl, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors. A umT5 with Wan's names, such as "
+        "umt5-xxl-enc-bf16, is taken for another encoder by Load CLIP"
+    )

@@ -18,6 +18,8 @@ FAMILY = "family"
 NAMED_FAMILIES = {"phantom": "Phantom-Wan", "refalign": "RefAlign", "bernini": "Bernini-R"}
 """Families with the tensors of Wan T2V, by the word (in any capitals) in the name of their file or folder."""
 _EXPERT = re.compile(r"(high|low)[_-]?noise", re.IGNORECASE)
+_SHARD = re.compile(r"-\d+-of-0*([2-9]|[1-9]\d+)\.")
+_ONE_SHARD = "one shard of several; give their index or their folder"
 _INNER_FOLDER = "transformer"  # of diffusers' pipelines, whose own folder has the model's name
 FUN_V1_1 = "Wan 2.1 Fun V1.1 Control"
 RUNS_HERE = (
@@ -87,6 +89,11 @@ class Recognised:
         return ""
 
     @property
+    def shard(self) -> bool:
+        """Whether this is one shard of several, by its name: no whole model, whatever tensors it has."""
+        return _is_shard(self.path)
+
+    @property
     def half(self) -> str:
         """What to tell of one of two experts; "" for a whole model."""
         if not self.expert:
@@ -137,6 +144,8 @@ def recognise_container(container: Container, named: Named | None) -> Recognised
         label = named.naming.name if "diffusion_model." not in named.prefix else "ComfyUI"
     elif is_lora(container.tensors):
         kind, family, own_family = stated or LORA, LORA, LORA
+    if _is_shard(container.path):
+        kind, family, own_family = None, _ONE_SHARD, _ONE_SHARD
     return Recognised(
         path=container.path,
         form=container.form,
@@ -148,6 +157,10 @@ def recognise_container(container: Container, named: Named | None) -> Recognised
         dtypes=dtypes,
         quantisation=_quantisation(container),
     )
+
+
+def _is_shard(path: Path) -> bool:
+    return _SHARD.search(path.name) is not None
 
 
 def _called(container: Container) -> tuple[str, str]:
@@ -240,5 +253,4 @@ def _scaled(container: Container, leaves: set[str]) -> Iterator[str]:
 
 def _other(container: Container) -> str:
     known = (words for mark, words in _OTHERS if any(name.endswith(mark) for name in container.tensors))
-    shard = re.search(r"-\d+-of-\d+\.", container.path.name)
-    return next(known, "one shard of several; give their index or their folder" if shard else "of no known kind")
+    return next(known, "of no known kind")

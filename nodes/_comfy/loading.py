@@ -146,6 +146,11 @@ def _open(path: Path) -> WeightSource:
     found = source.recognised
     if found.kind == TRANSFORMER or (found.kind == WAN and found.family.startswith(RUNS_HERE)):
         return source
+    if found.shard:
+        raise CheckpointError(
+            f"{path.name} is one shard of several, and ComfyUI loads whole files: take the model's single file, or "
+            "make one of the shards' folder by contextanyone convert (docs/WEIGHTS.md)."
+        )
     node = _LOADED_BY.get(found.kind or "", "Load Diffusion Model or Load Checkpoint")
     raise CheckpointError(
         f"{path.name} is {found}, no ContextAnyone transformer. {node} loads such files, if ComfyUI knows them."

@@ -142,9 +142,18 @@ def test_inspect_names_all_models_of_a_folder(wan_state, tmp_path, capsys):
         out = capsys.readouterr().out
         assert "Phantom-Wan of width" in out
         assert out.count("parts:       complete") == (1 if write is None else 2)
-    shard = tmp_path / "both" / "diffusion_pytorch_model-00002-of-00003.safetensors"
-    assert cli.main(["inspect", str(shard)]) == 0
-    assert "one shard of several; give their index" in capsys.readouterr().out
+
+
+def test_every_shard_alone_says_that_it_is_one(wan_state, tmp_path, capsys):
+    """Also the one with the head, by whose tensors a whole model is known."""
+    shards(wan_state(), tmp_path)
+    for shard in sorted(tmp_path.glob("*-of-*")):
+        assert cli.main(["inspect", str(shard)]) == 0
+        assert "one shard of several; give their index" in capsys.readouterr().out
+        assert cli.main(["convert", str(shard), "--out", str(tmp_path / "whole.safetensors")]) != 0
+        problem = capsys.readouterr().err
+        assert "one shard of several; give their index" in problem
+        assert "Download it again" not in problem
 
 
 def test_our_files_keep_their_config(tiny_folder, tmp_path):

@@ -119,6 +119,20 @@ def check_files_of_other_kinds_are_refused_by_name():
     assert "no longer in models/diffusion_models" in refusal(lambda: load(gone))
 
 
+def check_one_shard_says_what_to_do():
+    from safetensors.torch import save_file
+
+    tensors = {"head.modulation": torch.zeros(1, 2, 256), "patch_embedding.weight": torch.zeros(256, 16, 1, 2, 2)}
+    for index, name in enumerate(tensors, 1):  # the first has what a transformer is known by
+        shard = in_models(
+            f"diffusion_pytorch_model-0000{index}-of-00002.safetensors",
+            lambda path, name=name: save_file({name: tensors[name]}, path),
+        )
+        problem = refusal(lambda shard=shard: load(shard))
+        assert "is one shard of several" in problem, problem
+        assert "contextanyone convert" in problem
+
+
 def check_a_file_with_nan_is_refused():
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
