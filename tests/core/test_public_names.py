@@ -14,11 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from contextanyone_core import cli
+from contextanyone_core.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
 from contextanyone_core.encoders.reference import is_on_white
+from contextanyone_core.encoders.text import TextEncoder
+from contextanyone_core.encoders.vae import load_vae
 from contextanyone_core.media.video_io import read_metadata
 from contextanyone_core.model_specs import MODELS
 from contextanyone_core.weights.locate import misnamed_transformer, need_component
-from contextanyone_core.weights.name_tables import rename, transformer_table
+from contextanyone_core.weights.name_tables import rename, transformer_table, vae_from_diffusers
 from contextanyone_core.weights.recognition import recognise
 
 
@@ -180,6 +183,28 @@ def test_auto_assumes_wan_where_no_name_tells(desk: Path, wan_folder: Path, caps
     err = capsys.readouterr().err
     assert "is by its name Wan 2.1 T2V" in err
     assert "has a background" not in err
+
+
+def test_comfyuis_two_encoder_files_serve(
+    desk: Path, wan_folder: Path, tiny_text: TextEncoder, spiece_model: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = stack_of(wan_folder, "Phantom-Wan-1.3B.safetensors", desk)
+    vae = load_vae(stack / "vae.safetensors")
+    network, header = stack / "Phantom-Wan-1.3B.safetensors", recognise_metadata(wan_folder / "transformer.safetensors")
+    of_wan = {"latents_mean": WAN_LATENTS_MEAN, "latents_std": WAN_LATENTS_STD, "text_len": 512}
+    config = json.dumps(json.loads(header["config"]) | of_wan)  # as of a file that says nothing of these
+    save_file(load_file(network), network, metadata=header | {"config": config})
+    for part in ("vae", "text_encoder"):
+        (stack / f"{part}.safetensors").unlink()
+    text = {name: tensor for name, tensor in tiny_text.model.state_dict().items() if "embed_tokens" not in name}
+    tokens = torch.frombuffer(bytearray(spiece_model), dtype=torch.uint8)
+    save_file(text | {"spiece_model": tokens}, stack / "umt5_xxl_fp16.safetensors")
+    save_file(vae_from_diffusers(vae.state_dict()), stack / "wan_2.1_vae.safetensors")
+    given = ["generate", "--model", "phantom", "--weights", str(stack), "--reference", "photo.png", *WORDS]
+    assert cli.main(given) == 0, capsys.readouterr().err
+    used = json.dumps(read_metadata(desk / "out.webp"))
+    assert "umt5_xxl_fp16.safetensors" in used
+    assert "wan_2.1_vae.safetensors" in used
 
 
 def test_auto_runs_ours_as_ours(desk: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
