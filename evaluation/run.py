@@ -1,7 +1,7 @@
 """Measure the clips of several systems on one set.
 
     python evaluation/run.py --set SET.jsonl --videos ours=FOLDER phantom=FOLDER truth=FOLDER --base phantom --out DIR \
-      --clip openai/clip-vit-base-patch32 --dino facebook/dinov2-base
+      --clip openai/clip-vit-large-patch14 --dino facebook/dinov2-base
 
 DIR gets metrics.json (each item's numbers), summary.json (intervals, comparisons), table.md and report.html. Features
 are kept in DIR/features: the same command goes on where it was interrupted. docs/EVALUATION.md has the metrics.
