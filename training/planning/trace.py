@@ -116,10 +116,8 @@ def run_step(
     part = TransformerTraining(plain, ContextAnyoneTransformer(config, device="meta"))
     with FakeTensorMode(), _no_tables_kept():
         _materialise(part.transformer)
-        host = 0
         if part.offload is not None:
             part.offload.change(lambda stored: torch.empty(stored.shape, dtype=stored.dtype))
-            host = part.offload.pinned_bytes()
         regions = isinstance(settings, manifest.Settings) and settings.regions != "none"
         inputs = _inputs(config, shape, anchored=settings.anchor == "reference", regions=regions)
         in_8_bits = optim.optimizer == "adamw8bit"
@@ -157,7 +155,7 @@ def run_step(
         optimizer=state,
         ema=4 * sum(parameter.numel() for parameter in trained),
         activations=max(0, widest.bytes - widest.gradients),
-        host=host,
+        host=0 if part.offload is None else part.offload.pinned_bytes(),
     )
 
 
